@@ -1,0 +1,89 @@
+//! The graph of a build.
+
+use kiln_oci::Digest;
+use sha2::{Digest as _, Sha256};
+
+use crate::op::{Component, Op};
+
+/// Position in [`Definition::vertices`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VertexId(pub usize);
+
+/// A step of the DAG.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vertex {
+    /// What it does.
+    pub op: Op,
+    /// Whose outputs it uses; the op refers to them by position.
+    pub inputs: Vec<VertexId>,
+}
+
+/// The graph of a build, inputs before their users.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Definition {
+    vertices: Vec<Vertex>,
+}
+
+impl Definition {
+    /// Adds a vertex and returns its place; an equal vertex that is already there is used again.
+    ///
+    /// # Panics
+    /// When an input does not stand in the definition yet: that is how cycles would come in.
+    pub fn push(&mut self, vertex: Vertex) -> VertexId {
+        assert!(
+            vertex.inputs.iter().all(|input| input.0 < self.vertices.len()),
+            "a vertex's inputs are pushed before it"
+        );
+        if let Some(at) = self.vertices.iter().position(|known| *known == vertex) {
+            return VertexId(at);
+        }
+        self.vertices.push(vertex);
+        VertexId(self.vertices.len() - 1)
+    }
+
+    /// All vertices, inputs before their users.
+    pub fn vertices(&self) -> &[Vertex] {
+        &self.vertices
+    }
+
+    /// The vertex at `id`.
+    pub fn vertex(&self, id: VertexId) -> &Vertex {
+        &self.vertices[id.0]
+    }
+
+    /// Digests of all vertices in order: the op's components and the inputs' digests.
+    ///
+    /// Equal within this solve means equal work; across builds only cache keys say that.
+    pub fn digests(&self) -> Vec<Digest> {
+        let mut digests: Vec<Digest> = Vec::with_capacity(self.vertices.len());
+        for vertex in &self.vertices {
+            let mut hash = Sha256::new();
+            hash_components(&mut hash, &vertex.op.components());
+            for input in &vertex.inputs {
+                hash.update(digests[input.0].as_bytes());
+            }
+            digests.push(Digest::from_bytes(hash.finalize().into()));
+        }
+        digests
+    }
+}
+
+impl Op {
+    /// Digest of [`Op::components`]: what this op is, whatever its inputs hold.
+    pub fn digest(&self) -> Digest {
+        let mut hash = Sha256::new();
+        hash_components(&mut hash, &self.components());
+        Digest::from_bytes(hash.finalize().into())
+    }
+}
+
+/// Lengths go in front of texts, so that no two lists of components hash alike.
+fn hash_components(hash: &mut Sha256, components: &[Component]) {
+    hash.update((components.len() as u64).to_le_bytes());
+    for Component { name, value } in components {
+        for text in [name, value] {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+        }
+    }
+}

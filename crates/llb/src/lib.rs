@@ -1,0 +1,22 @@
+//! Build operations as data, in the shape of BuildKit's LLB.
+//!
+//! Read [`op`] first, then [`definition`] and [`source_map`].
+//!
+//! # Invariants
+//! - Pure data: nothing here runs, reads or waits.
+//! - A vertex's inputs stand before it in [`Definition::vertices`]; a definition has no cycle.
+//! - Every field of an op that can change its result is a component of its digest
+//!   ([`Op::components`]), and source positions never are.
+
+#![forbid(unsafe_code)]
+
+mod definition;
+mod op;
+mod source_map;
+
+pub use definition::{Definition, Vertex, VertexId};
+pub use op::{
+    Component, Copy, Exec, File, FileAction, InputIndex, Local, Mkdir, Network, Op, Owner, Source,
+    SourceImage,
+};
+pub use source_map::{Location, SourceMap};

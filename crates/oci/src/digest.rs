@@ -1,0 +1,200 @@
+//! Digests: the names of bytes.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
+
+/// `sha256:<64 hex>` of bytes exactly as stored.
+///
+/// Only SHA-256 is accepted: it is the one algorithm that every registry and runtime must know
+/// (OCI image-spec, descriptor.md, "Registered algorithms").
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+/// Why a string is not a [`Digest`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DigestError {
+    /// Something other than `sha256:` stands in front.
+    #[error("digest {0:?} does not start with sha256:")]
+    Algorithm(String),
+    /// Not exactly 64 lower-case hexadecimal digits.
+    #[error("digest {0:?} is not sha256: and 64 lower-case hexadecimal digits")]
+    Encoding(String),
+}
+
+impl Digest {
+    /// Returns the digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// Wraps a finished SHA-256.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The raw 32 bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The 64 hexadecimal digits without the algorithm.
+    pub fn hex(&self) -> String {
+        hex::encode(self.0)
+    }
+
+    /// The first 12 hexadecimal digits, as tables show them.
+    pub fn short(&self) -> String {
+        hex::encode(&self.0[..6])
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let Some(encoded) = text.strip_prefix("sha256:") else {
+            return Err(DigestError::Algorithm(clip(text)));
+        };
+        let lower = encoded.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let mut bytes = [0; 32];
+        if !lower || hex::decode_to_slice(encoded, &mut bytes).is_err() {
+            return Err(DigestError::Encoding(clip(text)));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// Keeps hostile text out of messages beyond a line's length.
+fn clip(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Digest of one layer's uncompressed tar. Listed in the image config.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DiffId(pub Digest);
+
+impl fmt::Display for DiffId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Digest naming a stack of layers (OCI image-spec, config.md, "Layer ChainID").
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ChainId(pub Digest);
+
+impl ChainId {
+    /// The chain ID of `layers`, lowest first; `None` for no layers at all.
+    pub fn of(layers: &[DiffId]) -> Option<Self> {
+        let (first, rest) = layers.split_first()?;
+        Some(rest.iter().fold(Self(first.0), |chain, layer| chain.push(layer)))
+    }
+
+    /// The chain ID of this stack with `layer` on top.
+    pub fn push(&self, layer: &DiffId) -> Self {
+        Self(Digest::of(format!("{} {}", self.0, layer.0).as_bytes()))
+    }
+}
+
+impl fmt::Display for ChainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Passes bytes on to `inner` and knows their digest and count at the end.
+pub struct Sha256Writer<W> {
+    inner: W,
+    hash: Sha256,
+    size_bytes: u64,
+}
+
+impl<W: Write> Sha256Writer<W> {
+    /// Starts an empty stream in front of `inner`.
+    pub fn new(inner: W) -> Self {
+        Self { inner, hash: Sha256::new(), size_bytes: 0 }
+    }
+
+    /// Returns the writer behind, the digest of everything written, and the size in bytes.
+    pub fn finish(self) -> (W, Digest, u64) {
+        (self.inner, Digest(self.hash.finalize().into()), self.size_bytes)
+    }
+}
+
+impl<W: Write> Write for Sha256Writer<W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(buf)?;
+        self.hash.update(&buf[..written]);
+        self.size_bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_prints_as_it_parses() {
+        let text = format!("sha256:{}", "ab".repeat(32));
+        assert_eq!(text.parse::<Digest>().unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn hostile_digests_are_refused() {
+        let upper = format!("sha256:{}", "AB".repeat(32));
+        for bad in ["", "sha256:", "sha256:../../etc/passwd", "md5:00", upper.as_str(), "sha512:00"] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn chain_of_one_layer_is_the_layer() {
+        let layer = DiffId(Digest::of(b"a"));
+        assert_eq!(ChainId::of(&[layer]).unwrap().0, layer.0);
+        assert_eq!(ChainId::of(&[]), None);
+    }
+
+    #[test]
+    fn writer_counts_and_hashes_what_passed() {
+        let mut writer = Sha256Writer::new(Vec::new());
+        writer.write_all(b"hello").unwrap();
+        let (bytes, digest, size) = writer.finish();
+        assert_eq!((bytes.as_slice(), digest, size), (&b"hello"[..], Digest::of(b"hello"), 5));
+    }
+}

@@ -1,0 +1,23 @@
+//! Words of the domain: digests, references, image JSON, platforms, mounts.
+//!
+//! Read [`digest`] first, then [`reference`], [`image`], [`snapshot`] and [`mount`].
+//!
+//! # Invariants
+//! - Pure: no file, no process, no clock.
+//! - A value that parsed stays valid: past the door nobody re-checks a [`Digest`] or a [`Reference`].
+//! - Image JSON written here is deterministic: same value, same bytes.
+
+#![forbid(unsafe_code)]
+
+mod digest;
+pub mod image;
+mod mount;
+mod platform;
+mod reference;
+mod snapshot;
+
+pub use digest::{ChainId, DiffId, Digest, DigestError, Sha256Writer};
+pub use mount::{BindMount, Mount, TmpfsMount};
+pub use platform::{Platform, PlatformError};
+pub use reference::{Reference, ReferenceError};
+pub use snapshot::{ActiveKey, SnapshotId, SnapshotIdError};
