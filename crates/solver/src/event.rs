@@ -1,0 +1,60 @@
+//! What a solve tells the outside while it goes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which of a process's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One thing that happened to a vertex; `vertex` is its position in the list given to
+/// [`solve`](crate::solve).
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// It is being executed.
+    Started {
+        /// Position of the vertex.
+        vertex: usize,
+    },
+    /// Its result was there already.
+    Cached {
+        /// Position of the vertex.
+        vertex: usize,
+    },
+    /// It printed something.
+    Log {
+        /// Position of the vertex.
+        vertex: usize,
+        /// Which output.
+        stream: Stream,
+        /// The bytes, as they came.
+        bytes: Vec<u8>,
+    },
+    /// It finished.
+    Completed {
+        /// Position of the vertex.
+        vertex: usize,
+        /// Time from start to end.
+        took: Duration,
+    },
+    /// It failed.
+    Failed {
+        /// Position of the vertex.
+        vertex: usize,
+        /// The error with its causes.
+        message: String,
+    },
+    /// It was stopped because the solve ended early.
+    Cancelled {
+        /// Position of the vertex.
+        vertex: usize,
+    },
+}
+
+/// Where events go; called from several threads, must not block for long.
+pub type EventSink = Arc<dyn Fn(Event) + Send + Sync>;
