@@ -1,1 +1,34 @@
+//! Joins everything: a Dockerfile and a context become an image in the store.
+//!
+//! Read [`build`](build()) first, then `ops/`, then [`Engine`], `image.rs` and `export/`.
+//!
+//! # Invariants
+//! - Only this crate knows both the frontend's definition and the solver.
+//! - Nothing is compressed, and no tar is written, before somebody asks for it.
+//! - A name is set last: whatever it leads to is in the store already.
 
+#![forbid(unsafe_code)]
+
+mod archive;
+mod build;
+mod cache;
+mod cancel;
+mod context;
+mod engine;
+mod error;
+pub mod export;
+mod glob;
+mod image;
+mod import;
+mod layers;
+mod load;
+mod ops;
+mod select;
+mod tree;
+
+pub use build::{BuildRequest, Built, Dockerfile, Progress, build};
+pub use cancel::BuildCancel;
+pub use engine::Engine;
+pub use error::{BuildError, OpError};
+pub use import::{ImportRequest, import};
+pub use load::{Loaded, load};

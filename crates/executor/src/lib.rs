@@ -1,1 +1,23 @@
+//! Processes in namespaces on a given root tree, without an external runtime.
+//!
+//! Read [`spec`](ProcessSpec) first, then `linux/start.rs` (this side), `linux/outer.rs` (the
+//! re-executed helper that makes the namespaces) and `linux/init.rs` (process 1 inside, up to
+//! `execve`).
+//!
+//! # Invariants
+//! - No Rust code runs between fork and exec in a process with threads: the helper is this binary
+//!   executed again, and it has one thread.
+//! - A root tree arrives as an open detached mount and is never resolved by path on the host.
+//! - When [`Executor::run`] returns, no process, mount or interface of the container is left; when
+//!   the calling process dies instead, the kernel takes the helper and process 1 with it.
+//! - `unsafe` stands in `linux::sys` only.
 
+mod cancel;
+mod error;
+mod linux;
+mod spec;
+
+pub use cancel::Cancel;
+pub use error::ExecError;
+pub use linux::{Linux, UserIds, init_if_asked, resolve_user};
+pub use spec::{Executor, Exit, Network, ProcessSpec, Stdio, Stream};

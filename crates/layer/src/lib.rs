@@ -1,1 +1,41 @@
+//! Layers: a tar stream becomes files below a root; a tree becomes a tar stream.
+//!
+//! Read [`scan`] first (what a tree is), then [`apply`], [`diff`] and [`copy`].
+//!
+//! # Invariants
+//! - Nothing here mounts anything; `snapshotter` does that.
+//! - Tars are hostile. Only [`beneath`] opens a path that came out of a header or a tree.
+//! - Same tree in, same bytes out: sorted entries, numeric owners, no access or change times.
 
+#![forbid(unsafe_code)]
+
+mod path;
+
+pub mod beneath;
+mod node;
+
+mod index;
+mod stat_cache;
+mod tree_digest;
+
+mod apply;
+mod tar_read;
+mod unpack;
+
+mod diff;
+mod tar_write;
+
+mod compression;
+mod copy;
+
+pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
+pub use beneath::BeneathError;
+pub use compression::{Compression, decoder, detect, gzip_encoder};
+pub use copy::{Copied, CopyError, CopyRequest, copy};
+pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff};
+pub use index::{
+    Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
+};
+pub use path::{EntryPath, PathError};
+pub use stat_cache::FileStatCache;
+pub use tree_digest::tree_digest;

@@ -1,0 +1,123 @@
+//! An image archive on disk: which entry stands where.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Take};
+use std::path::{Path, PathBuf};
+
+use crate::BuildError;
+
+/// Links within an archive are followed this far (old docker archives link equal layers).
+const MAX_LINKS: usize = 8;
+/// Archives list a few files a layer; more is no image archive.
+const MAX_ENTRIES: usize = 100_000;
+
+enum Place {
+    File { offset: u64, size_bytes: u64 },
+    Link { target: String },
+}
+
+/// The entries of an uncompressed tar, found by name without unpacking it.
+pub(crate) struct Archive {
+    path: PathBuf,
+    file: File,
+    places: HashMap<String, Place>,
+}
+
+impl Archive {
+    /// Reads all headers of `file`; `path` is for messages. Costs one seek an entry.
+    pub(crate) fn open(path: &Path, file: File) -> Result<Self, BuildError> {
+        let broken = |error: io::Error| broken(path, &format!("not a tar archive ({error})"));
+        let mut places = HashMap::new();
+        let mut tar = tar::Archive::new(&file);
+        for entry in tar.entries_with_seek().map_err(broken)? {
+            let entry = entry.map_err(broken)?;
+            let name = clean(&String::from_utf8_lossy(&entry.path_bytes()));
+            let kind = entry.header().entry_type();
+            let place = if kind.is_symlink() || kind.is_hard_link() {
+                let target = entry.link_name_bytes().unwrap_or_default();
+                let target = String::from_utf8_lossy(&target).into_owned();
+                let base = if kind.is_symlink() { parent(&name) } else { "" };
+                Place::Link { target: clean(&format!("{base}/{target}")) }
+            } else if kind.is_file() {
+                Place::File { offset: entry.raw_file_position(), size_bytes: entry.size() }
+            } else {
+                continue;
+            };
+            places.insert(name, place);
+            if places.len() > MAX_ENTRIES {
+                return Err(self::broken(path, "more than 100,000 entries: not an image archive"));
+            }
+        }
+        Ok(Self { path: path.to_owned(), file, places })
+    }
+
+    /// The archive's path, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.places.contains_key(&clean(name))
+    }
+
+    /// A reader over one entry's content, and its size in bytes.
+    pub(crate) fn read(&self, name: &str) -> Result<(BufReader<Take<File>>, u64), BuildError> {
+        let mut name = clean(name);
+        for _ in 0..MAX_LINKS {
+            match self.places.get(&name) {
+                None => return Err(broken(&self.path, &format!("{name} is missing in the archive"))),
+                Some(Place::Link { target }) => name = target.clone(),
+                Some(Place::File { offset, size_bytes }) => {
+                    let io = |error: io::Error| broken(&self.path, &format!("cannot be read ({error})"));
+                    // A file of its own: readers must not move each other's position.
+                    let mut file =
+                        File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file)))
+                            .map_err(io)?;
+                    file.seek(SeekFrom::Start(*offset)).map_err(io)?;
+                    return Ok((BufReader::with_capacity(256 << 10, file.take(*size_bytes)), *size_bytes));
+                }
+            }
+        }
+        Err(broken(&self.path, &format!("{name} is a loop of links")))
+    }
+
+    /// A small entry as a whole.
+    pub(crate) fn read_small(&self, name: &str, max_bytes: u64) -> Result<Vec<u8>, BuildError> {
+        let (mut reader, size_bytes) = self.read(name)?;
+        if size_bytes > max_bytes {
+            return Err(broken(&self.path, &format!("{name} has {size_bytes} bytes, {max_bytes} are allowed")));
+        }
+        let mut bytes = Vec::new();
+        reader
+            .read_to_end(&mut bytes)
+            .map_err(|error| broken(&self.path, &format!("{name} cannot be read ({error})")))?;
+        if bytes.len() as u64 != size_bytes {
+            return Err(broken(&self.path, &format!("{name} is cut off")));
+        }
+        Ok(bytes)
+    }
+}
+
+pub(crate) fn broken(path: &Path, reason: &str) -> BuildError {
+    BuildError::Archive { path: path.to_owned(), reason: reason.to_owned() }
+}
+
+fn parent(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+/// Names as text only, never as paths: `./a/../b` is `b`, nothing leaves the archive.
+fn clean(name: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}

@@ -1,0 +1,104 @@
+//! The handles every command works with: store, snapshots, processes.
+
+use std::sync::Arc;
+
+use kiln_content::{Lease, Store};
+use kiln_executor::Executor;
+use kiln_oci::{ActiveKey, SnapshotId};
+use kiln_snapshotter::Snapshotter;
+
+use crate::BuildError;
+
+/// Store, snapshots and processes of one kiln process, and the lease that protects its work.
+#[derive(Clone)]
+pub struct Engine {
+    /// Blobs and metadata.
+    pub store: Arc<Store>,
+    /// File trees.
+    pub snapshots: Arc<dyn Snapshotter>,
+    /// Runs processes.
+    pub executor: Arc<dyn Executor>,
+    lease: Arc<Lease>,
+}
+
+impl Engine {
+    /// Takes a lease in `store` and clears what dead processes left behind.
+    ///
+    /// Costs two directory listings when there is nothing to clear.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn new(
+        store: Arc<Store>,
+        snapshots: Arc<dyn Snapshotter>,
+        executor: Arc<dyn Executor>,
+    ) -> Result<Self, BuildError> {
+        let lease = Arc::new(store.lease()?);
+        let engine = Self { store, snapshots, executor, lease };
+        engine.sweep()?;
+        Ok(engine)
+    }
+
+    /// Removes active snapshots and half-written blobs whose owner is dead: what `kill -9` left.
+    fn sweep(&self) -> Result<(), BuildError> {
+        for key in self.snapshots.list_active()? {
+            if !self.store.is_key_live(&key) {
+                self.snapshots.remove_active(&key)?;
+            }
+        }
+        self.store.sweep_ingest()?;
+        Ok(())
+    }
+
+    /// Prepares an active snapshot that is removed again unless it is committed.
+    pub fn prepare(&self, parent: Option<&SnapshotId>) -> Result<Active, BuildError> {
+        let key = self.lease.new_key();
+        self.snapshots.prepare(&key, parent)?;
+        Ok(Active { key: Some(key), snapshots: self.snapshots.clone() })
+    }
+}
+
+/// An active snapshot of this process; dropping it removes it.
+pub struct Active {
+    key: Option<ActiveKey>,
+    snapshots: Arc<dyn Snapshotter>,
+}
+
+impl Active {
+    /// Its name.
+    pub fn key(&self) -> &ActiveKey {
+        self.key.as_ref().expect("the key is taken only by commit, which consumes the value")
+    }
+
+    /// Commits it under a name of its own.
+    ///
+    /// # Errors
+    /// When the file system refuses; the active snapshot is removed then.
+    pub fn commit(mut self) -> Result<SnapshotId, BuildError> {
+        let id: SnapshotId =
+            self.key().as_str().parse().expect("active keys and snapshot names share an alphabet");
+        self.snapshots.commit(self.key(), &id)?;
+        self.key = None;
+        Ok(id)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        if let Some(key) = &self.key {
+            // The next command sweeps what cannot be removed now.
+            let _ = self.snapshots.remove_active(key);
+        }
+    }
+}
+
+/// Seconds since 1970; 0 on a machine whose clock stands before that.
+pub(crate) fn now_unix() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// RFC 3339, as image configs carry it.
+pub(crate) fn rfc3339(unix: i64) -> String {
+    jiff::Timestamp::from_second(unix).unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
+}

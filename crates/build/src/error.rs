@@ -1,0 +1,142 @@
+//! What can go wrong, in the terms a user can act on.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kiln_executor::{ExecError, Exit};
+use kiln_frontend::Diagnostic;
+use kiln_llb::Location;
+use kiln_oci::{DiffId, Digest, Reference};
+
+use crate::Dockerfile;
+
+/// Why a build, import, load or export ended without a result.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The Dockerfile is wrong; the diagnostics say where.
+    #[error("the Dockerfile has errors")]
+    Dockerfile { dockerfile: Arc<Dockerfile>, diagnostics: Vec<Diagnostic> },
+    /// There is no Dockerfile.
+    #[error("no Dockerfile at {path}")]
+    NoDockerfile { path: PathBuf },
+    /// The context, the Dockerfile or `.dockerignore` cannot be read.
+    #[error("cannot read {path}")]
+    Unreadable { path: PathBuf, source: io::Error },
+    /// The context is no directory.
+    #[error("the build context {path} is not a directory")]
+    ContextKind { path: PathBuf },
+    /// A rule of `.dockerignore` is wrong.
+    #[error("{file}:{line}: {message}")]
+    Ignore { file: String, line: usize, message: String },
+    /// A base image is not in the store.
+    #[error("image {} is not in the store", reference.familiar())]
+    NoImage { reference: Reference, at: Option<(Arc<Dockerfile>, Location)> },
+    /// A step failed.
+    #[error("step `{title}` failed")]
+    Step { title: String, at: Option<(Arc<Dockerfile>, Location)>, source: Box<OpError> },
+    /// Ctrl-C, or the same by a signal.
+    #[error("the build was cancelled")]
+    Cancelled,
+    /// A bug in kiln.
+    #[error("kiln itself failed: {what}")]
+    Bug { what: String },
+    /// An instruction given on the command line is wrong.
+    #[error("{message}")]
+    Change { message: String },
+    /// An archive is not an image archive, or is damaged.
+    #[error("{path}: {reason}")]
+    Archive { path: PathBuf, reason: String },
+    /// Archive content is not what its image config promises.
+    #[error("layer content is {actual}, but the image promises {expected}")]
+    WrongDiffId { expected: DiffId, actual: DiffId },
+    /// A stored layer no longer gives the bytes it was recorded with.
+    #[error("the stored layer {expected} now reads as {actual}")]
+    LayerChanged { expected: DiffId, actual: DiffId },
+    /// Image JSON does not parse.
+    #[error("{what} {digest} is not valid")]
+    Json { what: &'static str, digest: Digest, source: serde_json::Error },
+    /// The output cannot be written.
+    #[error("cannot write {path}")]
+    Output { path: PathBuf, source: io::Error },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] kiln_content::Error),
+    /// Snapshots.
+    #[error(transparent)]
+    Snapshots(#[from] kiln_snapshotter::Error),
+    /// Writing a layer.
+    #[error("cannot read a layer out of its snapshot")]
+    Diff(#[from] kiln_layer::DiffError),
+    /// Unpacking a layer.
+    #[error("cannot unpack a layer")]
+    Apply(#[from] kiln_layer::ApplyError),
+    /// Processes.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpError {
+    /// The process of a `RUN` ended with a failure.
+    #[error("process {}", describe(exit))]
+    Exit { exit: Exit },
+    /// The process of a `RUN` did not start.
+    #[error("the process could not be started")]
+    Exec(#[from] ExecError),
+    /// A source of `COPY` or `ADD` does not exist.
+    #[error("{path:?} does not exist in {place}")]
+    NoSource { path: String, place: String, ignored_by: Option<usize>, similar: Option<String> },
+    /// A pattern of `COPY` or `ADD` is malformed.
+    #[error("{pattern:?} is not a valid pattern")]
+    Pattern { pattern: String },
+    /// A user or group of `--chown` or `USER` is unknown.
+    #[error("unknown owner {owner:?}")]
+    Owner { owner: String, source: ExecError },
+    /// A source cannot be read.
+    #[error("cannot read {path:?}")]
+    Read { path: String, source: io::Error },
+    /// Scanning the source.
+    #[error("cannot read the files to copy")]
+    Scan(#[from] kiln_layer::ScanError),
+    /// Copying.
+    #[error("cannot copy")]
+    Copy(#[from] kiln_layer::CopyError),
+    /// Making directories below the root.
+    #[error("cannot make directory {path:?}")]
+    Mkdir { path: String, source: kiln_layer::BeneathError },
+    /// Unpacking an archive of `ADD`.
+    #[error("cannot unpack {path:?}")]
+    Unpack { path: String, source: kiln_layer::ApplyError },
+    /// Store, snapshots and the rest.
+    #[error(transparent)]
+    Build(Box<BuildError>),
+}
+
+fn describe(exit: &Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("exited with code {code}"),
+        Exit::Signal(signal) => format!("was killed by signal {signal}"),
+    }
+}
+
+impl From<BuildError> for OpError {
+    fn from(error: BuildError) -> Self {
+        OpError::Build(Box::new(error))
+    }
+}
+
+impl From<kiln_content::Error> for OpError {
+    fn from(error: kiln_content::Error) -> Self {
+        OpError::from(BuildError::from(error))
+    }
+}
+
+impl From<kiln_snapshotter::Error> for OpError {
+    fn from(error: kiln_snapshotter::Error) -> Self {
+        OpError::from(BuildError::from(error))
+    }
+}

@@ -1,0 +1,86 @@
+//! Puts an image together: config, manifest, record.
+
+use kiln_content::{ImageRecord, LayerRecord};
+use kiln_oci::image::{Descriptor, Extra, ImageConfig, Manifest, media_type, to_json};
+use kiln_oci::{ChainId, Digest, DiffId, SnapshotId};
+
+use crate::engine::now_unix;
+use crate::{BuildError, Engine};
+
+/// Stores an image of `layers` (lowest first) and returns its record. `config_json` are the bytes
+/// of a config that came from elsewhere, or of one that [`with_layers`] completed.
+///
+/// Config and manifest are written only when they are not there yet, so the same image again
+/// costs one look-up and no write.
+pub(crate) fn store_image(
+    engine: &Engine,
+    config_json: &[u8],
+    layers: &[LayerRecord],
+    top: Option<SnapshotId>,
+) -> Result<ImageRecord, BuildError> {
+    let config_digest = Digest::of(config_json);
+    if let Some(known) = engine.store.image(&config_digest)? {
+        return Ok(known);
+    }
+    engine.store.put_blob(config_json)?;
+    let manifest = manifest(&config_digest, config_json.len() as u64, layers, true);
+    let manifest_digest = engine.store.put_blob(&to_json(&manifest))?;
+    let mut diff_ids: Vec<DiffId> = Vec::with_capacity(layers.len());
+    for layer in layers {
+        diff_ids.push(layer.diff_id);
+        if let Some(chain) = ChainId::of(&diff_ids) {
+            engine.store.put_chain(&chain, &layer.snapshot)?;
+        }
+    }
+    let record = ImageRecord {
+        config: config_digest,
+        manifest: manifest_digest,
+        snapshot: top,
+        size_bytes: layers.iter().map(|layer| layer.size_bytes).sum(),
+        created_unix: now_unix(),
+    };
+    engine.store.put_image(&record)?;
+    Ok(record)
+}
+
+/// The bytes of `config` with the diff IDs of `layers`.
+pub(crate) fn with_layers(mut config: ImageConfig, layers: &[LayerRecord]) -> Vec<u8> {
+    config.rootfs.diff_ids = layers.iter().map(|layer| layer.diff_id).collect();
+    to_json(&config)
+}
+
+/// The manifest of `layers`; with `as_stored`, layers that came from elsewhere are listed as the
+/// blobs they came as, else all are uncompressed.
+pub(crate) fn manifest(config: &Digest, config_size: u64, layers: &[LayerRecord], as_stored: bool) -> Manifest {
+    Manifest {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+        config: Descriptor::new(media_type::OCI_CONFIG, *config, config_size),
+        layers: layers
+            .iter()
+            .map(|layer| match layer.blob.as_ref().filter(|_| as_stored) {
+                Some(blob) => Descriptor::new(&blob.media_type, blob.digest, blob.size_bytes),
+                None => Descriptor::new(media_type::OCI_LAYER, layer.diff_id.0, layer.size_bytes),
+            })
+            .collect(),
+        annotations: std::collections::BTreeMap::new(),
+        extra: Extra::new(),
+    }
+}
+
+/// Reads the config of a stored image.
+pub(crate) fn read_config(engine: &Engine, digest: &Digest) -> Result<ImageConfig, BuildError> {
+    let json = engine.store.read_blob(digest, MAX_CONFIG_BYTES)?;
+    parse_json("image config", digest, &json)
+}
+
+/// Configs beyond this size are refused (as containerd does with manifests, twice over).
+pub(crate) const MAX_CONFIG_BYTES: u64 = 8 << 20;
+
+pub(crate) fn parse_json<T: serde::de::DeserializeOwned>(
+    what: &'static str,
+    digest: &Digest,
+    json: &[u8],
+) -> Result<T, BuildError> {
+    serde_json::from_slice(json).map_err(|source| BuildError::Json { what, digest: *digest, source })
+}

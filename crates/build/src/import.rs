@@ -1,0 +1,106 @@
+//! `kiln import`: a root file system becomes an image of one layer.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use kiln_content::ImageRecord;
+use kiln_layer::{ApplyOptions, CopyRequest, Limits, ScanOptions, Whiteouts, decoder};
+use kiln_oci::image::{History, ImageConfig};
+use kiln_oci::{Platform, Reference};
+use kiln_snapshotter::OpenOptions;
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::cancel::BuildCancel;
+use crate::engine::{now_unix, rfc3339};
+use crate::image::{store_image, with_layers};
+use crate::layers::describe;
+use crate::{BuildError, Engine};
+
+/// What to import.
+#[derive(Debug, Clone)]
+pub struct ImportRequest {
+    /// A tar (plain, gzip, zstd or xz), a directory, or `-` for standard input.
+    pub source: PathBuf,
+    /// Name of the image.
+    pub name: Reference,
+    /// `-c`: instructions that set the config.
+    pub changes: Vec<String>,
+}
+
+/// Imports a root file system.
+///
+/// # Errors
+/// [`BuildError`]; no name has moved then, and nothing but garbage is left in the store.
+pub fn import(engine: &Engine, request: &ImportRequest, cancel: &BuildCancel) -> Result<ImageRecord, BuildError> {
+    let platform = Platform::host();
+    let mut config = ImageConfig::empty(&platform);
+    let changes = kiln_frontend::apply_changes(&mut config, &request.changes, &platform)
+        .map_err(|error| BuildError::Change { message: error.to_string() })?;
+
+    let active = engine.prepare(None)?;
+    let root = engine.snapshots.open_active(active.key(), &OpenOptions::default())?;
+    if request.source.is_dir() {
+        copy_dir(&request.source, root.as_fd(), cancel)?;
+    } else {
+        unpack(&request.source, root.as_fd(), cancel)?;
+    }
+    drop(root);
+    let snapshot = active.commit()?;
+    let layer = describe(&engine.store, &*engine.snapshots, &snapshot)?;
+
+    let created = rfc3339(now_unix());
+    let origin = if request.source == Path::new("-") { "standard input".into() } else { request.source.display().to_string() };
+    config.history.push(History {
+        created: Some(created.clone()),
+        created_by: Some(format!("kiln import {origin}")),
+        ..History::default()
+    });
+    config.history.extend(changes.into_iter().map(|entry| History { created: Some(created.clone()), ..entry }));
+    config.created = Some(created);
+    let layers = [layer];
+    let image = store_image(engine, &with_layers(config, &layers), &layers, Some(snapshot))?;
+    engine.store.set_name(&request.name, &image.config)?;
+    engine.store.barrier()?;
+    Ok(image)
+}
+
+fn unpack(source: &Path, root: std::os::fd::BorrowedFd<'_>, cancel: &BuildCancel) -> Result<(), BuildError> {
+    let unreadable = |error| BuildError::Unreadable { path: source.to_owned(), source: error };
+    let input: Box<dyn Read> = if source == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(source).map_err(unreadable)?)
+    };
+    let (_, plain) = decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
+    let options = ApplyOptions {
+        whiteouts: Whiteouts::Remove,
+        keep_owner: true,
+        limits: Limits::default(),
+        cancel: cancel.flag(),
+    };
+    kiln_layer::apply(plain, root, &options)?;
+    Ok(())
+}
+
+fn copy_dir(source: &Path, root: std::os::fd::BorrowedFd<'_>, cancel: &BuildCancel) -> Result<(), BuildError> {
+    let unreadable = |source_error| BuildError::Unreadable { path: source.to_owned(), source: source_error };
+    let from = open(source, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| unreadable(errno.into()))?;
+    let options = ScanOptions { hash: false, filter: None, stat_cache: None, cancel: cancel.flag() };
+    let entries = kiln_layer::scan(from.as_fd(), b"", &options)
+        .map_err(|error| unreadable(io::Error::other(error)))?;
+    kiln_layer::copy(&CopyRequest {
+        from: from.as_fd(),
+        entries: &entries,
+        strip: b"",
+        to: root,
+        destination: b"",
+        owner: None,
+        keep_destination_dir_metadata: false,
+        cancel: cancel.flag(),
+    })
+    .map_err(|error| unreadable(io::Error::other(error)))?;
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! Diff IDs of snapshots: computed beside the build, never as a file.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kiln_content::{LayerRecord, Store};
+use kiln_layer::{DiffOptions, TreeForm, Written};
+use kiln_oci::SnapshotId;
+use kiln_snapshotter::{Form, Snapshotter};
+use tokio::task::JoinHandle;
+
+use crate::BuildError;
+
+/// Hashes committed snapshots in the background.
+pub(crate) struct Layers {
+    store: Arc<Store>,
+    snapshots: Arc<dyn Snapshotter>,
+    pending: Mutex<HashMap<SnapshotId, JoinHandle<Result<LayerRecord, BuildError>>>>,
+}
+
+impl Layers {
+    pub(crate) fn new(store: Arc<Store>, snapshots: Arc<dyn Snapshotter>) -> Self {
+        Self { store, snapshots, pending: Mutex::default() }
+    }
+
+    /// Starts hashing `snapshot`. Must be called within the runtime.
+    pub(crate) fn start(&self, snapshot: &SnapshotId) {
+        let (store, snapshots, id) = (self.store.clone(), self.snapshots.clone(), snapshot.clone());
+        let task = tokio::task::spawn_blocking(move || describe(&store, &*snapshots, &id));
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot.clone(), task);
+    }
+
+    /// What is known of `snapshot`'s layer; waits for, or does, what is not known yet.
+    pub(crate) async fn record(&self, snapshot: &SnapshotId) -> Result<LayerRecord, BuildError> {
+        let task = self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(snapshot);
+        let task = match task {
+            Some(task) => task,
+            None => {
+                if let Some(record) = self.store.layer(snapshot)? {
+                    return Ok(record);
+                }
+                let (store, snapshots, id) = (self.store.clone(), self.snapshots.clone(), snapshot.clone());
+                tokio::task::spawn_blocking(move || describe(&store, &*snapshots, &id))
+            }
+        };
+        task.await.map_err(|_| BuildError::Bug { what: "hashing a layer panicked".to_owned() })?
+    }
+}
+
+/// The layer record of `snapshot`, made and saved when there is none.
+pub(crate) fn describe(
+    store: &Store,
+    snapshots: &dyn Snapshotter,
+    snapshot: &SnapshotId,
+) -> Result<LayerRecord, BuildError> {
+    if let Some(record) = store.layer(snapshot)? {
+        return Ok(record);
+    }
+    let written = write_tar(snapshots, snapshot, io::sink())?;
+    let record = LayerRecord {
+        snapshot: snapshot.clone(),
+        diff_id: written.diff_id,
+        size_bytes: written.tar_size_bytes,
+        blob: None,
+    };
+    store.put_layer(&record)?;
+    Ok(record)
+}
+
+/// Writes the layer tar of `snapshot`: a pure function of the snapshot.
+pub(crate) fn write_tar(
+    snapshots: &dyn Snapshotter,
+    snapshot: &SnapshotId,
+    out: impl Write,
+) -> Result<Written, BuildError> {
+    let changes = snapshots.open_changes(snapshot)?;
+    let form = match changes.form {
+        Form::OverlayUpper => TreeForm::OverlayUpper,
+        Form::Plain => TreeForm::Plain,
+    };
+    let never = AtomicBool::new(false);
+    let options = DiffOptions { form, root_entry: false, cancel: &never };
+    Ok(kiln_layer::diff(changes.dir.as_fd(), out, &options)?)
+}

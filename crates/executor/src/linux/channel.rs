@@ -1,0 +1,131 @@
+//! What the calling process and its helper say to each other, over one `SEQPACKET` socket.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::spec::ProcessSpec;
+use crate::{ExecError, Exit};
+
+/// The helper's whole task, in a memory file that travels with the first message.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Task {
+    pub(super) spec: ProcessSpec,
+    /// The caller; a helper with another parent was orphaned before it could watch it.
+    pub(super) parent_pid: i32,
+    /// An empty directory to attach the root at, in the helper's own mount namespace.
+    pub(super) attach_at: String,
+    pub(super) terminal: bool,
+    /// The container's address; `None`: no network of its own.
+    pub(super) lease: Option<super::net::Lease>,
+}
+
+/// What the helper reports. Errors travel as what they are: step and errno, never as prose.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// The terminal's master follows with this message.
+    Terminal,
+    /// The process ended.
+    Ended(Exit),
+    Failed(Failure),
+}
+
+/// An [`ExecError`] on its way between processes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Failure {
+    NotFound { program: String },
+    NotExecutable { program: String, errno: i32 },
+    BadUser { user: String, reason: String },
+    BadCwd { cwd: String, errno: i32 },
+    Network { step: String, errno: i32 },
+    Start { step: String, errno: i32 },
+}
+
+impl From<Failure> for ExecError {
+    fn from(failure: Failure) -> Self {
+        let os = io::Error::from_raw_os_error;
+        match failure {
+            Failure::NotFound { program } => ExecError::NotFound { program },
+            Failure::NotExecutable { program, errno } => {
+                ExecError::NotExecutable { program, source: os(errno) }
+            }
+            Failure::BadUser { user, reason } => ExecError::BadUser { user, reason },
+            Failure::BadCwd { cwd, errno } => ExecError::BadCwd { cwd, source: os(errno) },
+            Failure::Network { step, errno } => ExecError::Network { step, source: os(errno) },
+            Failure::Start { step, errno } => ExecError::Start { step, source: os(errno) },
+        }
+    }
+}
+
+impl From<ExecError> for Failure {
+    fn from(error: ExecError) -> Self {
+        let errno = |source: io::Error| source.raw_os_error().unwrap_or(libc::EIO);
+        match error {
+            ExecError::NotFound { program } => Failure::NotFound { program },
+            ExecError::NotExecutable { program, source } => {
+                Failure::NotExecutable { program, errno: errno(source) }
+            }
+            ExecError::BadUser { user, reason } => Failure::BadUser { user, reason },
+            ExecError::BadCwd { cwd, source } => Failure::BadCwd { cwd, errno: errno(source) },
+            ExecError::Network { step, source } => Failure::Network { step, errno: errno(source) },
+            ExecError::Start { step, source } => Failure::Start { step, errno: errno(source) },
+            ExecError::Cancelled => Failure::Start { step: "cancelled".to_owned(), errno: libc::ECANCELED },
+            ExecError::HelperDied => Failure::Start { step: "helper".to_owned(), errno: libc::ESRCH },
+        }
+    }
+}
+
+/// At most this many descriptors travel with one message: root, three streams, task.
+pub(super) const MAX_FDS: usize = 6;
+/// Reports are small; the task travels in a memory file.
+const MAX_MESSAGE_BYTES: usize = 16 << 10;
+
+/// Sends `bytes` with `fds`.
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::TOOBIG);
+    }
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Receives one message; `None` when the other side is gone.
+pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, Errno> {
+    let mut bytes = vec![0; MAX_MESSAGE_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        match recvmsg(socket, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            Err(Errno::CONNRESET) => return Ok(None),
+            other => break other?,
+        }
+    };
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    bytes.truncate(received.bytes);
+    Ok(Some((bytes, fds)))
+}
+
+/// Sends a report; a caller that is gone needs none.
+pub(super) fn report(socket: impl AsFd, report: &Report, fds: &[BorrowedFd<'_>]) {
+    if let Ok(bytes) = serde_json::to_vec(report) {
+        let _ = send(socket.as_fd(), &bytes, fds);
+    }
+}

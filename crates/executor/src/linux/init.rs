@@ -1,0 +1,234 @@
+//! Process 1 inside: from the fork to `execve`.
+//!
+//! The phases, each needing what the one before left: mounts, new root, identity, program.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::unistd::{Gid, Uid};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::channel::{Report, Task, report};
+use super::paths::{Created, make_dirs, open_inside};
+use super::user::{UserIds, resolve_user};
+use super::{mounts, outer, pty, sys};
+use crate::{ExecError, ProcessSpec};
+
+/// What process 1 works with.
+pub(super) struct Inside<'a> {
+    pub(super) task: &'a Task,
+    pub(super) root: BorrowedFd<'a>,
+    pub(super) socket: BorrowedFd<'a>,
+    pub(super) streams: [OwnedFd; 3],
+    pub(super) created: OwnedFd,
+}
+
+/// Becomes the container's program. Reports what went wrong and ends the process otherwise.
+pub(super) fn enter(inside: Inside<'_>) -> ! {
+    let socket = inside.socket;
+    let error = match prepare(inside) {
+        Ok(program) => program.exec(),
+        Err(error) => error,
+    };
+    report(socket, &Report::Failed(error.into()), &[]);
+    std::process::exit(1)
+}
+
+/// The default capabilities of docker and BuildKit, 14 of them.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::AUDIT_WRITE);
+
+fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
+    let Inside { task, root, socket, streams, created: created_pipe } = inside;
+    let spec = &task.spec;
+    // The helper is outside this process namespace: getppid(2) shows it as 0.
+    outer::die_with_parent(0)?;
+
+    let mut created = Created::default();
+    let devpts = mounts::mount_all(task, root, &mut created)?;
+    let streams = if task.terminal {
+        let (master, terminal) = pty::allocate(&devpts).map_err(ExecError::start("terminal"))?;
+        report(socket, &Report::Terminal, &[master.as_fd()]);
+        drop(master);
+        rustix::process::setsid().map_err(ExecError::start("setsid"))?;
+        rustix::process::ioctl_tiocsctty(&terminal).map_err(ExecError::start("controlling terminal"))?;
+        let again = || rustix::io::fcntl_dupfd_cloexec(&terminal, 10).map_err(ExecError::start("dup"));
+        [again()?, again()?, again()?]
+    } else {
+        streams
+    };
+    enter_root(root)?;
+    rustix::system::sethostname(spec.hostname.as_bytes()).map_err(ExecError::start("sethostname"))?;
+
+    let ids = match &spec.user {
+        Some(user) => resolve_user(root, user)?,
+        None => resolve_user(root, "0")?,
+    };
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    enter_cwd(spec, root)?;
+    created.write(created_pipe);
+    limit()?;
+    take_identity(spec, &ids)?;
+    // Changing the user cleared the death signal (prctl(2)).
+    outer::die_with_parent(0)?;
+    reset_signals()?;
+
+    let program = Program::new(spec, &ids)?;
+    for (stream, fd) in streams.iter().zip(0..) {
+        sys::dup_onto(stream.as_fd(), fd).map_err(ExecError::start("standard streams"))?;
+    }
+    sys::mark_cloexec_from(3).map_err(ExecError::start("close_range"))?;
+    Ok(program)
+}
+
+/// The container's tree becomes `/`, and the host's is gone from this namespace.
+fn enter_root(root: BorrowedFd<'_>) -> Result<(), ExecError> {
+    rustix::process::fchdir(root).map_err(ExecError::start("fchdir"))?;
+    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top and is detached.
+    rustix::process::pivot_root(".", ".").map_err(ExecError::start("pivot_root"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(ExecError::start("umount of the old root"))?;
+    rustix::process::chdir("/").map_err(ExecError::start("chdir"))
+}
+
+fn enter_cwd(spec: &ProcessSpec, root: BorrowedFd<'_>) -> Result<(), ExecError> {
+    let failed = |errno: Errno| ExecError::BadCwd { cwd: spec.cwd.clone(), source: errno.into() };
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let cwd = match open_inside(root, &spec.cwd, flags) {
+        Err(Errno::NOENT) if spec.create_cwd => {
+            // What a user asks for stays: it is no mount target to be taken out again.
+            make_dirs(root, &spec.cwd, &mut Created::default()).map_err(failed)?
+        }
+        other => other.map_err(failed)?,
+    };
+    rustix::process::fchdir(&cwd).map_err(failed)?;
+    // A directory outside the root shows as "(unreachable)…" (CVE-2024-21626).
+    let path = rustix::process::getcwd(Vec::new()).map_err(failed)?;
+    if path.as_bytes().starts_with(b"/") { Ok(()) } else { Err(failed(Errno::NOENT)) }
+}
+
+fn limit() -> Result<(), ExecError> {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(Resource::Core, none).map_err(ExecError::start("setrlimit"))?;
+    // Keys of the host's session stay outside; a kernel without keyrings has none to leak.
+    match sys::new_session_keyring() {
+        Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::DQUOT) => Ok(()),
+        Err(errno) => Err(ExecError::start("session keyring")(errno)),
+    }
+}
+
+/// Capabilities and user. Order: the bounding set needs CAP_SETPCAP, groups need CAP_SETGID, and
+/// the user goes last because it takes both away.
+fn take_identity(spec: &ProcessSpec, ids: &UserIds) -> Result<(), ExecError> {
+    for capability in CapabilitySet::all().iter().filter(|capability| !CAPABILITIES.contains(*capability)) {
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // EINVAL: a capability newer than this kernel.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(errno) => return Err(ExecError::start("bounding set")(errno)),
+        }
+    }
+    let nix_failed = |step: &'static str| {
+        move |errno: nix::errno::Errno| ExecError::start(step)(Errno::from_raw_os_error(errno as i32))
+    };
+    let groups: Vec<Gid> = ids.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    nix::unistd::setgroups(&groups).map_err(nix_failed("setgroups"))?;
+    let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
+    nix::unistd::setresgid(gid, gid, gid).map_err(nix_failed("setresgid"))?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(nix_failed("setresuid"))?;
+    let kept = if ids.uid == 0 { CAPABILITIES } else { CapabilitySet::empty() };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).map_err(ExecError::start("capset"))?;
+    if spec.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(ExecError::start("no_new_privs"))?;
+    }
+    Ok(())
+}
+
+/// Rust ignores SIGPIPE in its own programs; the container's must not inherit that.
+fn reset_signals() -> Result<(), ExecError> {
+    let failed =
+        |errno: nix::errno::Errno| ExecError::start("signals")(Errno::from_raw_os_error(errno as i32));
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed)?;
+    sys::default_sigpipe().map_err(ExecError::start("signals"))
+}
+
+/// The program with everything `execve` needs, made before the last privileges are gone.
+struct Program {
+    name: String,
+    candidates: Vec<CString>,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Program {
+    fn new(spec: &ProcessSpec, ids: &UserIds) -> Result<Self, ExecError> {
+        let text = |text: &str| {
+            CString::new(text).map_err(|_| ExecError::Start {
+                step: format!("{text:?} holds a NUL byte"),
+                source: std::io::ErrorKind::InvalidInput.into(),
+            })
+        };
+        let name = spec.args.first().cloned().unwrap_or_default();
+        let find = |name: &str| {
+            spec.env.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        };
+        let candidates = if name.contains('/') {
+            vec![text(&name)?]
+        } else {
+            let path = find("PATH").unwrap_or("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+            let dirs = path.split(':').map(|dir| if dir.is_empty() { "." } else { dir });
+            dirs.map(|dir| text(&format!("{dir}/{name}"))).collect::<Result<_, _>>()?
+        };
+        let mut env: Vec<CString> = spec
+            .env
+            .iter()
+            .map(|(name, value)| text(&format!("{name}={value}")))
+            .collect::<Result<_, _>>()?;
+        if find("HOME").is_none() {
+            env.push(text(&format!("HOME={}", ids.home))?);
+        }
+        let args = spec.args.iter().map(|arg| text(arg)).collect::<Result<_, _>>()?;
+        Ok(Self { name, candidates, args, env })
+    }
+
+    /// Tries the candidates in order, as execvp(3) does: what is missing is passed over, what is
+    /// there and cannot be executed is remembered.
+    fn exec(self) -> ExecError {
+        let args: Vec<_> = self.args.iter().map(CString::as_c_str).collect();
+        let env: Vec<_> = self.env.iter().map(CString::as_c_str).collect();
+        let mut denied = None;
+        for candidate in &self.candidates {
+            match sys::execve(candidate, &args, &env) {
+                Errno::NOENT | Errno::NOTDIR if !exists(candidate) => {}
+                errno => {
+                    denied.get_or_insert(errno);
+                }
+            }
+        }
+        match denied {
+            None => ExecError::NotFound { program: self.name },
+            Some(errno) => ExecError::NotExecutable { program: self.name, source: errno.into() },
+        }
+    }
+}
+
+/// ENOENT for a file that exists means that its interpreter or loader does not.
+fn exists(path: &CString) -> bool {
+    rustix::fs::access(path.as_c_str(), rustix::fs::Access::EXISTS).is_ok()
+}

@@ -1,0 +1,166 @@
+//! The helper: makes the namespaces, starts process 1, watches both sides.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::unistd::ForkResult;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::thread::UnshareFlags;
+
+use super::channel::{Report, Task, receive, report};
+use super::init::{self, Inside};
+use super::paths::Created;
+use super::start::{HELPER_NAME, read_task};
+use super::{net, sys};
+use crate::{ExecError, Exit, Network};
+
+/// How long a process may take to end after `SIGTERM`, before `SIGKILL`.
+const GRACE: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+
+/// First line of `main`: where this process was started as a container's helper, does that job and
+/// never returns; otherwise does nothing.
+pub fn init_if_asked() {
+    let asked = std::env::args_os().next().is_some_and(|name| name == HELPER_NAME);
+    if asked {
+        // A user who types this name has no socket there; then there is nobody to report to.
+        std::process::exit(help());
+    }
+}
+
+/// What the helper holds while the container runs.
+struct Helper {
+    socket: OwnedFd,
+    root: OwnedFd,
+    task: Task,
+}
+
+fn help() -> i32 {
+    let socket = sys::take_stdin();
+    // Off the standard streams, which process 1 gets anew.
+    let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(&socket, 10).map(|moved| {
+        drop(socket);
+        moved
+    }) else {
+        return 1;
+    };
+    let Ok(Some((_, fds))) = receive(socket.as_fd()) else { return 1 };
+    let Ok([memory, root, stdin, stdout, stderr]) = <[OwnedFd; 5]>::try_from(fds) else { return 1 };
+    let Some(task) = read_task(memory) else { return 1 };
+    let helper = Helper { socket, root, task };
+    match helper.run([stdin, stdout, stderr]) {
+        Ok(exit) => report(&helper.socket, &Report::Ended(exit), &[]),
+        Err(error) => report(&helper.socket, &Report::Failed(error.into()), &[]),
+    }
+    0
+}
+
+impl Helper {
+    fn run(&self, streams: [OwnedFd; 3]) -> Result<Exit, ExecError> {
+        die_with_parent(self.task.parent_pid)?;
+        rustix::process::setsid().map_err(ExecError::start("setsid"))?;
+        // A socket stays in the network namespace it was opened in: this one is the host's.
+        let host_network = match &self.task.lease {
+            Some(_) => Some(net::HostSide::open()?),
+            None => None,
+        };
+        let mut namespaces = UnshareFlags::NEWNS
+            | UnshareFlags::NEWIPC
+            | UnshareFlags::NEWUTS
+            | UnshareFlags::NEWPID
+            | UnshareFlags::NEWCGROUP;
+        if self.task.spec.network != Network::Host {
+            namespaces |= UnshareFlags::NEWNET;
+        }
+        sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
+        match (&host_network, &self.task.lease) {
+            (Some(host), Some(lease)) => host.connect(lease)?,
+            _ if self.task.spec.network == Network::Host => {}
+            _ => net::loopback_up()?,
+        }
+        drop(host_network);
+        let (created_read, created_write) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(ExecError::start("pipe"))?;
+
+        match sys::fork().map_err(ExecError::start("fork"))? {
+            ForkResult::Child => {
+                drop(created_read);
+                let inside = Inside {
+                    task: &self.task,
+                    root: self.root.as_fd(),
+                    socket: self.socket.as_fd(),
+                    streams,
+                    created: created_write,
+                };
+                init::enter(inside)
+            }
+            ForkResult::Parent { child } => {
+                drop((streams, created_write));
+                let child = Pid::from_raw(child.as_raw()).ok_or(ExecError::HelperDied)?;
+                let exit = self.watch(child);
+                // No process lives in the container any more: nobody can race with the clean-up.
+                Created::read(created_read).remove(self.root.as_fd());
+                exit
+            }
+        }
+    }
+
+    /// Waits for process 1. Ends it when the caller asks, and at once when the caller is gone.
+    fn watch(&self, child: Pid) -> Result<Exit, ExecError> {
+        let pidfd = pidfd_open(child, PidfdFlags::empty()).map_err(ExecError::start("pidfd_open"))?;
+        let mut timeout: Option<Timespec> = None;
+        let mut listening = true;
+        loop {
+            let socket_flags = if listening { PollFlags::IN } else { PollFlags::empty() };
+            let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&self.socket, socket_flags)];
+            let ready = match poll(&mut fds, timeout.as_ref()) {
+                Err(Errno::INTR) => continue,
+                other => other.map_err(ExecError::start("poll"))?,
+            };
+            if !fds[0].revents().is_empty() {
+                return wait(child);
+            }
+            if ready == 0 {
+                // The grace period is over.
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                timeout = None;
+            } else if listening && !fds[1].revents().is_empty() {
+                match receive(self.socket.as_fd()) {
+                    Ok(Some(_)) => {
+                        let _ = pidfd_send_signal(&pidfd, Signal::TERM);
+                        timeout = Some(GRACE);
+                    }
+                    Ok(None) | Err(_) => {
+                        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                        listening = false;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn wait(child: Pid) -> Result<Exit, ExecError> {
+    loop {
+        match waitpid(Some(child), WaitOptions::empty()) {
+            Err(Errno::INTR) | Ok(None) => {}
+            Err(errno) => return Err(ExecError::start("waitpid")(errno)),
+            Ok(Some((_, status))) => {
+                if let Some(code) = status.exit_status() {
+                    return Ok(Exit::Code(code));
+                }
+                if let Some(signal) = status.terminating_signal() {
+                    return Ok(Exit::Signal(signal));
+                }
+            }
+        }
+    }
+}
+
+/// Has the kernel kill this process when its parent dies, and checks that it is not too late.
+pub(super) fn die_with_parent(parent: i32) -> Result<(), ExecError> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(ExecError::start("prctl"))?;
+    let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    if now == parent { Ok(()) } else { Err(ExecError::HelperDied) }
+}

@@ -1,0 +1,272 @@
+//! The caller's side: starts the helper, carries output, waits.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::OnceLock;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::channel::{Report, Task, receive, send};
+use super::net::{self, Lease};
+use super::pty::Terminal;
+use crate::{Cancel, ExecError, Executor, Exit, Network, ProcessSpec, Stdio, Stream};
+
+/// The name under which this binary is executed again as the helper.
+pub(super) const HELPER_NAME: &str = "kiln-init";
+
+/// Runs processes in Linux namespaces.
+pub struct Linux {
+    stubs: PathBuf,
+    attach_at: PathBuf,
+    program: PathBuf,
+    /// Bridge and address translation, looked after once.
+    bridge: OnceLock<net::Bridge>,
+}
+
+impl Linux {
+    /// Keeps its few directories below `state`, which must be on the store's file system.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn open(state: &Path) -> Result<Self, ExecError> {
+        Self::open_with(state, PathBuf::from("/proc/self/exe"))
+    }
+
+    /// Like [`Linux::open`], for a program whose `main` does not call
+    /// [`init_if_asked`](crate::init_if_asked): `program` is executed as the helper instead.
+    ///
+    /// # Errors
+    /// When the directories cannot be made.
+    pub fn open_with(state: &Path, program: PathBuf) -> Result<Self, ExecError> {
+        let failed =
+            |source| ExecError::Start { step: format!("directories below {}", state.display()), source };
+        let (stubs, attach_at) = (state.join("stubs"), state.join("root"));
+        // The last thing made says that all is there: two system calls on every later start.
+        if !attach_at.is_dir() {
+            make_stubs(&stubs).map_err(failed)?;
+            std::fs::create_dir_all(&attach_at).map_err(failed)?;
+        }
+        Ok(Self { stubs, attach_at, program, bridge: OnceLock::new() })
+    }
+
+    fn network(&self, spec: &ProcessSpec) -> Result<Option<(Lease, net::Address)>, ExecError> {
+        if spec.network != Network::Default {
+            return Ok(None);
+        }
+        let bridge = match self.bridge.get() {
+            Some(bridge) => bridge,
+            None => {
+                let made = net::ensure_bridge()?;
+                self.bridge.get_or_init(|| made)
+            }
+        };
+        bridge.lease().map(Some)
+    }
+}
+
+/// Mount targets that every container needs.
+fn make_stubs(stubs: &Path) -> io::Result<()> {
+    for dir in ["proc", "sys", "dev", "etc"] {
+        std::fs::create_dir_all(stubs.join(dir))?;
+    }
+    for file in ["etc/resolv.conf", "etc/hosts", "etc/hostname"] {
+        File::create(stubs.join(file))?;
+    }
+    Ok(())
+}
+
+/// The calling side's ends of the container's streams.
+struct Streams {
+    /// Passed to the helper: standard input, output, error.
+    theirs: [OwnedFd; 3],
+    /// Read here.
+    ours: Vec<(Stream, OwnedFd)>,
+}
+
+fn null(flags: OFlags) -> Result<OwnedFd, ExecError> {
+    open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty()).map_err(ExecError::start("open /dev/null"))
+}
+
+fn dup(fd: impl AsFd) -> Result<OwnedFd, ExecError> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(ExecError::start("dup"))
+}
+
+impl Streams {
+    fn for_stdio(stdio: &Stdio<'_>) -> Result<Self, ExecError> {
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        let (theirs, ours) = match stdio {
+            Stdio::Captured(_) => {
+                let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(ExecError::start("pipe"));
+                let ((out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?);
+                let ours = vec![(Stream::Stdout, out_read), (Stream::Stderr, err_read)];
+                ([null(OFlags::RDONLY)?, out_write, err_write], ours)
+            }
+            Stdio::Output => ([null(OFlags::RDONLY)?, dup(stdout)?, dup(stderr)?], Vec::new()),
+            Stdio::Inherit => ([dup(io::stdin())?, dup(stdout)?, dup(stderr)?], Vec::new()),
+            Stdio::Terminal => {
+                ([null(OFlags::RDONLY)?, null(OFlags::WRONLY)?, null(OFlags::WRONLY)?], Vec::new())
+            }
+        };
+        Ok(Self { theirs, ours })
+    }
+}
+
+impl Executor for Linux {
+    fn run(
+        &self,
+        root: OwnedFd,
+        spec: &ProcessSpec,
+        stdio: Stdio<'_>,
+        cancel: &Cancel,
+    ) -> Result<Exit, ExecError> {
+        if cancel.is_cancelled() {
+            return Err(ExecError::Cancelled);
+        }
+        // The address is somebody else's only after the helper is gone.
+        let (lease, _address) = self.network(spec)?.unzip();
+        let task = Task {
+            spec: spec.clone(),
+            parent_pid: i32::try_from(std::process::id()).unwrap_or(0),
+            attach_at: self.attach_at.display().to_string(),
+            terminal: matches!(stdio, Stdio::Terminal),
+            lease,
+        };
+        let Streams { theirs, ours } = Streams::for_stdio(&stdio)?;
+        let (here, there) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(ExecError::start("socketpair"))?;
+        let mut child = Command::new(&self.program)
+            .arg0(HELPER_NAME)
+            .env_clear()
+            .current_dir("/")
+            .stdin(there)
+            .stdout(null(OFlags::WRONLY)?)
+            .stderr(null(OFlags::WRONLY)?)
+            .spawn()
+            .map_err(|source| ExecError::Start { step: "start of the helper".to_owned(), source })?;
+        let sent = write_task(&task).and_then(|memory| {
+            let [stdin, stdout, stderr] = &theirs;
+            let fds = [memory.as_fd(), root.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+            send(here.as_fd(), b"task", &fds).map_err(ExecError::start("task"))
+        });
+        // Only the container may hold the writing ends, or the reading ones never see the end.
+        drop((theirs, root));
+        let outcome = sent.and_then(|()| follow(&here, ours, stdio, cancel));
+        drop(here);
+        finish(&mut child);
+        match outcome {
+            Err(_) | Ok(Exit::Signal(_)) if cancel.is_cancelled() => Err(ExecError::Cancelled),
+            other => other,
+        }
+    }
+
+    fn stub_dir(&self) -> &Path {
+        &self.stubs
+    }
+}
+
+/// The helper ends by itself once its socket closed; nothing here outlives the call.
+fn finish(child: &mut Child) {
+    let _ = child.wait();
+}
+
+fn write_task(task: &Task) -> Result<OwnedFd, ExecError> {
+    let failed = |source| ExecError::Start { step: "task".to_owned(), source };
+    let memory = memfd_create("kiln-task", MemfdFlags::CLOEXEC).map_err(ExecError::start("memfd_create"))?;
+    let mut file = File::from(memory);
+    serde_json::to_writer(&mut file, task).map_err(|error| failed(error.into()))?;
+    file.flush().and_then(|()| file.rewind()).map_err(failed)?;
+    Ok(file.into())
+}
+
+/// Carries output and waits for the helper's last word.
+fn follow(
+    socket: &OwnedFd,
+    mut streams: Vec<(Stream, OwnedFd)>,
+    mut stdio: Stdio<'_>,
+    cancel: &Cancel,
+) -> Result<Exit, ExecError> {
+    let mut outcome: Option<Result<Exit, ExecError>> = None;
+    let mut asked_to_stop = false;
+    let mut terminal: Option<Terminal> = None;
+    let mut buffer = vec![0; 64 << 10];
+    while outcome.is_none() || !streams.is_empty() {
+        let mut fds: Vec<PollFd<'_>> = vec![];
+        let cancel_flags = if asked_to_stop { PollFlags::empty() } else { PollFlags::IN };
+        fds.push(PollFd::from_borrowed_fd(cancel.as_fd(), cancel_flags));
+        let socket_flags = if outcome.is_some() { PollFlags::empty() } else { PollFlags::IN };
+        fds.push(PollFd::new(socket, socket_flags));
+        fds.extend(streams.iter().map(|(_, fd)| PollFd::new(fd, PollFlags::IN)));
+        let first_terminal = fds.len();
+        if let Some(terminal) = &terminal {
+            fds.extend(terminal.poll_fds());
+        }
+        match poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            other => other.map_err(ExecError::start("poll"))?,
+        };
+        let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        drop(fds);
+
+        if !ready[0].is_empty() && !asked_to_stop {
+            asked_to_stop = true;
+            let _ = send(socket.as_fd(), b"stop", &[]);
+        }
+        let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        let mut open = Vec::with_capacity(streams.len());
+        for ((stream, fd), events) in streams.into_iter().zip(&ready[2..]) {
+            if !events.intersects(readable) || pass_on(stream, fd.as_fd(), &mut stdio, &mut buffer) {
+                open.push((stream, fd));
+            }
+        }
+        streams = open;
+        if let Some(terminal) = &mut terminal {
+            terminal.carry(&ready[first_terminal..]);
+        }
+        if ready[1].intersects(readable) && outcome.is_none() {
+            match receive(socket.as_fd()).map_err(ExecError::start("report"))? {
+                None => outcome = Some(Err(ExecError::HelperDied)),
+                Some((bytes, fds)) => match serde_json::from_slice(&bytes) {
+                    Ok(Report::Terminal) => terminal = fds.into_iter().next().map(Terminal::join),
+                    Ok(Report::Ended(exit)) => outcome = Some(Ok(exit)),
+                    Ok(Report::Failed(failure)) => outcome = Some(Err(failure.into())),
+                    Err(_) => outcome = Some(Err(ExecError::HelperDied)),
+                },
+            }
+        }
+    }
+    if let Some(terminal) = terminal {
+        terminal.drain();
+    }
+    outcome.unwrap_or(Err(ExecError::HelperDied))
+}
+
+/// Reads once; false at the end of the stream.
+fn pass_on(stream: Stream, fd: BorrowedFd<'_>, stdio: &mut Stdio<'_>, buffer: &mut [u8]) -> bool {
+    match rustix::io::read(fd, &mut *buffer) {
+        Ok(0) => false,
+        Ok(count) => {
+            if let Stdio::Captured(callback) = stdio {
+                callback(stream, &buffer[..count]);
+            }
+            true
+        }
+        Err(Errno::INTR | Errno::AGAIN) => true,
+        Err(_) => false,
+    }
+}
+
+/// Reads the task out of its memory file, in the helper.
+pub(super) fn read_task(memory: OwnedFd) -> Option<Task> {
+    let mut text = Vec::new();
+    File::from(memory).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}

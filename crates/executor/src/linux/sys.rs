@@ -1,0 +1,110 @@
+//! The fence: system calls that neither rustix nor nix wrap safely, one function each.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::unistd::ForkResult;
+use rustix::io::Errno;
+
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result < 0 {
+        let raw = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        Err(Errno::from_raw_os_error(raw))
+    } else {
+        Ok(result)
+    }
+}
+
+/// `fork(2)` in the helper. The caller is the helper, which has one thread; that is what makes it
+/// sound to go on with Rust code in the child.
+pub(super) fn fork() -> Result<ForkResult, Errno> {
+    // SAFETY: the helper is a freshly executed process that never starts a thread, so no lock can
+    // be held by a thread that the child lacks.
+    unsafe { nix::unistd::fork() }.map_err(|errno| Errno::from_raw_os_error(errno as i32))
+}
+
+/// `unshare(2)`. Called in the single-threaded helper only: no other thread shares its fs struct.
+pub(super) fn unshare(flags: rustix::thread::UnshareFlags) -> Result<(), Errno> {
+    // SAFETY: `UnshareFlags::FILES`, the unsound one, is never passed by this crate, and there is
+    // only one thread.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// `close_range(2)` with `CLOEXEC`: everything from `first` on closes at exec.
+pub(super) fn mark_cloexec_from(first: RawFd) -> Result<(), Errno> {
+    let first = libc::c_uint::try_from(first).unwrap_or(3);
+    // SAFETY: only integers cross. CLOEXEC closes nothing until exec, so no live `OwnedFd` loses
+    // its file.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    check(result).map(drop)
+}
+
+/// `mount_setattr(2)`: makes the mount behind `fd` read-only, with all below it.
+pub(super) fn mount_read_only(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attr =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the path is an empty C string, `attr` lives across the call and its size is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// `keyctl(KEYCTL_JOIN_SESSION_KEYRING)`: a new, empty session keyring.
+pub(super) fn new_session_keyring() -> Result<(), Errno> {
+    // SAFETY: a null name asks for an anonymous keyring; nothing else crosses.
+    let result = unsafe {
+        libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
+    check(result).map(drop)
+}
+
+/// `ioctl(TIOCGPTPEER)`: opens the terminal behind the pseudo-terminal master, without a path.
+pub(super) fn open_pty_peer(master: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes open flags by value and returns a new descriptor.
+    let fd = check(unsafe { libc::syscall(libc::SYS_ioctl, master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `execve(2)` with C strings made beforehand; returns only on failure.
+pub(super) fn execve(program: &CStr, args: &[&CStr], env: &[&CStr]) -> Errno {
+    match nix::unistd::execve(program, args, env) {
+        Ok(never) => match never {},
+        Err(errno) => Errno::from_raw_os_error(errno as i32),
+    }
+}
+
+/// Takes over descriptor 0, over which the helper gets everything.
+pub(super) fn take_stdin() -> OwnedFd {
+    // SAFETY: called once, first thing in the helper, before anything else could own descriptor 0;
+    // the parent passed it for this purpose.
+    unsafe { OwnedFd::from_raw_fd(0) }
+}
+
+/// `dup2(2)` onto a standard stream.
+pub(super) fn dup_onto(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
+    // SAFETY: only integers cross; descriptors 0 to 2 belong to no `OwnedFd` of the helper once
+    // `take_stdin`'s was moved up by `fcntl(F_DUPFD)`.
+    check(libc::c_long::from(unsafe { libc::dup2(from.as_raw_fd(), to) })).map(drop)
+}
+
+/// `signal(SIGPIPE, SIG_DFL)`.
+pub(super) fn default_sigpipe() -> Result<(), Errno> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action is no handler of ours; nothing can run in a signal's context.
+    let result = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    result.map(drop).map_err(|errno| Errno::from_raw_os_error(errno as i32))
+}

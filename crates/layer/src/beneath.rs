@@ -1,0 +1,226 @@
+//! Opens paths below a root directory and nowhere else.
+//!
+//! Symbolic links are followed as inside a container: an absolute target starts at the root, `..`
+//! stops there (`openat2(2)`, `RESOLVE_IN_ROOT`).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+
+use crate::path::{self, EntryPath, PathError};
+
+/// Linux gives up after 40 links too (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+
+/// Why a path below a root could not be opened or made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BeneathError {
+    /// The path itself is unusable.
+    #[error("path {path} is not usable")]
+    Path {
+        /// The path.
+        path: EntryPath,
+        /// What is wrong with it.
+        source: PathError,
+    },
+    /// The kernel refused.
+    #[error("{call} failed for {path}")]
+    Host {
+        /// The system call.
+        call: &'static str,
+        /// The path.
+        path: EntryPath,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl BeneathError {
+    /// The kernel's answer, when it was asked.
+    pub fn host_kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Host { source, .. } => Some(source.kind()),
+            Self::Path { .. } => None,
+        }
+    }
+
+    fn host(call: &'static str, path: &[u8], errno: Errno) -> Self {
+        Self::Host { call, path: path.into(), source: errno.into() }
+    }
+}
+
+/// Opens what is at `path` below `root` (empty: the root itself), following links inside the root.
+///
+/// # Errors
+/// Add `OFlags::NOFOLLOW` to refuse a link in the last place.
+pub fn open_file(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, BeneathError> {
+    path::check(path).map_err(|source| BeneathError::Path { path: path.into(), source })?;
+    resolve(root, path, flags).map_err(|errno| BeneathError::host("openat2", path, errno))
+}
+
+/// Opens the directory that holds `path` and returns it with the last component.
+///
+/// # Errors
+/// [`PathError::NoName`] for the root, `.` and `..`; `NotFound` when the parent is missing.
+pub fn open_parent<'p>(root: BorrowedFd<'_>, path: &'p [u8]) -> Result<(OwnedFd, &'p [u8]), BeneathError> {
+    let fault = |source| BeneathError::Path { path: path.into(), source };
+    path::check(path).map_err(fault)?;
+    let (parent, name) = path::split(path.strip_suffix(b"/").unwrap_or(path));
+    if matches!(name, b"" | b"." | b"..") {
+        return Err(fault(PathError::NoName));
+    }
+    Ok((open_file(root, parent, OFlags::RDONLY | OFlags::DIRECTORY)?, name))
+}
+
+/// Makes the directory `path` and its missing parents; returns how many were made.
+///
+/// Only new directories get `mode` and `owner`. A dangling link on the way gets its target made.
+pub fn mkdir_all(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    mode: u32,
+    owner: (u32, u32),
+) -> Result<usize, BeneathError> {
+    path::check(path).map_err(|source| BeneathError::Path { path: path.into(), source })?;
+    make_dirs(root, path, mode, owner, MAX_LINKS)
+}
+
+fn make_dirs(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    mode: u32,
+    owner: (u32, u32),
+    links: u32,
+) -> Result<usize, BeneathError> {
+    let path: Vec<u8> = path.iter().copied().skip_while(|&b| b == b'/').collect();
+    let directory = OFlags::PATH | OFlags::DIRECTORY;
+    match resolve(root, &path, directory) {
+        Ok(_) => return Ok(0),
+        Err(Errno::NOENT) => {}
+        Err(errno) => return Err(BeneathError::host("openat2", &path, errno)),
+    }
+    let mut made = 0;
+    let ends = (1..=path.len()).filter(|&end| end == path.len() || path[end] == b'/');
+    for end in ends {
+        let prefix = &path[..end];
+        match resolve(root, prefix, directory) {
+            Ok(_) => continue,
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(BeneathError::host("openat2", prefix, errno)),
+        }
+        let (above, name) = path::split(prefix);
+        let parent = resolve(root, above, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|errno| BeneathError::host("openat2", above, errno))?;
+        match fs::mkdirat(&parent, name, Mode::RWXU) {
+            Ok(()) => {
+                own(&parent, name, mode, owner)
+                    .map_err(|(call, errno)| BeneathError::host(call, prefix, errno))?;
+                made += 1;
+            }
+            // There, and yet not: a link to nothing.
+            Err(Errno::EXIST) => {
+                let target = fs::readlinkat(&parent, name, Vec::new())
+                    .map_err(|errno| BeneathError::host("readlinkat", prefix, errno))?;
+                let target = match target.as_bytes() {
+                    absolute @ [b'/', ..] => absolute.to_vec(),
+                    relative => path::join(above, relative),
+                };
+                let links =
+                    links.checked_sub(1).ok_or_else(|| BeneathError::host("openat2", prefix, Errno::LOOP))?;
+                made += make_dirs(root, &target, mode, owner, links)?;
+            }
+            Err(errno) => return Err(BeneathError::host("mkdirat", prefix, errno)),
+        }
+    }
+    Ok(made)
+}
+
+fn own(parent: &OwnedFd, name: &[u8], mode: u32, owner: (u32, u32)) -> Result<(), (&'static str, Errno)> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = fs::openat(parent, name, flags, Mode::empty()).map_err(|errno| ("openat", errno))?;
+    let stat = fs::fstat(&made).map_err(|errno| ("fstat", errno))?;
+    if (stat.st_uid, stat.st_gid) != owner {
+        // Owner before mode: chown(2) clears setuid bits.
+        fs::fchown(&made, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))
+            .map_err(|errno| ("fchown", errno))?;
+    }
+    // The umask has no say.
+    fs::fchmod(&made, Mode::from_raw_mode(mode & 0o7777)).map_err(|errno| ("fchmod", errno))
+}
+
+/// `openat2` within `root`; the empty path is the root.
+fn resolve(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() { &b"."[..] } else { path };
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    // Bounded: somebody renaming without end must not hold us here.
+    for _ in 0..1000 {
+        // EAGAIN: a rename raced with `..` on the way; the kernel asks to try again.
+        match fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{create_dir, metadata, read_dir, write};
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    fn root(dir: &tempfile::TempDir) -> OwnedFd {
+        std::fs::File::open(dir.path()).unwrap().into()
+    }
+
+    #[test]
+    fn links_resolve_inside_the_root() {
+        let outside = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        create_dir(dir.path().join("etc")).unwrap();
+        write(dir.path().join("etc/x"), "inside").unwrap();
+        symlink("/etc", dir.path().join("absolute")).unwrap();
+        symlink("../../../etc", dir.path().join("above")).unwrap();
+        symlink(outside.path(), dir.path().join("outside")).unwrap();
+        let fd = root(&dir);
+        for path in [&b"absolute/x"[..], b"above/x", b"/etc/x", b"../../etc/x"] {
+            open_file(fd.as_fd(), path, OFlags::RDONLY).unwrap();
+        }
+        assert!(open_parent(fd.as_fd(), b"outside/x").is_err());
+    }
+
+    #[test]
+    fn missing_directories_are_made_with_mode_and_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = root(&dir);
+        assert_eq!(mkdir_all(fd.as_fd(), b"a/b/c", 0o2750, (7, 8)).unwrap(), 3);
+        assert_eq!(mkdir_all(fd.as_fd(), b"/a/b/c/", 0o755, (0, 0)).unwrap(), 0);
+        let made = metadata(dir.path().join("a/b")).unwrap();
+        assert_eq!((made.mode() & 0o7777, made.uid(), made.gid()), (0o2750, 7, 8));
+    }
+
+    #[test]
+    fn a_dangling_link_gets_its_target_made_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = root(&dir);
+        symlink("/run", dir.path().join("var-run")).unwrap();
+        assert_eq!(mkdir_all(fd.as_fd(), b"var-run/app", 0o755, (0, 0)).unwrap(), 2);
+        assert!(dir.path().join("run/app").is_dir());
+        symlink("loop", dir.path().join("loop")).unwrap();
+        assert!(mkdir_all(fd.as_fd(), b"loop/x", 0o755, (0, 0)).is_err());
+        assert_eq!(read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_path_without_a_name_has_no_parent() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [&b""[..], b"/", b".", b"a/.."] {
+            let error = open_parent(root(&dir).as_fd(), path).unwrap_err();
+            assert!(matches!(error, BeneathError::Path { source: PathError::NoName, .. }), "{error}");
+        }
+    }
+}

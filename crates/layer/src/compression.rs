@@ -1,0 +1,133 @@
+//! Compressed layers, told by content.
+
+use std::io::{self, BufRead, Cursor, Read, Write};
+
+use flate2::GzBuilder;
+use flate2::bufread::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use lzma_rust2::XzReader;
+
+/// Windows above 128 MiB are refused: a few bytes must not cost gigabytes.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+/// `xz -9` needs 65 MiB.
+const XZ_MEMORY_KIB: u32 = 256 << 10;
+/// Enough for the longest magic.
+const MAGIC: usize = 6;
+
+/// How a stream is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Not at all, or not in a way known here.
+    None,
+    /// RFC 1952, any number of members.
+    Gzip,
+    /// RFC 8878, any number of frames.
+    Zstd,
+    /// The .xz format.
+    Xz,
+}
+
+/// Tells the compression from the first six bytes of a stream.
+pub fn detect(head: &[u8]) -> Compression {
+    match head {
+        [0x1f, 0x8b, 8, ..] => Compression::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+        // A skippable frame may stand first.
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Compression::Xz,
+        _ => Compression::None,
+    }
+}
+
+/// The plain bytes behind `reader`, and what they were compressed with.
+///
+/// # Errors
+/// When the first bytes cannot be read; damage shows while reading.
+pub fn decoder<'a>(mut reader: impl BufRead + 'a) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
+    let mut head = Vec::with_capacity(MAGIC);
+    reader.by_ref().take(MAGIC as u64).read_to_end(&mut head)?;
+    let compression = detect(&head);
+    let whole = Cursor::new(head).chain(reader);
+    let plain: Box<dyn Read + 'a> = match compression {
+        Compression::None => Box::new(whole),
+        Compression::Gzip => Box::new(MultiGzDecoder::new(whole)),
+        Compression::Zstd => {
+            let mut zstd = zstd::stream::read::Decoder::with_buffer(whole)?;
+            zstd.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Box::new(zstd)
+        }
+        Compression::Xz => Box::new(XzReader::new_mem_limit(whole, true, XZ_MEMORY_KIB)),
+    };
+    Ok((compression, plain))
+}
+
+/// Compresses into `out`; the same bytes in give the same bytes out. End it with `finish`.
+pub fn gzip_encoder<W: Write>(out: W, level: u32) -> GzEncoder<W> {
+    // 255: no operating system named. No time either, and no file name.
+    GzBuilder::new().mtime(0).operating_system(255).write(out, flate2::Compression::new(level.min(9)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = gzip_encoder(Vec::new(), 6);
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn check(bytes: &[u8], compression: Compression, expected: &[u8]) {
+        let (found, mut plain) = decoder(bytes).unwrap();
+        let mut text = Vec::new();
+        plain.read_to_end(&mut text).unwrap();
+        assert_eq!((found, text.as_slice()), (compression, expected));
+    }
+
+    #[test]
+    fn gzip_members_are_all_read() {
+        check(&[gzip(b"one "), gzip(b"two")].concat(), Compression::Gzip, b"one two");
+    }
+
+    #[test]
+    fn gzip_is_deterministic_and_names_no_time() {
+        assert_eq!(gzip(b"text"), gzip(b"text"));
+        assert_eq!(&gzip(b"text")[4..8], [0; 4]);
+    }
+
+    #[test]
+    fn junk_behind_gzip_is_an_error() {
+        let bytes = [gzip(b"one"), b"junk".to_vec()].concat();
+        let (_, mut plain) = decoder(bytes.as_slice()).unwrap();
+        assert!(plain.read_to_end(&mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn zstd_frames_are_all_read_and_large_windows_refused() {
+        let one = zstd::encode_all(&b"one "[..], 1).unwrap();
+        check(&[one.clone(), one].concat(), Compression::Zstd, b"one one ");
+        // Magic, no flags, window descriptor 2^31, an empty raw last block.
+        let large = [0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
+        let (_, mut plain) = decoder(&large[..]).unwrap();
+        assert!(plain.read_to_end(&mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn xz_is_read() {
+        // `printf kiln | xz --check=crc32`
+        let bytes = [
+            0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x01, 0x69, 0x22, 0xde, 0x36, 0x02, 0x00, 0x21, 0x01,
+            0x16, 0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0x01, 0x00, 0x03, 0x6b, 0x69, 0x6c, 0x6e, 0x00,
+            0x45, 0x37, 0x27, 0xe9, 0x00, 0x01, 0x18, 0x04, 0x6b, 0xe9, 0xf0, 0xa5, 0x90, 0x42, 0x99, 0x0d,
+            0x01, 0x00, 0x00, 0x00, 0x00, 0x01, 0x59, 0x5a,
+        ];
+        check(&bytes, Compression::Xz, b"kiln");
+    }
+
+    #[test]
+    fn short_and_unknown_streams_pass_as_they_are() {
+        check(b"", Compression::None, b"");
+        check(b"ab", Compression::None, b"ab");
+        check(b"BZh91AY&SY", Compression::None, b"BZh91AY&SY");
+    }
+}

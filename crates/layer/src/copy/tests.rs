@@ -1,0 +1,140 @@
+//! Needs root: files get owners.
+
+use std::fs::{self, create_dir, hard_link, write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::index::{ScanOptions, scan};
+
+fn dirs() -> (TempDir, TempDir) {
+    (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap())
+}
+
+fn entries_of(from: &TempDir, path: &str) -> Vec<Entry> {
+    let cancel = AtomicBool::new(false);
+    let options = ScanOptions { hash: true, filter: None, stat_cache: None, cancel: &cancel };
+    scan(File::open(from.path()).unwrap().as_fd(), path.as_bytes(), &options).unwrap()
+}
+
+fn run(
+    from: &TempDir,
+    entries: &[Entry],
+    strip: &str,
+    to: &TempDir,
+    destination: &str,
+    owner: Option<(u32, u32)>,
+) -> Result<Copied, CopyError> {
+    let cancel = AtomicBool::new(false);
+    let (source, target) = (File::open(from.path()).unwrap(), File::open(to.path()).unwrap());
+    copy(&CopyRequest {
+        from: source.as_fd(),
+        entries,
+        strip: strip.as_bytes(),
+        to: target.as_fd(),
+        destination: destination.as_bytes(),
+        owner,
+        keep_destination_dir_metadata: true,
+        cancel: &cancel,
+    })
+}
+
+fn copy_path(from: &TempDir, path: &str, to: &TempDir, destination: &str) -> Result<Copied, CopyError> {
+    run(from, &entries_of(from, path), path, to, destination, Some((0, 0)))
+}
+
+#[test]
+fn a_tree_keeps_modes_times_links_and_attributes() {
+    let (from, to) = dirs();
+    let at = |name: &str| from.path().join("src").join(name);
+    fs::create_dir_all(at("sub")).unwrap();
+    write(at("sub/file"), vec![1; 300_000]).unwrap();
+    fs::set_permissions(at("sub/file"), fs::Permissions::from_mode(0o4711)).unwrap();
+    rustix::fs::lsetxattr(at("sub/file"), "user.a", b"1", rustix::fs::XattrFlags::empty()).unwrap();
+    hard_link(at("sub/file"), at("again")).unwrap();
+    symlink("/etc/shadow", at("link")).unwrap();
+    let copied = copy_path(&from, "src", &to, "a/b").unwrap();
+    assert_eq!(copied, Copied { bytes: 300_000, entries: 5 });
+    let made = |name: &str| fs::symlink_metadata(to.path().join("a/b").join(name)).unwrap();
+    let (file, original) = (made("sub/file"), fs::metadata(at("sub/file")).unwrap());
+    assert_eq!((file.mode(), file.nlink()), (original.mode(), 2));
+    assert_eq!((file.mtime(), file.mtime_nsec()), (original.mtime(), original.mtime_nsec()));
+    let sub = fs::metadata(at("sub")).unwrap();
+    assert_eq!((made("sub").mtime(), made("sub").mtime_nsec()), (sub.mtime(), sub.mtime_nsec()));
+    assert_eq!(made("again").ino(), file.ino());
+    assert!(made("link").is_symlink());
+    let target = File::open(to.path().join("a/b/sub")).unwrap();
+    assert_eq!(node::xattrs(target.as_fd(), b"file").unwrap()[&b"user.a"[..]], b"1");
+}
+
+#[test]
+fn owners_are_set_on_parents_too_or_kept() {
+    let (from, to) = dirs();
+    write(from.path().join("x"), "").unwrap();
+    std::os::unix::fs::chown(from.path().join("x"), Some(5), Some(6)).unwrap();
+    let entries = entries_of(&from, "x");
+    run(&from, &entries, "x", &to, "new/x", Some((7, 8))).unwrap();
+    run(&from, &entries, "x", &to, "kept", None).unwrap();
+    let owner = |name: &str| {
+        let stat = fs::metadata(to.path().join(name)).unwrap();
+        (stat.uid(), stat.gid())
+    };
+    assert_eq!([owner("new"), owner("new/x"), owner("kept")], [(7, 8), (7, 8), (5, 6)]);
+}
+
+#[test]
+fn files_replace_files_and_links_but_not_directories() {
+    let (from, to) = dirs();
+    write(from.path().join("x"), "new").unwrap();
+    create_dir(from.path().join("dir")).unwrap();
+    write(to.path().join("kept"), "old").unwrap();
+    symlink("kept", to.path().join("link")).unwrap();
+    create_dir(to.path().join("there")).unwrap();
+    copy_path(&from, "x", &to, "link").unwrap();
+    assert_eq!(fs::read_to_string(to.path().join("kept")).unwrap(), "old");
+    assert_eq!(fs::read_to_string(to.path().join("link")).unwrap(), "new");
+    assert!(matches!(copy_path(&from, "x", &to, "there"), Err(CopyError::OntoDirectory { .. })));
+    assert!(matches!(copy_path(&from, "dir", &to, "kept"), Err(CopyError::OntoNonDirectory { .. })));
+    assert!(matches!(copy_path(&from, "x", &to, "kept/x"), Err(CopyError::OntoNonDirectory { .. })));
+}
+
+#[test]
+fn an_existing_destination_directory_keeps_its_metadata_and_its_files() {
+    let (from, to) = dirs();
+    create_dir(from.path().join("src")).unwrap();
+    write(from.path().join("src/new"), "").unwrap();
+    create_dir(to.path().join("dst")).unwrap();
+    write(to.path().join("dst/old"), "").unwrap();
+    fs::set_permissions(to.path().join("dst"), fs::Permissions::from_mode(0o1777)).unwrap();
+    let before = fs::metadata(to.path().join("dst")).unwrap();
+    symlink("/dst", to.path().join("link")).unwrap();
+    copy_path(&from, "src", &to, "link").unwrap();
+    let after = fs::metadata(to.path().join("dst")).unwrap();
+    assert_eq!((after.mode(), after.mtime_nsec()), (before.mode(), before.mtime_nsec()));
+    assert_eq!(fs::read_dir(to.path().join("dst")).unwrap().count(), 2);
+}
+
+#[test]
+fn links_in_the_destination_stay_inside() {
+    let ((from, to), outside) = (dirs(), tempfile::tempdir().unwrap());
+    write(from.path().join("x"), "").unwrap();
+    symlink(outside.path(), to.path().join("out")).unwrap();
+    copy_path(&from, "x", &to, "out/x").unwrap();
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    assert!(to.path().join(outside.path().strip_prefix("/").unwrap()).join("x").exists());
+}
+
+#[test]
+fn a_file_that_changed_since_the_scan_is_an_error_unless_its_content_is_the_same() {
+    let (from, to) = dirs();
+    let path = from.path().join("x");
+    write(&path, "one").unwrap();
+    let entries = entries_of(&from, "x");
+    fs::remove_file(&path).unwrap();
+    write(&path, "one").unwrap();
+    run(&from, &entries, "x", &to, "same", None).unwrap();
+    write(&path, "two").unwrap();
+    let error = run(&from, &entries, "x", &to, "other", None).unwrap_err();
+    assert!(matches!(error, CopyError::ChangedWhileReading { .. }), "{error}");
+}

@@ -1,0 +1,445 @@
+//! The layer index: every entry of a tree, in order, read in one pass.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+use rustix::fs::{self, FileType, OFlags, Stat};
+
+use crate::beneath::{self, BeneathError};
+use crate::node::{self, CallError, Named};
+use crate::path::{self, EntryPath, PathError};
+
+/// A time of the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp {
+    /// Seconds since 1970; negative before.
+    pub secs: i64,
+    /// Nanoseconds after `secs`, below 10⁹.
+    pub nanos: u32,
+}
+
+/// One file, directory, link or device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Path below the root without a leading slash; empty for the root itself.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Permission, setuid, setgid and sticky bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: Timestamp,
+    /// Change time: tells a file that changed since the scan. Part of no digest.
+    pub ctime: Timestamp,
+    /// All extended attributes, those of overlayfs too.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// What an [`Entry`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File {
+        /// Size in bytes.
+        size: u64,
+        /// BLAKE3 of the content; `None` when the scan did not hash.
+        content: Option<[u8; 32]>,
+        /// Device and inode: equal for hard links of one file.
+        inode: (u64, u64),
+        /// Number of hard links.
+        nlink: u32,
+    },
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink {
+        /// Where it points, as stored.
+        target: Vec<u8>,
+    },
+    /// A character device; 0:0 is overlayfs's whiteout.
+    Char {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    Block {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A named pipe.
+    Fifo,
+    /// A socket; layers have none.
+    Socket,
+}
+
+/// What to do with an entry of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visit {
+    /// The entry and, for a directory, what the filter takes below it.
+    Take,
+    /// Neither the entry nor anything below it.
+    Skip,
+    /// Not the entry, but look below it.
+    Descend,
+}
+
+/// Decides about a path; the second argument says whether it is a directory.
+pub type Filter<'a> = dyn Fn(&[u8], bool) -> Visit + 'a;
+
+/// How to scan.
+pub struct ScanOptions<'a> {
+    /// Hash file content.
+    pub hash: bool,
+    /// Asked for every entry but the root, with its path and whether it is a directory; `None`
+    /// takes everything.
+    pub filter: Option<&'a Filter<'a>>,
+    /// Digests known from earlier scans.
+    pub stat_cache: Option<&'a dyn StatCache>,
+    /// Set by somebody else to stop.
+    pub cancel: &'a AtomicBool,
+}
+
+/// What tells one state of a file's content from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Modification time in nanoseconds since 1970.
+    pub mtime_ns: i128,
+    /// Change time in nanoseconds since 1970.
+    pub ctime_ns: i128,
+    /// Type and permissions, as `stat(2)` has them.
+    pub mode: u32,
+}
+
+/// Remembers the digests of file contents by what `stat(2)` says of the file.
+pub trait StatCache {
+    /// The BLAKE3 of a file in exactly this state, if it is known for certain.
+    fn get(&self, stat: &FileStat) -> Option<[u8; 32]>;
+
+    /// Learns the BLAKE3 of a file that had this state before and after it was read.
+    fn put(&self, stat: &FileStat, content: [u8; 32]);
+}
+
+/// Why a tree could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScanError {
+    /// Somebody asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// A path cannot be used.
+    #[error("path {path} is not usable")]
+    Path {
+        /// The path.
+        path: EntryPath,
+        /// What is wrong with it.
+        source: PathError,
+    },
+    /// A file kept changing while it was hashed.
+    #[error("{path} changed while it was read")]
+    ChangedWhileReading {
+        /// The file.
+        path: EntryPath,
+    },
+    /// The kernel refused.
+    #[error("{call} failed for {path}")]
+    Host {
+        /// The system call.
+        call: &'static str,
+        /// The entry.
+        path: EntryPath,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl From<BeneathError> for ScanError {
+    fn from(error: BeneathError) -> Self {
+        match error {
+            BeneathError::Path { path, source } => Self::Path { path, source },
+            BeneathError::Host { call, path, source } => Self::Host { call, path, source },
+        }
+    }
+}
+
+impl ScanError {
+    fn host(path: &[u8], CallError { call, errno }: CallError) -> Self {
+        Self::Host { call, path: path.into(), source: errno.into() }
+    }
+}
+
+/// Reads the tree at and below `start` (empty: the root).
+///
+/// Sorted by component, so a directory stands before what is in it. A link at `start` is itself an
+/// entry. Costs one `stat` and one `listxattr` per entry; content is read only where `hash` is set
+/// and the cache does not know it.
+pub fn scan(root: BorrowedFd<'_>, start: &[u8], options: &ScanOptions<'_>) -> Result<Vec<Entry>, ScanError> {
+    let start = match start.strip_suffix(b"/").unwrap_or(start) {
+        b"." => b"",
+        start => start,
+    };
+    let mut walk = Walk { options, entries: Vec::new(), unhashed: Vec::new() };
+    if start.is_empty() {
+        let top = beneath::open_file(root, b"", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        walk.visit(top.as_fd(), b".", Vec::new())?;
+    } else {
+        let (parent, name) = beneath::open_parent(root, start)?;
+        walk.visit(parent.as_fd(), name, start.to_vec())?;
+    }
+    let Walk { mut entries, unhashed, .. } = walk;
+    hash_files(root, &mut entries, &unhashed, options)?;
+    Ok(entries)
+}
+
+struct Walk<'a> {
+    options: &'a ScanOptions<'a>,
+    entries: Vec<Entry>,
+    /// Indices of files whose content is still to be hashed.
+    unhashed: Vec<usize>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>) -> Result<(), ScanError> {
+        if self.options.cancel.load(Ordering::Relaxed) {
+            return Err(ScanError::Cancelled);
+        }
+        let host = |error| ScanError::host(&path, error);
+        let stat = fs::statat(parent, name, fs::AtFlags::SYMLINK_NOFOLLOW).named("fstatat").map_err(host)?;
+        let is_dir = node::kind(&stat) == FileType::Directory;
+        let visit = match self.options.filter {
+            Some(filter) if !path.is_empty() => filter(&path, is_dir),
+            _ => Visit::Take,
+        };
+        match visit {
+            Visit::Skip => return Ok(()),
+            Visit::Descend => {}
+            Visit::Take => self.take(parent, name, &path, &stat)?,
+        }
+        if is_dir {
+            let directory = node::open_dir(parent, name).map_err(host)?;
+            for child in node::names(directory.as_fd()).map_err(host)? {
+                let below = path::join(&path, &child);
+                path::check(&below)
+                    .map_err(|source| ScanError::Path { path: below.as_slice().into(), source })?;
+                self.visit(directory.as_fd(), &child, below)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        stat: &Stat,
+    ) -> Result<(), ScanError> {
+        let host = |error| ScanError::host(path, error);
+        let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
+        let kind = match node::kind(stat) {
+            FileType::RegularFile => {
+                let known = self.options.stat_cache.filter(|_| self.options.hash);
+                let content = known.and_then(|cache| cache.get(&FileStat::of(stat)));
+                if self.options.hash && content.is_none() {
+                    self.unhashed.push(self.entries.len());
+                }
+                file_kind(stat, content)
+            }
+            FileType::Directory => EntryKind::Dir,
+            FileType::Symlink => {
+                let target = fs::readlinkat(parent, name, Vec::new()).named("readlinkat").map_err(host)?;
+                EntryKind::Symlink { target: target.into_bytes() }
+            }
+            FileType::CharacterDevice => EntryKind::Char { major, minor },
+            FileType::BlockDevice => EntryKind::Block { major, minor },
+            FileType::Fifo => EntryKind::Fifo,
+            _ => EntryKind::Socket,
+        };
+        self.entries.push(Entry {
+            path: path.to_vec(),
+            kind,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: mtime(stat),
+            ctime: ctime(stat),
+            xattrs: node::xattrs(parent, name).map_err(host)?,
+        });
+        Ok(())
+    }
+}
+
+fn file_kind(stat: &Stat, content: Option<[u8; 32]>) -> EntryKind {
+    EntryKind::File {
+        size: stat.st_size.unsigned_abs(),
+        content,
+        inode: (stat.st_dev, stat.st_ino),
+        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+    }
+}
+
+impl FileStat {
+    pub(crate) fn of(stat: &Stat) -> Self {
+        let ns = |time: Timestamp| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
+        Self {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            size: stat.st_size.unsigned_abs(),
+            mtime_ns: ns(mtime(stat)),
+            ctime_ns: ns(ctime(stat)),
+            mode: stat.st_mode,
+        }
+    }
+}
+
+pub(crate) fn mtime(stat: &Stat) -> Timestamp {
+    Timestamp { secs: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
+}
+
+pub(crate) fn ctime(stat: &Stat) -> Timestamp {
+    Timestamp { secs: stat.st_ctime, nanos: u32::try_from(stat.st_ctime_nsec).unwrap_or(0) }
+}
+
+/// Hashes the files at `indices` on all processors and tells the cache.
+fn hash_files(
+    root: BorrowedFd<'_>,
+    entries: &mut [Entry],
+    indices: &[usize],
+    options: &ScanOptions<'_>,
+) -> Result<(), ScanError> {
+    let cancel = options.cancel;
+    let shared: &[Entry] = entries;
+    let hashed: Vec<(usize, Stat, [u8; 32])> = indices
+        .par_iter()
+        .map_init(
+            || vec![0; 256 << 10],
+            |buffer, &at| {
+                let (stat, content) = hash_file(root, &shared[at].path, buffer, cancel)?;
+                Ok((at, stat, content))
+            },
+        )
+        .collect::<Result<_, ScanError>>()?;
+    for (at, stat, content) in hashed {
+        let entry = &mut entries[at];
+        entry.kind = file_kind(&stat, Some(content));
+        (entry.mode, entry.uid, entry.gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+        (entry.mtime, entry.ctime) = (mtime(&stat), ctime(&stat));
+        if let Some(cache) = options.stat_cache {
+            cache.put(&FileStat::of(&stat), content);
+        }
+    }
+    Ok(())
+}
+
+/// The state of the file before and after its content was read: they are the same.
+fn hash_file(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    buffer: &mut [u8],
+    cancel: &AtomicBool,
+) -> Result<(Stat, [u8; 32]), ScanError> {
+    for _ in 0..3 {
+        let fd = open_to_read(root, path)?;
+        let stat_of =
+            |fd: &OwnedFd| fs::fstat(fd).named("fstat").map_err(|error| ScanError::host(path, error));
+        let before = stat_of(&fd)?;
+        if node::kind(&before) != FileType::RegularFile {
+            break;
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut file = File::from(fd);
+        loop {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(ScanError::Cancelled);
+            }
+            match file.read(buffer) {
+                Ok(0) => break,
+                Ok(length) => hasher.update(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(ScanError::Host { call: "read", path: path.into(), source }),
+            };
+        }
+        let after = stat_of(&OwnedFd::from(file))?;
+        if FileStat::of(&before) == FileStat::of(&after) {
+            return Ok((after, hasher.finalize().into()));
+        }
+    }
+    Err(ScanError::ChangedWhileReading { path: path.into() })
+}
+
+/// Opens a file to read; one that turned into a fifo or a link meanwhile does not hang or lead away.
+pub(crate) fn open_to_read(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, BeneathError> {
+    beneath::open_file(root, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{create_dir, write};
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn check(start: &str, filter: Option<&Filter<'_>>, expected: &[&str]) {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "a/x", "a-b"] {
+            create_dir(dir.path().join(name)).unwrap();
+        }
+        write(dir.path().join("a/x/file"), "text").unwrap();
+        symlink("/nowhere", dir.path().join("link")).unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let cancel = AtomicBool::new(false);
+        let options = ScanOptions { hash: true, filter, stat_cache: None, cancel: &cancel };
+        let entries = scan(root.as_fd(), start.as_bytes(), &options).unwrap();
+        let paths: Vec<String> =
+            entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect();
+        assert_eq!(paths, expected);
+        for entry in &entries {
+            if let EntryKind::File { content, .. } = &entry.kind {
+                assert_eq!(*content, Some(*blake3::hash(b"text").as_bytes()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_stands_before_its_children_and_those_before_its_neighbours() {
+        check("", None, &["", "a", "a/x", "a/x/file", "a-b", "link"]);
+        check("a/x", None, &["a/x", "a/x/file"]);
+        check("link", None, &["link"]);
+    }
+
+    #[test]
+    fn a_filter_skips_or_looks_below() {
+        let filter = |path: &[u8], _: bool| match path {
+            b"a" => Visit::Descend,
+            b"a-b" => Visit::Skip,
+            _ => Visit::Take,
+        };
+        check("", Some(&filter), &["", "a/x", "a/x/file", "link"]);
+    }
+
+    #[test]
+    fn a_cancelled_scan_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let cancel = AtomicBool::new(true);
+        let options = ScanOptions { hash: true, filter: None, stat_cache: None, cancel: &cancel };
+        let root = File::open(dir.path()).unwrap();
+        assert!(matches!(scan(root.as_fd(), b"", &options), Err(ScanError::Cancelled)));
+    }
+}

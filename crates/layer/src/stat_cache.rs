@@ -1,0 +1,207 @@
+//! Digests of unchanged files, kept from one build to the next.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use crate::index::{FileStat, StatCache};
+
+const MAGIC: &[u8; 8] = b"kilnstat";
+const VERSION: u32 = 1;
+/// Magic and version.
+const HEADER: usize = 12;
+/// dev, ino, size, mtime, ctime, mode, content.
+const RECORD: usize = 8 + 8 + 8 + 16 + 16 + 4 + 32;
+const CHECKSUM: usize = 32;
+/// File systems stamp changes with the tick of a coarse clock, up to 10 ms wide.
+const GRANULARITY_NS: i128 = 10_000_000;
+/// Files not seen lately are kept up to this many beyond twice those seen.
+const SPARE: usize = 10_000;
+
+/// A [`StatCache`] in one file.
+///
+/// Follows git's racy rule: a file that changed no earlier than one clock tick before this cache
+/// was loaded may change again without its times showing it, so it is never remembered.
+pub struct FileStatCache {
+    loaded_at_ns: i128,
+    state: Mutex<State>,
+}
+
+struct State {
+    records: HashMap<(u64, u64), Record>,
+    changed: bool,
+}
+
+struct Record {
+    stat: FileStat,
+    content: [u8; 32],
+    used: bool,
+}
+
+impl FileStatCache {
+    /// Reads the cache at `path`; a missing or damaged file is an empty cache.
+    pub fn load(path: &Path) -> Self {
+        // The clock is read before any file is looked at.
+        let loaded_at_ns = now_ns();
+        let records = fs::read(path).ok().and_then(|bytes| decode(&bytes)).unwrap_or_default();
+        Self { loaded_at_ns, state: Mutex::new(State { records, changed: false }) }
+    }
+
+    /// Writes the cache to `path` in one step, if anything was learned since it was loaded.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.changed {
+            return Ok(());
+        }
+        let used = state.records.values().filter(|record| record.used).count();
+        if state.records.len() > 2 * used + SPARE {
+            state.records.retain(|_, record| record.used);
+        }
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent {
+            fs::create_dir_all(parent)?;
+        }
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        // No fsync: the checksum tells a torn file, and that costs only time.
+        fs::write(&temporary, encode(&state.records))?;
+        fs::rename(&temporary, path).inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })?;
+        state.changed = false;
+        Ok(())
+    }
+}
+
+impl StatCache for FileStatCache {
+    fn get(&self, stat: &FileStat) -> Option<[u8; 32]> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = state.records.get_mut(&(stat.dev, stat.ino))?;
+        if record.stat != *stat {
+            return None;
+        }
+        record.used = true;
+        Some(record.content)
+    }
+
+    fn put(&self, stat: &FileStat, content: [u8; 32]) {
+        if stat.ctime_ns.max(stat.mtime_ns) >= self.loaded_at_ns - GRANULARITY_NS {
+            return;
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.records.insert((stat.dev, stat.ino), Record { stat: *stat, content, used: true });
+        state.changed = true;
+    }
+}
+
+fn now_ns() -> i128 {
+    match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => since.as_nanos() as i128,
+        Err(before) => -(before.duration().as_nanos() as i128),
+    }
+}
+
+fn encode(records: &HashMap<(u64, u64), Record>) -> Vec<u8> {
+    let mut sorted: Vec<_> = records.iter().collect();
+    sorted.sort_unstable_by_key(|(key, _)| **key);
+    let mut bytes = Vec::with_capacity(HEADER + sorted.len() * RECORD + CHECKSUM);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    for (_, Record { stat, content, .. }) in sorted {
+        for number in [stat.dev, stat.ino, stat.size] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&stat.mtime_ns.to_le_bytes());
+        bytes.extend_from_slice(&stat.ctime_ns.to_le_bytes());
+        bytes.extend_from_slice(&stat.mode.to_le_bytes());
+        bytes.extend_from_slice(content);
+    }
+    let checksum = blake3::hash(&bytes);
+    bytes.extend_from_slice(checksum.as_bytes());
+    bytes
+}
+
+/// `None` for anything but a whole file of this version.
+fn decode(bytes: &[u8]) -> Option<HashMap<(u64, u64), Record>> {
+    let (body, checksum) = bytes.split_last_chunk::<CHECKSUM>()?;
+    if blake3::hash(body) != *checksum {
+        return None;
+    }
+    let body = body.strip_prefix(MAGIC)?.strip_prefix(&VERSION.to_le_bytes())?;
+    let (chunks, []) = body.as_chunks::<RECORD>() else { return None };
+    let mut records = HashMap::with_capacity(chunks.len());
+    for chunk in chunks {
+        let mut rest = chunk.as_slice();
+        let stat = FileStat {
+            dev: u64::from_le_bytes(take(&mut rest)?),
+            ino: u64::from_le_bytes(take(&mut rest)?),
+            size: u64::from_le_bytes(take(&mut rest)?),
+            mtime_ns: i128::from_le_bytes(take(&mut rest)?),
+            ctime_ns: i128::from_le_bytes(take(&mut rest)?),
+            mode: u32::from_le_bytes(take(&mut rest)?),
+        };
+        records.insert((stat.dev, stat.ino), Record { stat, content: take(&mut rest)?, used: false });
+    }
+    Some(records)
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk::<N>()?;
+    *rest = tail;
+    Some(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: FileStat = FileStat { dev: 1, ino: 2, size: 3, mtime_ns: -4, ctime_ns: 5, mode: 0o100644 };
+
+    #[test]
+    fn what_was_learned_is_there_after_loading() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sub/cache");
+        let cache = FileStatCache::load(&path);
+        cache.put(&OLD, [7; 32]);
+        cache.save(&path).unwrap();
+        let cache = FileStatCache::load(&path);
+        assert_eq!(cache.get(&OLD), Some([7; 32]));
+        assert_eq!(cache.get(&FileStat { ctime_ns: 6, ..OLD }), None);
+        assert_eq!(std::fs::read_dir(dir.path().join("sub")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_changed_within_the_last_tick_is_not_remembered() {
+        let cache = FileStatCache::load(Path::new("/nonexistent"));
+        let fresh = FileStat { ctime_ns: now_ns() - 1_000_000, ..OLD };
+        cache.put(&fresh, [7; 32]);
+        assert_eq!(cache.get(&fresh), None);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_empty_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cache");
+        let cache = FileStatCache::load(&path);
+        cache.put(&OLD, [7; 32]);
+        cache.save(&path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            assert!(decode(&damaged).is_none(), "byte {at}");
+            assert!(decode(&whole[..at]).is_none(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_when_nothing_was_learned() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cache");
+        FileStatCache::load(&path).save(&path).unwrap();
+        assert!(!path.exists());
+    }
+}

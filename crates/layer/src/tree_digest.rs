@@ -1,0 +1,114 @@
+//! The digest of a tree: equal when a copy of the tree would be.
+
+use kiln_oci::Digest;
+use sha2::{Digest as _, Sha256};
+
+use crate::index::{Entry, EntryKind};
+use crate::node::is_private_xattr;
+use crate::path;
+
+/// Digest of what `entries` are, with `strip` removed from their paths.
+///
+/// Covers path, kind, mode, owner (unless `ignore_owner`), size, content, link target, device
+/// numbers and extended attributes other than `trusted.*`, overlay's and SELinux's. Times and
+/// inodes do not count. Sockets do not either: nothing copies them.
+pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool) -> Digest {
+    let mut fields = Fields(Sha256::new());
+    fields.bytes(b"kiln tree 1");
+    for entry in entries {
+        let (tag, numbers, text): (u8, [u64; 2], &[u8]) = match &entry.kind {
+            EntryKind::File { size, content, .. } => {
+                (b'f', [*size, u64::from(content.is_some())], content.as_ref().map_or(&b""[..], |hash| hash))
+            }
+            EntryKind::Dir => (b'd', [0, 0], b""),
+            EntryKind::Symlink { target } => (b'l', [0, 0], target),
+            EntryKind::Char { major, minor } => (b'c', [(*major).into(), (*minor).into()], b""),
+            EntryKind::Block { major, minor } => (b'b', [(*major).into(), (*minor).into()], b""),
+            EntryKind::Fifo => (b'p', [0, 0], b""),
+            EntryKind::Socket => continue,
+        };
+        let (uid, gid) = if ignore_owner { (0, 0) } else { (entry.uid, entry.gid) };
+        fields.bytes(path::strip(&entry.path, strip));
+        fields.bytes(&[tag]);
+        for number in [entry.mode.into(), uid.into(), gid.into(), numbers[0], numbers[1]] {
+            fields.number(number);
+        }
+        fields.bytes(text);
+        let counted = |name: &[u8]| !name.starts_with(b"trusted.") && !is_private_xattr(name);
+        let xattrs: Vec<_> = entry.xattrs.iter().filter(|(name, _)| counted(name)).collect();
+        fields.number(xattrs.len() as u64);
+        for (name, value) in xattrs {
+            fields.bytes(name);
+            fields.bytes(value);
+        }
+    }
+    Digest::from_bytes(fields.0.finalize().into())
+}
+
+/// Length in front of every field: no two different lists of fields are the same bytes.
+struct Fields(Sha256);
+
+impl Fields {
+    fn number(&mut self, number: u64) {
+        self.0.update(number.to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.update(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::Timestamp;
+
+    fn file(path: &str, uid: u32) -> Entry {
+        Entry {
+            path: path.into(),
+            kind: EntryKind::File { size: 1, content: Some([1; 32]), inode: (1, 2), nlink: 1 },
+            mode: 0o644,
+            uid,
+            gid: 0,
+            mtime: Timestamp::default(),
+            ctime: Timestamp::default(),
+            xattrs: [].into(),
+        }
+    }
+
+    #[test]
+    fn times_inodes_and_private_attributes_do_not_count() {
+        let plain = file("a/x", 0);
+        let mut other = plain.clone();
+        other.mtime.secs = 9;
+        other.ctime.secs = 9;
+        other.kind = EntryKind::File { size: 1, content: Some([1; 32]), inode: (7, 7), nlink: 3 };
+        for name in ["trusted.any", "user.overlay.opaque", "security.selinux"] {
+            other.xattrs.insert(name.into(), b"y".to_vec());
+        }
+        assert_eq!(tree_digest(&[plain], b"a", false), tree_digest(&[other], b"a", false));
+    }
+
+    #[test]
+    fn the_stripped_prefix_does_not_count_and_the_owner_only_when_asked() {
+        assert_eq!(tree_digest(&[file("a/x", 0)], b"a", false), tree_digest(&[file("b/x", 0)], b"b", false));
+        assert_eq!(tree_digest(&[file("x", 1)], b"", true), tree_digest(&[file("x", 0)], b"", true));
+        assert_ne!(tree_digest(&[file("x", 1)], b"", false), tree_digest(&[file("x", 0)], b"", false));
+    }
+
+    #[test]
+    fn mode_content_and_attributes_count() {
+        let plain = file("x", 0);
+        let mut mode = plain.clone();
+        mode.mode = 0o755;
+        let mut content = plain.clone();
+        content.kind = EntryKind::File { size: 1, content: Some([2; 32]), inode: (1, 2), nlink: 1 };
+        let mut xattr = plain.clone();
+        xattr.xattrs.insert(b"user.a".to_vec(), b"1".to_vec());
+        let base = tree_digest(&[plain], b"", false);
+        for changed in [mode, content, xattr] {
+            assert_ne!(tree_digest(&[changed], b"", false), base);
+        }
+    }
+}

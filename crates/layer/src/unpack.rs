@@ -1,0 +1,406 @@
+//! Makes the members of a tar below a root.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use crate::apply::{ApplyError, ApplyOptions, Defect, Refusal, Whiteouts, clean};
+use crate::beneath;
+use crate::index::Timestamp;
+use crate::node::{self, Attributes, CallError, Named};
+use crate::path;
+use crate::tar_read::{Member, MemberKind, TarReader};
+
+pub(crate) struct Unpacker<'a> {
+    root: BorrowedFd<'a>,
+    options: &'a ApplyOptions<'a>,
+    /// The parent of the last member: most neighbours share it. Forgotten when anything is removed.
+    parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    /// Times of directories, set when nothing is put into them any more.
+    dir_mtimes: BTreeMap<Vec<u8>, Timestamp>,
+    /// What this tar made; whiteouts do not remove it. Kept only for [`Whiteouts::Remove`].
+    made: BTreeSet<Vec<u8>>,
+}
+
+fn host(path: &[u8]) -> impl Fn(CallError) -> ApplyError + '_ {
+    move |CallError { call, errno }| match (call, errno) {
+        ("fsetxattr" | "lsetxattr", Errno::INVAL) => broken(path, Defect::XattrValue),
+        _ => ApplyError::Host { call, entry: path.into(), source: errno.into() },
+    }
+}
+
+fn broken(path: &[u8], defect: Defect) -> ApplyError {
+    ApplyError::Broken { entry: path.into(), defect }
+}
+
+impl<'a> Unpacker<'a> {
+    pub(crate) fn new(root: BorrowedFd<'a>, options: &'a ApplyOptions<'a>) -> Self {
+        Self { root, options, parent: None, dir_mtimes: BTreeMap::new(), made: BTreeSet::new() }
+    }
+
+    /// Makes one member at the cleaned `path`, in place of whatever is there.
+    pub(crate) fn unpack(
+        &mut self,
+        reader: &mut TarReader<impl Read>,
+        path: &[u8],
+        member: &Member,
+    ) -> Result<(), ApplyError> {
+        if path.is_empty() {
+            return self.unpack_root(member);
+        }
+        let (above, name) = path::split(path);
+        let parent = self.parent(above)?;
+        let parent = parent.as_fd();
+        match member.kind {
+            MemberKind::File => self.file(reader, parent, name, path, member)?,
+            MemberKind::Dir => self.dir(parent, name, path, member)?,
+            MemberKind::HardLink => self.hard_link(parent, name, path, member)?,
+            MemberKind::Symlink => {
+                let target = member.link.as_slice();
+                if target.is_empty() || target.len() > 4095 || target.contains(&0) {
+                    return Err(broken(path, Defect::LinkTarget));
+                }
+                self.replace(parent, name, path, "symlinkat", || fs::symlinkat(target, parent, name))?;
+                node::set_on_name(parent, name, true, &self.attributes(member)).map_err(host(path))?;
+            }
+            MemberKind::Char | MemberKind::Block | MemberKind::Fifo => {
+                self.special(parent, name, path, member)?
+            }
+        }
+        self.remember(path);
+        Ok(())
+    }
+
+    /// Hides what the lower layers have at `parent`/`name`; what this tar made stays.
+    pub(crate) fn hide(&mut self, parent: &[u8], name: &[u8]) -> Result<(), ApplyError> {
+        let path = path::join(parent, name);
+        if self.options.whiteouts == Whiteouts::Remove {
+            let Some(directory) = self.existing(parent)? else { return Ok(()) };
+            self.forget();
+            return self.remove_lower_at(directory.as_fd(), name, &path);
+        }
+        let directory = self.parent(parent)?;
+        match node::stat(directory.as_fd(), name).map_err(host(&path))? {
+            Some(stat) if node::kind(&stat) == FileType::Directory => self.make_opaque(&path),
+            // A file of this layer hides the lower one already.
+            Some(_) => Ok(()),
+            None => fs::mknodat(&directory, name, FileType::CharacterDevice, Mode::empty(), 0)
+                .named("mknodat")
+                .map_err(host(&path)),
+        }
+    }
+
+    /// Hides everything the lower layers have in the directory `path`.
+    pub(crate) fn make_opaque(&mut self, path: &[u8]) -> Result<(), ApplyError> {
+        match self.options.whiteouts {
+            Whiteouts::Overlay => {
+                let directory = self.parent(path)?;
+                set_opaque(directory.as_fd()).map_err(host(path))
+            }
+            Whiteouts::Remove => match self.existing(path)? {
+                Some(directory) => {
+                    self.forget();
+                    self.remove_lower(directory.as_fd(), path)
+                }
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Sets the directories' times, now that nothing is put into them any more.
+    pub(crate) fn finish(&mut self) -> Result<(), ApplyError> {
+        for (path, mtime) in std::mem::take(&mut self.dir_mtimes) {
+            if path.is_empty() {
+                node::set_mtime(self.root, b".", mtime).map_err(host(&path))?;
+                continue;
+            }
+            let (above, name) = path::split(&path);
+            let Some(parent) = self.existing(above)? else { continue };
+            let stat = node::stat(parent.as_fd(), name).map_err(host(&path))?;
+            if stat.is_some_and(|stat| node::kind(&stat) == FileType::Directory) {
+                node::set_mtime(parent.as_fd(), name, mtime).map_err(host(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn unpack_root(&mut self, member: &Member) -> Result<(), ApplyError> {
+        if member.kind != MemberKind::Dir {
+            let entry = member.path.as_slice().into();
+            return Err(ApplyError::Refused { entry, refusal: Refusal::ReplacesRoot });
+        }
+        let root = beneath::open_file(self.root, b"", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let attributes = Attributes { mtime: None, ..self.attributes(member) };
+        node::set_on_fd(root.as_fd(), &attributes).map_err(host(b""))?;
+        self.dir_mtimes.insert(Vec::new(), member.mtime);
+        Ok(())
+    }
+
+    fn file(
+        &mut self,
+        reader: &mut TarReader<impl Read>,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        member: &Member,
+    ) -> Result<(), ApplyError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let fd = self.replace(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))?;
+        let mut file = File::from(fd);
+        loop {
+            if self.options.cancel.load(Ordering::Relaxed) {
+                return Err(ApplyError::Cancelled);
+            }
+            let chunk = reader.chunk(path, usize::MAX)?;
+            if chunk.is_empty() {
+                break;
+            }
+            let written = |source: io::Error| ApplyError::Host { call: "write", entry: path.into(), source };
+            file.write_all(chunk).map_err(written)?;
+            let length = chunk.len();
+            reader.consume(length);
+        }
+        node::set_on_fd(file.as_fd(), &self.attributes(member)).map_err(host(path))
+    }
+
+    fn dir(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        member: &Member,
+    ) -> Result<(), ApplyError> {
+        let there = node::stat(parent, name).map_err(host(path))?;
+        let is_dir = there.as_ref().is_some_and(|stat| node::kind(stat) == FileType::Directory);
+        if !is_dir {
+            let was_whiteout =
+                there.is_some_and(|stat| node::kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0);
+            self.replace(parent, name, path, "mkdirat", || fs::mkdirat(parent, name, Mode::RWXU))?;
+            if was_whiteout && self.options.whiteouts == Whiteouts::Overlay {
+                // The lower directory stays hidden: whiteouts reach lower layers only, but those fully.
+                let made = node::open_dir(parent, name).map_err(host(path))?;
+                set_opaque(made.as_fd()).map_err(host(path))?;
+            }
+        }
+        let made = node::open_dir(parent, name).map_err(host(path))?;
+        let attributes = Attributes { mtime: None, ..self.attributes(member) };
+        node::set_on_fd(made.as_fd(), &attributes).map_err(host(path))?;
+        self.dir_mtimes.insert(path.to_vec(), member.mtime);
+        Ok(())
+    }
+
+    fn hard_link(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        member: &Member,
+    ) -> Result<(), ApplyError> {
+        let target = clean(&member.link, path)?;
+        if target == path {
+            return Err(broken(path, Defect::LinkMissing));
+        }
+        let (above, target_name) = path::split(&target);
+        let missing = || broken(path, Defect::LinkMissing);
+        let target_parent = self.existing(above)?.ok_or_else(missing)?;
+        if target_name.is_empty() {
+            return Err(broken(path, Defect::LinkToDirectory));
+        }
+        let stat = node::stat(target_parent.as_fd(), target_name).map_err(host(path))?.ok_or_else(missing)?;
+        match node::kind(&stat) {
+            FileType::Directory => return Err(broken(path, Defect::LinkToDirectory)),
+            FileType::CharacterDevice if stat.st_rdev == 0 => return Err(missing()),
+            _ => {}
+        }
+        let here = node::stat(parent, name).map_err(host(path))?;
+        if here.is_some_and(|here| (here.st_dev, here.st_ino) == (stat.st_dev, stat.st_ino)) {
+            return Ok(());
+        }
+        // Without AT_SYMLINK_FOLLOW a link to a symbolic link is one to the link itself.
+        let link = || fs::linkat(&target_parent, target_name, parent, name, AtFlags::empty());
+        match self.replace(parent, name, path, "linkat", link) {
+            // The target was below what had to make way.
+            Err(ApplyError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(missing())
+            }
+            other => other,
+        }
+    }
+
+    fn special(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        member: &Member,
+    ) -> Result<(), ApplyError> {
+        let (kind, device) = match member.kind {
+            MemberKind::Char if member.device == (0, 0) => {
+                return Err(ApplyError::Refused { entry: path.into(), refusal: Refusal::OverlayDevice });
+            }
+            MemberKind::Char => (FileType::CharacterDevice, member.device),
+            MemberKind::Block => (FileType::BlockDevice, member.device),
+            _ => (FileType::Fifo, (0, 0)),
+        };
+        let number = fs::makedev(device.0, device.1);
+        // The kernel packs 12 and 20 bits; more would come out as another device, perhaps 0:0.
+        if device.0 > 0xfff || device.1 > 0xf_ffff {
+            return Err(broken(path, Defect::Number("device")));
+        }
+        let make = || fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, number);
+        self.replace(parent, name, path, "mknodat", make)?;
+        node::set_on_name(parent, name, false, &self.attributes(member)).map_err(host(path))
+    }
+
+    /// Runs `make`, which refuses to overwrite; what is in the way is removed first, then.
+    fn replace<T>(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        call: &'static str,
+        make: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, ApplyError> {
+        match make() {
+            Err(Errno::EXIST) => {}
+            other => return other.named(call).map_err(host(path)),
+        }
+        self.forget();
+        node::remove(parent, name).map_err(host(path))?;
+        make().named(call).map_err(host(path))
+    }
+
+    fn attributes<'m>(&self, member: &'m Member) -> Attributes<'m> {
+        Attributes {
+            owner: self.options.keep_owner.then_some((member.uid, member.gid)),
+            mode: member.mode,
+            xattrs: &member.xattrs,
+            mtime: Some(member.mtime),
+        }
+    }
+
+    /// The directory `path`, made if missing.
+    fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, ApplyError> {
+        if let Some(directory) = self.existing(path)? {
+            return Ok(directory);
+        }
+        self.clear_whiteouts(path)?;
+        beneath::mkdir_all(self.root, path, 0o755, (0, 0))?;
+        for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
+            self.remember(&path[..at]);
+        }
+        self.remember(path);
+        let error = || ApplyError::Host {
+            call: "openat2",
+            entry: path.into(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        self.existing(path)?.ok_or_else(error)
+    }
+
+    /// The directory `path`; `None` when it, or something above it, is not there.
+    fn existing(&mut self, path: &[u8]) -> Result<Option<Rc<OwnedFd>>, ApplyError> {
+        if let Some((cached, directory)) = &self.parent
+            && cached == path
+        {
+            return Ok(Some(directory.clone()));
+        }
+        match beneath::open_file(self.root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(directory) => {
+                let directory = Rc::new(directory);
+                self.parent = Some((path.to_vec(), directory.clone()));
+                Ok(Some(directory))
+            }
+            Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => Ok(None),
+            Err(error)
+                if error.host_kind() == Some(io::ErrorKind::NotADirectory)
+                    && self.options.whiteouts == Whiteouts::Overlay
+                    && self.has_whiteout_above(path)? =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The first whiteout among `path` and its parents: a lower file that this layer replaces by a
+    /// directory without an entry of its own.
+    fn whiteout_above(&self, path: &[u8]) -> Result<Option<usize>, ApplyError> {
+        for end in (1..=path.len()).filter(|&end| end == path.len() || path[end] == b'/') {
+            let Ok((parent, name)) = beneath::open_parent(self.root, &path[..end]) else { return Ok(None) };
+            match node::stat(parent.as_fd(), name).map_err(host(path))? {
+                Some(stat) if node::kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0 => {
+                    return Ok(Some(end));
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn has_whiteout_above(&self, path: &[u8]) -> Result<bool, ApplyError> {
+        Ok(self.whiteout_above(path)?.is_some())
+    }
+
+    /// Turns a whiteout in the way into an opaque directory.
+    fn clear_whiteouts(&mut self, path: &[u8]) -> Result<(), ApplyError> {
+        if self.options.whiteouts != Whiteouts::Overlay {
+            return Ok(());
+        }
+        let Some(end) = self.whiteout_above(path)? else { return Ok(()) };
+        let hidden = &path[..end];
+        let (parent, name) = beneath::open_parent(self.root, hidden)?;
+        node::remove(parent.as_fd(), name).map_err(host(hidden))?;
+        beneath::mkdir_all(self.root, hidden, 0o755, (0, 0))?;
+        let made = node::open_dir(parent.as_fd(), name).map_err(host(hidden))?;
+        set_opaque(made.as_fd()).map_err(host(hidden))
+    }
+
+    fn remove_lower(&self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), ApplyError> {
+        for name in node::names(directory).map_err(host(path))? {
+            self.remove_lower_at(directory, &name, &path::join(path, &name))?;
+        }
+        Ok(())
+    }
+
+    /// Removes `name` and what is below, except for what this tar made.
+    fn remove_lower_at(&self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<(), ApplyError> {
+        if !self.holds_ours(path) {
+            return node::remove(parent, name).map_err(host(path));
+        }
+        let stat = node::stat(parent, name).map_err(host(path))?;
+        if stat.is_some_and(|stat| node::kind(&stat) == FileType::Directory) {
+            let directory = node::open_dir(parent, name).map_err(host(path))?;
+            self.remove_lower(directory.as_fd(), path)?;
+        }
+        Ok(())
+    }
+
+    /// Whether this tar made `path` or anything below it.
+    fn holds_ours(&self, path: &[u8]) -> bool {
+        let below = [path, b"/"].concat();
+        let next = self.made.range(below.clone()..).next();
+        self.made.contains(path) || next.is_some_and(|made| made.starts_with(&below))
+    }
+
+    fn remember(&mut self, path: &[u8]) {
+        if self.options.whiteouts == Whiteouts::Remove {
+            self.made.insert(path.to_vec());
+        }
+    }
+
+    fn forget(&mut self) {
+        self.parent = None;
+    }
+}
+
+fn set_opaque(directory: BorrowedFd<'_>) -> Result<(), CallError> {
+    fs::fsetxattr(directory, "trusted.overlay.opaque", b"y", XattrFlags::empty()).named("fsetxattr")
+}
