@@ -1,1 +1,88 @@
-fn main() {}
+//! `cargo xtask`: the tasks of this repository, one subcommand each.
+//!
+//! Read [`step`] first (how a step is shown and run), then [`demo`] and [`check`].
+//!
+//! # Invariants
+//! - Nothing here names a package mirror: [`mirror`] reads the machine's own at run time.
+//! - What takes long is cached outside the repository and appears under its final name only when
+//!   it is complete ([`bases`]).
+//! - `std` and `serde_json` only, so that the first `cargo xtask` starts within seconds.
+
+#![forbid(unsafe_code)]
+
+mod bases;
+mod bench;
+mod binary;
+mod check;
+mod demo;
+mod mirror;
+mod packages;
+mod peers;
+mod progress;
+mod step;
+
+use std::process::ExitCode;
+
+use step::Failure;
+
+/// One subcommand: its name, its line in `help`, and what it does.
+struct Task {
+    name: &'static str,
+    what: &'static str,
+    run: fn() -> Result<(), Failure>,
+}
+
+const TASKS: &[Task] = &[
+    Task { name: "demo", what: "build, run and rebuild a real application image", run: demo::run },
+    Task { name: "test", what: "everything that CI checks", run: check::run },
+    Task { name: "bench", what: "measure rebuilds and RUN steps, beside buildah and podman", run: bench::run },
+    Task { name: "bases", what: "make the base trees that tests and the demo start from", run: bases::run },
+    Task { name: "help", what: "this list", run: help },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let result = match args.as_slice() {
+        [] => help(),
+        [name] => dispatch(name.trim_start_matches('-')),
+        [_, extra, ..] => Err(Failure::Usage { word: extra.clone() }),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            step::complain(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(name: &str) -> Result<(), Failure> {
+    let task = TASKS.iter().find(|task| task.name == name);
+    (task.ok_or_else(|| Failure::Usage { word: name.to_owned() })?.run)()
+}
+
+fn help() -> Result<(), Failure> {
+    println!("cargo xtask TASK\n");
+    for task in TASKS {
+        println!("  {:6} {}", task.name, task.what);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_has_one_name_and_one_line() {
+        for (i, task) in TASKS.iter().enumerate() {
+            assert!(!task.what.contains('\n') && task.what.len() < 70, "{}", task.name);
+            assert!(TASKS[..i].iter().all(|other| other.name != task.name), "{} twice", task.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_task_is_a_usage_error() {
+        assert!(matches!(dispatch("dmeo"), Err(Failure::Usage { word }) if word == "dmeo"));
+    }
+}

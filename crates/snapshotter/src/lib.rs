@@ -1,1 +1,27 @@
+//! Snapshots: file trees kept as chains, mounted with overlayfs.
+//!
+//! Read [`Snapshotter`] first, then [`Overlay`]; `mount` talks to the kernel, `sidecar` is the one
+//! file format here.
+//!
+//! # Invariants
+//! - A tree is handed out as a descriptor of a detached mount: no mount namespace ever shows it,
+//!   and it is gone when its last descriptor is closed or the process dies.
+//! - A committed upperdir is only ever a lowerdir again.
+//! - After a crash a committed snapshot is wholly there or not listed. Active ones may be partial;
+//!   their only use then is [`Snapshotter::remove_active`].
+//! - Nothing is synced to disk here; whoever keeps records about snapshots owns the barrier.
 
+#![forbid(unsafe_code)]
+
+mod error;
+mod mount;
+mod overlay;
+mod sidecar;
+mod snapshotter;
+
+#[cfg(test)]
+mod conformance;
+
+pub use error::Error;
+pub use overlay::Overlay;
+pub use snapshotter::{Changes, Form, OpenOptions, Snapshotter};

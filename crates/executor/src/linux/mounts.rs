@@ -12,6 +12,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
 };
+use rustix::thread::UnshareFlags;
 
 use super::channel::Task;
 use super::paths::{Created, make_dirs, make_file, open_inside};
@@ -50,6 +51,7 @@ pub(super) fn mount_all(
     created: &mut Created,
 ) -> Result<OwnedFd, ExecError> {
     let spec = &task.spec;
+    sys::unshare(UnshareFlags::NEWNS).map_err(ExecError::start("mount namespace"))?;
     // Nothing that happens here may travel to the host.
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(ExecError::start("private mounts"))?;

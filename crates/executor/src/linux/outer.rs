@@ -64,11 +64,10 @@ impl Helper {
             Some(_) => Some(net::HostSide::open()?),
             None => None,
         };
-        let mut namespaces = UnshareFlags::NEWNS
-            | UnshareFlags::NEWIPC
-            | UnshareFlags::NEWUTS
-            | UnshareFlags::NEWPID
-            | UnshareFlags::NEWCGROUP;
+        // Mounts are process 1's own affair: its mount namespace goes when it does, and the tree
+        // is bare again for the clean-up here.
+        let mut namespaces =
+            UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID | UnshareFlags::NEWCGROUP;
         if self.task.spec.network != Network::Host {
             namespaces |= UnshareFlags::NEWNET;
         }

@@ -1,0 +1,251 @@
+//! What every [`Snapshotter`] keeps to, run against each backend.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use kiln_oci::{ActiveKey, SnapshotId};
+
+use crate::{Error, Form, OpenOptions, Overlay, Snapshotter};
+
+fn id(name: &str) -> SnapshotId {
+    name.parse().unwrap()
+}
+
+fn key(name: &str) -> ActiveKey {
+    name.parse().unwrap()
+}
+
+/// A path below an open tree, for `std::fs`.
+fn at(tree: &OwnedFd, path: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{path}", tree.as_raw_fd()))
+}
+
+fn read(store: &dyn Snapshotter, name: &str, path: &str) -> io::Result<String> {
+    fs::read_to_string(at(&store.open_view(&id(name)).unwrap(), path))
+}
+
+/// Makes the snapshot `name` on top of `parent` with what `write` does to the tree.
+fn snapshot(store: &dyn Snapshotter, name: &str, parent: Option<&str>, write: impl FnOnce(&OwnedFd)) {
+    let active = key(&format!("k-{name}"));
+    store.prepare(&active, parent.map(id).as_ref()).unwrap();
+    write(&store.open_active(&active, &OpenOptions::default()).unwrap());
+    store.commit(&active, &id(name)).unwrap();
+}
+
+fn with_overlay(test: impl FnOnce(&Overlay, &Path)) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: mounting overlayfs needs root");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().join("snapshots");
+    test(&Overlay::open(&root).unwrap(), &root);
+}
+
+#[test]
+fn chains_of_1_3_and_130_layers_show_every_layer() {
+    with_overlay(|store, _| {
+        let mut parent = None;
+        for nth in 1..=130 {
+            let name = format!("s{nth}");
+            snapshot(store, &name, parent.as_deref(), |tree| {
+                fs::write(at(tree, &format!("file{nth}")), nth.to_string()).unwrap();
+            });
+            if [1, 3, 130].contains(&nth) {
+                assert_eq!(store.chain(&id(&name)).unwrap().len(), nth);
+                for below in [1, nth.div_ceil(2), nth] {
+                    assert_eq!(read(store, &name, &format!("file{below}")).unwrap(), below.to_string());
+                }
+            }
+            parent = Some(name);
+        }
+        assert_eq!(store.parent(&id("s3")).unwrap(), Some(id("s2")));
+        assert_eq!(store.parent(&id("s1")).unwrap(), None);
+        assert_eq!(store.chain(&id("s3")).unwrap(), [id("s1"), id("s2"), id("s3")]);
+    });
+}
+
+#[test]
+fn whiteout_hides_the_lower_file() {
+    with_overlay(|store, _| {
+        snapshot(store, "base", None, |tree| fs::write(at(tree, "motd"), "hi").unwrap());
+        snapshot(store, "top", Some("base"), |tree| fs::remove_file(at(tree, "motd")).unwrap());
+        assert_eq!(read(store, "top", "motd").unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(read(store, "base", "motd").unwrap(), "hi");
+        let changes = store.open_changes(&id("top")).unwrap();
+        assert_eq!(changes.form, Form::OverlayUpper);
+        let whiteout = fs::symlink_metadata(at(&changes.dir, "motd")).unwrap();
+        assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
+    });
+}
+
+#[test]
+fn a_directory_made_anew_is_opaque() {
+    with_overlay(|store, _| {
+        snapshot(store, "base", None, |tree| {
+            fs::create_dir(at(tree, "etc")).unwrap();
+            fs::write(at(tree, "etc/old"), "").unwrap();
+        });
+        snapshot(store, "top", Some("base"), |tree| {
+            fs::remove_dir_all(at(tree, "etc")).unwrap();
+            fs::create_dir(at(tree, "etc")).unwrap();
+            fs::write(at(tree, "etc/new"), "").unwrap();
+        });
+        assert!(read(store, "top", "etc/old").is_err() && read(store, "top", "etc/new").is_ok());
+        let changes = store.open_changes(&id("top")).unwrap();
+        let mut value = [0; 8];
+        let length =
+            rustix::fs::getxattr(at(&changes.dir, "etc"), "trusted.overlay.opaque", &mut value[..]).unwrap();
+        assert_eq!(&value[..length], b"y");
+    });
+}
+
+#[test]
+fn views_are_read_only() {
+    with_overlay(|store, _| {
+        snapshot(store, "base", None, |_| {});
+        let view = store.open_view(&id("base")).unwrap();
+        let error = File::create(at(&view, "x")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+    });
+}
+
+#[test]
+fn two_snapshots_of_one_parent_are_independent() {
+    with_overlay(|store, _| {
+        snapshot(store, "base", None, |tree| fs::write(at(tree, "f"), "base").unwrap());
+        for (name, active) in [("a", "ka"), ("b", "kb")] {
+            store.prepare(&key(active), Some(&id("base"))).unwrap();
+            let tree = store.open_active(&key(active), &OpenOptions::default()).unwrap();
+            fs::write(at(&tree, "f"), name).unwrap();
+        }
+        store.commit(&key("ka"), &id("a")).unwrap();
+        store.commit(&key("kb"), &id("b")).unwrap();
+        for name in ["base", "a", "b"] {
+            assert_eq!(read(store, name, "f").unwrap(), name);
+        }
+    });
+}
+
+#[test]
+fn an_active_snapshot_can_be_opened_again() {
+    with_overlay(|store, _| {
+        store.prepare(&key("k"), None).unwrap();
+        for name in ["a", "b"] {
+            let tree = store.open_active(&key("k"), &OpenOptions::default()).unwrap();
+            fs::write(at(&tree, name), name).unwrap();
+        }
+        store.commit(&key("k"), &id("s")).unwrap();
+        assert_eq!(read(store, "s", "a").unwrap() + &read(store, "s", "b").unwrap(), "ab");
+    });
+}
+
+#[test]
+fn extra_lower_is_seen_but_not_kept() {
+    with_overlay(|store, root| {
+        let stubs = root.join("../stubs");
+        fs::create_dir_all(stubs.join("proc")).unwrap();
+        store.prepare(&key("k"), None).unwrap();
+        let options = OpenOptions { extra_lower: vec![stubs] };
+        let tree = store.open_active(&key("k"), &options).unwrap();
+        assert!(at(&tree, "proc").is_dir());
+        drop(tree);
+        store.commit(&key("k"), &id("s")).unwrap();
+        assert!(!at(&store.open_view(&id("s")).unwrap(), "proc").exists());
+    });
+}
+
+#[test]
+fn the_root_directory_keeps_mode_and_owner_along_the_chain() {
+    with_overlay(|store, _| {
+        let stat = |name| fs::metadata(at(&store.open_view(&id(name)).unwrap(), "")).unwrap();
+        snapshot(store, "base", None, |_| {});
+        assert_eq!(stat("base").mode() & 0o7777, 0o755);
+        snapshot(store, "odd", Some("base"), |tree| {
+            fs::set_permissions(at(tree, ""), fs::Permissions::from_mode(0o1711)).unwrap();
+            std::os::unix::fs::chown(at(tree, ""), Some(7), Some(8)).unwrap();
+        });
+        snapshot(store, "top", Some("odd"), |_| {});
+        let top = stat("top");
+        assert_eq!((top.mode() & 0o7777, top.uid(), top.gid()), (0o1711, 7, 8));
+    });
+}
+
+#[test]
+fn names_are_taken_once() {
+    with_overlay(|store, _| {
+        snapshot(store, "s", None, |tree| fs::write(at(tree, "f"), "first").unwrap());
+        store.prepare(&key("k"), None).unwrap();
+        assert!(matches!(store.prepare(&key("k"), None), Err(Error::KeyTaken(_))));
+        assert!(matches!(store.commit(&key("k"), &id("s")), Err(Error::IdTaken(_))));
+        assert_eq!(read(store, "s", "f").unwrap(), "first");
+        store.commit(&key("k"), &id("other")).unwrap();
+    });
+}
+
+#[test]
+fn what_is_not_there_is_said_and_changes_nothing() {
+    with_overlay(|store, _| {
+        assert!(matches!(store.prepare(&key("k"), Some(&id("no"))), Err(Error::NoParent(_))));
+        assert!(matches!(store.commit(&key("k"), &id("s")), Err(Error::NoActive(_))));
+        assert!(matches!(store.open_active(&key("k"), &OpenOptions::default()), Err(Error::NoActive(_))));
+        assert!(matches!(store.open_view(&id("no")), Err(Error::NoSnapshot(_))));
+        assert!(matches!(store.open_changes(&id("no")), Err(Error::NoSnapshot(_))));
+        assert!(matches!(store.remove(&id("no")), Err(Error::NoSnapshot(_))));
+        assert!(matches!(store.remove_active(&key("k")), Err(Error::NoActive(_))));
+        assert_eq!(store.list().unwrap(), (vec![], vec![]));
+    });
+}
+
+#[test]
+fn removed_snapshots_are_gone_and_leave_no_trash() {
+    with_overlay(|store, root| {
+        snapshot(store, "s", None, |tree| fs::write(at(tree, "f"), "").unwrap());
+        store.prepare(&key("k"), Some(&id("s"))).unwrap();
+        drop(store.open_active(&key("k"), &OpenOptions::default()).unwrap());
+        store.remove_active(&key("k")).unwrap();
+        store.remove(&id("s")).unwrap();
+        assert!(!store.contains(&id("s")));
+        assert_eq!(store.list().unwrap(), (vec![], vec![]));
+        assert_eq!(fs::read_dir(root.join("trash")).unwrap().count(), 0);
+        fs::create_dir_all(root.join("trash/left/by/a/crash")).unwrap();
+        assert_eq!(store.empty_trash().unwrap(), 1);
+    });
+}
+
+#[test]
+fn a_store_opened_again_shows_the_same() {
+    with_overlay(|store, root| {
+        snapshot(store, "a", None, |tree| fs::write(at(tree, "f"), "kept").unwrap());
+        snapshot(store, "b", Some("a"), |_| {});
+        store.prepare(&key("k"), Some(&id("b"))).unwrap();
+        let again = Overlay::open(root).unwrap();
+        assert_eq!(again.list().unwrap(), store.list().unwrap());
+        assert_eq!(again.list().unwrap(), (vec![id("a"), id("b")], vec![key("k")]));
+        assert_eq!(read(&again, "b", "f").unwrap(), "kept");
+    });
+}
+
+#[test]
+fn damage_is_told_apart_from_absence() {
+    with_overlay(|store, root| {
+        snapshot(store, "a", None, |_| {});
+        snapshot(store, "b", Some("a"), |_| {});
+        let meta =
+            |name: &str, text: &str| fs::write(root.join(format!("committed/{name}/meta")), text).unwrap();
+        let damaged = |name| matches!(store.chain(&id(name)), Err(Error::Damaged { .. }));
+        meta("a", r#"{"version":1,"parent":"b"}"#);
+        assert!(damaged("b"), "circle");
+        meta("a", r#"{"version":9,"parent":null}"#);
+        assert!(damaged("a"), "newer version");
+        meta("a", r#"{"version":1,"parent":"../x"}"#);
+        assert!(damaged("a"), "hostile parent");
+        meta("a", "");
+        assert!(damaged("a"), "empty after a power cut");
+        store.remove(&id("a")).unwrap();
+        assert!(damaged("b"), "missing parent");
+    });
+}

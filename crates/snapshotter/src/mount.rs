@@ -1,0 +1,150 @@
+//! Detached overlay mounts: fsopen, fsconfig, fsmount, and no `move_mount`.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen,
+};
+
+use crate::Error;
+use crate::error::host;
+
+/// `OVL_MAX_STACK`: the most lowerdirs that the kernel takes.
+pub(crate) const MAX_LOWER: usize = 500;
+
+/// fsconfig(2) takes strings up to 256 bytes with their NUL.
+const MAX_STRING_BYTES: usize = 255;
+
+/// The directories of one overlay mount; relative paths start at the store's `root`.
+pub(crate) struct Stack<'a> {
+    pub(crate) root: BorrowedFd<'a>,
+    /// Top first, at least one, two if there is no upperdir.
+    pub(crate) lower: &'a [PathBuf],
+    /// upperdir and workdir; `None` mounts read-only.
+    pub(crate) upper: Option<(PathBuf, PathBuf)>,
+}
+
+/// How lowerdirs are told to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LowerStyle {
+    /// One `lowerdir+` after the other (Linux 6.5).
+    Each,
+    /// One `lowerdir` with colons.
+    Joined,
+}
+
+/// Mounts `stack` without attaching it anywhere.
+pub(crate) fn overlay(stack: &Stack<'_>) -> Result<OwnedFd, Error> {
+    if stack.lower.len() > MAX_LOWER {
+        return Err(Error::TooDeep { limit: MAX_LOWER });
+    }
+    match mount(stack, LowerStyle::Each)? {
+        Some(tree) => Ok(tree),
+        None => mount(stack, LowerStyle::Joined)?.ok_or_else(|| too_old(stack)),
+    }
+}
+
+/// Returns `None` if the kernel does not know this style or cannot take so many layers in it.
+fn mount(stack: &Stack<'_>, style: LowerStyle) -> Result<Option<OwnedFd>, Error> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(host("fsopen", "overlay"))?;
+    let option = |key: &'static str, value: &str| {
+        fsconfig_set_string(context.as_fd(), key, value).map_err(host("fsconfig", key))
+    };
+    option("source", "kiln")?;
+    // Before 6.5 the kernel looks the directories up at the end only: they stay open until then.
+    let mut open_until_mounted = Vec::new();
+    match style {
+        LowerStyle::Each => {
+            for (nth, path) in stack.lower.iter().enumerate() {
+                let dir = open_dir(stack.root, path)?;
+                match fsconfig_set_string(context.as_fd(), "lowerdir+", magic_path(&dir)) {
+                    Ok(()) => {}
+                    Err(Errno::INVAL) if nth == 0 => return Ok(None),
+                    Err(errno) => return Err(host("fsconfig lowerdir+", path)(errno)),
+                }
+            }
+        }
+        LowerStyle::Joined => {
+            for path in stack.lower {
+                open_until_mounted.push(open_dir(stack.root, path)?);
+            }
+            let joined = open_until_mounted.iter().map(magic_path).collect::<Vec<_>>().join(":");
+            if joined.len() > MAX_STRING_BYTES {
+                return Ok(None);
+            }
+            option("lowerdir", &joined)?;
+        }
+    }
+    let mut attributes = MountAttrFlags::empty();
+    match &stack.upper {
+        Some((upper, work)) => {
+            for (key, path) in [("upperdir", upper), ("workdir", work)] {
+                let dir = open_dir(stack.root, path)?;
+                option(key, &magic_path(&dir))?;
+                open_until_mounted.push(dir);
+            }
+            fsconfig_set_flag(context.as_fd(), "volatile").map_err(host("fsconfig", "volatile"))?;
+        }
+        None => attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY,
+    }
+    // Whatever the kernel was built with: an upperdir must hold whole files, under their own names,
+    // that mean the same as a lowerdir of any other stack.
+    for key in ["redirect_dir", "metacopy", "index"] {
+        option(key, "off")?;
+    }
+    // Only spares inode numbers; kernels and file systems that cannot do it may say no.
+    let _ = option("xino", "off");
+    let top = || stack.upper.as_ref().map_or(&stack.lower[0], |(upper, _)| upper);
+    fsconfig_create(context.as_fd()).map_err(host("overlay mount", top()))?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(host("fsmount", top()))
+        .map(Some)
+}
+
+/// Opens a directory of the store, or an absolute one, to be named and nothing else.
+pub(crate) fn open_dir(root: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(root, path, flags, Mode::empty()).map_err(host("openat", path))
+}
+
+/// A name for an open directory that is short, free of colons and cannot be swapped meanwhile.
+fn magic_path(dir: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", dir.as_raw_fd())
+}
+
+fn too_old(stack: &Stack<'_>) -> Error {
+    Error::KernelTooOld { layers: stack.lower.len(), needed: "6.5" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn layers_mount_in_the_style_of_old_kernels_too() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: mounting overlayfs needs root");
+            return;
+        }
+        let temp = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            fs::create_dir(temp.path().join(name)).unwrap();
+            fs::write(temp.path().join(name).join(name), name).unwrap();
+        }
+        let root = fs::File::open(temp.path()).unwrap();
+        let mut lower = vec![PathBuf::from("a"), PathBuf::from("b")];
+        let stack = Stack { root: root.as_fd(), lower: &lower, upper: None };
+        let tree = mount(&stack, LowerStyle::Joined).unwrap().unwrap();
+        assert_eq!(fs::read_to_string(format!("{}/b", magic_path(&tree))).unwrap(), "b");
+
+        lower = vec![PathBuf::from("a"); 40];
+        let stack = Stack { root: root.as_fd(), lower: &lower, upper: None };
+        assert!(mount(&stack, LowerStyle::Joined).unwrap().is_none());
+        assert!(matches!(too_old(&stack), Error::KernelTooOld { layers: 40, .. }));
+    }
+}

@@ -1,0 +1,282 @@
+//! The overlayfs backend.
+//!
+//! ```text
+//! active/<key>/{fs,work,meta}    committed/<id>/{fs,meta}    trash/    empty/
+//! ```
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kiln_oci::{ActiveKey, SnapshotId};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, RenameFlags, fchmod, fchown, fstat, mkdirat, openat, renameat_with, statat,
+};
+use rustix::io::Errno;
+
+use crate::error::host;
+use crate::mount::{MAX_LOWER, Stack, open_dir, overlay};
+use crate::{Changes, Error, Form, OpenOptions, Snapshotter, sidecar};
+
+/// Snapshots as overlayfs upperdirs. Needs the right to mount.
+///
+/// Any number of processes may have the same directory open.
+#[derive(Debug)]
+pub struct Overlay {
+    path: PathBuf,
+    root: OwnedFd,
+    /// Tells apart what this process throws away.
+    discarded: AtomicU64,
+}
+
+const EMPTY: &str = "empty";
+const TRASH: &str = "trash";
+
+impl Overlay {
+    /// Opens the snapshots below `root`, which is made if it is not there; its parent must be.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        ensure_dir(rustix::fs::CWD, root, 0o700)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(rustix::fs::CWD, root, flags, Mode::empty()).map_err(host("open", root))?;
+        for (name, mode) in [("active", 0o700), ("committed", 0o700), (TRASH, 0o700), (EMPTY, 0o755)] {
+            ensure_dir(&dir, Path::new(name), mode)?;
+        }
+        Ok(Self { path: root.to_owned(), root: dir, discarded: AtomicU64::new(0) })
+    }
+
+    /// Unlinks what a crash left in the trash; returns how many trees that were.
+    pub fn empty_trash(&self) -> Result<usize, Error> {
+        let names = self.names(TRASH)?;
+        for name in &names {
+            remove_tree(&self.path.join(TRASH).join(name))?;
+        }
+        Ok(names.len())
+    }
+
+    /// The lowerdirs of a stack that ends in `top`, highest first.
+    fn lower_of(&self, top: Option<&SnapshotId>) -> Result<Vec<PathBuf>, Error> {
+        let chain = top.map_or(Ok(Vec::new()), |id| self.chain(id))?;
+        Ok(chain.iter().rev().map(|id| committed(id).join("fs")).collect())
+    }
+
+    /// Makes everything below `active/<key>`.
+    fn fill_active(&self, dir: &Path, parent: Option<&SnapshotId>) -> Result<(), Error> {
+        make_dir(&self.root, &dir.join("work"), 0o700)?;
+        make_dir(&self.root, &dir.join("fs"), 0o755)?;
+        if let Some(parent) = parent {
+            let below = open_dir(&self.root, &committed(parent).join("fs"))?;
+            let like = fstat(&below).map_err(host("fstat", committed(parent)))?;
+            let fs = open_readable(&self.root, &dir.join("fs"))?;
+            // Owner before mode: chown(2) clears setuid bits.
+            let (uid, gid) = (rustix::fs::Uid::from_raw(like.st_uid), rustix::fs::Gid::from_raw(like.st_gid));
+            fchown(&fs, Some(uid), Some(gid)).map_err(host("fchown", dir))?;
+            fchmod(&fs, Mode::from_raw_mode(like.st_mode & 0o7777)).map_err(host("fchmod", dir))?;
+        }
+        sidecar::write(&self.root, &dir.join("meta"), parent)
+    }
+
+    /// Moves `dir` out of sight in one step, then unlinks it. `Ok(false)`: it was not there.
+    fn discard(&self, dir: &Path) -> Result<bool, Error> {
+        let name = dir.file_name().expect("snapshot directories have names").display();
+        let target = loop {
+            let nth = self.discarded.fetch_add(1, Ordering::Relaxed);
+            let target = Path::new(TRASH).join(format!("{name}.{}.{nth}", std::process::id()));
+            match renameat_with(&self.root, dir, &self.root, &target, RenameFlags::NOREPLACE) {
+                Ok(()) => break target,
+                Err(Errno::NOENT) => return Ok(false),
+                // A process with our id died before it emptied its trash.
+                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+                Err(errno) => return Err(host("rename", dir)(errno)),
+            }
+        };
+        remove_tree(&self.path.join(target))?;
+        Ok(true)
+    }
+
+    fn names(&self, dir: &str) -> Result<Vec<String>, Error> {
+        let path = self.path.join(dir);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&path).map_err(host("readdir", &path))? {
+            let name = entry.map_err(host("readdir", &path))?.file_name();
+            names.extend(name.into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn exists(&self, dir: &Path) -> bool {
+        statat(&self.root, dir, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// The parent of an active snapshot.
+    fn active_parent(&self, key: &ActiveKey) -> Result<Option<SnapshotId>, Error> {
+        match sidecar::read(&self.root, &active(key).join("meta"))? {
+            Some(parent) => Ok(parent),
+            None if !self.exists(&active(key)) => Err(Error::NoActive(key.clone())),
+            None => Err(Error::Damaged { path: active(key), reason: "its sidecar is missing" }),
+        }
+    }
+}
+
+impl Snapshotter for Overlay {
+    fn prepare(&self, key: &ActiveKey, parent: Option<&SnapshotId>) -> Result<(), Error> {
+        if let Some(parent) = parent.filter(|parent| !self.contains(parent)) {
+            return Err(Error::NoParent(parent.clone()));
+        }
+        let dir = active(key);
+        match mkdirat(&self.root, &dir, Mode::RWXU) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Err(Error::KeyTaken(key.clone())),
+            Err(errno) => return Err(host("mkdir", dir)(errno)),
+        }
+        self.fill_active(&dir, parent).inspect_err(|_| {
+            // The first error is the one to tell; what stays is swept as any dead active snapshot.
+            let _ = self.discard(&dir);
+        })
+    }
+
+    fn open_active(&self, key: &ActiveKey, options: &OpenOptions) -> Result<OwnedFd, Error> {
+        let mut lower = self.lower_of(self.active_parent(key)?.as_ref())?;
+        lower.extend(options.extra_lower.iter().cloned());
+        if lower.is_empty() {
+            lower.push(PathBuf::from(EMPTY));
+        }
+        // A former volatile mount left `incompat/volatile` behind, and the kernel refuses the
+        // workdir from then on. It means lost writes after a crash, but keys do not outlive theirs.
+        let (dir, work) = (active(key), active(key).join("work"));
+        remove_work(&self.path.join(&work))?;
+        make_dir(&self.root, &work, 0o700)?;
+        overlay(&Stack { root: self.root.as_fd(), lower: &lower, upper: Some((dir.join("fs"), work)) })
+    }
+
+    fn open_view(&self, id: &SnapshotId) -> Result<OwnedFd, Error> {
+        let mut lower = self.lower_of(Some(id))?;
+        if lower.len() == 1 {
+            // overlayfs without an upperdir wants two lowerdirs.
+            lower.push(PathBuf::from(EMPTY));
+        }
+        overlay(&Stack { root: self.root.as_fd(), lower: &lower, upper: None })
+    }
+
+    fn open_changes(&self, id: &SnapshotId) -> Result<Changes, Error> {
+        if !self.contains(id) {
+            return Err(Error::NoSnapshot(id.clone()));
+        }
+        let dir = open_readable(&self.root, &committed(id).join("fs"))?;
+        Ok(Changes { dir, form: Form::OverlayUpper })
+    }
+
+    fn commit(&self, key: &ActiveKey, id: &SnapshotId) -> Result<(), Error> {
+        // Complete or not at all: a snapshot that names no parent must not become one.
+        self.active_parent(key)?;
+        if self.contains(id) {
+            return Err(Error::IdTaken(id.clone()));
+        }
+        remove_work(&self.path.join(active(key)).join("work"))?;
+        match renameat_with(&self.root, active(key), &self.root, committed(id), RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST | Errno::NOTEMPTY) => Err(Error::IdTaken(id.clone())),
+            Err(errno) => Err(host("rename", active(key))(errno)),
+        }
+    }
+
+    fn remove_active(&self, key: &ActiveKey) -> Result<(), Error> {
+        if self.discard(&active(key))? { Ok(()) } else { Err(Error::NoActive(key.clone())) }
+    }
+
+    fn remove(&self, id: &SnapshotId) -> Result<(), Error> {
+        if self.discard(&committed(id))? { Ok(()) } else { Err(Error::NoSnapshot(id.clone())) }
+    }
+
+    fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
+        match sidecar::read(&self.root, &committed(id).join("meta"))? {
+            Some(parent) => Ok(parent),
+            None if !self.contains(id) => Err(Error::NoSnapshot(id.clone())),
+            None => Err(Error::Damaged { path: committed(id), reason: "its sidecar is missing" }),
+        }
+    }
+
+    fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Error> {
+        let mut chain = vec![id.clone()];
+        let mut seen = HashSet::from([id.clone()]);
+        let mut next = self.parent(id)?;
+        while let Some(below) = next {
+            let damaged = |reason| Error::Damaged { path: committed(&below), reason };
+            if !seen.insert(below.clone()) {
+                return Err(damaged("parents form a circle"));
+            }
+            if chain.len() == MAX_LOWER {
+                return Err(Error::TooDeep { limit: MAX_LOWER });
+            }
+            next = match self.parent(&below) {
+                Err(Error::NoSnapshot(_)) => {
+                    return Err(damaged("another snapshot stands on it, but it is missing"));
+                }
+                parent => parent?,
+            };
+            chain.push(below);
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    fn contains(&self, id: &SnapshotId) -> bool {
+        self.exists(&committed(id))
+    }
+
+    fn list(&self) -> Result<(Vec<SnapshotId>, Vec<ActiveKey>), Error> {
+        // Names that are none of ours were put there by hand; they are nobody's to touch.
+        let ids = self.names("committed")?.into_iter().filter_map(|name| name.parse().ok());
+        let keys = self.names("active")?.into_iter().filter_map(|name| name.parse().ok());
+        Ok((ids.collect(), keys.collect()))
+    }
+}
+
+fn active(key: &ActiveKey) -> PathBuf {
+    Path::new("active").join(key.as_str())
+}
+
+fn committed(id: &SnapshotId) -> PathBuf {
+    Path::new("committed").join(id.as_str())
+}
+
+fn open_readable(root: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(root, path, flags, Mode::empty()).map_err(host("openat", path))
+}
+
+/// Makes a directory with exactly `mode`, whatever the umask is.
+fn make_dir(at: impl AsFd, path: &Path, mode: u32) -> Result<(), Error> {
+    mkdirat(&at, path, Mode::RWXU).map_err(host("mkdir", path))?;
+    if mode != 0o700 {
+        fchmod(open_readable(&at, path)?, Mode::from_raw_mode(mode)).map_err(host("fchmod", path))?;
+    }
+    Ok(())
+}
+
+/// Makes a directory unless it is there.
+fn ensure_dir(at: impl AsFd, path: &Path, mode: u32) -> Result<(), Error> {
+    match make_dir(at, path, mode) {
+        Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes a workdir. The kernel makes `work/work` with mode 000, which only root can list.
+fn remove_work(work: &Path) -> Result<(), Error> {
+    // Not there before the first mount; if it cannot be changed, the removal will say why.
+    let _ = fs::set_permissions(work.join("work"), fs::Permissions::from_mode(0o700));
+    remove_tree(work)
+}
+
+/// Removes a tree; another process may be removing it too.
+fn remove_tree(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(host("unlink", path)),
+    }
+}

@@ -1,0 +1,118 @@
+//! The contract of a snapshot backend.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use kiln_oci::{ActiveKey, SnapshotId};
+
+use crate::Error;
+
+/// Keeps file trees as chains of snapshots.
+///
+/// ```text
+/// prepare(key) ─▶ Active ── commit(key, id) ─▶ Committed(id)
+///                    └── remove_active(key) ─▶ gone
+/// ```
+/// Only committed snapshots can be parents. Each active key belongs to one process; committed
+/// snapshots are shared by all. Whoever removes snapshots makes sure that nobody uses them.
+pub trait Snapshotter: Send + Sync {
+    /// Makes a writable snapshot on top of `parent` (`None`: an empty directory).
+    ///
+    /// Its root directory has the parent's mode and owner, or 0755 and the caller's. Costs O(1)
+    /// on overlay.
+    ///
+    /// # Errors
+    /// [`Error::KeyTaken`], [`Error::NoParent`]; nothing has changed then.
+    fn prepare(&self, key: &ActiveKey, parent: Option<&SnapshotId>) -> Result<(), Error>;
+
+    /// Returns the writable merged tree as the root of a detached mount, gone when the descriptor
+    /// and everything attached from it are closed.
+    ///
+    /// May be called again, but only once the former mount is gone: two mounts writing to one
+    /// upperdir are undefined. What was written is not synced to disk.
+    ///
+    /// # Errors
+    /// [`Error::NoActive`], [`Error::TooDeep`], [`Error::Damaged`] if a parent is missing.
+    fn open_active(&self, key: &ActiveKey, options: &OpenOptions) -> Result<OwnedFd, Error>;
+
+    /// Returns the read-only merged tree of a committed snapshot as the root of a detached mount.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`], [`Error::TooDeep`], [`Error::Damaged`] if a parent is missing.
+    fn open_view(&self, id: &SnapshotId) -> Result<OwnedFd, Error>;
+
+    /// Returns what this committed snapshot alone adds to and hides from its parent.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`].
+    fn open_changes(&self, id: &SnapshotId) -> Result<Changes, Error>;
+
+    /// Turns the active snapshot into the committed snapshot `id`, in one step; from then on
+    /// nobody may write to it. Its mount must be gone.
+    ///
+    /// # Errors
+    /// [`Error::NoActive`]; [`Error::IdTaken`], and the active snapshot stays then.
+    fn commit(&self, key: &ActiveKey, id: &SnapshotId) -> Result<(), Error>;
+
+    /// Removes an active snapshot, complete or not. Costs O(files).
+    ///
+    /// # Errors
+    /// [`Error::NoActive`].
+    fn remove_active(&self, key: &ActiveKey) -> Result<(), Error>;
+
+    /// Removes a committed snapshot. Costs O(files).
+    ///
+    /// Children are not looked for: the caller, who knows all records, removes them first. A
+    /// child left behind answers [`Error::Damaged`] from then on.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`].
+    fn remove(&self, id: &SnapshotId) -> Result<(), Error>;
+
+    /// Returns the parent of a committed snapshot; `None`: it stands on nothing.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`].
+    fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error>;
+
+    /// Returns a committed snapshot and all it stands on, lowest first.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`]; [`Error::Damaged`] if one below is missing or the parents form a
+    /// circle; [`Error::TooDeep`].
+    fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Error>;
+
+    /// Whether a committed snapshot has this name.
+    fn contains(&self, id: &SnapshotId) -> bool;
+
+    /// Returns the names of all committed and active snapshots, each sorted.
+    fn list(&self) -> Result<(Vec<SnapshotId>, Vec<ActiveKey>), Error>;
+}
+
+/// How an active snapshot is opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Directories appended below all parents, highest first: the stubs that mounts need to find.
+    /// They are seen in this mount only and are not part of the snapshot.
+    pub extra_lower: Vec<PathBuf>,
+}
+
+/// What one snapshot adds to and hides from its parent.
+#[derive(Debug)]
+pub struct Changes {
+    /// The directory that holds the changes; must not be written to.
+    pub dir: OwnedFd,
+    /// How deletions are written in it.
+    pub form: Form,
+}
+
+/// How a directory of changes marks what it hides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Form {
+    /// An overlayfs upperdir: a whiteout is a character device 0/0, an opaque directory has the
+    /// extended attribute `trusted.overlay.opaque`.
+    OverlayUpper,
+    /// A complete tree that hides nothing.
+    Plain,
+}
