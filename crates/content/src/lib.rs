@@ -1,1 +1,24 @@
+//! What the store knows: blobs, images and their names, layers, cached results, leases.
+//!
+//! Read [`Store`] first, then `blobs.rs`, `records.rs` and `lease.rs`.
+//!
+//! # Invariants
+//! - A blob's file name is the digest of its bytes; it is complete or not there.
+//! - Nothing points to what is not there: data first, then the record, then the name.
+//! - Records are an index in SQLite. One made since the last [`Store::barrier`] carries the boot id
+//!   and is dropped after a reboot: its data may not have reached the disk.
+//! - Locks go with their process; there is no pid file.
 
+#![forbid(unsafe_code)]
+
+mod blobs;
+mod error;
+mod lease;
+mod records;
+mod store;
+
+pub use blobs::Ingest;
+pub use error::Error;
+pub use lease::Lease;
+pub use records::{CacheRecord, ImageRecord, LayerBlob, LayerRecord};
+pub use store::Store;

@@ -1,0 +1,227 @@
+//! Blobs: immutable files named by their digest.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kiln_oci::{Digest, Sha256Writer};
+
+use crate::{Error, Store};
+
+/// A blob on its way in; dropping it takes it back.
+pub struct Ingest {
+    /// `None` once it was committed.
+    writer: Option<Sha256Writer<File>>,
+    path: PathBuf,
+    blobs: PathBuf,
+}
+
+impl Ingest {
+    /// Makes the blob part of the store: synced, renamed, directory synced. A blob that is there
+    /// already is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when it is not `expected` (digest, size in bytes); [`Error::Host`].
+    /// Nothing is left behind then.
+    pub fn commit(mut self, expected: Option<(Digest, u64)>) -> Result<(Digest, u64), Error> {
+        let writer = self.writer.take().expect("only commit takes it, and commit consumes the value");
+        let (file, actual, actual_bytes) = writer.finish();
+        if let Some((expected, expected_bytes)) = expected
+            && (expected, expected_bytes) != (actual, actual_bytes)
+        {
+            return Err(Error::Mismatch { expected, expected_bytes, actual, actual_bytes });
+        }
+        let path = blob_path(&self.blobs, &actual);
+        if !path.exists() {
+            let parent = path.parent().unwrap_or(&self.blobs);
+            fs::create_dir_all(parent).map_err(Error::host("mkdir", parent))?;
+            file.sync_data().map_err(Error::host("fdatasync", &self.path))?;
+            fs::rename(&self.path, &path).map_err(Error::host("rename", &path))?;
+            let synced = File::open(parent).and_then(|directory| directory.sync_all());
+            synced.map_err(Error::host("fsync", parent))?;
+        }
+        Ok((actual, actual_bytes))
+    }
+}
+
+impl Write for Ingest {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.writer.as_mut().map_or(Ok(0), |writer| writer.write(buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        // Renamed away after a commit; otherwise the next sweep takes what cannot be removed now.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn blob_path(blobs: &Path, digest: &Digest) -> PathBuf {
+    let hex = digest.hex();
+    blobs.join(&hex[..2]).join(&hex)
+}
+
+impl Store {
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        blob_path(&self.root().join("blobs/sha256"), digest)
+    }
+
+    /// A locked temporary file: whoever cannot take the lock knows that its writer lives.
+    fn temporary(&self) -> Result<(File, PathBuf), Error> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{}-{number}", std::process::id(), crate::lease::random());
+        let path = self.root().join("ingest").join(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let file = file.map_err(Error::host("create", &path))?;
+        file.lock().map_err(Error::host("lock", &path))?;
+        Ok((file, path))
+    }
+
+    /// Starts a new blob.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn ingest(&self) -> Result<Ingest, Error> {
+        let (file, path) = self.temporary()?;
+        let blobs = self.root().join("blobs/sha256");
+        Ok(Ingest { writer: Some(Sha256Writer::new(file)), path, blobs })
+    }
+
+    /// A file without a name on the store's file system, gone with its descriptor.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn spool(&self) -> Result<File, Error> {
+        let (file, path) = self.temporary()?;
+        fs::remove_file(&path).map_err(Error::host("unlink", path))?;
+        Ok(file)
+    }
+
+    /// Stores `bytes`; costs one system call when they are there.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn put_blob(&self, bytes: &[u8]) -> Result<Digest, Error> {
+        let digest = Digest::of(bytes);
+        if !self.has_blob(&digest) {
+            let mut ingest = self.ingest()?;
+            let path = ingest.path.clone();
+            ingest.write_all(bytes).map_err(Error::host("write", path))?;
+            ingest.commit(None)?;
+        }
+        Ok(digest)
+    }
+
+    /// Whether a blob is there.
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.blob_path(digest).exists()
+    }
+
+    /// Opens a blob: its file and size in bytes. Its content is not checked.
+    ///
+    /// # Errors
+    /// [`Error::NoBlob`], [`Error::Host`].
+    pub fn open_blob(&self, digest: &Digest) -> Result<(File, u64), Error> {
+        let path = self.blob_path(digest);
+        let file = File::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NoBlob(*digest),
+            _ => Error::host("open", &path)(error),
+        })?;
+        let size_bytes = file.metadata().map_err(Error::host("stat", &path))?.len();
+        Ok((file, size_bytes))
+    }
+
+    /// Reads a small blob as a whole and checks its digest.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Mismatch`] for a damaged one, and those of
+    /// [`Store::open_blob`].
+    pub fn read_blob(&self, digest: &Digest, max_bytes: u64) -> Result<Vec<u8>, Error> {
+        let (file, size_bytes) = self.open_blob(digest)?;
+        if size_bytes > max_bytes {
+            return Err(Error::TooLarge { digest: *digest, max_bytes });
+        }
+        let mut bytes = Vec::new();
+        file.take(max_bytes).read_to_end(&mut bytes).map_err(Error::host("read", self.blob_path(digest)))?;
+        let actual = Digest::of(&bytes);
+        if actual == *digest {
+            return Ok(bytes);
+        }
+        let actual_bytes = bytes.len() as u64;
+        Err(Error::Mismatch { expected: *digest, expected_bytes: size_bytes, actual, actual_bytes })
+    }
+
+    /// Removes temporary files whose writer is dead; how many.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when the directory cannot be read.
+    pub fn sweep_ingest(&self) -> Result<usize, Error> {
+        let dir = self.root().join("ingest");
+        let mut removed = 0;
+        for entry in fs::read_dir(&dir).map_err(Error::host("read", dir.clone()))? {
+            let path = entry.map_err(Error::host("read", dir.clone()))?.path();
+            let Ok(file) = File::open(&path) else { continue };
+            match file.try_lock() {
+                Ok(()) if fs::remove_file(&path).is_ok() => removed += 1,
+                Ok(()) | Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}
+            }
+        }
+        Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn what_was_put_is_read_back() {
+        let (_dir, store) = store();
+        let digest = store.put_blob(b"hello").unwrap();
+        assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
+        assert_eq!(store.put_blob(b"hello").unwrap(), digest);
+        assert!(matches!(store.read_blob(&digest, 3), Err(Error::TooLarge { .. })));
+        assert!(matches!(store.read_blob(&Digest::of(b"x"), 3), Err(Error::NoBlob(_))));
+    }
+
+    #[test]
+    fn wrong_content_leaves_nothing() {
+        let (dir, store) = store();
+        let mut ingest = store.ingest().unwrap();
+        ingest.write_all(b"hello").unwrap();
+        let wrong = ingest.commit(Some((Digest::of(b"other"), 5)));
+        assert!(matches!(wrong, Err(Error::Mismatch { .. })));
+        assert!(!store.has_blob(&Digest::of(b"hello")));
+        assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn damaged_blob_is_noticed_when_read() {
+        let (_dir, store) = store();
+        let digest = store.put_blob(b"hello").unwrap();
+        fs::write(store.blob_path(&digest), b"hellO").unwrap();
+        assert!(matches!(store.read_blob(&digest, 100), Err(Error::Mismatch { .. })));
+    }
+
+    #[test]
+    fn only_dead_writers_files_are_swept() {
+        let (dir, store) = store();
+        let living = store.ingest().unwrap();
+        fs::write(dir.path().join("ingest/dead"), b"x").unwrap();
+        assert_eq!(store.sweep_ingest().unwrap(), 1);
+        assert!(living.path.exists());
+    }
+}

@@ -1,0 +1,195 @@
+//! The store as a whole: directories, index, durability.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use rustix::fs::syncfs;
+
+use crate::Error;
+
+/// Version of the index; counted in SQLite's `user_version`.
+const VERSION: i64 = 1;
+const DIRS: [&str; 6] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots"];
+
+const SCHEMA: &str = "
+CREATE TABLE image (config TEXT PRIMARY KEY, manifest TEXT NOT NULL, snapshot TEXT, size_bytes INTEGER NOT NULL, created_unix INTEGER NOT NULL, boot TEXT) STRICT;
+CREATE TABLE name (reference TEXT PRIMARY KEY, config TEXT NOT NULL, boot TEXT) STRICT;
+CREATE TABLE layer (snapshot TEXT PRIMARY KEY, diff_id TEXT NOT NULL, size_bytes INTEGER NOT NULL, blob TEXT, media_type TEXT, blob_bytes INTEGER, boot TEXT) STRICT;
+CREATE TABLE chain (chain TEXT PRIMARY KEY, snapshot TEXT NOT NULL, boot TEXT) STRICT;
+CREATE TABLE cache (key TEXT PRIMARY KEY, canonical TEXT NOT NULL, snapshot TEXT NOT NULL, created_unix INTEGER NOT NULL, description TEXT NOT NULL, boot TEXT) STRICT;
+CREATE INDEX cache_snapshot ON cache (snapshot);
+CREATE INDEX name_config ON name (config);
+";
+
+/// Tables whose records are trusted only when they are durable or of this boot.
+const TABLES: [&str; 5] = ["image", "name", "layer", "chain", "cache"];
+
+/// Blobs and metadata below one directory. Any number of processes may have it open.
+pub struct Store {
+    root: PathBuf,
+    db: Mutex<Connection>,
+    pub(crate) boot: String,
+}
+
+impl Store {
+    /// Opens the store at `root`, making it when there is none. Costs about a millisecond when it
+    /// is there.
+    ///
+    /// # Errors
+    /// [`Error::NotWritable`], [`Error::NewerStore`]; nothing is left behind then.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        let not_writable = |source| Error::NotWritable { path: root.to_owned(), source };
+        let index = root.join("db/meta.sqlite");
+        if !index.exists() {
+            for dir in DIRS {
+                DirBuilder::new().recursive(true).mode(0o700).create(root.join(dir)).map_err(not_writable)?;
+            }
+        }
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(not_writable)?;
+        let db = open_index(root, &index).map_err(|error| match error {
+            Error::Db(error) if unusable(&error) => not_writable(io::Error::other(error)),
+            other => other,
+        })?;
+        let store = Self { root: root.to_owned(), db: Mutex::new(db), boot: boot.trim().to_owned() };
+        store.forget_other_boots()?;
+        Ok(store)
+    }
+
+    /// The store's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn db(&self) -> MutexGuard<'_, Connection> {
+        // A panic elsewhere rolled its transaction back; the connection is fine.
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` as one write transaction: all of it or nothing.
+    pub(crate) fn write<T>(
+        &self,
+        work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, rusqlite::Error>,
+    ) -> Result<T, Error> {
+        let mut db = self.db();
+        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let value = work(&transaction)?;
+        transaction.commit()?;
+        Ok(value)
+    }
+
+    /// Makes everything so far survive a power cut: one `syncfs`, then the records are marked.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when the disk failed; the records stay of this boot only then.
+    pub fn barrier(&self) -> Result<(), Error> {
+        let directory = File::open(&self.root).map_err(Error::host("open", &self.root))?;
+        syncfs(&directory).map_err(Error::host("syncfs", &self.root))?;
+        self.write(|db| {
+            for table in TABLES {
+                db.execute(&format!("UPDATE {table} SET boot = NULL WHERE boot IS NOT NULL"), [])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Drops records whose data may not have reached the disk before the machine went down.
+    fn forget_other_boots(&self) -> Result<(), Error> {
+        let mut stale = Vec::new();
+        {
+            let db = self.db();
+            for table in TABLES {
+                let sql = format!("SELECT 1 FROM {table} WHERE boot IS NOT NULL AND boot <> ?1 LIMIT 1");
+                if db.prepare_cached(&sql)?.query_row([&self.boot], |_| Ok(())).optional()?.is_some() {
+                    stale.push(table);
+                }
+            }
+        }
+        if stale.is_empty() {
+            return Ok(());
+        }
+        self.write(|db| {
+            for table in stale {
+                db.execute(&format!("DELETE FROM {table} WHERE boot <> ?1"), [&self.boot])?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What SQLite says when the file system does not let it in.
+fn unusable(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, PermissionDenied, ReadOnly};
+    matches!(error.sqlite_error_code(), Some(CannotOpen | PermissionDenied | ReadOnly))
+}
+
+fn open_index(root: &Path, index: &Path) -> Result<Connection, Error> {
+    let mut db = Connection::open(index)?;
+    db.busy_timeout(Duration::from_secs(10))?;
+    // In WAL mode NORMAL syncs at checkpoints only; the boot id covers what a power cut takes.
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    let version = |db: &Connection| db.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
+    let found = version(&db)?;
+    if found > VERSION {
+        return Err(Error::NewerStore { path: root.to_owned(), found, known: VERSION });
+    }
+    if found < VERSION {
+        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Another process may have come first while this one waited.
+        if version(&transaction)? == 0 {
+            transaction.execute_batch(SCHEMA)?;
+            for table in TABLES {
+                let sql = format!("CREATE INDEX {table}_boot ON {table} (boot) WHERE boot IS NOT NULL");
+                transaction.execute_batch(&sql)?;
+            }
+            transaction.pragma_update(None, "user_version", VERSION)?;
+        }
+        transaction.commit()?;
+    }
+    Ok(db)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_oci::Digest;
+
+    #[test]
+    fn store_of_a_newer_kiln_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.db().pragma_update(None, "user_version", 99).unwrap();
+        drop(store);
+        assert!(matches!(Store::open(dir.path()), Err(Error::NewerStore { found: 99, .. })));
+    }
+
+    #[test]
+    fn place_that_cannot_be_written_is_said_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "x").unwrap();
+        assert!(matches!(Store::open(&file.join("store")), Err(Error::NotWritable { .. })));
+        assert_eq!(fs::read(&file).unwrap(), b"x");
+    }
+
+    #[test]
+    fn records_of_another_boot_are_dropped_unless_they_are_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let chain = |text: &str| kiln_oci::ChainId(Digest::of(text.as_bytes()));
+        let snapshot = "s".parse().unwrap();
+        store.put_chain(&chain("durable"), &snapshot).unwrap();
+        store.barrier().unwrap();
+        store.boot = "another".to_owned();
+        store.put_chain(&chain("lost"), &snapshot).unwrap();
+        drop(store);
+        let store = Store::open(dir.path()).unwrap();
+        assert!(store.snapshot_by_chain(&chain("durable")).unwrap().is_some());
+        assert!(store.snapshot_by_chain(&chain("lost")).unwrap().is_none());
+    }
+}
