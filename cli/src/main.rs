@@ -1,1 +1,52 @@
-fn main() {}
+//! `kiln`: builds container images from Dockerfiles, runs them, and moves them.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod errors;
+mod progress;
+mod session;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::errors::{Failure, exit};
+use crate::session::Session;
+
+fn main() -> ExitCode {
+    // A container's helper is this program again, under another name.
+    kiln_executor::init_if_asked();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprint!("{}", failure.render());
+            failure.exit_code().into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<u8, Failure> {
+    let session = Session::open(cli.root)?;
+    match cli.command {
+        Command::Build(args) => commands::build::run(&session, args),
+        Command::Import(args) => commands::import::run(&session, args),
+        Command::Images(args) => commands::images::run(&session, &args),
+        Command::Inspect(args) => commands::inspect::run(&session, &args),
+        Command::History(args) => commands::history::run(&session, &args),
+        Command::Rmi(args) => commands::rmi::run(&session, &args),
+        Command::Tag(args) => commands::tag::run(&session, &args),
+        Command::Run(args) => commands::run::run(&session, args),
+        Command::Save(args) => commands::save::run(&session, &args),
+        Command::Load(args) => commands::load::run(&session, &args),
+    }
+}

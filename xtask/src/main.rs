@@ -35,7 +35,11 @@ struct Task {
 const TASKS: &[Task] = &[
     Task { name: "demo", what: "build, run and rebuild a real application image", run: demo::run },
     Task { name: "test", what: "everything that CI checks", run: check::run },
-    Task { name: "bench", what: "measure rebuilds and RUN steps, beside buildah and podman", run: bench::run },
+    Task {
+        name: "bench",
+        what: "measure rebuilds and RUN steps, beside buildah and podman",
+        run: bench::run,
+    },
     Task { name: "bases", what: "make the base trees that tests and the demo start from", run: bases::run },
     Task { name: "help", what: "this list", run: help },
 ];

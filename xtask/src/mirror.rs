@@ -64,7 +64,8 @@ fn source_files(etc_apt: &Path) -> Vec<(PathBuf, String)> {
 }
 
 fn debian_uri(path: &Path, text: &str) -> Option<String> {
-    let entries = if path.extension().is_some_and(|ext| ext == "sources") { deb822(text) } else { one_line(text) };
+    let entries =
+        if path.extension().is_some_and(|ext| ext == "sources") { deb822(text) } else { one_line(text) };
     let found = entries.into_iter().find(|entry| {
         entry.components.iter().any(|word| word == "main")
             && entry.suites.iter().any(|suite| DEBIAN_SUITES.contains(&suite.as_str()))
@@ -143,7 +144,10 @@ mod tests {
         let text = "# a mirror\ndeb-src http://mirror.example/debian bookworm main\n\
                     deb http://mirror.example/security bookworm-security main\n\
                     deb [arch=amd64 signed-by=/k.gpg] https://mirror.example/debian/ bookworm main contrib # near\n";
-        assert_eq!(debian_uri(Path::new("sources.list"), text).as_deref(), Some("https://mirror.example/debian"));
+        assert_eq!(
+            debian_uri(Path::new("sources.list"), text).as_deref(),
+            Some("https://mirror.example/debian")
+        );
     }
 
     #[test]
@@ -163,6 +167,9 @@ mod tests {
     fn only_options_that_reach_the_mirror_are_taken_over() {
         let dump = "Acquire::http::Proxy \"http://proxy.example:3128\";\nAcquire::https::Proxy \"http://me:secret@proxy.example\";\n\
                     Acquire::Check-Date \"false\";\nAcquire::ForceIPv4 \"\";\nDPkg::Post-Invoke:: \"rm -rf x\";\n";
-        assert_eq!(options(dump), "Acquire::http::Proxy \"http://proxy.example:3128\";\nAcquire::Check-Date \"false\";\n");
+        assert_eq!(
+            options(dump),
+            "Acquire::http::Proxy \"http://proxy.example:3128\";\nAcquire::Check-Date \"false\";\n"
+        );
     }
 }

@@ -47,6 +47,7 @@ pub(crate) const TEST: &[Package] = packages![
     "buildah", Probe::Program("buildah"), "builds images that kiln must load";
     "nftables", Probe::Program("nft"), "shows the rules that a RUN's network adds";
     "iptables", Probe::Program("iptables"), "sets the FORWARD policy that other engines set";
+    "iproute2", Probe::Program("ip"), "makes the network that a RUN is tested in";
     "tmux", Probe::Program("tmux"), "is the terminal for `kiln run -it`";
 ];
 
@@ -55,7 +56,8 @@ pub(crate) const TEST: &[Package] = packages![
 /// # Errors
 /// [`Failure::Packages`] when that takes somebody else: not root, or no apt-get here.
 pub(crate) fn ensure(lists: &[&[Package]]) -> Result<(), Failure> {
-    let missing: Vec<&Package> = lists.iter().flat_map(|list| list.iter()).filter(|p| !p.is_there()).collect();
+    let missing: Vec<&Package> =
+        lists.iter().flat_map(|list| list.iter()).filter(|p| !p.is_there()).collect();
     if missing.is_empty() {
         step::note("all there");
         return Ok(());

@@ -25,7 +25,8 @@ impl BuildCancel {
         &self.flag
     }
 
-    pub(crate) fn processes(&self) -> &Cancel {
+    /// The event that kills processes; for a container outside a build.
+    pub fn processes(&self) -> &Cancel {
         &self.processes
     }
 }

@@ -41,7 +41,7 @@ impl Engine {
 
     /// Removes active snapshots and half-written blobs whose owner is dead: what `kill -9` left.
     fn sweep(&self) -> Result<(), BuildError> {
-        for key in self.snapshots.list_active()? {
+        for key in self.snapshots.list()?.1 {
             if !self.store.is_key_live(&key) {
                 self.snapshots.remove_active(&key)?;
             }

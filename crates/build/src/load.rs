@@ -12,7 +12,6 @@ use kiln_content::{ImageRecord, LayerBlob, LayerRecord};
 use kiln_layer::{ApplyOptions, Compression, Limits, Whiteouts, decoder};
 use kiln_oci::image::{Descriptor, ImageConfig, Index, Manifest, media_type};
 use kiln_oci::{ChainId, DiffId, Digest, Platform, Reference, SnapshotId};
-use kiln_snapshotter::OpenOptions;
 use serde::Deserialize;
 
 use crate::archive::{Archive, broken};

@@ -153,6 +153,11 @@ impl Snapshotter for Overlay {
         overlay(&Stack { root: self.root.as_fd(), lower: &lower, upper: Some((dir.join("fs"), work)) })
     }
 
+    fn open_layer(&self, key: &ActiveKey) -> Result<OwnedFd, Error> {
+        self.active_parent(key)?;
+        open_readable(&self.root, &active(key).join("fs"))
+    }
+
     fn open_view(&self, id: &SnapshotId) -> Result<OwnedFd, Error> {
         let mut lower = self.lower_of(Some(id))?;
         if lower.len() == 1 {

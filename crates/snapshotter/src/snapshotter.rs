@@ -35,6 +35,13 @@ pub trait Snapshotter: Send + Sync {
     /// [`Error::NoActive`], [`Error::TooDeep`], [`Error::Damaged`] if a parent is missing.
     fn open_active(&self, key: &ActiveKey, options: &OpenOptions) -> Result<OwnedFd, Error>;
 
+    /// Opens only what an active snapshot adds to its parent, in the form of [`Changes`]: the place
+    /// to unpack a layer into.
+    ///
+    /// # Errors
+    /// [`Error::NoActive`].
+    fn open_layer(&self, key: &ActiveKey) -> Result<OwnedFd, Error>;
+
     /// Returns the read-only merged tree of a committed snapshot as the root of a detached mount.
     ///
     /// # Errors
@@ -108,7 +115,6 @@ pub struct Changes {
 
 /// How a directory of changes marks what it hides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Form {
     /// An overlayfs upperdir: a whiteout is a character device 0/0, an opaque directory has the
     /// extended attribute `trusted.overlay.opaque`.

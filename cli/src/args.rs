@@ -1,0 +1,214 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiln_oci::Reference;
+
+/// Builds container images from Dockerfiles, runs them, and moves them. No daemon.
+#[derive(Parser)]
+#[command(name = "kiln", version, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Directory of the store [default: /var/lib/kiln as root, ~/.local/share/kiln as a user]
+    #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR", hide_env = false)]
+    pub(crate) root: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Build an image from a Dockerfile
+    Build(BuildArgs),
+    /// Make an image out of a root file system
+    Import(ImportArgs),
+    /// List images
+    Images(ImagesArgs),
+    /// Show an image's config as JSON
+    Inspect(NamesArgs),
+    /// Show the instructions that made an image
+    History(NameArgs),
+    /// Remove image names, and images without another name
+    Rmi(RmiArgs),
+    /// Give an image another name
+    Tag(TagArgs),
+    /// Run a command in a new container
+    Run(RunArgs),
+    /// Write images to a tar archive
+    Save(SaveArgs),
+    /// Read images from a docker or OCI archive
+    Load(LoadArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct BuildArgs {
+    /// Name for the image; may be given several times
+    #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
+    pub(crate) tag: Vec<Reference>,
+    /// Dockerfile [default: Dockerfile in the context]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Value for an ARG; without a value, the one of the environment
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub(crate) build_arg: Vec<String>,
+    /// Label for the image
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) label: Vec<String>,
+    /// Build this stage [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// Run every step again
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// How to show progress
+    #[arg(long, value_enum, default_value_t = ProgressMode::Auto, value_name = "MODE")]
+    pub(crate) progress: ProgressMode,
+    /// Print only the image ID
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Directory with the files to copy
+    #[arg(value_name = "CONTEXT", default_value = ".")]
+    pub(crate) context: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// A live display on a terminal, lines otherwise
+    Auto,
+    /// Lines with all output
+    Plain,
+    /// Nothing
+    Quiet,
+}
+
+#[derive(Args)]
+pub(crate) struct ImportArgs {
+    /// A tar (plain, gzip, zstd or xz), a directory, or - for standard input
+    #[arg(value_name = "ROOTFS")]
+    pub(crate) source: PathBuf,
+    /// Name for the image
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) name: Reference,
+    /// Instruction for the image config, such as 'CMD ["bash"]'; may be given several times
+    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct ImagesArgs {
+    /// Only image IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct NameArgs {
+    /// Image name or ID
+    #[arg(value_name = "IMAGE")]
+    pub(crate) name: String,
+}
+
+#[derive(Args)]
+pub(crate) struct NamesArgs {
+    /// Image names or IDs
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct RmiArgs {
+    /// Missing images are no error, and an ID with several names loses all of them
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Image names or IDs
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct TagArgs {
+    /// Image name or ID
+    #[arg(value_name = "IMAGE")]
+    pub(crate) source: String,
+    /// The other name
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) target: Reference,
+}
+
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    /// Remove the container at its end; so far containers never stay, with or without it
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Environment variable; without a value, the one of the environment
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Host file or directory to show inside
+    #[arg(short, long, value_name = "HOST:INSIDE[:ro]")]
+    pub(crate) volume: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Program to run instead of the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// What network the container sees
+    #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
+    pub(crate) network: NetworkMode,
+    /// Image name or ID
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Command and arguments instead of the image's
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum NetworkMode {
+    /// Its own, with address translation to the outside
+    Default,
+    /// Loopback only
+    None,
+    /// The host's
+    Host,
+}
+
+#[derive(Args)]
+pub(crate) struct SaveArgs {
+    /// File to write [default: standard output, when it is no terminal]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Who shall read it
+    #[arg(long, value_enum, default_value_t = SaveFormat::Docker, value_name = "FORMAT")]
+    pub(crate) format: SaveFormat,
+    /// Image names or IDs
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum SaveFormat {
+    /// docker, podman, and readers of OCI layouts
+    Docker,
+    /// An OCI layout alone
+    Oci,
+}
+
+#[derive(Args)]
+pub(crate) struct LoadArgs {
+    /// File to read [default: standard input]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// Print nothing
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}

@@ -1,0 +1,51 @@
+//! `kiln build`
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use kiln_build::{BuildRequest, Progress, build};
+
+use super::{pair, print};
+use crate::args::{BuildArgs, ProgressMode};
+use crate::errors::Failure;
+use crate::progress::{Live, Plain, Quiet};
+use crate::session::Session;
+
+pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
+    let mut request = BuildRequest {
+        context: args.context,
+        dockerfile: args.file,
+        tags: args.tag,
+        build_args: Default::default(),
+        labels: Default::default(),
+        target: args.target,
+        no_cache: args.no_cache,
+    };
+    for text in &args.build_arg {
+        request.build_args.extend(pair(text, "--build-arg")?);
+    }
+    for text in &args.label {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        request.labels.insert(name.to_owned(), value.to_owned());
+    }
+    let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
+    let progress: Arc<dyn Progress> = match args.progress {
+        _ if args.quiet => Arc::new(Quiet),
+        ProgressMode::Quiet => Arc::new(Quiet),
+        ProgressMode::Auto if live => Arc::new(Live::new()),
+        ProgressMode::Auto | ProgressMode::Plain => Arc::new(Plain::default()),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
+    let runtime = runtime.map_err(|error| Failure::store(format!("threads cannot be started: {error}")))?;
+    let built = runtime.block_on(build(&session.engine, &request, progress, &session.cancel))?;
+    if args.quiet {
+        print(&format!("{}\n", built.image_id()));
+    } else {
+        let cached = if built.steps_run == 0 { ", everything from the cache" } else { "" };
+        print(&format!("image {}{cached}\n", built.image_id()));
+        for tag in &request.tags {
+            print(&format!("named {}\n", tag.familiar()));
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,34 @@
+//! `kiln inspect`
+
+use kiln_oci::Reference;
+use serde_json::json;
+
+use super::print;
+use crate::args::NamesArgs;
+use crate::errors::Failure;
+use crate::session::Session;
+
+pub(crate) fn run(session: &Session, args: &NamesArgs) -> Result<u8, Failure> {
+    let mut shown = Vec::new();
+    for name in &args.names {
+        let image = session.find(name)?;
+        let config = session.config(&image)?;
+        let names: Vec<String> =
+            session.engine.store.names_of(&image.config)?.iter().map(Reference::familiar).collect();
+        shown.push(json!({
+            "Id": image.config,
+            "RepoTags": names,
+            "Created": config.created,
+            "Author": config.author.unwrap_or_default(),
+            "Architecture": config.architecture,
+            "Os": config.os,
+            "Size": image.size_bytes,
+            "Config": config.config,
+            "RootFS": { "Type": config.rootfs.kind, "Layers": config.rootfs.diff_ids },
+            "Manifest": image.manifest,
+        }));
+    }
+    let text = serde_json::to_string_pretty(&shown).map_err(|error| Failure::store(error.to_string()))?;
+    print(&format!("{text}\n"));
+    Ok(0)
+}

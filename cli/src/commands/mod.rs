@@ -1,0 +1,91 @@
+//! One command a file.
+
+pub(crate) mod build;
+pub(crate) mod history;
+pub(crate) mod images;
+pub(crate) mod import;
+pub(crate) mod inspect;
+pub(crate) mod load;
+pub(crate) mod rmi;
+pub(crate) mod run;
+pub(crate) mod save;
+pub(crate) mod tag;
+
+use std::io::Write;
+
+use crate::errors::Failure;
+
+/// Writes to standard output; a reader that went away is no error.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// `NAME=VALUE`, or `NAME` with the value of the environment; `None` when it has none there.
+fn pair(text: &str, what: &str) -> Result<Option<(String, String)>, Failure> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, std::env::var(text).ok()),
+    };
+    if name.is_empty() {
+        return Err(Failure::usage(format!("{what} {text:?} has no name in front of `=`")));
+    }
+    Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+/// Sizes as docker shows them: 1000s, about three digits.
+fn human_size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            let digits = if unit == "B" || value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+            return format!("{value:.digits$}{unit}");
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.2}TB")
+}
+
+/// Columns three blanks apart, as docker prints them.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        out.push_str(cells.collect::<Vec<_>>().join("   ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// How long ago, in the largest unit that says enough.
+fn ago(created_unix: i64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let seconds = u64::try_from(i64::try_from(now.as_secs()).unwrap_or(i64::MAX) - created_unix).unwrap_or(0);
+    let (count, unit) = match seconds {
+        0..120 => (seconds, "second"),
+        120..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_as_in_docker() {
+        for (bytes, text) in [(0, "0B"), (999, "999B"), (1500, "1.50kB"), (123_456_789, "123MB"), (7_340_000_000, "7.34GB")] {
+            assert_eq!(human_size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn tables_align() {
+        let rows = [vec!["A".to_owned(), "B".to_owned()], vec!["long".to_owned(), "x".to_owned()]];
+        assert_eq!(table(&rows), "A      B\nlong   x\n");
+    }
+}

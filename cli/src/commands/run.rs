@@ -1,0 +1,71 @@
+//! `kiln run`
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use kiln_containers::{RunRequest, Tty};
+use kiln_executor::Network;
+use kiln_oci::{BindMount, Mount};
+
+use super::pair;
+use crate::args::{NetworkMode, RunArgs};
+use crate::errors::Failure;
+use crate::session::Session;
+
+pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
+    let image = session.find(&args.image)?;
+    let config = session.config(&image)?;
+    if args.tty && !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("-t needs a terminal as standard input"));
+    }
+    let mut request = RunRequest {
+        snapshot: image.snapshot.clone(),
+        config: config.config,
+        command: args.command,
+        entrypoint: args.entrypoint,
+        env: Vec::new(),
+        user: args.user,
+        workdir: args.workdir,
+        mounts: args.volume.iter().map(|text| mount(text)).collect::<Result<_, _>>()?,
+        network: match args.network {
+            NetworkMode::Default => Network::Default,
+            NetworkMode::None => Network::None,
+            NetworkMode::Host => Network::Host,
+        },
+        tty: match (args.tty, args.interactive) {
+            (true, _) => Tty::Terminal,
+            (false, true) => Tty::Streams,
+            (false, false) => Tty::Output,
+        },
+    };
+    for text in &args.env {
+        request.env.extend(pair(text, "--env")?);
+    }
+    let engine = &session.engine;
+    let lease = engine.store.lease()?;
+    let exit =
+        kiln_containers::run(&*engine.snapshots, &*engine.executor, &lease, &request, session.cancel.processes())?;
+    Ok(u8::try_from(exit.shell_code()).unwrap_or(255))
+}
+
+/// `HOST:INSIDE[:ro]`
+fn mount(text: &str) -> Result<Mount, Failure> {
+    let wrong = |reason: &str| Failure::usage(format!("--volume {text:?}: {reason}"));
+    let mut parts = text.split(':');
+    let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
+        return Err(wrong("HOST:INSIDE[:ro] is expected"));
+    };
+    let read_only = match (parts.next(), parts.next()) {
+        (None | Some("rw"), None) => false,
+        (Some("ro"), None) => true,
+        _ => return Err(wrong("only ro or rw may follow the path inside")),
+    };
+    if !source.contains('/') && !source.starts_with('.') {
+        return Err(wrong("named volumes are not supported yet; give a path such as ./data"));
+    }
+    if !target.starts_with('/') || target.split('/').any(|part| part == "..") || target.trim_matches('/').is_empty() {
+        return Err(wrong("the path inside must be absolute, without `..`, and not `/`"));
+    }
+    let source = Path::new(source).canonicalize().map_err(|error| wrong(&format!("{source}: {error}")))?;
+    Ok(Mount::Bind(BindMount { source, target: target.to_owned(), read_only }))
+}

@@ -1,0 +1,218 @@
+//! Errors as users see them: text, hint, exit code.
+
+use std::process::ExitCode;
+
+use kiln_build::{BuildError, Dockerfile, OpError};
+use kiln_containers::RunError;
+use kiln_executor::ExecError;
+use kiln_frontend::{Diagnostic, Severity, Span};
+use kiln_llb::Location;
+
+/// Exit codes, the same for every command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Code(u8);
+
+pub(crate) mod exit {
+    use super::Code;
+
+    pub(crate) const RUN: Code = Code(1);
+    pub(crate) const USAGE: Code = Code(2);
+    pub(crate) const DOCKERFILE: Code = Code(3);
+    pub(crate) const SOURCE: Code = Code(4);
+    pub(crate) const NETWORK: Code = Code(5);
+    pub(crate) const STORE: Code = Code(6);
+    pub(crate) const POLICY: Code = Code(7);
+    pub(crate) const LIMIT: Code = Code(8);
+    pub(crate) const CONTAINER: Code = Code(125);
+    pub(crate) const NOT_EXECUTABLE: Code = Code(126);
+    pub(crate) const NOT_FOUND: Code = Code(127);
+    pub(crate) const INTERRUPTED: Code = Code(130);
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        ExitCode::from(code.0)
+    }
+}
+
+/// A command that failed.
+pub(crate) struct Failure {
+    code: Code,
+    /// Everything that goes in front of the hint, lines ended.
+    text: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    fn new(code: Code, message: impl AsRef<str>) -> Self {
+        Self { code, text: format!("error: {}\n", message.as_ref()), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The command line asks for something that does not make sense.
+    pub(crate) fn usage(message: impl AsRef<str>) -> Self {
+        Self::new(exit::USAGE, message)
+    }
+
+    /// The store holds something wrong.
+    pub(crate) fn store(message: impl AsRef<str>) -> Self {
+        Self::new(exit::STORE, message)
+    }
+
+    /// Reading or writing a file of the user's.
+    pub(crate) fn source(message: impl AsRef<str>) -> Self {
+        Self::new(exit::SOURCE, message)
+    }
+
+    /// There is no such image.
+    pub(crate) fn no_image(name: &str) -> Self {
+        Self::new(exit::SOURCE, format!("there is no image {name:?} in the store"))
+            .hint("`kiln images` lists what is there; `kiln build`, `kiln import` and `kiln load` make images")
+    }
+
+    /// The message as it is printed.
+    pub(crate) fn render(&self) -> String {
+        let hint = self.hint.as_ref().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+        format!("{}{hint}", self.text)
+    }
+
+    /// The exit code.
+    pub(crate) fn exit_code(&self) -> Code {
+        self.code
+    }
+}
+
+/// An error and its causes, a line each.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = format!("{error}\n");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!("caused by: {error}\n"));
+        cause = error.source();
+    }
+    text
+}
+
+/// Only the causes.
+fn causes(error: &dyn std::error::Error) -> String {
+    let all = chain(error);
+    format!("caused by: {all}")
+}
+
+fn frame(message: String, at: Option<&(std::sync::Arc<Dockerfile>, Location)>) -> String {
+    let Some((dockerfile, location)) = at else { return format!("error: {message}\n") };
+    let start = line_start(&dockerfile.text, location.first_line);
+    let end = line_start(&dockerfile.text, location.last_line + 1).max(start + 1) - 1;
+    let diagnostic = Diagnostic { severity: Severity::Error, span: Span { start, end }, message, hint: None };
+    diagnostic.render(&dockerfile.name, &dockerfile.text)
+}
+
+fn line_start(text: &str, line: usize) -> usize {
+    text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum()
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        let plain = |code| Failure { code, text: format!("error: {}", chain(&error)), hint: None };
+        match &error {
+            BuildError::Dockerfile { dockerfile, diagnostics } => {
+                let shown = diagnostics.iter().map(|d| d.render(&dockerfile.name, &dockerfile.text));
+                Failure { code: exit::DOCKERFILE, text: shown.collect::<Vec<_>>().join("\n"), hint: None }
+            }
+            BuildError::NoDockerfile { .. } => plain(exit::SOURCE).hint("name the file with `-f FILE`"),
+            BuildError::NoImage { reference, at } => {
+                let message = format!("base image {} is not in the store", reference.familiar());
+                let name = reference.familiar();
+                Failure { code: exit::SOURCE, text: frame(message, at.as_ref()), hint: None }
+                    .hint(format!("bring it in with `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`"))
+            }
+            BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
+            BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
+            BuildError::Change { .. } => plain(exit::USAGE),
+            BuildError::Unreadable { .. }
+            | BuildError::ContextKind { .. }
+            | BuildError::Ignore { .. }
+            | BuildError::Archive { .. }
+            | BuildError::Output { .. } => plain(exit::SOURCE),
+            BuildError::Store(inner) if inner.is_no_space() => plain(exit::LIMIT),
+            BuildError::Store(kiln_content::Error::NotWritable { .. }) => {
+                plain(exit::STORE).hint("choose another place with `--root DIR` or KILN_ROOT")
+            }
+            BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
+            BuildError::Apply(inner) => plain(apply_code(inner)),
+            _ => plain(exit::STORE),
+        }
+    }
+}
+
+fn apply_code(error: &kiln_layer::ApplyError) -> Code {
+    match error {
+        kiln_layer::ApplyError::Cancelled => exit::INTERRUPTED,
+        kiln_layer::ApplyError::Refused { .. } => exit::POLICY,
+        kiln_layer::ApplyError::Limit { .. } => exit::LIMIT,
+        _ => exit::STORE,
+    }
+}
+
+fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source: &OpError) -> Failure {
+    let instruction = title.split_once("] ").map_or(title, |(_, instruction)| instruction);
+    let text = frame(format!("step `{instruction}` failed"), at) + &causes(source);
+    let plain = |code| Failure { code, text: text.clone(), hint: None };
+    match source {
+        OpError::Exit { .. } => plain(exit::RUN),
+        OpError::Exec(ExecError::NotFound { .. } | ExecError::NotExecutable { .. }) => plain(exit::RUN),
+        OpError::Exec(ExecError::BadUser { .. } | ExecError::BadCwd { .. }) => plain(exit::RUN),
+        OpError::Exec(ExecError::Network { .. }) => {
+            plain(exit::NETWORK).hint("a step that needs no network builds with `RUN --network=none`")
+        }
+        OpError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
+        OpError::Exec(_) => plain(exit::STORE),
+        OpError::NoSource { ignored_by: Some(line), .. } => {
+            plain(exit::SOURCE).hint(format!("line {line} of .dockerignore excludes it"))
+        }
+        OpError::NoSource { similar: Some(similar), .. } => {
+            plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))
+        }
+        OpError::Unpack { source, .. } => plain(apply_code(source)),
+        OpError::Build(inner) => match &**inner {
+            BuildError::Store(error) if error.is_no_space() => plain(exit::LIMIT),
+            _ => plain(exit::STORE),
+        },
+        _ => plain(exit::SOURCE),
+    }
+}
+
+impl From<kiln_content::Error> for Failure {
+    fn from(error: kiln_content::Error) -> Self {
+        BuildError::from(error).into()
+    }
+}
+
+impl From<kiln_snapshotter::Error> for Failure {
+    fn from(error: kiln_snapshotter::Error) -> Self {
+        BuildError::from(error).into()
+    }
+}
+
+impl From<ExecError> for Failure {
+    fn from(error: ExecError) -> Self {
+        BuildError::from(error).into()
+    }
+}
+
+/// `kiln run` answers as docker does: 127 not found, 126 not executable, 125 all else.
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        let code = match &error {
+            RunError::Exec(ExecError::Cancelled) => exit::INTERRUPTED,
+            RunError::Exec(ExecError::NotFound { .. }) => exit::NOT_FOUND,
+            RunError::Exec(ExecError::NotExecutable { .. }) => exit::NOT_EXECUTABLE,
+            _ => exit::CONTAINER,
+        };
+        Failure { code, text: format!("error: {}", chain(&error)), hint: None }
+    }
+}

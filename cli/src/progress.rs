@@ -1,0 +1,232 @@
+//! Progress of a build: lines as BuildKit prints them, or a live display.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use kiln_build::{Dockerfile, Progress};
+use kiln_frontend::Diagnostic;
+use kiln_solver::Event;
+
+/// Shows nothing but warnings.
+pub(crate) struct Quiet;
+
+impl Progress for Quiet {
+    fn plan(&self, _titles: &[String]) {}
+    fn warning(&self, _dockerfile: &Dockerfile, _warning: &Diagnostic) {}
+    fn event(&self, _event: Event) {}
+}
+
+/// `#N title`, `#N CACHED`, `#N 0.123 output`, `#N DONE 1.2s` on standard error.
+#[derive(Default)]
+pub(crate) struct Plain(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    titles: Vec<String>,
+    /// Number and start of every step that was shown.
+    shown: HashMap<usize, (usize, Instant)>,
+    /// Output without its line end yet.
+    partial: HashMap<usize, Vec<u8>>,
+}
+
+impl State {
+    fn number(&mut self, vertex: usize) -> (usize, Instant) {
+        if let Some(known) = self.shown.get(&vertex) {
+            return *known;
+        }
+        let entry = (self.shown.len() + 1, Instant::now());
+        self.shown.insert(vertex, entry);
+        let title = self.titles.get(vertex).map_or("", String::as_str);
+        line(&format!("#{} {title}", entry.0));
+        entry
+    }
+
+    fn log(&mut self, vertex: usize, bytes: &[u8], end: bool) {
+        let (number, started) = self.number(vertex);
+        let mut text = self.partial.remove(&vertex).unwrap_or_default();
+        text.extend_from_slice(bytes);
+        let at = started.elapsed().as_secs_f64();
+        let mut rest = text.as_slice();
+        while let Some(newline) = rest.iter().position(|&b| b == b'\n') {
+            line(&format!("#{number} {at:.3} {}", printable(&rest[..newline])));
+            rest = &rest[newline + 1..];
+        }
+        // A line that never ends is shown in pieces, so that memory stays bounded.
+        if !rest.is_empty() && (end || rest.len() > 64 << 10) {
+            line(&format!("#{number} {at:.3} {}", printable(rest)));
+        } else if !rest.is_empty() {
+            self.partial.insert(vertex, rest.to_vec());
+        }
+    }
+}
+
+/// A whole line in one write, so that lines of several steps do not mix.
+fn line(text: &str) {
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
+/// What a step prints is not ours: control bytes other than tabs and colours do not reach the
+/// terminal.
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let text = text.strip_suffix('\r').unwrap_or(&text);
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let colour = colour_length(rest);
+        if colour > 0 {
+            out.push_str(&rest[..colour]);
+            rest = &rest[colour..];
+            continue;
+        }
+        out.push(if c.is_control() && c != '\t' { '\u{fffd}' } else { c });
+        rest = &rest[c.len_utf8()..];
+    }
+    out
+}
+
+/// Length of an SGR sequence (`ESC [ digits ; … m`) at the start; 0 for anything else.
+fn colour_length(text: &str) -> usize {
+    let Some(rest) = text.strip_prefix("\x1b[") else { return 0 };
+    let digits = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b';').count();
+    if rest.as_bytes().get(digits) == Some(&b'm') { digits + 3 } else { 0 }
+}
+
+fn seconds(took: Duration) -> String {
+    format!("{:.1}s", took.as_secs_f64())
+}
+
+impl Progress for Plain {
+    fn plan(&self, titles: &[String]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).titles = titles.to_vec();
+    }
+
+    fn warning(&self, dockerfile: &Dockerfile, warning: &Diagnostic) {
+        eprint!("{}", warning.render(&dockerfile.name, &dockerfile.text));
+    }
+
+    fn event(&self, event: Event) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Started { vertex } => {
+                state.number(vertex);
+            }
+            Event::Cached { vertex } => {
+                let (number, _) = state.number(vertex);
+                line(&format!("#{number} CACHED"));
+            }
+            Event::Log { vertex, bytes, .. } => state.log(vertex, &bytes, false),
+            Event::Completed { vertex, took } => {
+                state.log(vertex, b"", true);
+                let (number, _) = state.number(vertex);
+                line(&format!("#{number} DONE {}", seconds(took)));
+            }
+            Event::Failed { vertex, message } => {
+                state.log(vertex, b"", true);
+                let (number, _) = state.number(vertex);
+                line(&format!("#{number} ERROR: {message}"));
+            }
+            Event::Cancelled { vertex } => {
+                let (number, _) = state.number(vertex);
+                line(&format!("#{number} CANCELED"));
+            }
+        }
+    }
+}
+
+/// One line a running step, finished ones above.
+pub(crate) struct Live {
+    bars: MultiProgress,
+    state: Mutex<LiveState>,
+}
+
+#[derive(Default)]
+struct LiveState {
+    titles: Vec<String>,
+    running: HashMap<usize, ProgressBar>,
+    /// The last output of each step, shown when it fails.
+    tail: HashMap<usize, Vec<u8>>,
+}
+
+/// This much output of a failed step is shown.
+const TAIL_BYTES: usize = 8 << 10;
+
+impl Live {
+    pub(crate) fn new() -> Self {
+        Self { bars: MultiProgress::new(), state: Mutex::default() }
+    }
+
+    fn say(&self, text: &str) {
+        let _ = self.bars.println(text);
+    }
+}
+
+impl Progress for Live {
+    fn plan(&self, titles: &[String]) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).titles = titles.to_vec();
+    }
+
+    fn warning(&self, dockerfile: &Dockerfile, warning: &Diagnostic) {
+        self.say(warning.render(&dockerfile.name, &dockerfile.text).trim_end());
+    }
+
+    fn event(&self, event: Event) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let title = |state: &LiveState, vertex: usize| state.titles.get(vertex).cloned().unwrap_or_default();
+        let finish = |state: &mut LiveState, vertex: usize| {
+            if let Some(bar) = state.running.remove(&vertex) {
+                bar.finish_and_clear();
+            }
+        };
+        match event {
+            Event::Started { vertex } => {
+                let bar = self.bars.add(ProgressBar::new_spinner());
+                let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed}  {wide_msg}");
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+                bar.set_prefix(title(&state, vertex).chars().take(60).collect::<String>());
+                bar.enable_steady_tick(Duration::from_millis(200));
+                state.running.insert(vertex, bar);
+            }
+            Event::Log { vertex, bytes, .. } => {
+                if let Some(bar) = state.running.get(&vertex)
+                    && let Some(last) = bytes.split(|&b| b == b'\n').rfind(|line| !line.is_empty())
+                {
+                    bar.set_message(printable(last));
+                }
+                let tail = state.tail.entry(vertex).or_default();
+                tail.extend_from_slice(&bytes);
+                let surplus = tail.len().saturating_sub(TAIL_BYTES);
+                tail.drain(..surplus);
+            }
+            Event::Cached { vertex } => self.say(&format!("CACHED  {}", title(&state, vertex))),
+            Event::Completed { vertex, took } => {
+                finish(&mut state, vertex);
+                self.say(&format!("{:>6}  {}", seconds(took), title(&state, vertex)));
+            }
+            Event::Failed { vertex, message } => {
+                finish(&mut state, vertex);
+                let tail = state.tail.remove(&vertex).unwrap_or_default();
+                for line in tail.split(|&b| b == b'\n').filter(|line| !line.is_empty()) {
+                    self.say(&format!("        {}", printable(line)));
+                }
+                self.say(&format!("FAILED  {}: {message}", title(&state, vertex)));
+            }
+            Event::Cancelled { vertex } => finish(&mut state, vertex),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_bytes_of_steps_do_not_reach_the_terminal() {
+        assert_eq!(printable(b"\x1b[1;31mred\x1b[0m\tx"), "\u{1b}[1;31mred\u{1b}[0m\tx");
+        assert_eq!(printable(b"\x1b]52;c;x\x07\r"), "\u{fffd}]52;c;x\u{fffd}");
+        assert_eq!(printable(b"\x1b[2J"), "\u{fffd}[2J");
+    }
+}

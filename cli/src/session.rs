@@ -1,0 +1,93 @@
+//! What every command starts with: the store, signals, names.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_build::{BuildCancel, Engine};
+use kiln_content::{ImageRecord, Store};
+use kiln_executor::Linux;
+use kiln_oci::Reference;
+use kiln_oci::image::ImageConfig;
+use kiln_snapshotter::Overlay;
+use kiln_solver::Cancellation;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::errors::Failure;
+
+/// An open store and the way to stop.
+pub(crate) struct Session {
+    pub(crate) engine: Engine,
+    pub(crate) cancel: BuildCancel,
+}
+
+/// Image configs are read whole; larger ones are refused.
+const MAX_CONFIG_BYTES: u64 = 8 << 20;
+
+impl Session {
+    /// Opens the store at `root`, or at its usual place.
+    pub(crate) fn open(root: Option<PathBuf>) -> Result<Self, Failure> {
+        let cancel = BuildCancel::new()?;
+        // Before any thread starts, so that all of them leave these signals to the one that waits.
+        watch_signals(cancel.clone());
+        let root = match root {
+            Some(root) => std::path::absolute(&root).unwrap_or(root),
+            None => default_root()?,
+        };
+        let store = Arc::new(Store::open(&root)?);
+        let snapshots = Arc::new(Overlay::open(&root.join("snapshots"))?);
+        let executor = Arc::new(Linux::open(&root.join("state/executor"))?);
+        Ok(Self { engine: Engine::new(store, snapshots, executor)?, cancel })
+    }
+
+    /// The image a user means: a name, or the first digits of an ID.
+    pub(crate) fn find(&self, text: &str) -> Result<ImageRecord, Failure> {
+        let store = &self.engine.store;
+        let reference = text.parse::<Reference>();
+        if let Ok(reference) = &reference
+            && let Some(image) = store.resolve(reference)?
+        {
+            return Ok(image);
+        }
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        match store.find_by_prefix(hex)?.as_slice() {
+            [image] => Ok(image.clone()),
+            [] => Err(Failure::no_image(text)),
+            several => Err(Failure::usage(format!("{text:?} is the beginning of {} image IDs", several.len()))),
+        }
+    }
+
+    /// An image's config.
+    pub(crate) fn config(&self, image: &ImageRecord) -> Result<ImageConfig, Failure> {
+        let json = self.engine.store.read_blob(&image.config, MAX_CONFIG_BYTES)?;
+        serde_json::from_slice(&json).map_err(|error| Failure::store(format!("image config {}: {error}", image.config)))
+    }
+}
+
+fn default_root() -> Result<PathBuf, Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/kiln"));
+    }
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let data = variable("XDG_DATA_HOME").map(PathBuf::from);
+    let home = variable("HOME").map(|home| Path::new(&home).join(".local/share"));
+    let data = data.or(home).ok_or_else(|| Failure::usage("HOME is not set; say where the store is with --root"))?;
+    Ok(data.join("kiln"))
+}
+
+/// One thread waits for Ctrl-C and its kin and stops the work; SIGWINCH is left to the terminal.
+fn watch_signals(cancel: BuildCancel) {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        mask.add(signal);
+    }
+    let mut blocked = mask;
+    blocked.add(Signal::SIGWINCH);
+    if blocked.thread_block().is_err() {
+        return;
+    }
+    std::thread::spawn(move || {
+        while mask.wait().is_ok() {
+            cancel.cancel();
+        }
+    });
+}

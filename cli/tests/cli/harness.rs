@@ -1,0 +1,315 @@
+//! A store with the busybox image in it, build contexts, and the ways to run `kiln` on them.
+
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+const PATH: &str = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Returns from the test, aloud, unless it runs as root.
+macro_rules! needs_root {
+    () => {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED ALOUD: needs root");
+            return;
+        }
+    };
+}
+pub(crate) use needs_root;
+
+/// What a finished command left.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Outcome {
+    fn of(output: Output) -> Outcome {
+        Outcome {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Fails the test unless the exit code is this.
+    #[track_caller]
+    pub(crate) fn expect(self, code: i32) -> Outcome {
+        assert_eq!(self.code, Some(code), "\nstdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Fails the test unless stderr contains each of these.
+    #[track_caller]
+    pub(crate) fn says(self, texts: &[&str]) -> Outcome {
+        for text in texts {
+            assert!(self.stderr.contains(text), "stderr lacks `{text}`:\n{}", self.stderr);
+        }
+        self
+    }
+
+    /// Titles of the steps, without `[stage n/m]`, with whether they came from the cache.
+    pub(crate) fn steps(&self) -> Vec<(String, bool)> {
+        let title = |line: &str| {
+            let (number, rest) = line.strip_prefix('#')?.split_once(' ')?;
+            let (_, title) = rest.strip_prefix('[')?.split_once("] ")?;
+            Some((number.to_owned(), title.to_owned()))
+        };
+        let mut seen: Vec<(String, String)> = Vec::new();
+        for (number, title) in self.stderr.lines().filter_map(title) {
+            if seen.iter().all(|(known, _)| *known != number) {
+                seen.push((number, title));
+            }
+        }
+        let cached = |number: &str| self.stderr.lines().any(|line| line == format!("#{number} CACHED"));
+        seen.iter().map(|(number, title)| (title.clone(), cached(number))).collect()
+    }
+
+    /// Steps other than FROM and the context that were executed.
+    pub(crate) fn ran(&self) -> Vec<String> {
+        let instruction =
+            |title: &str| ["RUN", "COPY", "ADD", "WORKDIR"].contains(&title.split(' ').next().unwrap_or(""));
+        let steps = self.steps().into_iter();
+        steps.filter(|(title, cached)| !cached && instruction(title)).map(|(title, _)| title).collect()
+    }
+}
+
+/// A store below a temporary directory, gone with this value.
+pub(crate) struct Store {
+    dir: TempDir,
+}
+
+impl Store {
+    /// An empty store.
+    pub(crate) fn empty() -> Store {
+        Store { dir: tempfile::tempdir().expect("temporary directories can be made") }
+    }
+
+    /// A store with `busybox:latest`.
+    pub(crate) fn with_busybox() -> Store {
+        let store = Store::empty();
+        let tar = busybox_tar(store.dir.path());
+        store.ok(&["import", text(&tar), "busybox:latest", "-c", "CMD [\"sh\"]", "-c", PATH]);
+        store
+    }
+
+    /// Where the store is.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// A place beside the store.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A command line of kiln on this store.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.args(args).env("KILN_ROOT", self.root()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs kiln to its end.
+    pub(crate) fn kiln(&self, args: &[&str]) -> Outcome {
+        Outcome::of(self.command(args).output().expect("kiln starts"))
+    }
+
+    /// Runs kiln and expects 0.
+    #[track_caller]
+    pub(crate) fn ok(&self, args: &[&str]) -> Outcome {
+        self.kiln(args).expect(0)
+    }
+
+    /// `kiln build --progress plain ARGS CONTEXT`.
+    pub(crate) fn build(&self, context: &Context, args: &[&str]) -> Outcome {
+        let mut all = vec!["build", "--progress", "plain"];
+        all.extend(args);
+        all.push(context.path());
+        self.kiln(&all)
+    }
+
+    /// Builds a Dockerfile that needs no context, as `name`.
+    #[track_caller]
+    pub(crate) fn image(&self, name: &str, dockerfile: &str) {
+        self.build(&Context::new(&[("Dockerfile", dockerfile)]), &["-t", name]).expect(0);
+    }
+
+    /// stdout of a shell command in a container of `image`.
+    #[track_caller]
+    pub(crate) fn shell(&self, image: &str, script: &str) -> String {
+        let args = ["run", "--rm", "--network", "none", "--entrypoint", "/bin/sh", image, "-c", script];
+        self.ok(&args).stdout.trim_end().to_owned()
+    }
+
+    /// The first object of `kiln inspect`.
+    #[track_caller]
+    pub(crate) fn inspect(&self, image: &str) -> serde_json::Value {
+        let json = self.ok(&["inspect", image]).stdout;
+        let mut all: serde_json::Value = serde_json::from_str(&json).expect("inspect prints JSON");
+        all[0].take()
+    }
+
+    /// All that the store holds which is no temporary file: images, blobs, committed snapshots.
+    #[track_caller]
+    pub(crate) fn holds(&self) -> (String, Vec<String>) {
+        let mut files = Vec::new();
+        for part in ["blobs", "snapshots/committed"] {
+            list(&self.root().join(part), 4, &mut files);
+        }
+        files.sort();
+        (self.ok(&["images"]).stdout, files)
+    }
+
+    /// Active snapshots: what steps in flight write to.
+    pub(crate) fn active_snapshots(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        list(&self.root().join("snapshots/active"), 1, &mut found);
+        found
+    }
+
+    /// Lines of any process's mount table that mention this store.
+    pub(crate) fn mounts(&self) -> Vec<String> {
+        let root = self.dir.path().to_string_lossy().into_owned();
+        let tables = processes().filter_map(|process| fs::read_to_string(process.join("mountinfo")).ok());
+        let lines = tables.flat_map(|table| table.lines().map(str::to_owned).collect::<Vec<_>>());
+        lines.filter(|line| line.contains(&root)).collect()
+    }
+}
+
+// Snapshots hold whole trees; their names are enough.
+fn list(dir: &Path, depth: u32, found: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        found.push(entry.path().to_string_lossy().into_owned());
+        if depth > 1 && !dir.ends_with("committed") && entry.path().is_dir() {
+            list(&entry.path(), depth - 1, found);
+        }
+    }
+}
+
+/// A directory with a Dockerfile and whatever it copies, gone with this value.
+pub(crate) struct Context {
+    dir: TempDir,
+}
+
+impl Context {
+    /// Writes these files, making their directories.
+    pub(crate) fn new(files: &[(&str, &str)]) -> Context {
+        let context = Context { dir: tempfile::tempdir().expect("temporary directories can be made") };
+        for (name, content) in files {
+            context.write(name, content);
+        }
+        context
+    }
+
+    /// Writes or replaces a file.
+    pub(crate) fn write(&self, name: &str, content: &str) {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(path.parent().expect("below the context")).expect("ours to write");
+        fs::write(&path, content).expect("ours to write");
+    }
+
+    /// As an argument.
+    pub(crate) fn path(&self) -> &str {
+        text(self.dir.path())
+    }
+}
+
+/// A kiln that runs while the test goes on.
+pub(crate) struct Running {
+    child: Child,
+    stderr: BufReader<std::process::ChildStderr>,
+    seen: String,
+}
+
+impl Running {
+    /// Starts a command with its stderr read by us.
+    pub(crate) fn start(mut command: Command) -> Running {
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("kiln starts");
+        let stderr = BufReader::new(child.stderr.take().expect("piped above"));
+        Running { child, stderr, seen: String::new() }
+    }
+
+    /// Waits until a line of stderr contains `mark`.
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, mark: &str) {
+        loop {
+            let mut line = String::new();
+            let read = self.stderr.read_line(&mut line).expect("stderr is text");
+            self.seen.push_str(&line);
+            assert!(read > 0, "kiln ended before it printed `{mark}`:\n{}", self.seen);
+            if line.contains(mark) {
+                return;
+            }
+        }
+    }
+
+    /// Sends a signal to kiln alone.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("our child is not reaped yet");
+    }
+
+    /// Waits for the end.
+    pub(crate) fn end(mut self) -> Outcome {
+        let _ = self.stderr.read_to_string(&mut self.seen);
+        let mut outcome = Outcome::of(self.child.wait_with_output().expect("our child"));
+        outcome.stderr = self.seen;
+        outcome
+    }
+}
+
+/// Processes with this word among their arguments.
+pub(crate) fn processes_with(argument: &str) -> Vec<String> {
+    let command_lines = processes().filter_map(|process| fs::read(process.join("cmdline")).ok());
+    let words = command_lines.map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "));
+    words.filter(|line| line.split(' ').any(|word| word == argument)).collect()
+}
+
+fn processes() -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    entries.map(|entry| entry.path()).filter(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
+/// Paths of this test suite are UTF-8.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+/// A base tree that `cargo xtask test` made.
+pub(crate) fn base(name: &str) -> Option<PathBuf> {
+    let dir = std::env::var_os("KILN_TEST_BASES")?;
+    let tar = Path::new(&dir).join(name);
+    tar.is_file().then_some(tar)
+}
+
+/// A tar file of a busybox root file system.
+pub(crate) fn busybox_tar(scratch: &Path) -> PathBuf {
+    if let Some(tar) = base("busybox.tar") {
+        return tar;
+    }
+    let tree = scratch.join("busybox");
+    for dir in ["bin", "etc", "root", "tmp"] {
+        fs::create_dir_all(tree.join(dir)).expect("ours to write");
+    }
+    fs::set_permissions(tree.join("tmp"), Permissions::from_mode(0o1777)).expect("ours");
+    fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("busybox-static is installed");
+    let applets = Command::new("/bin/busybox").arg("--list").output().expect("busybox runs").stdout;
+    for applet in String::from_utf8_lossy(&applets).lines().filter(|applet| *applet != "busybox") {
+        symlink("busybox", tree.join("bin").join(applet)).expect("applets have one name each");
+    }
+    fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("ours to write");
+    fs::write(tree.join("etc/group"), "root:x:0:\n").expect("ours to write");
+    let tar = scratch.join("busybox.tar");
+    let packed = Command::new("tar").arg("-C").arg(&tree).arg("-cf").arg(&tar).arg(".").status();
+    assert!(packed.expect("tar runs").success());
+    tar
+}

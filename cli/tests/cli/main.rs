@@ -1,0 +1,16 @@
+//! Drives the real binary against real stores, each in a temporary directory of its own.
+//!
+//! Read [`harness`] first. `cargo xtask test` sets `KILN_TEST_BASES` to a directory with
+//! `busybox.tar` and `debian-bookworm.tar`; without it, busybox comes from this machine and what
+//! needs Debian is skipped aloud.
+
+#![forbid(unsafe_code)]
+
+mod harness;
+
+mod bad_input;
+mod build;
+mod build_process;
+mod crash;
+mod interop;
+mod run;

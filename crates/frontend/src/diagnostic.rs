@@ -1,0 +1,99 @@
+//! What is wrong, and where.
+
+/// Bytes of the Dockerfile: `start` inclusive, `end` exclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First byte.
+    pub start: usize,
+    /// Behind the last byte.
+    pub end: usize,
+}
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// No build.
+    Error,
+    /// Worth a look.
+    Warning,
+}
+
+/// A message about a place in a Dockerfile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Where.
+    pub span: Span,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Diagnostic {
+    /// An error without a hint.
+    pub(crate) fn error(span: Span, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, span, message: message.into(), hint: None }
+    }
+
+    /// The same with a hint, where there is one.
+    pub(crate) fn with_hint(mut self, hint: Option<String>) -> Self {
+        self.hint = hint;
+        self
+    }
+
+    /// The message with the marked source lines, as it is shown to users.
+    ///
+    /// ```text
+    /// error: unknown instruction `RNU`
+    ///   Dockerfile:2:1
+    ///      1 |     FROM debian
+    ///      2 | >>> RNU make
+    ///        |     ^^^
+    /// hint: did you mean `RUN`?
+    /// ```
+    pub fn render(&self, file: &str, text: &str) -> String {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        let mut out = format!("{severity}: {}\n", self.message);
+        out.push_str(&frame(self.span, file, text));
+        if let Some(hint) = &self.hint {
+            out.push_str(&format!("hint: {hint}\n"));
+        }
+        out
+    }
+}
+
+fn frame(span: Span, file: &str, text: &str) -> String {
+    let start = span.start.min(text.len());
+    let end = span.end.clamp(start, text.len());
+    let line_of = |at: usize| text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
+    let (first, last) =
+        (line_of(start), line_of(end.max(start + 1).min(text.len()).saturating_sub(1).max(start)));
+    let line_start = text.as_bytes()[..start].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+    let column = String::from_utf8_lossy(&text.as_bytes()[line_start..start]).chars().count();
+    let mut out = format!("  {file}:{}:{}\n", first + 1, column + 1);
+    let lines: Vec<&str> = text.lines().collect();
+    for (number, line) in
+        lines.iter().enumerate().take((last + 1).min(first + 6)).skip(first.saturating_sub(1))
+    {
+        let marked = number >= first;
+        let mark = if marked { ">>>" } else { "   " };
+        out.push_str(&format!("{:6} | {mark} {}\n", number + 1, clean(line)));
+        if number == first && first == last {
+            let width = String::from_utf8_lossy(&text.as_bytes()[start..end]).chars().count().max(1);
+            let blanks: String =
+                line.chars().take(column).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            out.push_str(&format!("       |     {blanks}{}\n", "^".repeat(width.min(200))));
+        }
+    }
+    out
+}
+
+/// A Dockerfile may come from anybody: no control byte of it reaches the terminal.
+fn clean(line: &str) -> String {
+    line.chars().take(400).map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}

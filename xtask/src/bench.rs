@@ -1,0 +1,134 @@
+//! The task `bench`: what a rebuild costs, what a RUN costs; see `benches/README.md`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::bases;
+use crate::demo::{self, Kiln, median, milliseconds};
+use crate::peers::{self, Peer};
+use crate::step::{self, Failure};
+
+const REBUILDS: usize = 21;
+const STEP_BUILDS: usize = 11;
+const STEPS: u32 = 50;
+
+/// One builder's samples.
+struct Row {
+    builder: String,
+    times: Vec<Duration>,
+}
+
+/// The task.
+pub(crate) fn run() -> Result<(), Failure> {
+    let kiln = demo::prepare()?;
+    let bases = bases::ensure()?;
+    let temp = step::target_dir()?.join("bench");
+    remove(&temp)?;
+    let peers = peers::prepare(&temp.join("peers"), &bases)?;
+    for peer in &peers {
+        step::note(&peer.version()?);
+    }
+
+    let rebuild = rebuilds(&kiln, &peers)?;
+    let steps = run_steps(&kiln, &peers, &temp)?;
+    println!("\n{}", table("No-change rebuild of testdata/demo, ms", &rebuild, 1));
+    println!(
+        "{}",
+        table("`RUN true` on busybox, ms a step (50 steps, builder's start included)", &steps, STEPS)
+    );
+    remove(&temp)
+}
+
+fn rebuilds(kiln: &Kiln, peers: &[Peer]) -> Result<Vec<Row>, Failure> {
+    step::heading("No-change rebuild", "each builder builds the demo once, then again without a change");
+    let context = step::repository().join(demo::CONTEXT);
+    demo::rebuild_times(kiln, 1)?;
+    let mut rows = vec![Row { builder: "kiln".into(), times: demo::rebuild_times(kiln, REBUILDS)? }];
+    for peer in peers {
+        step::note(&format!("{}: first build", peer.name));
+        step::read(&mut peer.build(&context, "kiln-demo", false))?;
+        let times = sample(REBUILDS, || peer.build(&context, "kiln-demo", false))?;
+        rows.push(Row { builder: peer.name.into(), times });
+    }
+    Ok(rows)
+}
+
+fn run_steps(kiln: &Kiln, peers: &[Peer], temp: &Path) -> Result<Vec<Row>, Failure> {
+    step::heading("RUN true", "50 steps without a cache: the fixed cost of starting and committing one");
+    let context = temp.join("steps");
+    fs::create_dir_all(&context).map_err(Failure::io("create", &context))?;
+    let dockerfile = context.join("Dockerfile");
+    let text = format!("FROM busybox\n{}", "RUN true\n".repeat(STEPS as usize));
+    fs::write(&dockerfile, text).map_err(Failure::io("write", &dockerfile))?;
+
+    let path = context.to_string_lossy();
+    let ours =
+        || kiln.command(&["build", "--progress", "quiet", "--no-cache", "-t", "kiln-bench-steps", &path]);
+    let mut rows = vec![Row { builder: "kiln".into(), times: sample(STEP_BUILDS, ours)? }];
+    step::read(&mut kiln.command(&["rmi", "-f", "kiln-bench-steps"]))?;
+    for peer in peers {
+        step::note(&format!("{}: {STEP_BUILDS} builds of {STEPS} steps, takes a while", peer.name));
+        let times = sample(STEP_BUILDS, || peer.build(&context, "kiln-bench-steps", true))?;
+        rows.push(Row { builder: peer.name.into(), times });
+    }
+    Ok(rows)
+}
+
+fn sample(count: usize, command: impl Fn() -> Command) -> Result<Vec<Duration>, Failure> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let start = Instant::now();
+        step::read(&mut command())?;
+        times.push(start.elapsed());
+    }
+    Ok(times)
+}
+
+// Ratios are to the first row, which is kiln's.
+fn table(title: &str, rows: &[Row], divisor: u32) -> String {
+    let mut text = format!(
+        "### {title}\n\n| builder | n | median | min | max | times kiln |\n|---|--:|--:|--:|--:|--:|\n"
+    );
+    let first = rows.first().map_or(Duration::ZERO, |row| median(&row.times));
+    for row in rows {
+        let middle = median(&row.times);
+        let show = |time: Option<&Duration>| milliseconds(time.copied().unwrap_or_default() / divisor);
+        let ratio = if first.is_zero() { 0.0 } else { middle.as_secs_f64() / first.as_secs_f64() };
+        let (least, most) = (show(row.times.iter().min()), show(row.times.iter().max()));
+        let (builder, n, middle) = (&row.builder, row.times.len(), show(Some(&middle)));
+        text.push_str(&format!("| {builder} | {n} | {middle} | {least} | {most} | {ratio:.1} |\n"));
+    }
+    text
+}
+
+fn remove(dir: &Path) -> Result<(), Failure> {
+    // Overlay stores leave a bind mount of themselves behind.
+    let store = dir.join("peers/store/overlay");
+    if store.exists() {
+        step::succeeds(Command::new("umount").arg("-l").arg(store));
+    }
+    match fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::io("remove", dir)(source))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_gives_medians_a_step_and_ratios_to_kiln() {
+        let row = |builder: &str, ms: &[u64]| Row {
+            builder: builder.into(),
+            times: ms.iter().map(|ms| Duration::from_millis(*ms)).collect(),
+        };
+        let text = table("t", &[row("kiln", &[500, 450, 600]), row("podman", &[5000, 5000, 7000])], 50);
+        assert!(text.contains("| kiln | 3 | 10.0 | 9.0 | 12.0 | 1.0 |"), "{text}");
+        assert!(text.contains("| podman | 3 | 100.0 | 100.0 | 140.0 | 10.0 |"), "{text}");
+    }
+}

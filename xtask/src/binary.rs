@@ -1,0 +1,40 @@
+//! The release binary: one static file.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::step::{self, Failure};
+
+/// Builds `kiln` in release mode, linked statically, and returns its path.
+///
+/// With `--target`, the flags reach only kiln's own code and not build scripts, and the result has
+/// a directory of its own: plain `cargo build` keeps its flags and its cache.
+pub(crate) fn release() -> Result<PathBuf, Failure> {
+    let triple = host_triple()?;
+    let mut build = step::cargo();
+    build.args(["build", "--release", "-p", "kiln", "--target", &triple]);
+    build.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    step::note("with RUSTFLAGS='-C target-feature=+crt-static'");
+    step::show(&mut build)?;
+    Ok(step::target_dir()?.join(triple).join("release").join("kiln"))
+}
+
+fn host_triple() -> Result<String, Failure> {
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.current_dir(step::repository()).arg("-vV");
+    let version = step::read(&mut rustc)?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    let missing = || Failure::Output { line: step::typed(&rustc), expected: "a `host:` line" };
+    host.map(str::to_owned).ok_or_else(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_triple_is_that_of_the_running_compiler() {
+        let triple = host_triple().expect("rustc runs us");
+        assert!(triple.contains(std::env::consts::ARCH), "{triple}");
+    }
+}

@@ -1,0 +1,105 @@
+//! buildah and podman beside kiln: same Dockerfile, same base tree, a store of their own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::bases::Bases;
+use crate::demo::PATH;
+use crate::packages;
+use crate::step::{self, Failure};
+
+/// The builders that kiln is measured beside, where they are installed.
+const NAMES: [&str; 2] = ["buildah", "podman"];
+
+/// One builder.
+pub(crate) struct Peer {
+    /// Its program.
+    pub(crate) name: &'static str,
+    dir: PathBuf,
+}
+
+/// Prepares those that are installed, with both base images in a fresh store below `dir`.
+pub(crate) fn prepare(dir: &Path, bases: &Bases) -> Result<Vec<Peer>, Failure> {
+    let there: Vec<&'static str> =
+        NAMES.into_iter().filter(|name| packages::find_program(name).is_some()).collect();
+    if packages::find_program("podman").is_none() || packages::find_program("runc").is_none() {
+        step::note("podman or runc is missing: kiln is measured alone (`cargo xtask test` installs them)");
+        return Ok(Vec::new());
+    }
+    fs::create_dir_all(dir).map_err(Failure::io("create", dir))?;
+    let conf = dir.join("containers.conf");
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    fs::write(&conf, containers_conf(&limits)).map_err(Failure::io("write", &conf))?;
+
+    let peers: Vec<Peer> = there.into_iter().map(|name| Peer { name, dir: dir.to_owned() }).collect();
+    for (tar, name) in [(&bases.debian, "debian:bookworm"), (&bases.busybox, "busybox:latest")] {
+        let name = format!("docker.io/library/{name}");
+        let mut import = store_command("podman", dir);
+        step::read(import.args(["import", "-q", "--change", PATH]).arg(tar).arg(name))?;
+    }
+    Ok(peers)
+}
+
+impl Peer {
+    /// The command that builds `context`. RUN gets the host's network, the cheapest there is.
+    pub(crate) fn build(&self, context: &Path, tag: &str, no_cache: bool) -> Command {
+        let mut command = store_command(self.name, &self.dir);
+        match self.name {
+            "buildah" => command.args(["bud", "-q", "--layers", "--runtime", "runc", "--pull-never"]),
+            _ => command.args(["build", "-q", "--layers", "--pull=never"]),
+        };
+        command.args(["--network", "host", "-t", tag]);
+        if no_cache {
+            command.arg("--no-cache");
+        }
+        command.arg(context);
+        command
+    }
+
+    /// Its version, as it prints it.
+    pub(crate) fn version(&self) -> Result<String, Failure> {
+        Ok(step::read(Command::new(self.name).arg("--version"))?.trim().to_owned())
+    }
+}
+
+fn store_command(program: &str, dir: &Path) -> Command {
+    let mut command = Command::new(program);
+    if program == "podman" {
+        command.args(["--runtime", "runc"]);
+    }
+    command.arg("--root").arg(dir.join("store")).arg("--runroot").arg(dir.join("run"));
+    command.args(["--storage-driver", "overlay"]).env("CONTAINERS_CONF", dir.join("containers.conf"));
+    command
+}
+
+// Both raise limits to figures of their own by default, which a root without CAP_SYS_RESOURCE may
+// not. The hard limits that hold already are always allowed.
+fn containers_conf(limits: &str) -> String {
+    let hard = |name: &str, most: u64| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("");
+        let hard: u64 = line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(most);
+        hard.min(most)
+    };
+    let files = hard("Max open files", 1 << 20);
+    let processes = hard("Max processes", 32768);
+    format!(
+        "[containers]\ndefault_ulimits = [\"nofile={files}:{files}\", \"nproc={processes}:{processes}\"]\n\
+         [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_given_to_containers_are_within_our_own() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
+                      Max processes             1000                 2000                 processes\n\
+                      Max open files            1024                 unlimited            files\n";
+        let conf = containers_conf(limits);
+        assert!(conf.contains("\"nofile=1048576:1048576\""), "{conf}");
+        assert!(conf.contains("\"nproc=2000:2000\""), "{conf}");
+    }
+}
