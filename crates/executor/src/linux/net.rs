@@ -4,6 +4,7 @@
 use std::fs::{File, TryLockError};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -228,11 +229,19 @@ fn lock_setup() -> Result<File, ExecError> {
     Ok(file)
 }
 
-/// Takes the first address whose file nobody holds a lock on. Locks go with their process.
+/// Takes an address whose file nobody holds a lock on. Locks go with their process.
+///
+/// The search starts at another place each time: the kernel takes a dead container's interface
+/// away some time after its process, and until then the address is better left alone.
 fn take_address(network: Ipv4Addr) -> Result<(Lease, Address), ExecError> {
     let failed = |source| ExecError::Network { step: ADDRESS_DIR.to_owned(), source };
     std::fs::create_dir_all(ADDRESS_DIR).map_err(failed)?;
-    for host in 2..u16::MAX {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let start = std::process::id().wrapping_mul(16).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+    // Neither the network itself, nor the bridge, nor the broadcast address.
+    const HOSTS: u32 = u16::MAX as u32 - 2;
+    for offset in 0..HOSTS {
+        let host = 2 + u16::try_from(start.wrapping_add(offset) % HOSTS).unwrap_or(0);
         let file = File::create(format!("{ADDRESS_DIR}/{}", at(network, host))).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => return Ok((Lease { network, host }, Address { _lock: file })),
@@ -270,12 +279,13 @@ impl HostSide {
         let hardware = [0x02, 0x42, octets[0], octets[1], octets[2], octets[3]];
         let create =
             Message::new(RTM_NEWLINK, flag::ACK | flag::CREATE | flag::EXCL, &link_header(0, IFF_UP))
-                .put_text(IFLA_IFNAME, &format!("kiln{:x}", u32::from(lease.address())))
+                .put_text(IFLA_IFNAME, &format!("kiln{:x}", std::process::id()))
                 .put_u32(IFLA_MASTER, self.bridge)
                 .nest(IFLA_LINKINFO, |info| {
                     info.put_text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |data| {
                         data.nest(VETH_INFO_PEER, |peer| {
-                            peer.raw(&link_header(0, IFF_UP))
+                            // Not up yet: the pair is joined only after this end was made.
+                            peer.raw(&link_header(0, 0))
                                 .put_text(IFLA_IFNAME, "eth0")
                                 .put(IFLA_ADDRESS, &hardware)
                                 .put_u32(IFLA_NET_NS_FD, fd)
