@@ -70,8 +70,9 @@ impl Failure {
 
     /// There is no such image.
     pub(crate) fn no_image(name: &str) -> Self {
-        Self::new(exit::SOURCE, format!("there is no image {name:?} in the store"))
-            .hint("`kiln images` lists what is there; `kiln build`, `kiln import` and `kiln load` make images")
+        Self::new(exit::SOURCE, format!("there is no image {name:?} in the store")).hint(
+            "`kiln images` lists what is there; `kiln build`, `kiln import` and `kiln load` make images",
+        )
     }
 
     /// The message as it is printed.
@@ -127,8 +128,9 @@ impl From<BuildError> for Failure {
             BuildError::NoImage { reference, at } => {
                 let message = format!("base image {} is not in the store", reference.familiar());
                 let name = reference.familiar();
-                Failure { code: exit::SOURCE, text: frame(message, at.as_ref()), hint: None }
-                    .hint(format!("bring it in with `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`"))
+                Failure { code: exit::SOURCE, text: frame(message, at.as_ref()), hint: None }.hint(format!(
+                    "bring it in with `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`"
+                ))
             }
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
             BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),

@@ -52,14 +52,17 @@ impl Session {
         match store.find_by_prefix(hex)?.as_slice() {
             [image] => Ok(image.clone()),
             [] => Err(Failure::no_image(text)),
-            several => Err(Failure::usage(format!("{text:?} is the beginning of {} image IDs", several.len()))),
+            several => {
+                Err(Failure::usage(format!("{text:?} is the beginning of {} image IDs", several.len())))
+            }
         }
     }
 
     /// An image's config.
     pub(crate) fn config(&self, image: &ImageRecord) -> Result<ImageConfig, Failure> {
         let json = self.engine.store.read_blob(&image.config, MAX_CONFIG_BYTES)?;
-        serde_json::from_slice(&json).map_err(|error| Failure::store(format!("image config {}: {error}", image.config)))
+        serde_json::from_slice(&json)
+            .map_err(|error| Failure::store(format!("image config {}: {error}", image.config)))
     }
 }
 
@@ -70,7 +73,8 @@ fn default_root() -> Result<PathBuf, Failure> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let data = variable("XDG_DATA_HOME").map(PathBuf::from);
     let home = variable("HOME").map(|home| Path::new(&home).join(".local/share"));
-    let data = data.or(home).ok_or_else(|| Failure::usage("HOME is not set; say where the store is with --root"))?;
+    let data =
+        data.or(home).ok_or_else(|| Failure::usage("HOME is not set; say where the store is with --root"))?;
     Ok(data.join("kiln"))
 }
 

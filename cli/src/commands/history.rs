@@ -25,7 +25,8 @@ pub(crate) fn run(session: &Session, args: &NameArgs) -> Result<u8, Failure> {
         };
         let created = entry.created.clone().unwrap_or_default();
         let text: String = entry.created_by.clone().unwrap_or_default().replace(['\n', '\t'], " ");
-        let text = if text.chars().count() > 80 { text.chars().take(79).chain(['…']).collect() } else { text };
+        let text =
+            if text.chars().count() > 80 { text.chars().take(79).chain(['…']).collect() } else { text };
         rows.push(vec![created, text, human_size(size_bytes)]);
     }
     rows.push(["CREATED", "CREATED BY", "SIZE"].map(str::to_owned).to_vec());

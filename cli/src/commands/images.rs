@@ -16,7 +16,13 @@ pub(crate) fn run(session: &Session, args: &ImagesArgs) -> Result<u8, Failure> {
     let mut rows = vec![["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"].map(str::to_owned).to_vec()];
     for image in &images {
         let mut row = |name: String, tag: String| {
-            rows.push(vec![name, tag, image.config.short(), ago(image.created_unix), human_size(image.size_bytes)]);
+            rows.push(vec![
+                name,
+                tag,
+                image.config.short(),
+                ago(image.created_unix),
+                human_size(image.size_bytes),
+            ]);
         };
         let names = store.names_of(&image.config)?;
         if names.is_empty() {

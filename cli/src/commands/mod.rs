@@ -37,7 +37,13 @@ fn human_size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
         if value < 1000.0 {
-            let digits = if unit == "B" || value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+            let digits = if unit == "B" || value >= 100.0 {
+                0
+            } else if value >= 10.0 {
+                1
+            } else {
+                2
+            };
             return format!("{value:.digits$}{unit}");
         }
         value /= 1000.0;
@@ -48,7 +54,8 @@ fn human_size(bytes: u64) -> String {
 /// Columns three blanks apart, as docker prints them.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut out = String::new();
     for row in rows {
@@ -78,7 +85,9 @@ mod tests {
 
     #[test]
     fn sizes_read_as_in_docker() {
-        for (bytes, text) in [(0, "0B"), (999, "999B"), (1500, "1.50kB"), (123_456_789, "123MB"), (7_340_000_000, "7.34GB")] {
+        for (bytes, text) in
+            [(0, "0B"), (999, "999B"), (1500, "1.50kB"), (123_456_789, "123MB"), (7_340_000_000, "7.34GB")]
+        {
             assert_eq!(human_size(bytes), text);
         }
     }

@@ -19,7 +19,10 @@ pub(crate) fn run(session: &Session, args: &RmiArgs) -> Result<u8, Failure> {
         let doomed: Vec<&Reference> = match named.as_ref().filter(|named| names.contains(named)) {
             Some(named) => vec![named],
             None if names.len() > 1 && !args.force => {
-                return Err(Failure::usage(format!("image {name} has {} names; remove them, or use --force", names.len())));
+                return Err(Failure::usage(format!(
+                    "image {name} has {} names; remove them, or use --force",
+                    names.len()
+                )));
             }
             None => names.iter().collect(),
         };

@@ -43,8 +43,13 @@ pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     }
     let engine = &session.engine;
     let lease = engine.store.lease()?;
-    let exit =
-        kiln_containers::run(&*engine.snapshots, &*engine.executor, &lease, &request, session.cancel.processes())?;
+    let exit = kiln_containers::run(
+        &*engine.snapshots,
+        &*engine.executor,
+        &lease,
+        &request,
+        session.cancel.processes(),
+    )?;
     Ok(u8::try_from(exit.shell_code()).unwrap_or(255))
 }
 
@@ -63,7 +68,10 @@ fn mount(text: &str) -> Result<Mount, Failure> {
     if !source.contains('/') && !source.starts_with('.') {
         return Err(wrong("named volumes are not supported yet; give a path such as ./data"));
     }
-    if !target.starts_with('/') || target.split('/').any(|part| part == "..") || target.trim_matches('/').is_empty() {
+    if !target.starts_with('/')
+        || target.split('/').any(|part| part == "..")
+        || target.trim_matches('/').is_empty()
+    {
         return Err(wrong("the path inside must be absolute, without `..`, and not `/`"));
     }
     let source = Path::new(source).canonicalize().map_err(|error| wrong(&format!("{source}: {error}")))?;

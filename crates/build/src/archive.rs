@@ -86,7 +86,10 @@ impl Archive {
     pub(crate) fn read_small(&self, name: &str, max_bytes: u64) -> Result<Vec<u8>, BuildError> {
         let (mut reader, size_bytes) = self.read(name)?;
         if size_bytes > max_bytes {
-            return Err(broken(&self.path, &format!("{name} has {size_bytes} bytes, {max_bytes} are allowed")));
+            return Err(broken(
+                &self.path,
+                &format!("{name} has {size_bytes} bytes, {max_bytes} are allowed"),
+            ));
         }
         let mut bytes = Vec::new();
         reader

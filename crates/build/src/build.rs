@@ -154,7 +154,10 @@ fn read_dockerfile(path: &Path) -> Result<Dockerfile, BuildError> {
     if metadata.len() > MAX_DOCKERFILE_BYTES {
         let message = format!("the Dockerfile has {} bytes, 1 MiB is the limit", metadata.len());
         let span = kiln_frontend::Span { start: 0, end: 0 };
-        return Err(wrong(String::new(), Diagnostic { severity: Severity::Error, span, message, hint: None }));
+        return Err(wrong(
+            String::new(),
+            Diagnostic { severity: Severity::Error, span, message, hint: None },
+        ));
     }
     let bytes = fs::read(path).map_err(unreadable)?;
     match kiln_frontend::decode(&bytes) {
@@ -192,8 +195,7 @@ fn lower(
     dockerfile: &Arc<Dockerfile>,
     ignore: &Patterns,
 ) -> Result<Lowered, BuildError> {
-    let wrong =
-        |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
+    let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
     let (ast, mut warnings) = kiln_frontend::parse(&dockerfile.text);
     if warnings.iter().any(|diagnostic| matches!(diagnostic.severity, Severity::Error)) {
         return Err(wrong(warnings));
@@ -217,7 +219,7 @@ fn lower(
                 for (reference, span) in references {
                     let Some(record) = engine.store.resolve(&reference)? else {
                         let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
-                        return Err(BuildError::NoImage { reference, at });
+                        return Err(BuildError::NoImage { reference: Box::new(reference), at });
                     };
                     let config = read_config(engine, &record.config)?;
                     images.insert(reference, BaseImage { config_digest: record.config, config });

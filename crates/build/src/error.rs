@@ -32,7 +32,7 @@ pub enum BuildError {
     Ignore { file: String, line: usize, message: String },
     /// A base image is not in the store.
     #[error("image {} is not in the store", reference.familiar())]
-    NoImage { reference: Reference, at: Option<(Arc<Dockerfile>, Location)> },
+    NoImage { reference: Box<Reference>, at: Option<(Arc<Dockerfile>, Location)> },
     /// A step failed.
     #[error("step `{title}` failed")]
     Step { title: String, at: Option<(Arc<Dockerfile>, Location)>, source: Box<OpError> },

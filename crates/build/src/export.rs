@@ -84,7 +84,8 @@ pub fn save(
             Descriptor::new(media_type::OCI_MANIFEST, manifest_digest, manifest_json.len() as u64);
         descriptor.platform = Some(Platform::host());
         if let Some(name) = name {
-            let mut annotate = |key: &str, value: String| descriptor.annotations.insert(key.to_owned(), value);
+            let mut annotate =
+                |key: &str, value: String| descriptor.annotations.insert(key.to_owned(), value);
             annotate("io.containerd.image.name", name.to_string());
             annotate("org.opencontainers.image.ref.name", name.tag().unwrap_or("latest").to_owned());
         }

@@ -2,7 +2,7 @@
 
 use kiln_content::{ImageRecord, LayerRecord};
 use kiln_oci::image::{Descriptor, Extra, ImageConfig, Manifest, media_type, to_json};
-use kiln_oci::{ChainId, Digest, DiffId, SnapshotId};
+use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
 
 use crate::engine::now_unix;
 use crate::{BuildError, Engine};
@@ -51,7 +51,12 @@ pub(crate) fn with_layers(mut config: ImageConfig, layers: &[LayerRecord]) -> Ve
 
 /// The manifest of `layers`; with `as_stored`, layers that came from elsewhere are listed as the
 /// blobs they came as, else all are uncompressed.
-pub(crate) fn manifest(config: &Digest, config_size: u64, layers: &[LayerRecord], as_stored: bool) -> Manifest {
+pub(crate) fn manifest(
+    config: &Digest,
+    config_size: u64,
+    layers: &[LayerRecord],
+    as_stored: bool,
+) -> Manifest {
     Manifest {
         schema_version: 2,
         media_type: Some(media_type::OCI_MANIFEST.to_owned()),

@@ -33,7 +33,11 @@ pub struct ImportRequest {
 ///
 /// # Errors
 /// [`BuildError`]; no name has moved then, and nothing but garbage is left in the store.
-pub fn import(engine: &Engine, request: &ImportRequest, cancel: &BuildCancel) -> Result<ImageRecord, BuildError> {
+pub fn import(
+    engine: &Engine,
+    request: &ImportRequest,
+    cancel: &BuildCancel,
+) -> Result<ImageRecord, BuildError> {
     let platform = Platform::host();
     let mut config = ImageConfig::empty(&platform);
     let changes = kiln_frontend::apply_changes(&mut config, &request.changes, &platform)
@@ -51,13 +55,19 @@ pub fn import(engine: &Engine, request: &ImportRequest, cancel: &BuildCancel) ->
     let layer = describe(&engine.store, &*engine.snapshots, &snapshot)?;
 
     let created = rfc3339(now_unix());
-    let origin = if request.source == Path::new("-") { "standard input".into() } else { request.source.display().to_string() };
+    let origin = if request.source == Path::new("-") {
+        "standard input".into()
+    } else {
+        request.source.display().to_string()
+    };
     config.history.push(History {
         created: Some(created.clone()),
         created_by: Some(format!("kiln import {origin}")),
         ..History::default()
     });
-    config.history.extend(changes.into_iter().map(|entry| History { created: Some(created.clone()), ..entry }));
+    config
+        .history
+        .extend(changes.into_iter().map(|entry| History { created: Some(created.clone()), ..entry }));
     config.created = Some(created);
     let layers = [layer];
     let image = store_image(engine, &with_layers(config, &layers), &layers, Some(snapshot))?;
@@ -84,13 +94,17 @@ fn unpack(source: &Path, root: std::os::fd::BorrowedFd<'_>, cancel: &BuildCancel
     Ok(())
 }
 
-fn copy_dir(source: &Path, root: std::os::fd::BorrowedFd<'_>, cancel: &BuildCancel) -> Result<(), BuildError> {
+fn copy_dir(
+    source: &Path,
+    root: std::os::fd::BorrowedFd<'_>,
+    cancel: &BuildCancel,
+) -> Result<(), BuildError> {
     let unreadable = |source_error| BuildError::Unreadable { path: source.to_owned(), source: source_error };
     let from = open(source, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| unreadable(errno.into()))?;
     let options = ScanOptions { hash: false, filter: None, stat_cache: None, cancel: cancel.flag() };
-    let entries = kiln_layer::scan(from.as_fd(), b"", &options)
-        .map_err(|error| unreadable(io::Error::other(error)))?;
+    let entries =
+        kiln_layer::scan(from.as_fd(), b"", &options).map_err(|error| unreadable(io::Error::other(error)))?;
     kiln_layer::copy(&CopyRequest {
         from: from.as_fd(),
         entries: &entries,

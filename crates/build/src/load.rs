@@ -55,7 +55,10 @@ pub fn load(engine: &Engine, path: &Path, cancel: &BuildCancel) -> Result<Vec<Lo
     } else if archive.contains("index.json") {
         load_oci(engine, &archive, cancel)?
     } else {
-        return Err(broken(path, "neither manifest.json (docker) nor index.json (OCI) is in it: not an image archive"));
+        return Err(broken(
+            path,
+            "neither manifest.json (docker) nor index.json (OCI) is in it: not an image archive",
+        ));
     };
     for Loaded { image, names } in &loaded {
         for name in names {
@@ -77,8 +80,7 @@ fn seekable(engine: &Engine, path: &Path) -> Result<File, BuildError> {
     };
     let regular = input.metadata().map_err(unreadable)?.is_file();
     let again = input.try_clone().map_err(unreadable)?;
-    let (compression, mut plain) =
-        decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
+    let (compression, mut plain) = decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
     if regular && !stdin && compression == Compression::None {
         let mut file = again;
         file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
@@ -96,7 +98,8 @@ fn load_docker(engine: &Engine, archive: &Archive, cancel: &BuildCancel) -> Resu
     let mut loaded = Vec::new();
     for entry in entries {
         let config = archive.read_small(&entry.config, MAX_CONFIG_BYTES)?;
-        let layers = entry.layers.iter().map(|name| LayerSource { name: name.clone(), expected: None }).collect();
+        let layers =
+            entry.layers.iter().map(|name| LayerSource { name: name.clone(), expected: None }).collect();
         let image = load_image(engine, archive, &config, layers, cancel)?;
         let names = entry.repo_tags.unwrap_or_default();
         let names = names.iter().map(|name| parse_name(archive, name)).collect::<Result<_, _>>()?;
@@ -257,7 +260,10 @@ fn load_layer(
         Compression::Zstd => media_type::OCI_LAYER_ZSTD,
         Compression::None => media_type::OCI_LAYER,
         Compression::Xz => {
-            return Err(broken(archive.path(), "a layer compressed with xz is not part of the OCI specification"));
+            return Err(broken(
+                archive.path(),
+                "a layer compressed with xz is not part of the OCI specification",
+            ));
         }
     };
     let record = LayerRecord {

@@ -195,7 +195,8 @@ fn follow(root: BorrowedFd<'_>, named: &[u8]) -> Result<Vec<u8>, OpError> {
     let mut path = named.to_vec();
     // Linux gives up after 40 links too (path_resolution(7)).
     for _ in 0..40 {
-        let fd = beneath(root, &path, OFlags::PATH | OFlags::NOFOLLOW).map_err(|errno| read_error(&path, errno))?;
+        let fd = beneath(root, &path, OFlags::PATH | OFlags::NOFOLLOW)
+            .map_err(|errno| read_error(&path, errno))?;
         let target = match readlinkat(&fd, c"", Vec::new()) {
             Ok(target) => target.into_bytes(),
             // Not a link: ENOENT for an empty path on other kinds, EINVAL on some file systems.

@@ -83,7 +83,10 @@ pub fn run(
             dir => dir.to_owned(),
         }),
         create_cwd: true,
-        user: request.user.clone().or_else(|| Some(request.config.user.clone()).filter(|user| !user.is_empty())),
+        user: request
+            .user
+            .clone()
+            .or_else(|| Some(request.config.user.clone()).filter(|user| !user.is_empty())),
         hostname: key.as_str().chars().take(12).collect(),
         network: request.network,
         mounts: request.mounts.clone(),

@@ -310,7 +310,7 @@ mod tests {
         store.set_name(&name, &old.config).unwrap();
         assert_eq!(store.resolve(&name).unwrap(), Some(old.clone()));
         store.set_name(&name, &new.config).unwrap();
-        assert_eq!(store.names_of(&new.config).unwrap(), [name.clone()]);
+        assert_eq!(store.names_of(&new.config).unwrap(), std::slice::from_ref(&name));
         assert!(store.names_of(&old.config).unwrap().is_empty());
         assert_eq!(store.find_by_prefix(&old.config.hex()[..8]).unwrap(), [old]);
         assert!(store.remove_name(&name).unwrap());

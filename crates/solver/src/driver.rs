@@ -73,6 +73,8 @@ enum TaskError<E> {
     Panicked { vertex: usize },
 }
 
+type TaskResult<O> = Result<Answer<<O as Op>::Output>, TaskError<<O as Op>::Error>>;
+
 /// Solves `job`: the target's output, with everything that had to run run and saved.
 ///
 /// After the first failure the rest is cancelled and awaited; nothing runs on when this returns.
@@ -86,7 +88,7 @@ where
 {
     let graph: Vec<_> = job.vertices.iter().map(|(op, inputs, _)| (op.identity(), inputs.clone())).collect();
     let mut core = Core::new(&graph, job.target, job.use_cache);
-    let mut tasks: JoinSet<Result<Answer<O::Output>, TaskError<O::Error>>> = JoinSet::new();
+    let mut tasks: JoinSet<TaskResult<O>> = JoinSet::new();
     let permits = Arc::new(Semaphore::new(job.parallelism.max(1)));
     let mut commands: VecDeque<Command<O::Output>> = core.start().into();
     let mut failure: Option<Failure<O, C>> = None;

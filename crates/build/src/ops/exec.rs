@@ -47,7 +47,8 @@ impl BuildOp {
             };
             scope.log(stream, bytes);
         };
-        let exit = engine.executor.run(root, &spec, Stdio::Captured(&mut log), self.shared.cancel.processes())?;
+        let exit =
+            engine.executor.run(root, &spec, Stdio::Captured(&mut log), self.shared.cancel.processes())?;
         match exit {
             Exit::Code(0) => Ok(self.commit(active)?),
             exit => Err(OpError::Exit { exit }),

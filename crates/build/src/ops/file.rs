@@ -174,7 +174,8 @@ fn mkdir_error(path: &[u8], source: kiln_layer::BeneathError) -> OpError {
 
 fn open_dir(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, OpError> {
     let path = if path.is_empty() { &b"."[..] } else { path };
-    beneath::open_file(root, path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|source| mkdir_error(path, source))
+    beneath::open_file(root, path, OFlags::RDONLY | OFlags::DIRECTORY)
+        .map_err(|source| mkdir_error(path, source))
 }
 
 /// Whether `path` is there as a directory, behind links too.

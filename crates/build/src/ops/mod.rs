@@ -43,9 +43,10 @@ impl BuildOp {
     /// How `vertex` uses its inputs: what a copy reads counts by content, all else by key.
     pub(crate) fn inputs(vertex: &llb::Vertex) -> Vec<VertexInput> {
         let read = |position: usize| match &vertex.op {
-            llb::Op::File(file) => file.actions.iter().any(
-                |action| matches!(action, llb::FileAction::Copy(copy) if copy.from.0 == position),
-            ),
+            llb::Op::File(file) => file
+                .actions
+                .iter()
+                .any(|action| matches!(action, llb::FileAction::Copy(copy) if copy.from.0 == position)),
             llb::Op::Source(_) | llb::Op::Exec(_) => false,
         };
         let usage = |position| if read(position) { InputUse::Content } else { InputUse::Definition };
@@ -120,8 +121,10 @@ impl Op for BuildOp {
         match &self.op {
             llb::Op::Source(llb::Source::Image(image)) => {
                 let record = self.shared.engine.store.image(&image.config)?;
-                let record = record
-                    .ok_or_else(|| BuildError::NoImage { reference: image.reference.clone(), at: None })?;
+                let record = record.ok_or_else(|| BuildError::NoImage {
+                    reference: Box::new(image.reference.clone()),
+                    at: None,
+                })?;
                 Ok(record.snapshot.map_or(Tree::Empty, Tree::Snapshot))
             }
             llb::Op::Source(llb::Source::Local(_)) => {

@@ -166,10 +166,10 @@ pub(super) fn ensure_forwarding() -> Result<(), ExecError> {
     let socket = socket()?;
     for chain in dropping_chains(&socket)? {
         // iptables-nft owns this one and shows only rules it wrote itself.
-        if chain.family == NFPROTO_IPV4 && chain.table == b"filter" && chain.chain == b"FORWARD" {
-            if allow_with_iptables(&["iptables-nft", "iptables"])? {
-                continue;
-            }
+        let is_iptables =
+            chain.family == NFPROTO_IPV4 && chain.table == b"filter" && chain.chain == b"FORWARD";
+        if is_iptables && allow_with_iptables(&["iptables-nft", "iptables"])? {
+            continue;
         }
         if !has_our_rule(&socket, &chain)? {
             let rules = vec![forward_rule(&chain, false), forward_rule(&chain, true)];

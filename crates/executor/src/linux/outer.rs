@@ -38,12 +38,9 @@ struct Helper {
 fn help() -> i32 {
     let socket = sys::take_stdin();
     // Off the standard streams, which process 1 gets anew.
-    let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(&socket, 10).map(|moved| {
-        drop(socket);
-        moved
-    }) else {
-        return 1;
-    };
+    let Ok(moved) = rustix::io::fcntl_dupfd_cloexec(&socket, 10) else { return 1 };
+    drop(socket);
+    let socket = moved;
     let Ok(Some((_, fds))) = receive(socket.as_fd()) else { return 1 };
     let Ok([memory, root, stdin, stdout, stderr]) = <[OwnedFd; 5]>::try_from(fds) else { return 1 };
     let Some(task) = read_task(memory) else { return 1 };

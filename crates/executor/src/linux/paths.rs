@@ -85,7 +85,7 @@ impl Created {
         before: &rustix::fs::Stat,
     ) -> Result<(), Errno> {
         let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        let parent_mtime = (before.st_mtime as i64, before.st_mtime_nsec as i64);
+        let parent_mtime = (before.st_mtime, before.st_mtime_nsec.cast_signed());
         self.0.push(Stub { path: path.to_owned(), inode: stat.st_ino, parent_mtime });
         Ok(())
     }
