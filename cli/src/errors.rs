@@ -75,6 +75,12 @@ impl Failure {
         )
     }
 
+    /// The same failure as `kiln run` answers it.
+    pub(crate) fn in_container(mut self) -> Self {
+        self.code = exit::CONTAINER;
+        self
+    }
+
     /// The message as it is printed.
     pub(crate) fn render(&self) -> String {
         let hint = self.hint.as_ref().map(|hint| format!("hint: {hint}\n")).unwrap_or_default();

@@ -13,7 +13,8 @@ use crate::errors::Failure;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
-    let image = session.find(&args.image)?;
+    // docker: everything that keeps a container from starting is 125.
+    let image = session.find(&args.image).map_err(Failure::in_container)?;
     let config = session.config(&image)?;
     if args.tty && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("-t needs a terminal as standard input"));

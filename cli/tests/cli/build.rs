@@ -140,7 +140,7 @@ fn add_unpacks_a_local_tar_and_copy_does_not() {
     let store = Store::with_busybox();
     let context = Context::new(&[
         ("Dockerfile", "FROM busybox\nADD files.tar.gz /added/\nCOPY files.tar.gz /copied/\n"),
-        ("inside/file", "packed"),
+        ("inside/file", "packed\n"),
     ]);
     let mut tar = Command::new("tar");
     tar.args(["-C", context.path(), "-czf"]).arg(format!("{}/files.tar.gz", context.path())).arg("inside");

@@ -109,7 +109,7 @@ fn a_run_reaches_the_network_through_nat_although_forward_is_dropped() {
     }
     let store = Store::with_busybox();
     let served = Context::new(&[("answer", "forty-two")]);
-    let run = "FROM busybox\nRUN wget -q -T 10 -O /answer http://198.51.100.2:8080/answer\n";
+    let run = "FROM busybox\nRUN printf 'GET /answer HTTP/1.0\\r\\n\\r\\n' | nc -w 10 198.51.100.2 8080 | tail -n 1 > /answer\n";
     let context = Context::new(&[("Dockerfile", run)]);
     let mut command = Command::new("unshare");
     command.args(["--net", "sh", "-c", NEIGHBOUR, "sh", served.path(), env!("CARGO_BIN_EXE_kiln")]);

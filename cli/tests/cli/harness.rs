@@ -164,7 +164,7 @@ impl Store {
             list(&self.root().join(part), 4, &mut files);
         }
         files.sort();
-        (self.ok(&["images"]).stdout, files)
+        (self.ok(&["images", "--quiet"]).stdout, files)
     }
 
     /// Active snapshots: what steps in flight write to.

@@ -19,7 +19,7 @@ fn exit_codes_are_passed_on() {
     let store = Store::with_busybox();
     run(&store, &["busybox", "sh", "-c", "exit 42"]).expect(42);
     run(&store, &["busybox", "true"]).expect(0);
-    run(&store, &["busybox", "sh", "-c", "kill -KILL $$"]).expect(137);
+    run(&store, &["busybox", "sh", "-c", "sleep 100 & kill -KILL $!; wait $!"]).expect(137);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_terminal_works_and_the_shells_exit_code_comes_back() {
         env!("CARGO_BIN_EXE_kiln")
     );
     screen.tmux(&["new-session", "-d", "-x", "100", "-y", "30", &kiln]);
-    screen.wait_for("/ # ");
+    screen.wait_for("/ #");
     screen.tmux(&["send-keys", "tty; stty size", "Enter"]);
     screen.wait_for("/dev/pts/0");
     screen.wait_for("30 100");

@@ -130,6 +130,16 @@ fn unusable(error: &rusqlite::Error) -> bool {
 fn open_index(root: &Path, index: &Path) -> Result<Connection, Error> {
     let mut db = Connection::open(index)?;
     db.busy_timeout(Duration::from_secs(10))?;
+    // Changing the journal mode does not wait for others, so newcomers take turns.
+    let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+    let turn = root.join("locks/setup");
+    let _turn = if mode == "wal" {
+        None
+    } else {
+        let file = File::create(&turn).map_err(Error::host("create", &turn))?;
+        file.lock().map_err(Error::host("lock", &turn))?;
+        Some(file)
+    };
     // In WAL mode NORMAL syncs at checkpoints only; the boot id covers what a power cut takes.
     db.pragma_update(None, "journal_mode", "WAL")?;
     db.pragma_update(None, "synchronous", "NORMAL")?;

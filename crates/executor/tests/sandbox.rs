@@ -281,7 +281,7 @@ ip -n outside addr add 192.0.2.2/24 dev eth0; ip -n outside link set eth0 up
 iptables -P FORWARD DROP
 nft add table inet strict
 nft 'add chain inet strict forward { type filter hook forward priority 0; policy drop; }'
-ip netns exec outside busybox nc -l -p 7000 -e /bin/echo reached &
+ip netns exec outside busybox nc -l -p 7000 -e /bin/echo reached </dev/null >/dev/null 2>&1 &
 sleep 0.3
 exec "$PROBE" --exact network_probe --nocapture --ignored
 "#;
