@@ -93,9 +93,8 @@ fn finish(command: &mut Command) -> String {
 /// An image in which a lower file is deleted, a directory replaced, and two names share a file.
 const TRICKY: &str = "FROM busybox\n\
     RUN mkdir /d && echo gone > /d/gone && echo kept > /kept && echo 1 > /x && echo app:x:1234:1234::/:/bin/sh >> /etc/passwd\n\
-    RUN rm -r /d && mkdir /d && echo new > /d/new && ln /kept /linked && ln -s kept /symbolic && rm /x\n\
+    RUN rm -r /d && mkdir /d && echo new > /d/new && ln /kept /linked && chmod 4755 /kept && ln -s kept /symbolic && rm /x\n\
     COPY --chown=1234 file /home/app/file\n\
-    RUN chmod 4755 /kept\n\
     ENV GREETING=hello\n\
     USER app\n\
     WORKDIR /home/app\n\

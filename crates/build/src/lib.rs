@@ -17,7 +17,6 @@ mod context;
 mod engine;
 mod error;
 pub mod export;
-mod glob;
 mod image;
 mod import;
 mod layers;

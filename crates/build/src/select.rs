@@ -1,17 +1,16 @@
 //! Which files a `COPY` means: patterns against a tree, with everything below what they match.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 
-use kiln_frontend::ignore::Patterns;
+use kiln_frontend::ignore::{Patterns, glob};
+use kiln_frontend::nearest;
 use kiln_layer::{Entry, EntryKind, ScanOptions, StatCache, Visit, scan, tree_digest};
 use kiln_oci::Digest;
 use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, openat2, readlinkat};
 use rustix::io::Errno;
 
 use crate::OpError;
-use crate::glob::{has_meta, matches};
 
 /// A tree to select from.
 pub(crate) struct Place<'a> {
@@ -117,8 +116,8 @@ fn expand(place: &Place<'_>, source: &str) -> Result<Vec<Vec<u8>>, OpError> {
         for path in &paths {
             if has_meta(component) {
                 for name in list(place.root, path)? {
-                    let hit = matches(component, &name)
-                        .map_err(|_| OpError::Pattern { pattern: source.to_owned() })?;
+                    let hit = glob(component, &name)
+                        .ok_or_else(|| OpError::Pattern { pattern: source.to_owned() })?;
                     if hit {
                         next.push(join(path, &name));
                     }
@@ -228,35 +227,16 @@ fn missing(place: &Place<'_>, source: &str) -> OpError {
     }
 }
 
-/// The name beside the missing one that differs least, if it is close.
+/// The name beside the missing one that is close to it.
 fn similar(place: &Place<'_>, source: &str) -> Option<String> {
     let (parent, name) = source.rsplit_once('/').unwrap_or(("", source));
     let names = list(place.root, parent.as_bytes()).ok()?;
-    let mut ranked: BTreeMap<usize, String> = BTreeMap::new();
-    for candidate in names {
-        let candidate = String::from_utf8(candidate).ok()?;
-        let far = distance(name, &candidate);
-        if candidate != name && far <= 2.max(name.len() / 4) {
-            ranked.entry(far).or_insert(candidate);
-        }
-    }
-    let best = ranked.into_values().next()?;
-    Some(if parent.is_empty() { best } else { format!("{parent}/{best}") })
+    let names: Vec<String> = names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect();
+    let best = nearest(name, names.iter().map(String::as_str))?;
+    Some(if parent.is_empty() { best.to_owned() } else { format!("{parent}/{best}") })
 }
 
-/// Levenshtein distance, case apart.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b) = (a.to_lowercase(), b.to_lowercase());
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
+/// Whether a component is a pattern, not a name.
+fn has_meta(component: &[u8]) -> bool {
+    component.iter().any(|b| matches!(b, b'*' | b'?' | b'[' | b'\\'))
 }

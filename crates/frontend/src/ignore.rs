@@ -168,8 +168,9 @@ fn may_match_below(pattern: &[String], dir: &[&str]) -> bool {
     reach(pattern, dir).iter().any(|&reached| reached)
 }
 
-/// Go's `filepath.Match` within one component; `None` for a malformed pattern.
-fn glob(pattern: &[u8], name: &[u8]) -> Option<bool> {
+/// Go's `filepath.Match` within one path component: `*`, `?`, `[a-z]`, `[^a-z]`, `\\x`; `None` for
+/// a malformed pattern. Time is the product of both lengths, whatever the pattern.
+pub fn glob(pattern: &[u8], name: &[u8]) -> Option<bool> {
     let elements = elements(pattern)?;
     // Row by row, like above.
     let mut row = vec![false; elements.len() + 1];

@@ -30,3 +30,4 @@ pub use decode::decode;
 pub use diagnostic::{Diagnostic, Severity, Span};
 pub use lower::{BaseImage, HistoryEntry, Lowered, Lowering, Options, lower};
 pub use parser::parse;
+pub use suggest::nearest;

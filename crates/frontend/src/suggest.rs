@@ -1,11 +1,16 @@
 //! The nearest known word to an unknown one.
 
-/// A hint when one of `known` is close to `word`.
-pub(crate) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+/// The one of `known` that is close to `word`, if any.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
     let near = known.into_iter().map(|name| (distance(&lower, &name.to_lowercase()), name));
     let (far, name) = near.min_by_key(|(far, _)| *far)?;
-    (far <= 2.max(word.len() / 4) && far < word.len()).then(|| format!("did you mean `{name}`?"))
+    (far <= 2.max(word.len() / 4) && far < word.len() && name != word).then_some(name)
+}
+
+/// [`nearest`] as a hint.
+pub(crate) fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(word, known).map(|name| format!("did you mean `{name}`?"))
 }
 
 /// Edit distance where swapping two neighbours counts once.
