@@ -114,9 +114,7 @@ pub async fn build(
     for tag in &request.tags {
         engine.store.set_name(tag, &image.config)?;
     }
-    if cache.saved() > 0 {
-        engine.store.barrier()?;
-    }
+    engine.store.barrier()?;
     Ok(Built { image, steps_run: cache.saved() })
 }
 

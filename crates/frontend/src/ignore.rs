@@ -89,10 +89,7 @@ impl Patterns {
             return None;
         }
         let components: Vec<&str> = path.split('/').filter(|component| !component.is_empty()).collect();
-        self.rules.iter().rev().find(|rule| {
-            // A rule that matches a parent matches what is below.
-            (1..=components.len()).any(|count| matches(&rule.components, &components[..count]))
-        })
+        self.rules.iter().rev().find(|rule| matches_path_or_parent(&rule.components, &components))
     }
 
     /// Whether something below the ignored directory `dir` may have been taken back by a `!` rule;
@@ -121,46 +118,50 @@ fn clean(pattern: &str) -> Vec<String> {
     components
 }
 
-/// Whether pattern and path are the same, `**` standing for any number of components.
+/// Whether the pattern matches the path or a directory above it, `**` standing for any number of
+/// components.
 ///
 /// Row by row instead of by recursion: time is the product of both lengths, whatever the pattern.
-fn matches(pattern: &[String], path: &[&str]) -> bool {
-    reach(pattern, path)[pattern.len()]
+fn matches_path_or_parent(pattern: &[String], path: &[&str]) -> bool {
+    let mut row = first_row(pattern);
+    path.iter().any(|component| {
+        row = next_row(pattern, &row, component);
+        row[pattern.len()]
+    })
 }
 
 /// Which prefixes of the pattern match the whole path.
 fn reach(pattern: &[String], path: &[&str]) -> Vec<bool> {
-    let skip = |row: &mut Vec<bool>| {
-        for at in 0..pattern.len() {
-            if row[at] && pattern[at] == "**" {
-                row[at + 1] = true;
-            }
-        }
-    };
+    path.iter().fold(first_row(pattern), |row, component| next_row(pattern, &row, component))
+}
+
+fn first_row(pattern: &[String]) -> Vec<bool> {
     let mut row = vec![false; pattern.len() + 1];
     row[0] = true;
-    skip(&mut row);
-    for component in path {
-        let mut next = vec![false; pattern.len() + 1];
-        for at in 0..pattern.len() {
-            if !row[at] {
-                continue;
-            }
-            let element = &pattern[at];
-            if element == "**" {
-                next[at] = true;
-            } else if glob(element.as_bytes(), component.as_bytes()) == Some(true) {
-                next[at + 1] = true;
-            }
-            // `**file` matches at any depth: its text, and anything in front.
-            if element.len() > 2 && element.starts_with("**") {
-                next[at] = true;
-            }
-        }
-        skip(&mut next);
-        row = next;
-    }
+    skip_any_depth(pattern, &mut row);
     row
+}
+
+/// `**` may stand for nothing.
+fn skip_any_depth(pattern: &[String], row: &mut [bool]) {
+    for at in 0..pattern.len() {
+        if row[at] && pattern[at] == "**" {
+            row[at + 1] = true;
+        }
+    }
+}
+
+fn next_row(pattern: &[String], row: &[bool], component: &str) -> Vec<bool> {
+    let mut next = vec![false; pattern.len() + 1];
+    for (at, element) in pattern.iter().enumerate().filter(|(at, _)| row[*at]) {
+        // `**file` matches at any depth: its text, and anything in front.
+        next[at] |= element.starts_with("**");
+        if element != "**" && glob(element.as_bytes(), component.as_bytes()) == Some(true) {
+            next[at + 1] = true;
+        }
+    }
+    skip_any_depth(pattern, &mut next);
+    next
 }
 
 /// Whether something below `dir` may match the pattern.

@@ -31,3 +31,6 @@ pub use diagnostic::{Diagnostic, Severity, Span};
 pub use lower::{BaseImage, HistoryEntry, Lowered, Lowering, Options, lower};
 pub use parser::parse;
 pub use suggest::nearest;
+
+#[cfg(test)]
+mod tests;

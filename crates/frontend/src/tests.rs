@@ -1,0 +1,150 @@
+//! Whole Dockerfiles in, definitions and messages out.
+
+use std::collections::BTreeMap;
+
+use kiln_llb::{Op, VertexId};
+use kiln_oci::image::ImageConfig;
+use kiln_oci::{DiffId, Digest, Platform, Reference};
+
+use crate::{BaseImage, Lowered, Lowering, Options, lower, parse};
+
+fn options() -> Options {
+    Options {
+        build_args: BTreeMap::new(),
+        target: None,
+        platform: Platform::host(),
+        labels: BTreeMap::new(),
+        ignore: Vec::new(),
+    }
+}
+
+fn images() -> BTreeMap<Reference, BaseImage> {
+    let mut config = ImageConfig::empty(&Platform::host());
+    config.rootfs.diff_ids.push(DiffId(Digest::of(b"layer")));
+    config.config.cmd = Some(vec!["base".to_owned()]);
+    let base = BaseImage { config_digest: Digest::of(b"config"), config };
+    [("debian".parse().unwrap(), base)].into()
+}
+
+fn try_lower(text: &str, options: &Options) -> Result<Lowered, String> {
+    let (ast, diagnostics) = parse(text);
+    if let Some(diagnostic) = diagnostics.first() {
+        return Err(diagnostic.render("Dockerfile", text));
+    }
+    match lower(&ast, options, &images()) {
+        Ok(Lowering::Done(lowered)) => Ok(*lowered),
+        Ok(Lowering::Needs(needs)) => Err(format!("needs {needs:?}")),
+        Err(diagnostics) => Err(diagnostics[0].render("Dockerfile", text)),
+    }
+}
+
+/// Titles of all vertices of `text`, in order.
+fn titles(text: &str, options: &Options) -> Vec<String> {
+    let lowered = try_lower(text, options).unwrap_or_else(|error| panic!("{error}"));
+    (0..lowered.definition.vertices().len())
+        .map(|id| lowered.source_map.title(VertexId(id)).to_owned())
+        .collect()
+}
+
+/// The message for `text` contains `expected`.
+fn check_error(text: &str, expected: &str) {
+    let error = try_lower(text, &options()).err().unwrap_or_else(|| panic!("{text:?} was accepted"));
+    assert!(error.contains(expected), "{text:?} gives:\n{error}");
+}
+
+#[test]
+fn only_what_the_target_needs_becomes_a_vertex() {
+    let text =
+        "FROM debian AS a\nRUN one\nFROM nowhere AS unused\nRUN two\nFROM debian\nCOPY --from=a /x /y\n";
+    let expected = ["[stage-2 1/2] FROM debian", "[a 2/2] RUN one", "[stage-2 2/2] COPY --from=a /x /y"];
+    assert_eq!(titles(text, &options()), expected);
+    let target = Options { target: Some("a".to_owned()), ..options() };
+    assert_eq!(titles(text, &target), ["[a 1/2] FROM debian AS a", "[a 2/2] RUN one"]);
+}
+
+#[test]
+fn missing_base_images_are_asked_for_with_their_place() {
+    let (ast, _) = parse("FROM alpine\n");
+    let Ok(Lowering::Needs(needs)) = lower(&ast, &options(), &images()) else { panic!("it needs alpine") };
+    assert_eq!(needs[0].0.familiar(), "alpine:latest");
+    assert_eq!((needs[0].1.start, needs[0].1.end), (5, 11));
+}
+
+#[test]
+fn variables_follow_their_scopes() {
+    let text = "ARG TAG=debian\nFROM $TAG\nARG V=1\nENV W=$V-$TAG X=$W\nRUN echo\n";
+    let set = Options { build_args: [("V".to_owned(), "2".to_owned())].into(), ..options() };
+    let lowered = try_lower(text, &set).unwrap();
+    let env = &lowered.config.config.env;
+    assert_eq!(env[1..], ["W=2-", "X="], "global ARGs end at FROM; one instruction sees the state before it");
+    let Op::Exec(exec) = &lowered.definition.vertex(lowered.result.unwrap()).op else {
+        panic!("RUN is last")
+    };
+    assert!(exec.env.contains(&("V".to_owned(), "2".to_owned())));
+    assert_eq!(exec.args, ["/bin/sh", "-c", "echo"]);
+    let created_by = lowered.history.last().unwrap().history.created_by.clone().unwrap();
+    assert_eq!(created_by, "RUN |1 V=2 /bin/sh -c echo # buildkit");
+}
+
+#[test]
+fn own_entrypoint_drops_the_base_images_command() {
+    let config = |text: &str| try_lower(text, &options()).unwrap().config.config;
+    assert_eq!(config("FROM debian\nENTRYPOINT [\"x\"]\n").cmd, None);
+    let kept = config("FROM debian\nCMD [\"y\"]\nENTRYPOINT [\"x\"]\n");
+    assert_eq!(kept.cmd, Some(vec!["y".to_owned()]));
+}
+
+#[test]
+fn continuations_comments_and_heredocs_make_one_instruction() {
+    let text = "# escape=`\nFROM debian\nRUN a `\n  # comment\n  b\nRUN <<EOF\nx\ny\nEOF\n";
+    let lowered = try_lower(text, &options()).unwrap();
+    let commands: Vec<&str> = lowered
+        .definition
+        .vertices()
+        .iter()
+        .filter_map(|vertex| match &vertex.op {
+            Op::Exec(exec) => exec.args.last().map(String::as_str),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(commands, ["a   b", "x\ny\n"]);
+}
+
+#[test]
+fn moving_a_line_leaves_the_digests_alone() {
+    let digests = |text: &str| try_lower(text, &options()).unwrap().definition.digests();
+    assert_eq!(digests("FROM debian\nRUN x\n"), digests("# hello\n\nFROM debian\n\nRUN x\n"));
+    assert_ne!(digests("FROM debian\nRUN x\n"), digests("FROM debian\nRUN y\n"));
+}
+
+#[test]
+fn unknown_flag_is_reported_where_it_stands() {
+    let expected = "  Dockerfile:2:6\n     1 |     FROM debian\n     2 | >>> COPY --chwon=1 a b\n       |          ^^^^^^^\nhint: did you mean `--chown`?\n";
+    check_error("FROM debian\nCOPY --chwon=1 a b\n", expected);
+}
+
+#[test]
+fn mistakes_are_said_plainly() {
+    check_error("", "no instructions");
+    check_error("# only a comment\n", "no instructions");
+    check_error("RUN x\n", "only ARG may stand in front of the first FROM");
+    check_error("ARG A=1\n", "no FROM");
+    check_error("FROM\n", "FROM needs at least one argument");
+    check_error("FROM a b c\n", "`AS name`");
+    check_error("FROM debian AS 1x\n", "no stage name");
+    check_error("FROM debian\nRNU x\n", "did you mean `RUN`?");
+    check_error("FROM debian\nCOPY a\n", "a source and a destination");
+    check_error("FROM debian\nCOPY a b /dst\n", "write `/dst/`");
+    check_error(
+        "FROM debian AS a\nCOPY --from=later x /y\nFROM debian AS later\nFROM a\n",
+        "must stand in front",
+    );
+    check_error("FROM debian\nRUN <<EOF\nx\n", "no closing `EOF`");
+    check_error("FROM debian\nEXPOSE 70000\n", "no port");
+    check_error("FROM debian\nENV A=${B\n", "`}` is missing");
+    check_error("FROM debian\nCMD [1]\n", "only strings");
+    check_error("# syntax=evil/frontend\nFROM debian\n", "not supported");
+    check_error("FROM debian\nRUN --mount=type=cache,target=/x y\n", "not supported yet");
+    check_error("FROM Debian\n", "lower case");
+    check_error("FROM x AS x\nFROM debian\nCOPY --from=0 a b\n", "needs");
+}
