@@ -260,3 +260,43 @@ where
 pub fn to_json<T: Serialize>(document: &T) -> Vec<u8> {
     serde_json::to_vec(document).expect("image documents have string keys and no failing fields")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_read_what_is_written_here() {
+        let digest = Digest::of(b"x");
+        let mut config = ImageConfig::empty(&Platform::host());
+        config.config.exposed_ports.insert("80/tcp".to_owned(), EmptyObject {});
+        config.config.cmd = Some(vec!["sh".to_owned()]);
+        config.rootfs.diff_ids.push(DiffId(digest));
+        config.history.push(History { created_by: Some("RUN x".to_owned()), ..History::default() });
+        let read = oci_spec::image::ImageConfiguration::from_reader(&to_json(&config)[..]).unwrap();
+        assert_eq!(read.rootfs().diff_ids()[..], [digest.to_string()]);
+        assert_eq!(read.config().as_ref().unwrap().cmd().as_ref().unwrap()[..], ["sh"]);
+
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+            config: Descriptor::new(media_type::OCI_CONFIG, digest, 1),
+            layers: vec![Descriptor::new(media_type::OCI_LAYER, digest, 1)],
+            annotations: BTreeMap::new(),
+            extra: Extra::new(),
+        };
+        let read = oci_spec::image::ImageManifest::from_reader(&to_json(&manifest)[..]).unwrap();
+        assert_eq!(read.layers()[0].media_type().to_string(), media_type::OCI_LAYER);
+    }
+
+    #[test]
+    fn unknown_keys_and_gos_nulls_survive_a_round_trip() {
+        let text = r#"{"architecture":"amd64","os":"linux","config":{"Env":null,"Healthcheck":{"Test":["NONE"]},"OnBuild":["RUN x"],"Unknown":1},"rootfs":{"type":"layers","diff_ids":null},"history":null,"docker_version":"1"}"#;
+        let config: ImageConfig = serde_json::from_str(text).unwrap();
+        let again: serde_json::Value = serde_json::from_slice(&to_json(&config)).unwrap();
+        assert_eq!(again["config"]["Unknown"], 1);
+        assert_eq!(again["config"]["OnBuild"][0], "RUN x");
+        assert_eq!(again["docker_version"], "1");
+        assert_eq!(to_json(&config), to_json(&serde_json::from_value::<ImageConfig>(again).unwrap()));
+    }
+}
