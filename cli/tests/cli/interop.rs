@@ -24,6 +24,8 @@ macro_rules! needs {
 /// podman, buildah, skopeo and umoci with a store of their own.
 struct Tools {
     dir: TempDir,
+    /// podman refuses a run root whose path has more than 50 characters.
+    run: TempDir,
 }
 
 impl Tools {
@@ -43,7 +45,8 @@ impl Tools {
         fs::write(dir.path().join("containers.conf"), conf).expect("ours to write");
         let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
         fs::write(dir.path().join("policy.json"), policy).expect("ours to write");
-        Tools { dir }
+        let run = tempfile::Builder::new().prefix("kiln-").tempdir_in("/tmp").expect("/tmp can be written");
+        Tools { dir, run }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -69,7 +72,7 @@ impl Tools {
     #[track_caller]
     fn with_store(&self, program: &str, flags: &[&str], args: &[&str]) -> String {
         let mut command = Command::new(program);
-        command.args(flags).arg("--root").arg(self.path("root")).arg("--runroot").arg(self.path("runroot"));
+        command.args(flags).arg("--root").arg(self.path("root")).arg("--runroot").arg(self.run.path());
         command.args(["--storage-driver", "overlay"]).args(args);
         finish(command.env("CONTAINERS_CONF", self.path("containers.conf")))
     }

@@ -505,7 +505,19 @@ impl<'a> Lower<'a> {
         let user = Some(config.user.clone()).filter(|user| !user.is_empty());
         let base = built.tree.map(|_| InputIndex(0));
         let vertex = Vertex {
-            op: Op::Exec(Exec { base, args, env, cwd, user, network }),
+            op: Op::Exec(Exec {
+                base,
+                args,
+                env,
+                unkeyed_env: Vec::new(),
+                cwd,
+                user,
+                hostname: "buildkitsandbox".to_owned(),
+                network,
+                security: kiln_llb::Security::Sandbox,
+                mounts: Vec::new(),
+                secret_env: Vec::new(),
+            }),
             inputs: built.tree.into_iter().collect(),
         };
         self.push(built, instruction, title, vertex, created_by);
@@ -581,7 +593,10 @@ impl<'a> Lower<'a> {
             destination: join(&built.config.config.working_dir, to),
             destination_is_dir,
             owner,
-            unpack: add,
+            mode: None,
+            parents: false,
+            exclude: Vec::new(),
+            unpack: if add { kiln_llb::Unpack::Archives } else { kiln_llb::Unpack::Never },
         });
         let flags: String = instruction
             .flags

@@ -112,7 +112,7 @@ fn continuations_comments_and_heredocs_make_one_instruction() {
 
 #[test]
 fn moving_a_line_leaves_the_digests_alone() {
-    let digests = |text: &str| try_lower(text, &options()).unwrap().definition.digests();
+    let digests = |text: &str| try_lower(text, &options()).unwrap().definition.digests().to_vec();
     assert_eq!(digests("FROM debian\nRUN x\n"), digests("# hello\n\nFROM debian\n\nRUN x\n"));
     assert_ne!(digests("FROM debian\nRUN x\n"), digests("FROM debian\nRUN y\n"));
 }

@@ -1,5 +1,7 @@
 //! The graph of a build.
 
+use std::collections::HashMap;
+
 use kiln_oci::Digest;
 use sha2::{Digest as _, Sha256};
 
@@ -19,9 +21,11 @@ pub struct Vertex {
 }
 
 /// The graph of a build, inputs before their users.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Definition {
     vertices: Vec<Vertex>,
+    digests: Vec<Digest>,
+    known: HashMap<Digest, VertexId>,
 }
 
 impl Definition {
@@ -34,11 +38,20 @@ impl Definition {
             vertex.inputs.iter().all(|input| input.0 < self.vertices.len()),
             "a vertex's inputs are pushed before it"
         );
-        if let Some(at) = self.vertices.iter().position(|known| *known == vertex) {
-            return VertexId(at);
+        let mut hash = Sha256::new();
+        hash_components(&mut hash, &vertex.op.components());
+        for input in &vertex.inputs {
+            hash.update(self.digests[input.0].as_bytes());
         }
+        let digest = Digest::from_bytes(hash.finalize().into());
+        if let Some(known) = self.known.get(&digest) {
+            return *known;
+        }
+        let id = VertexId(self.vertices.len());
         self.vertices.push(vertex);
-        VertexId(self.vertices.len() - 1)
+        self.digests.push(digest);
+        self.known.insert(digest, id);
+        id
     }
 
     /// All vertices, inputs before their users.
@@ -54,17 +67,8 @@ impl Definition {
     /// Digests of all vertices in order: the op's components and the inputs' digests.
     ///
     /// Equal within this solve means equal work; across builds only cache keys say that.
-    pub fn digests(&self) -> Vec<Digest> {
-        let mut digests: Vec<Digest> = Vec::with_capacity(self.vertices.len());
-        for vertex in &self.vertices {
-            let mut hash = Sha256::new();
-            hash_components(&mut hash, &vertex.op.components());
-            for input in &vertex.inputs {
-                hash.update(digests[input.0].as_bytes());
-            }
-            digests.push(Digest::from_bytes(hash.finalize().into()));
-        }
-        digests
+    pub fn digests(&self) -> &[Digest] {
+        &self.digests
     }
 }
 

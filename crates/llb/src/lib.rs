@@ -11,12 +11,15 @@
 #![forbid(unsafe_code)]
 
 mod definition;
+mod mode;
 mod op;
 mod source_map;
 
 pub use definition::{Definition, Vertex, VertexId};
+pub use mode::{Mode, ModeError};
 pub use op::{
-    Component, Copy, Exec, File, FileAction, InputIndex, Local, Mkdir, Network, Op, Owner, Source,
-    SourceImage,
+    BindMount, CacheMount, Component, Copy, Exec, File, FileAction, Git, GitMtime, Http, InputIndex, Local,
+    Merge, Mkdir, Mkfile, Mount, MountKind, Network, Op, Owner, SecretEnv, SecretMount, Security, Sharing,
+    Source, SourceImage, Unpack,
 };
 pub use source_map::{Location, SourceMap};

@@ -10,9 +10,9 @@ use kiln_snapshotter::OpenOptions;
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
 
 use super::BuildOp;
-use crate::OpError;
 use crate::select::{Match, join};
 use crate::tree::Tree;
+use crate::{BuildError, OpError};
 
 impl BuildOp {
     pub(super) fn run_file(&self, file: &llb::File, inputs: &[Tree]) -> Result<Tree, OpError> {
@@ -28,6 +28,9 @@ impl BuildOp {
                         None => (0, 0),
                     };
                     make_dirs(root.as_fd(), relative(&mkdir.path), mkdir.mode, owner)?;
+                }
+                llb::FileAction::Mkfile(_) => {
+                    return Err(BuildError::Bug { what: "an op without an implementation".to_owned() }.into());
                 }
                 llb::FileAction::Copy(copy) => self.copy(copy, &inputs[copy.from.0], root.as_fd())?,
             }
@@ -59,7 +62,7 @@ impl BuildOp {
         let parents = if into_dir { destination } else { parent(destination) };
         make_dirs(to, parents, 0o755, owner.unwrap_or((0, 0)))?;
         for found in &selection.matches {
-            if copy.unpack && self.unpack(found, source, to, destination, owner)? {
+            if copy.unpack == llb::Unpack::Archives && self.unpack(found, source, to, destination, owner)? {
                 continue;
             }
             let target = match found.is_dir() {

@@ -47,7 +47,7 @@ impl BuildOp {
                 .actions
                 .iter()
                 .any(|action| matches!(action, llb::FileAction::Copy(copy) if copy.from.0 == position)),
-            llb::Op::Source(_) | llb::Op::Exec(_) => false,
+            llb::Op::Source(_) | llb::Op::Exec(_) | llb::Op::Merge(_) => false,
         };
         let usage = |position| if read(position) { InputUse::Content } else { InputUse::Definition };
         let inputs = vertex.inputs.iter().enumerate();
@@ -59,7 +59,7 @@ impl BuildOp {
         let llb::Op::File(file) = &self.op else { return Vec::new() };
         let copies = file.actions.iter().filter_map(|action| match action {
             llb::FileAction::Copy(copy) if copy.from.0 == input => Some(copy),
-            llb::FileAction::Copy(_) | llb::FileAction::Mkdir(_) => None,
+            llb::FileAction::Copy(_) | llb::FileAction::Mkdir(_) | llb::FileAction::Mkfile(_) => None,
         });
         copies.flat_map(|copy| copy.sources.clone()).collect()
     }
@@ -107,8 +107,10 @@ impl Op for BuildOp {
     fn identity(&self) -> Identity {
         match &self.op {
             llb::Op::Source(llb::Source::Image(_)) => Identity::Source(self.op.digest()),
-            llb::Op::Source(llb::Source::Local(_)) => Identity::Unknown,
-            llb::Op::Exec(_) | llb::Op::File(_) => Identity::Cached(self.op.digest()),
+            llb::Op::Source(llb::Source::Local(_) | llb::Source::Http(_) | llb::Source::Git(_)) => {
+                Identity::Unknown
+            }
+            llb::Op::Exec(_) | llb::Op::File(_) | llb::Op::Merge(_) => Identity::Cached(self.op.digest()),
         }
     }
 
@@ -130,6 +132,9 @@ impl Op for BuildOp {
             llb::Op::Source(llb::Source::Local(_)) => {
                 let context = self.shared.context.clone();
                 Ok(context.map_or(Tree::Empty, Tree::Context))
+            }
+            llb::Op::Source(llb::Source::Http(_) | llb::Source::Git(_)) | llb::Op::Merge(_) => {
+                Err(BuildError::Bug { what: "an op without an implementation".to_owned() }.into())
             }
             llb::Op::Exec(exec) => self.run_exec(exec, inputs, scope),
             llb::Op::File(file) => self.run_file(file, inputs),
