@@ -23,6 +23,7 @@ mod layers;
 mod load;
 mod ops;
 mod select;
+mod source;
 mod tree;
 
 pub use build::{BuildRequest, Built, Dockerfile, Progress, build};
@@ -31,3 +32,4 @@ pub use engine::Engine;
 pub use error::{BuildError, OpError};
 pub use import::{ImportRequest, import};
 pub use load::{Loaded, load};
+pub use source::{Fault, NoSecrets, SecretSource, SourceError, SourceOptions};
