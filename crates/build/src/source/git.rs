@@ -73,12 +73,13 @@ impl Fetcher<'_> {
         if let Some(record) = self.known(&key)? {
             return Ok(record.snapshot);
         }
-        let (repository, lock) = git.repository(&remote, resolved.commit.len())?;
-        // Another process may have done it while this one waited for the lock.
-        if let Some(record) = self.known(&key)? {
-            return Ok(record.snapshot);
-        }
-        let snapshot = git.check_out_whole(op, &remote, &subdir, &resolved, &repository, lock)?;
+        let snapshot = match git.check_out_whole(op, &remote, &subdir, &resolved, &key) {
+            // Fetched well, but not checked out: the shared repository is damaged. It is a cache.
+            Err(SourceError::Git { .. }) if git.discard(&remote, resolved.commit.len())? => {
+                git.check_out_whole(op, &remote, &subdir, &resolved, &key)?
+            }
+            other => other?,
+        };
         let record = SourceRecord {
             snapshot: snapshot.clone(),
             content: None,
@@ -317,34 +318,51 @@ impl Git<'_> {
         })
     }
 
-    /// Fetches and checks out, with submodules, into a committed snapshot.
+    /// Throws the shared repository away, unless it cannot be the culprit because the remote did
+    /// not answer; whether it is gone.
+    fn discard(&self, remote: &Remote, object_digits: usize) -> Result<bool, SourceError> {
+        let (repository, _lock) = self.repository(remote, object_digits)?;
+        let mut command = self.command(None);
+        command.args(["ls-remote", "--quiet", "--end-of-options", &remote.url, "HEAD"]);
+        if !self.run(command)?.success {
+            return Ok(false);
+        }
+        fs::remove_dir_all(&repository.path).map_err(host("removing a broken repository"))?;
+        Ok(true)
+    }
+
+    /// Fetches and checks out, with submodules, into a committed snapshot; or finds under `key`
+    /// that another process did.
     fn check_out_whole(
         &self,
         op: &llb::Git,
         remote: &Remote,
         subdir: &str,
         resolved: &Resolved,
-        repository: &Repository,
-        lock: RepositoryLock,
+        key: &Digest,
     ) -> Result<SnapshotId, SourceError> {
+        let (repository, lock) = self.repository(remote, resolved.commit.len())?;
+        if let Some(record) = self.fetcher.known(key)? {
+            return Ok(record.snapshot);
+        }
         let kept_tag = resolved.tag.as_ref().filter(|_| op.keep_git_dir);
         let object = kept_tag.map_or(&resolved.commit, |(object, _)| object);
-        self.ensure(repository, remote, object, &op.reference)?;
-        let commit = self.peel(repository, object)?;
-        self.check_subdir(repository, remote, &commit, subdir)?;
+        self.ensure(&repository, remote, object, &op.reference)?;
+        let commit = self.peel(&repository, object)?;
+        self.check_subdir(&repository, remote, &commit, subdir)?;
 
         let engine = self.fetcher.engine;
         let active = engine.prepare(None)?;
         let root = engine.snapshots.open_layer(active.key()).map_err(BuildError::from)?;
-        let time = self.commit_time(repository, &commit)?;
+        let time = self.commit_time(&repository, &commit)?;
         // As in BuildKit, a `.git` is kept only beside the whole tree.
         if op.keep_git_dir && subdir.is_empty() {
-            self.make_git_dir(repository, remote, root.as_fd(), &commit, kept_tag)?;
+            self.make_git_dir(&repository, remote, root.as_fd(), &commit, kept_tag)?;
             self.check_out_kept(root.as_fd(), &commit)?;
         } else {
-            self.check_out(repository, root.as_fd(), &commit, subdir)?;
+            self.check_out(&repository, root.as_fd(), &commit, subdir)?;
         }
-        let modules = if op.submodules { self.list_submodules(repository, &commit)? } else { Vec::new() };
+        let modules = if op.submodules { self.list_submodules(&repository, &commit)? } else { Vec::new() };
         // A submodule may live in the same repository.
         drop(lock);
         self.fetcher.submodules(root.as_fd(), remote, remote, &modules, subdir)?;

@@ -172,3 +172,6 @@ fn open_plain_dir(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<std::
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat2(root, path, flags, Mode::empty(), resolve)
 }
+
+#[cfg(test)]
+mod tests;
