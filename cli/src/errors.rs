@@ -153,6 +153,7 @@ impl From<BuildError> for Failure {
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
             BuildError::Apply(inner) => plain(apply_code(inner)),
             BuildError::Source(inner) => plain(source_code(inner)),
+            BuildError::TooLarge { .. } => plain(exit::DOCKERFILE),
             _ => plain(exit::STORE),
         }
     }

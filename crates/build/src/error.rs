@@ -30,6 +30,9 @@ pub enum BuildError {
     /// A rule of `.dockerignore` is wrong.
     #[error("{file}:{line}: {message}")]
     Ignore { file: String, line: usize, message: String },
+    /// A Dockerfile or the like is larger than any honest one.
+    #[error("{what} is larger than {limit_bytes} bytes")]
+    TooLarge { what: String, limit_bytes: u64 },
     /// A base image is not in the store.
     #[error("image {} is not in the store", reference.familiar())]
     NoImage { reference: Box<Reference>, at: Option<(Arc<Dockerfile>, Location)> },

@@ -118,15 +118,87 @@ fn load_oci(engine: &Engine, archive: &Archive, cancel: &BuildCancel) -> Result<
     let mut loaded = Vec::new();
     for descriptor in &index.manifests {
         let manifest = pick_manifest(archive, descriptor, 0)?;
-        let config = read_verified(archive, &manifest.config, MAX_CONFIG_BYTES)?;
-        let layers = manifest.layers.iter().map(|layer| LayerSource {
-            name: blob_name(&layer.digest),
-            expected: Some((layer.digest, layer.size)),
-        });
-        let image = load_image(engine, archive, &config, layers.collect(), cancel)?;
+        let image = load_manifest(engine, archive, &manifest, cancel)?;
         loaded.push(Loaded { image, names: oci_name(descriptor).into_iter().collect() });
     }
     Ok(loaded)
+}
+
+fn load_manifest(
+    engine: &Engine,
+    archive: &Archive,
+    manifest: &Manifest,
+    cancel: &BuildCancel,
+) -> Result<ImageRecord, BuildError> {
+    let config = read_verified(archive, &manifest.config, MAX_CONFIG_BYTES)?;
+    let layers = manifest.layers.iter().map(|layer| LayerSource {
+        name: blob_name(&layer.digest),
+        expected: Some((layer.digest, layer.size)),
+    });
+    load_image(engine, archive, &config, layers.collect(), cancel)
+}
+
+/// Which image of a layout is meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LayoutImage {
+    /// The only one, or the one with the tag `latest`.
+    Default,
+    /// The one with this tag in the index.
+    Tag(String),
+    /// The one whose manifest or index has this digest.
+    Digest(Digest),
+}
+
+/// Loads one image, for this platform, from the OCI layout directory at `path`. No name is set.
+///
+/// # Errors
+/// [`BuildError::Archive`] when it is no layout, has no such image or is damaged.
+pub fn load_layout(
+    engine: &Engine,
+    path: &Path,
+    image: &LayoutImage,
+    cancel: &BuildCancel,
+) -> Result<ImageRecord, BuildError> {
+    let archive = Archive::open_dir(path)?;
+    let json = archive.read_small("index.json", MAX_MANIFEST_BYTES)?;
+    let index: Index = parse_json("index.json", &Digest::of(&json), &json)?;
+    let descriptor = find_in_layout(&archive, &index, image)?;
+    let manifest = pick_manifest(&archive, &descriptor, 0)?;
+    load_manifest(engine, &archive, &manifest, cancel)
+}
+
+fn find_in_layout(archive: &Archive, index: &Index, image: &LayoutImage) -> Result<Descriptor, BuildError> {
+    let tagged = |tag: &str| {
+        let fits = |descriptor: &&Descriptor| {
+            let short = descriptor.annotations.get("org.opencontainers.image.ref.name");
+            // Docker writes the whole name there.
+            let named = oci_name(descriptor).is_some_and(|name| name.tag() == Some(tag));
+            short.is_some_and(|short| short == tag) || named
+        };
+        index.manifests.iter().find(fits).cloned()
+    };
+    match image {
+        LayoutImage::Tag(tag) => tagged(tag)
+            .ok_or_else(|| broken(archive.path(), &format!("index.json has no image with the tag {tag:?}"))),
+        LayoutImage::Default => match index.manifests.as_slice() {
+            [only] => Ok(only.clone()),
+            _ => tagged("latest").ok_or_else(|| {
+                let count = index.manifests.len();
+                broken(archive.path(), &format!("index.json lists {count} images: add `:TAG` or `@DIGEST`"))
+            }),
+        },
+        LayoutImage::Digest(digest) => {
+            if let Some(found) = index.manifests.iter().find(|found| found.digest == *digest) {
+                return Ok(found.clone());
+            }
+            // One that only another index names: its own bytes say what it is.
+            let bytes = archive.read_small(&blob_name(digest), MAX_MANIFEST_BYTES)?;
+            let value: serde_json::Value = parse_json("manifest", digest, &bytes)?;
+            let index = value.get("manifests").is_some();
+            let kind = if index { media_type::OCI_INDEX } else { media_type::OCI_MANIFEST };
+            Ok(Descriptor::new(kind, *digest, bytes.len() as u64))
+        }
+    }
 }
 
 /// The name in an index's annotations. A bare tag (`latest`) says nothing about the repository.

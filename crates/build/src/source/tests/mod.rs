@@ -2,7 +2,7 @@
 
 mod git;
 mod http;
-mod web;
+pub(crate) mod web;
 
 use std::collections::BTreeMap;
 use std::fs;
