@@ -29,7 +29,7 @@ pub struct Loaded {
 }
 
 /// Manifests and indexes beyond this size are refused, as containerd does.
-const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 /// Indexes within indexes are followed this far.
 const MAX_INDEX_DEPTH: usize = 4;
 
@@ -124,7 +124,7 @@ fn load_oci(engine: &Engine, archive: &Archive, cancel: &BuildCancel) -> Result<
     Ok(loaded)
 }
 
-fn load_manifest(
+pub(crate) fn load_manifest(
     engine: &Engine,
     archive: &Archive,
     manifest: &Manifest,
@@ -138,83 +138,24 @@ fn load_manifest(
     load_image(engine, archive, &config, layers.collect(), cancel)
 }
 
-/// Which image of a layout is meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LayoutImage {
-    /// The only one, or the one with the tag `latest`.
-    Default,
-    /// The one with this tag in the index.
-    Tag(String),
-    /// The one whose manifest or index has this digest.
-    Digest(Digest),
-}
-
-/// Loads one image, for this platform, from the OCI layout directory at `path`. No name is set.
-///
-/// # Errors
-/// [`BuildError::Archive`] when it is no layout, has no such image or is damaged.
-pub fn load_layout(
-    engine: &Engine,
-    path: &Path,
-    image: &LayoutImage,
-    cancel: &BuildCancel,
-) -> Result<ImageRecord, BuildError> {
-    let archive = Archive::open_dir(path)?;
-    let json = archive.read_small("index.json", MAX_MANIFEST_BYTES)?;
-    let index: Index = parse_json("index.json", &Digest::of(&json), &json)?;
-    let descriptor = find_in_layout(&archive, &index, image)?;
-    let manifest = pick_manifest(&archive, &descriptor, 0)?;
-    load_manifest(engine, &archive, &manifest, cancel)
-}
-
-fn find_in_layout(archive: &Archive, index: &Index, image: &LayoutImage) -> Result<Descriptor, BuildError> {
-    let tagged = |tag: &str| {
-        let fits = |descriptor: &&Descriptor| {
-            let short = descriptor.annotations.get("org.opencontainers.image.ref.name");
-            // Docker writes the whole name there.
-            let named = oci_name(descriptor).is_some_and(|name| name.tag() == Some(tag));
-            short.is_some_and(|short| short == tag) || named
-        };
-        index.manifests.iter().find(fits).cloned()
-    };
-    match image {
-        LayoutImage::Tag(tag) => tagged(tag)
-            .ok_or_else(|| broken(archive.path(), &format!("index.json has no image with the tag {tag:?}"))),
-        LayoutImage::Default => match index.manifests.as_slice() {
-            [only] => Ok(only.clone()),
-            _ => tagged("latest").ok_or_else(|| {
-                let count = index.manifests.len();
-                broken(archive.path(), &format!("index.json lists {count} images: add `:TAG` or `@DIGEST`"))
-            }),
-        },
-        LayoutImage::Digest(digest) => {
-            if let Some(found) = index.manifests.iter().find(|found| found.digest == *digest) {
-                return Ok(found.clone());
-            }
-            // One that only another index names: its own bytes say what it is.
-            let bytes = archive.read_small(&blob_name(digest), MAX_MANIFEST_BYTES)?;
-            let value: serde_json::Value = parse_json("manifest", digest, &bytes)?;
-            let index = value.get("manifests").is_some();
-            let kind = if index { media_type::OCI_INDEX } else { media_type::OCI_MANIFEST };
-            Ok(Descriptor::new(kind, *digest, bytes.len() as u64))
-        }
-    }
-}
-
 /// The name in an index's annotations. A bare tag (`latest`) says nothing about the repository.
-fn oci_name(descriptor: &Descriptor) -> Option<Reference> {
+pub(crate) fn oci_name(descriptor: &Descriptor) -> Option<Reference> {
     let full = descriptor.annotations.get("io.containerd.image.name");
     let short = descriptor.annotations.get("org.opencontainers.image.ref.name");
     let name = full.or(short.filter(|name| name.contains([':', '/', '@'])))?;
     name.parse().ok()
 }
 
-fn blob_name(digest: &Digest) -> String {
+pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
 /// The manifest for this platform behind `descriptor`, through nested indexes.
-fn pick_manifest(archive: &Archive, descriptor: &Descriptor, depth: usize) -> Result<Manifest, BuildError> {
+pub(crate) fn pick_manifest(
+    archive: &Archive,
+    descriptor: &Descriptor,
+    depth: usize,
+) -> Result<Manifest, BuildError> {
     if depth > MAX_INDEX_DEPTH {
         return Err(broken(archive.path(), "indexes are nested too deeply"));
     }

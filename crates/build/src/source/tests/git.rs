@@ -466,8 +466,11 @@ fn a_repository_without_commits_or_without_a_server_is_said() {
     let found = error(&bench, &web.url("/absent/.git"));
     assert_eq!(found.fault(), Fault::Network);
     assert!(found.to_string().contains("not found"), "{found}");
-    let found = error(&bench, "http://127.0.0.1:1/a.git");
-    assert!(found.to_string().contains("127.0.0.1"), "{found}");
+    for url in ["http://127.0.0.1:1/a.git", "git://127.0.0.1:1/a", "ssh://git@127.0.0.1:1/a"] {
+        let found = error(&bench, url);
+        assert_eq!(found.fault(), Fault::Network);
+        assert!(found.to_string().starts_with(&format!("git could not list {url}: ")), "{found}");
+    }
 }
 
 #[test]
