@@ -108,6 +108,7 @@ fn copy_dir(
         kiln_layer::scan(from.as_fd(), b"", &options).map_err(|error| unreadable(io::Error::other(error)))?;
     kiln_layer::copy(&CopyRequest {
         from: from.as_fd(),
+        frozen: false,
         entries: &entries,
         passed: &HashSet::new(),
         strip: b"",

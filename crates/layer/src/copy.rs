@@ -20,6 +20,8 @@ mod content;
 pub struct CopyRequest<'a> {
     /// Root of the source tree.
     pub from: BorrowedFd<'a>,
+    /// The source cannot have changed since the scan (a committed snapshot): it is not looked at again.
+    pub frozen: bool,
     /// The selected entries, in the order of a scan.
     pub entries: &'a [Entry],
     /// Paths of directories among the entries that were not selected themselves, only something

@@ -296,6 +296,24 @@ impl Walk<'_> {
     }
 }
 
+impl Entry {
+    /// Whether the file that `file` has open is in the state in which it was scanned. The scan must
+    /// have been of the same mount: overlayfs gives each its own device number.
+    ///
+    /// # Errors
+    /// When the kernel does not answer `fstat(2)`.
+    pub fn is_as_scanned(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(self.is_as(&fs::fstat(file)?))
+    }
+
+    pub(crate) fn is_as(&self, stat: &Stat) -> bool {
+        let EntryKind::File { size, inode, .. } = &self.kind else { return false };
+        *size == stat.st_size.unsigned_abs()
+            && *inode == (stat.st_dev, stat.st_ino)
+            && (self.mtime, self.ctime) == (mtime(stat), ctime(stat))
+    }
+}
+
 fn file_kind(stat: &Stat, content: Option<[u8; 32]>) -> EntryKind {
     EntryKind::File {
         size: stat.st_size.unsigned_abs(),

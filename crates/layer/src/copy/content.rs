@@ -5,11 +5,11 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{self, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Copier, CopyError, host, make};
-use crate::index::{Entry, EntryKind, ctime, mtime, open_to_read};
+use crate::index::{Entry, EntryKind, open_to_read};
 use crate::node::{self, Attributes, CallError, Named};
 
 /// Between two looks at the cancellation flag.
@@ -56,7 +56,8 @@ impl Copier<'_> {
         let bytes = self.content(&mut source, made, *size, entry, path)?;
         // Looked at after the copy: equal to the scan's means the same content at every moment between.
         if let Some(expected) = content
-            && !is_as_scanned(&stat(source.as_fd())?, entry)
+            && !self.request.frozen
+            && !entry.is_as(&stat(source.as_fd())?)
             && self.hash(made, path)? != *expected
         {
             return Ok(None);
@@ -120,11 +121,4 @@ impl Copier<'_> {
     fn check_cancel(&self) -> Result<(), CopyError> {
         if self.request.cancel.load(Ordering::Relaxed) { Err(CopyError::Cancelled) } else { Ok(()) }
     }
-}
-
-fn is_as_scanned(stat: &Stat, entry: &Entry) -> bool {
-    let EntryKind::File { size, inode, .. } = &entry.kind else { return false };
-    *size == stat.st_size.unsigned_abs()
-        && *inode == (stat.st_dev, stat.st_ino)
-        && (entry.mtime, entry.ctime) == (mtime(stat), ctime(stat))
 }
