@@ -2,7 +2,7 @@
 
 mod find;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
@@ -122,12 +122,9 @@ fn select_source(
             any = true;
             continue;
         }
-        match scan_match(place, named, path, None, exclude)? {
-            Scan::Found(found) => {
-                any = true;
-                selection.push(found, place.ignore.is_some());
-            }
-            Scan::Nothing { ignored: here } => ignored = ignored.or(here),
+        if let Some(found) = scan_match(place, named, path, None, exclude, &mut ignored)? {
+            any = true;
+            selection.push(found, place.ignore.is_some());
         }
     }
     Ok(if any { Outcome::Something } else { Outcome::Nothing { ignored } })
@@ -147,14 +144,13 @@ fn select_parents(
     let Found { paths, mut ignored, .. } = find(place, pivot)?;
     let mut any = false;
     for (named, path) in paths {
-        match scan_match(place, named, path, include.as_ref(), exclude)? {
+        match scan_match(place, named, path, include.as_ref(), exclude, &mut ignored)? {
             // The pivot itself is always there.
-            Scan::Found(found) if found.entries.len() > 1 || everything => {
+            Some(found) if found.entries.len() > 1 || everything => {
                 any = true;
                 selection.push(found, place.ignore.is_some());
             }
-            Scan::Found(_) => {}
-            Scan::Nothing { ignored: here } => ignored = ignored.or(here),
+            _ => {}
         }
     }
     if !any && ignored.is_none() && !has_meta(source.as_bytes()) {
@@ -164,42 +160,42 @@ fn select_parents(
     Ok(if any { Outcome::Something } else { Outcome::Nothing { ignored } })
 }
 
-enum Scan {
-    Found(Match),
-    Nothing { ignored: Option<Vec<u8>> },
-}
-
 /// Scans what is at `path`. Of a directory only what `include` takes back and `exclude` leaves.
+///
+/// `None`: `.dockerignore` leaves nothing. `ignored` becomes the first wanted path it left out.
 fn scan_match(
     place: &Place<'_>,
     named: Vec<u8>,
     path: Vec<u8>,
     include: Option<&Patterns>,
     exclude: &Patterns,
-) -> Result<Scan, OpError> {
+    ignored: &mut Option<Vec<u8>>,
+) -> Result<Option<Match>, OpError> {
     let passed = RefCell::new(HashSet::new());
-    let ignored = Cell::new(None);
+    let left_out = RefCell::new(ignored.take());
     let filter = |at: &[u8], is_dir: bool| -> Visit {
         let mut visit = Visit::Take;
+        let below = at.strip_prefix(path.as_slice()).unwrap_or(at);
+        let below = below.strip_prefix(b"/").unwrap_or(below);
+        let below = String::from_utf8_lossy(below);
         if let Some(ignore) = place.ignore {
             let text = String::from_utf8_lossy(at);
             if ignore.is_ignored(&text) {
                 if !is_dir || !ignore.may_contain_included(&text) {
-                    ignored.set(Some(at.to_vec()));
+                    if below.is_empty() || include.is_some_and(|include| !include.is_ignored(&below)) {
+                        left_out.borrow_mut().get_or_insert_with(|| at.to_vec());
+                    }
                     return Visit::Skip;
                 }
                 visit = Visit::Descend;
             }
         }
-        let below = at.strip_prefix(path.as_slice()).unwrap_or(at);
-        let below = below.strip_prefix(b"/").unwrap_or(below);
         if below.is_empty() {
             return visit;
         }
-        let text = String::from_utf8_lossy(below);
         for rules in include.into_iter().chain([exclude]) {
-            if rules.is_ignored(&text) {
-                if !is_dir || !rules.may_contain_included(&text) {
+            if rules.is_ignored(&below) {
+                if !is_dir || !rules.may_contain_included(&below) {
                     return Visit::Skip;
                 }
                 passed.borrow_mut().insert(at.to_vec());
@@ -211,10 +207,13 @@ fn scan_match(
     let options =
         ScanOptions { hash: true, filter: Some(&filter), stat_cache: place.digests, cancel: place.cancel };
     let entries = scan(place.root, &path, &options)?;
+    *ignored = left_out.into_inner();
     if entries.is_empty() {
-        return Ok(Scan::Nothing { ignored: ignored.take() });
+        // Whatever the rules take back below it is not there.
+        ignored.get_or_insert(path);
+        return Ok(None);
     }
-    Ok(Scan::Found(Match { named, path, entries, passed: passed.into_inner() }))
+    Ok(Some(Match { named, path, entries, passed: passed.into_inner() }))
 }
 
 impl Selection {

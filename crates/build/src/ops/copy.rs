@@ -1,7 +1,7 @@
 //! `COPY` and `ADD`: what was selected in one tree goes into another.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_layer::{CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, decoder};
@@ -14,6 +14,9 @@ use super::file::{GroupDefault, is_dir, make_dirs, path_error, relative, resolve
 use crate::OpError;
 use crate::select::{Match, join};
 use crate::tree::Tree;
+
+/// Bytes of a tar header.
+const HEADER: usize = 512;
 
 /// Where a copy goes.
 struct Target<'a> {
@@ -157,14 +160,14 @@ fn archive(file: File) -> std::io::Result<Option<Box<dyn Read>>> {
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
-    let Ok((_, plain)) = decoder(BufReader::with_capacity(64 << 10, file)) else { return Ok(None) };
-    let mut plain = BufReader::with_capacity(64 << 10, plain);
-    let is_tar = match plain.fill_buf() {
-        Ok(head) => head.len() >= 512 && tar_checksum_holds(&head[..512]),
-        // Compressed-looking bytes that do not decompress are a plain file.
-        Err(_) => false,
-    };
-    Ok(is_tar.then(|| Box::new(plain) as Box<dyn Read>))
+    let Ok((_, mut plain)) = decoder(BufReader::with_capacity(64 << 10, file)) else { return Ok(None) };
+    let mut head = Vec::with_capacity(HEADER);
+    // Compressed-looking bytes that do not decompress are a plain file.
+    if plain.by_ref().take(HEADER as u64).read_to_end(&mut head).is_err() {
+        return Ok(None);
+    }
+    let is_tar = head.len() == HEADER && tar_checksum_holds(&head);
+    Ok(is_tar.then(|| Box::new(Cursor::new(head).chain(plain)) as Box<dyn Read>))
 }
 
 /// The sum of a tar header's bytes, its own field counted as blanks, stands at offset 148 (POSIX ustar).

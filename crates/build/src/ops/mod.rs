@@ -151,3 +151,6 @@ impl Op for BuildOp {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
