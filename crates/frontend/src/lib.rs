@@ -17,6 +17,7 @@ mod ast;
 mod changes;
 mod decode;
 mod diagnostic;
+pub mod git_url;
 pub mod ignore;
 mod lexer;
 mod lower;
