@@ -58,10 +58,10 @@ impl Diagnostic {
             Severity::Error => "error",
             Severity::Warning => "warning",
         };
-        let mut out = format!("{severity}: {}\n", self.message);
+        let mut out = format!("{severity}: {}\n", visible(&self.message));
         out.push_str(&frame(self.span, file, text));
         if let Some(hint) = &self.hint {
-            out.push_str(&format!("hint: {hint}\n"));
+            out.push_str(&format!("hint: {}\n", visible(hint)));
         }
         out
     }
@@ -93,7 +93,11 @@ fn frame(span: Span, file: &str, text: &str) -> String {
     out
 }
 
-/// A Dockerfile may come from anybody: no control byte of it reaches the terminal.
 fn clean(line: &str) -> String {
-    line.chars().take(400).map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+    visible(line).chars().take(400).collect()
+}
+
+/// A Dockerfile may come from anybody: no control byte of it reaches the terminal.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
