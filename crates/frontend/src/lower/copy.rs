@@ -167,7 +167,8 @@ impl Lower<'_> {
     ) -> Result<Option<(VertexId, String)>> {
         let span = at.text_span(text);
         let is_web = path.starts_with("http://") || path.starts_with("https://");
-        let repository = match git_url::parse(path) {
+        // `github.com/x` may be a directory as well, and in a context it is one.
+        let repository = match git_url::parse(path).filter(|_| !git_url::is_schemeless(path)) {
             Some(Ok(git)) => Some(git),
             Some(Err(error @ git_url::GitUrlError::Refused { .. })) => {
                 return Err(Box::new(Diagnostic::refused(span, error.to_string())));
