@@ -222,6 +222,14 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         }
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
+        OpError::Copy(kiln_layer::CopyError::Host { source, .. })
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            plain(exit::LIMIT)
+        }
         OpError::Unpack { source, .. } => plain(apply_code(source)),
         OpError::Source(inner) => plain(source_code(inner)),
         OpError::Build(inner) => match &**inner {
