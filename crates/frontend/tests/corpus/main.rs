@@ -13,7 +13,8 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use kiln_frontend::{Diagnostic, Lowered, Lowering, decode, ignore::Patterns, lower, parse};
+use kiln_frontend::ignore::Patterns;
+use kiln_frontend::{Diagnostic, Lowered, Lowering, Severity, Span, decode, lower, parse};
 
 use crate::case::{Case, Shows, Verdict};
 
@@ -53,6 +54,12 @@ struct Outcome {
 impl Outcome {
     fn of(case: &Case, bytes: &[u8]) -> Self {
         let lossy = String::from_utf8_lossy(bytes).into_owned();
+        // As a build does: what the ignore file says is checked before the Dockerfile is lowered.
+        if let Err(error) = Patterns::from_lines(&case.options.ignore) {
+            let (span, message) = (Span { start: 0, end: 0 }, error.message);
+            let error = Diagnostic { severity: Severity::Error, span, message, hint: None, rule: None };
+            return Self::failed(bytes, vec![error], String::new(), lossy);
+        }
         let text = match decode(bytes) {
             Ok(text) => text,
             Err(error) => return Self::failed(bytes, vec![error], String::new(), lossy),
@@ -167,16 +174,14 @@ fn judge(case: &Case, outcome: &Outcome, rendered: &str) -> Vec<String> {
         wrong.push(format!("{part:?} should not stand in\n{rendered}"));
     }
     if !case.ignored.is_empty() || !case.kept.is_empty() {
-        match Patterns::from_lines(&case.options.ignore) {
-            Err(error) => wrong.push(format!("ignore rules: {error:?}")),
-            Ok(patterns) => {
-                for path in case.ignored.iter().filter(|path| !patterns.is_ignored(path)) {
-                    wrong.push(format!("{path:?} is not ignored"));
-                }
-                for path in case.kept.iter().filter(|path| patterns.is_ignored(path)) {
-                    wrong.push(format!("{path:?} is ignored"));
-                }
-            }
+        // Rules that cannot be read were an error above.
+        let patterns = Patterns::from_lines(&case.options.ignore).ok();
+        let ignored = |path: &str| patterns.as_ref().is_some_and(|patterns| patterns.is_ignored(path));
+        for path in case.ignored.iter().filter(|path| !ignored(path)) {
+            wrong.push(format!("{path:?} is not ignored"));
+        }
+        for path in case.kept.iter().filter(|path| ignored(path)) {
+            wrong.push(format!("{path:?} is ignored"));
         }
     }
     wrong
