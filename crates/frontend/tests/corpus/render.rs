@@ -33,7 +33,9 @@ pub(crate) fn lowered(lowered: &Lowered) -> String {
         comments.extend(entry.history.comment.as_deref());
     }
     comments.dedup();
-    line(&mut out, &format!("history comments {}", comments.join(", ")));
+    if !comments.is_empty() {
+        line(&mut out, &format!("history comments {}", comments.join(", ")));
+    }
     out
 }
 
@@ -208,7 +210,9 @@ fn config(out: &mut String, image: &ImageConfig) {
         say("args-escaped", "true");
     }
     config.volumes.keys().for_each(|volume| say("volume", volume));
-    say("workdir", if config.working_dir.is_empty() { "/" } else { &config.working_dir });
+    if !config.working_dir.is_empty() {
+        say("workdir", &config.working_dir);
+    }
     config.on_build.iter().for_each(|trigger| say("onbuild", trigger));
     config.labels.iter().for_each(|(name, value)| say("label", &format!("{name}={value}")));
     if let Some(signal) = &config.stop_signal {
