@@ -22,6 +22,9 @@ pub(crate) fn lowered(lowered: &Lowered) -> String {
     if let Some(epoch) = lowered.epoch {
         line(&mut out, &format!("epoch {epoch}"));
     }
+    if lowered.warnings_are_errors {
+        line(&mut out, "warnings are errors");
+    }
     config(&mut out, &lowered.config);
     let mut comments: Vec<&str> = Vec::new();
     for entry in &lowered.history {
