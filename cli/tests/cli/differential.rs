@@ -65,6 +65,8 @@ impl Pair {
                 "-t",
                 name,
             ]);
+            let more: Vec<String> =
+                more.iter().map(|word| word.replace("{context}", context.path())).collect();
             args.extend(more.iter().map(String::as_str));
             args.push(context.path());
             run(&mut self.buildah.command("buildah", &[], &args))
@@ -94,6 +96,8 @@ impl Pair {
         let build = |file: &str, name: &str, more: &[String]| {
             let dockerfile = format!("{}/{file}", context.path());
             let mut args = vec!["build", "--progress", "plain", "-f", &dockerfile, "-t", name];
+            let more: Vec<String> =
+                more.iter().map(|word| word.replace("{context}", context.path())).collect();
             args.extend(more.iter().map(String::as_str));
             args.push(context.path());
             run(&mut self.kiln.command(&args))
@@ -125,11 +129,11 @@ impl Pair {
             (Err(kiln), _, None) => Some(format!("kiln refuses it:\n{kiln}")),
             (Ok(_), Err(buildah), None) if !differs => Some(format!("buildah refuses it:\n{buildah}")),
             (Ok(kiln), buildah, None) => {
-                if buildah.as_ref() == Ok(&kiln) && differs {
-                    return Some("buildah no longer differs".to_owned());
-                }
                 let from = buildah.as_ref().unwrap_or(&self.busybox);
-                difference(&case.expected(from), &kiln)
+                difference(&case.expected(from), &kiln).or_else(|| {
+                    let stale = differs && buildah.as_ref() == Ok(&kiln);
+                    stale.then(|| "buildah does not differ".to_owned())
+                })
             }
         }
     }

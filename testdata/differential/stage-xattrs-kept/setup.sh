@@ -1,5 +1,5 @@
 # A tar whose files have user.* xattrs and capabilities: no program of a small machine sets them.
-base64 -d << END | xz -d | tar --xattrs --xattrs-include='*' -xf -
+base64 -d << END | xz -d > a.tar
 /Td6WFoAAATm1rRGAgAhARwAAAAQz1jM4Cf/AWpdABcLxoeSWjunj8clDrgP8YrJCHEv+jLlDxEK
 FyAzjSI++HqwDDjPRtPy2qSGio0S0IKr9otVf0RB6uWN8FSy9etgf0mvObelFd+/NlDVZwzYGw6p
 1cLFQBJGq+2ABCgzEWcExlWwjbbLwlEaKrHmYlN/LbfL0ssbaNlImk1e8qToRgjcCvk5DgWq8sF2

@@ -2,7 +2,8 @@
 //!
 //! All its files are the context, but for three:
 //! - `setup.sh` is run by `/bin/sh` in a copy of the folder, and makes what git cannot hold.
-//! - `case` has `key: value` lines: `args` and `target` for the builds; `fails`, what kiln says when it
+//! - `case` has `key: value` lines: `args` and `target` for the builds, where `{context}` is its
+//!   directory; `fails`, what kiln says when it
 //!   refuses the Dockerfile; `differs`, why buildah 1.28 gives something else.
 //! - `expect` has the lines (see [`image`](super::image)) in which kiln's image differs from buildah's, or from
 //!   the busybox image when buildah makes none; `absent` stands for a line that kiln's has not.
