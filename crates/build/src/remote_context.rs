@@ -14,19 +14,15 @@ use std::path::{Path, PathBuf};
 
 use kiln_content::SourceRecord;
 use kiln_frontend::git_url;
-use kiln_layer::{ApplyOptions, Compression, Limits, Whiteouts, beneath, decoder, is_tar};
+use kiln_layer::{Compression, ExtractOptions, Limits, beneath, decoder, is_tar};
 use kiln_llb as llb;
 use kiln_oci::SnapshotId;
 use rustix::fs::OFlags;
 
 use crate::engine::now_unix;
 use crate::source::{Fetcher, SourceError, SourceOptions, key_of};
-use crate::{BuildCancel, BuildError, Engine};
+use crate::{BuildCancel, BuildError, Engine, dockerfile};
 
-/// Names a Dockerfile is looked for under, in this order.
-pub(crate) const DOCKERFILE_NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
-/// A Dockerfile beyond this size is refused before all of it is read.
-pub(crate) const MAX_DOCKERFILE_BYTES: u64 = 1 << 20;
 /// A tar's header.
 const HEADER_BYTES: u64 = 512;
 
@@ -132,7 +128,7 @@ impl ContextOpener<'_> {
                 let unreadable = |source| BuildError::Unreadable { path: "-".into(), source };
                 match sniff(stdin).map_err(unreadable)? {
                     Content::Archive(tar) => self.unpacked(tar, origin).map(MainContext::Tree),
-                    Content::Other(text) => dockerfile(text, origin),
+                    Content::Other(text) => dockerfile_only(text, origin),
                 }
             }
             ContextSource::Git(git) => {
@@ -144,7 +140,7 @@ impl ContextOpener<'_> {
                 let origin = shown(url);
                 match self.unpack_download(&file)? {
                     Some(snapshot) => Ok(MainContext::Tree(TreeContext { snapshot, origin })),
-                    None => dockerfile(self.open_download(&file)?, &origin),
+                    None => dockerfile_only(self.open_download(&file)?, &origin),
                 }
             }
         }
@@ -218,13 +214,10 @@ impl ContextOpener<'_> {
     fn unpacked(&self, tar: impl Read, origin: &str) -> Result<TreeContext, BuildError> {
         let active = self.engine.prepare(None)?;
         let root = self.engine.snapshots.open_layer(active.key())?;
-        let options = ApplyOptions {
-            whiteouts: Whiteouts::Remove,
-            keep_owner: rustix::process::geteuid().is_root(),
-            limits: Limits::default(),
-            cancel: self.cancel.flag(),
-        };
-        kiln_layer::apply(tar, root.as_fd(), &options)?;
+        let owner = (!rustix::process::geteuid().is_root())
+            .then(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
+        let options = ExtractOptions { owner, limits: Limits::default(), cancel: self.cancel.flag() };
+        kiln_layer::extract(tar, root.as_fd(), &options)?;
         drop(root);
         Ok(TreeContext { snapshot: active.commit()?, origin: origin.to_owned() })
     }
@@ -241,7 +234,7 @@ impl TreeContext {
     /// [`BuildError::NoDockerfile`], [`BuildError::TooLarge`], [`BuildError::Unreadable`].
     pub fn dockerfile(&self, engine: &Engine, path: Option<&Path>) -> Result<(String, Vec<u8>), BuildError> {
         let given = path.map(|path| path.to_string_lossy().into_owned());
-        let names: Vec<&str> = given.as_deref().map_or(DOCKERFILE_NAMES.to_vec(), |name| vec![name]);
+        let names: Vec<&str> = given.as_deref().map_or(dockerfile::NAMES.to_vec(), |name| vec![name]);
         for name in &names {
             if let Some(bytes) = self.read(engine, Path::new(name))? {
                 return Ok(((*name).to_owned(), bytes));
@@ -297,17 +290,17 @@ fn sniff<'a>(stream: impl Read + 'a) -> io::Result<Content<'a>> {
     Ok(if tar { Content::Archive(whole) } else { Content::Other(whole) })
 }
 
-fn dockerfile(text: impl Read, origin: &str) -> Result<MainContext, BuildError> {
+fn dockerfile_only(text: impl Read, origin: &str) -> Result<MainContext, BuildError> {
     Ok(MainContext::DockerfileOnly { name: origin.to_owned(), bytes: read_small(text, origin)? })
 }
 
 /// All of a Dockerfile, unless it is too large for one.
 fn read_small(reader: impl Read, name: &str) -> Result<Vec<u8>, BuildError> {
     let mut bytes = Vec::new();
-    let read = reader.take(MAX_DOCKERFILE_BYTES + 1).read_to_end(&mut bytes);
+    let read = reader.take(dockerfile::MAX_BYTES + 1).read_to_end(&mut bytes);
     read.map_err(|source| BuildError::Unreadable { path: name.into(), source })?;
-    if bytes.len() as u64 > MAX_DOCKERFILE_BYTES {
-        return Err(BuildError::TooLarge { what: name.to_owned(), limit_bytes: MAX_DOCKERFILE_BYTES });
+    if bytes.len() as u64 > dockerfile::MAX_BYTES {
+        return Err(BuildError::TooLarge { what: name.to_owned(), limit_bytes: dockerfile::MAX_BYTES });
     }
     Ok(bytes)
 }
