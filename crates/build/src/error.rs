@@ -32,7 +32,15 @@ pub enum BuildError {
     Ignore { file: String, line: usize, message: String },
     /// A base image is not in the store.
     #[error("image {} is not in the store", reference.familiar())]
-    NoImage { reference: Box<Reference>, at: Option<(Arc<Dockerfile>, Location)> },
+    NoImage {
+        reference: Box<Reference>,
+        at: Option<(Arc<Dockerfile>, Location)>,
+        /// It was named by a `from`, which might have meant one of these stages.
+        stages: Option<Vec<String>>,
+    },
+    /// `# check=error=true`, and there are warnings.
+    #[error("{count} warnings, and `# check=error=true` makes them errors")]
+    Warnings { count: usize },
     /// A step failed.
     #[error("step `{title}` failed")]
     Step { title: String, at: Option<(Arc<Dockerfile>, Location)>, source: Box<OpError> },
@@ -93,12 +101,18 @@ pub enum OpError {
     /// A pattern of `COPY` or `ADD` is malformed.
     #[error("{pattern:?} is not a valid pattern")]
     Pattern { pattern: String },
+    /// Several files would become one.
+    #[error("several files match, but {destination:?} is not a directory")]
+    ManyToOne { destination: String },
     /// A user or group of `--chown` or `USER` is unknown.
     #[error("unknown owner {owner:?}")]
     Owner { owner: String, source: ExecError },
     /// A source cannot be read.
     #[error("cannot read {path:?}")]
     Read { path: String, source: io::Error },
+    /// A heredoc's file cannot be written.
+    #[error("cannot write {path:?}")]
+    Write { path: String, source: io::Error },
     /// Scanning the source.
     #[error("cannot read the files to copy")]
     Scan(#[from] kiln_layer::ScanError),
