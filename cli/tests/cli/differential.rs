@@ -21,12 +21,13 @@ use crate::interop::{Tools, needs};
 const BASE: &str = "localhost/base";
 
 /// What buildah's RUN leaves of its mount points. BuildKit removes them, so kiln has to.
-const STUBS: [(&str, &str); 7] = [
+const STUBS: [(&str, &str); 8] = [
     ("/dev", "dir 0755 0:0"),
     ("/etc/hostname", "file 0755 0:0 \"\""),
     ("/etc/hosts", "file 0755 0:0 \"\""),
     ("/etc/resolv.conf", "file 0755 0:0 \"\""),
     ("/proc", "dir 0755 0:0"),
+    ("/run/secrets", "dir 0755 0:0"),
     ("/run", "dir 0755 0:0"),
     ("/sys", "dir 0755 0:0"),
 ];
