@@ -70,6 +70,7 @@ pub async fn build(
         engine: engine.clone(),
         layers: Layers::new(engine.store.clone(), engine.snapshots.clone()),
         context,
+        sources: crate::SourceOptions::default(),
         cancel: cancel.clone(),
     });
     let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone(), request.no_cache));

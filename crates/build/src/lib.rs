@@ -26,6 +26,7 @@ mod load;
 mod ops;
 mod request;
 mod select;
+mod source;
 mod tree;
 
 pub use build::{Built, Progress, build};
@@ -37,3 +38,4 @@ pub use error::{BuildError, OpError};
 pub use import::{ImportRequest, import};
 pub use load::{Loaded, load};
 pub use request::BuildRequest;
+pub use source::{Fault, NoSecrets, SecretSource, SourceError, SourceOptions};
