@@ -4,7 +4,8 @@
 //! - `setup.sh` is run by `/bin/sh` in a copy of the folder, and makes what git cannot hold.
 //! - `case` has `key: value` lines: `args` and `target` for the builds, where `{context}` is its
 //!   directory; `fails`, what kiln says when it
-//!   refuses the Dockerfile; `differs`, why buildah 1.28 gives something else.
+//!   refuses the Dockerfile; `differs`, why buildah 1.28 gives something else; `alone`, why
+//!   buildah is not asked.
 //! - `expect` has the lines (see [`image`](super::image)) in which kiln's image differs from buildah's, or from
 //!   the busybox image when buildah makes none; `absent` stands for a line that kiln's has not.
 //!
@@ -23,13 +24,13 @@ const NO_CONTEXT: [&str; 3] = ["setup.sh", "case", "expect"];
 
 pub(crate) struct Case {
     pub(crate) name: String,
-    /// Arguments of both builders.
-    pub(crate) args: Vec<String>,
     pub(crate) differs: Option<String>,
+    pub(crate) alone: Option<String>,
     pub(crate) fails: Option<String>,
     pub(crate) has_base: bool,
     /// `None` for a line that must not be there.
     pub(crate) expect: BTreeMap<String, Option<String>>,
+    args: Vec<String>,
     dir: PathBuf,
 }
 
@@ -40,6 +41,7 @@ impl Case {
         let mut case = Case {
             args: Vec::new(),
             differs: None,
+            alone: None,
             fails: None,
             has_base: dir.join("Dockerfile.base").exists(),
             expect: pairs(&dir.join("expect"))
@@ -54,11 +56,17 @@ impl Case {
                 "args" => case.args.extend(value.split(' ').map(str::to_owned)),
                 "target" => case.args.extend(["--target".to_owned(), value]),
                 "differs" => case.differs = Some(value),
+                "alone" => case.alone = Some(value),
                 "fails" => case.fails = Some(value),
                 _ => panic!("{}: no key is called {key}", case.name),
             }
         }
         case
+    }
+
+    /// Arguments of both builders.
+    pub(crate) fn args(&self, context: &Context) -> Vec<String> {
+        self.args.iter().map(|word| word.replace("{context}", context.path())).collect()
     }
 
     /// A context of its own for this run.
