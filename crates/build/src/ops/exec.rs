@@ -1,6 +1,6 @@
 //! `RUN`: a process on a tree.
 
-use kiln_executor::{Exit, Network, ProcessSpec, Stdio};
+use kiln_executor::{Exit, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
 use kiln_snapshotter::OpenOptions;
 use kiln_solver::{Scope, Stream};
@@ -36,6 +36,7 @@ impl BuildOp {
                 llb::Network::None => Network::None,
                 llb::Network::Host => Network::Host,
             },
+            security: Security::Sandbox,
             mounts: Vec::new(),
             extra_hosts: Vec::new(),
             no_new_privileges: false,
@@ -48,7 +49,7 @@ impl BuildOp {
             scope.log(stream, bytes);
         };
         let exit =
-            engine.executor.run(root, &spec, Stdio::Captured(&mut log), self.shared.cancel.processes())?;
+            engine.executor.run(root.into(), &spec, Stdio::Captured(&mut log), self.shared.cancel.processes())?;
         match exit {
             Exit::Code(0) => Ok(self.commit(active)?),
             exit => Err(OpError::Exit { exit }),
