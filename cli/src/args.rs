@@ -60,6 +60,15 @@ pub(crate) struct BuildArgs {
     /// Run every step again
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// Network of the RUN steps that choose none
+    #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
+    pub(crate) network: NetworkMode,
+    /// Look for mistakes and build nothing; the same as --call=check
+    #[arg(long, conflicts_with = "call")]
+    pub(crate) check: bool,
+    /// Do something else than build, as text or JSON (--call=check,format=json)
+    #[arg(long, value_name = "WHAT[,format=json]", default_value = "build")]
+    pub(crate) call: Call,
     /// How to show progress
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto, value_name = "MODE")]
     pub(crate) progress: ProgressMode,
@@ -69,6 +78,45 @@ pub(crate) struct BuildArgs {
     /// Directory with the files to copy
     #[arg(value_name = "CONTEXT", default_value = ".")]
     pub(crate) context: PathBuf,
+}
+
+/// What `kiln build` does with a Dockerfile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    Build,
+    Check,
+    Outline,
+    Targets,
+}
+
+impl std::str::FromStr for Call {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let method = match parts.next().unwrap_or_default() {
+            "build" => Method::Build,
+            "check" | "lint" => Method::Check,
+            "outline" => Method::Outline,
+            "targets" => Method::Targets,
+            other => return Err(format!("{other:?} is none of build, check, outline, targets")),
+        };
+        let mut json = false;
+        for part in parts {
+            match part {
+                "format=json" => json = true,
+                "format=text" => json = false,
+                other => return Err(format!("{other:?} is none of format=text, format=json")),
+            }
+        }
+        Ok(Self { method, json })
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -12,6 +12,12 @@ use kiln_llb::Location;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Code(u8);
 
+impl Code {
+    pub(crate) fn number(self) -> u8 {
+        self.0
+    }
+}
+
 pub(crate) mod exit {
     use super::Code;
 
@@ -114,7 +120,8 @@ fn frame(message: String, at: Option<&(std::sync::Arc<Dockerfile>, Location)>) -
     let Some((dockerfile, location)) = at else { return format!("error: {message}\n") };
     let start = line_start(&dockerfile.text, location.first_line);
     let end = line_start(&dockerfile.text, location.last_line + 1).max(start + 1) - 1;
-    let diagnostic = Diagnostic { severity: Severity::Error, span: Span { start, end }, message, hint: None };
+    let diagnostic =
+        Diagnostic { severity: Severity::Error, span: Span { start, end }, message, hint: None, rule: None };
     diagnostic.render(&dockerfile.name, &dockerfile.text)
 }
 
@@ -128,10 +135,25 @@ impl From<BuildError> for Failure {
         match &error {
             BuildError::Dockerfile { dockerfile, diagnostics } => {
                 let shown = diagnostics.iter().map(|d| d.render(&dockerfile.name, &dockerfile.text));
-                Failure { code: exit::DOCKERFILE, text: shown.collect::<Vec<_>>().join("\n"), hint: None }
+                let refused = diagnostics.iter().any(|found| found.severity == Severity::Refused);
+                let code = if refused { exit::POLICY } else { exit::DOCKERFILE };
+                Failure { code, text: shown.collect::<Vec<_>>().join("\n"), hint: None }
             }
             BuildError::NoDockerfile { .. } => plain(exit::SOURCE).hint("name the file with `-f FILE`"),
-            BuildError::NoImage { reference, at } => {
+            BuildError::NoImage { reference, at, stages: Some(stages) } => {
+                let name = reference.familiar();
+                let message = format!("{name} is neither a stage nor an image in the store");
+                let failure =
+                    Failure { code: exit::DOCKERFILE, text: frame(message, at.as_ref()), hint: None };
+                let bare = name.trim_end_matches(":latest");
+                match kiln_frontend::nearest(bare, stages.iter().map(String::as_str)) {
+                    Some(near) => failure.hint(format!("did you mean stage `{near}`?")),
+                    None => failure.hint(format!(
+                        "name a stage by `FROM … AS {bare}`, or bring the image in with `kiln load -i ARCHIVE`"
+                    )),
+                }
+            }
+            BuildError::NoImage { reference, at, stages: None } => {
                 let message = format!("base image {} is not in the store", reference.familiar());
                 let name = reference.familiar();
                 Failure { code: exit::SOURCE, text: frame(message, at.as_ref()), hint: None }.hint(format!(
@@ -139,6 +161,7 @@ impl From<BuildError> for Failure {
                 ))
             }
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
+            BuildError::Warnings { .. } => plain(exit::DOCKERFILE).hint("mend them, or remove `error=true`"),
             BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
             BuildError::Change { .. } => plain(exit::USAGE),
             BuildError::Unreadable { .. }

@@ -4,22 +4,27 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use kiln_build::{BuildRequest, Progress, build};
+use kiln_llb::Network;
 
+use super::call::{check, outline, targets};
 use super::{pair, print};
-use crate::args::{BuildArgs, ProgressMode};
+use crate::args::{BuildArgs, Call, Method, NetworkMode, ProgressMode};
 use crate::errors::Failure;
 use crate::progress::{Live, Plain, Quiet};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     let mut request = BuildRequest {
-        context: args.context,
         dockerfile: args.file,
         tags: args.tag,
-        build_args: Default::default(),
-        labels: Default::default(),
         target: args.target,
         no_cache: args.no_cache,
+        network: match args.network {
+            NetworkMode::Default => Network::Default,
+            NetworkMode::None => Network::None,
+            NetworkMode::Host => Network::Host,
+        },
+        ..BuildRequest::new(args.context)
     };
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);
@@ -27,6 +32,13 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     for text in &args.label {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         request.labels.insert(name.to_owned(), value.to_owned());
+    }
+    let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
+    match call.method {
+        Method::Build => {}
+        Method::Check => return check(session, &request, call.json),
+        Method::Outline => return outline(session, &request, call.json),
+        Method::Targets => return targets(&request, call.json),
     }
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
     let progress: Arc<dyn Progress> = match args.progress {

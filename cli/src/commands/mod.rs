@@ -1,6 +1,7 @@
 //! One command a file.
 
 pub(crate) mod build;
+mod call;
 pub(crate) mod history;
 pub(crate) mod images;
 pub(crate) mod import;

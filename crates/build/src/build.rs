@@ -2,53 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
-use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Options, Severity, ignore::Patterns};
+use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Need, Options, ignore::Patterns};
 use kiln_llb::{Location, Op, Source};
-use kiln_oci::{Digest, Platform, Reference, SnapshotId};
+use kiln_oci::{Digest, Reference, SnapshotId};
 use kiln_solver::{EventSink, Job, SolveError};
 
 use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
 use crate::context::Context;
+use crate::dockerfile::{self, Dockerfile};
 use crate::engine::rfc3339;
 use crate::image::{read_config, store_image, with_layers};
 use crate::layers::Layers;
 use crate::ops::{BuildOp, Shared};
 use crate::tree::Tree;
-use crate::{BuildError, Engine, OpError};
-
-/// What to build.
-#[derive(Debug, Clone)]
-pub struct BuildRequest {
-    /// The context directory.
-    pub context: PathBuf,
-    /// `-f`; `None`: `Dockerfile`, `dockerfile` or `Containerfile` in the context.
-    pub dockerfile: Option<PathBuf>,
-    /// Names for the result.
-    pub tags: Vec<Reference>,
-    /// `--build-arg`.
-    pub build_args: BTreeMap<String, String>,
-    /// `--label`.
-    pub labels: BTreeMap<String, String>,
-    /// `--target`; `None`: the last stage.
-    pub target: Option<String>,
-    /// Run every step again.
-    pub no_cache: bool,
-}
-
-/// A Dockerfile as read: for messages.
-#[derive(Debug)]
-pub struct Dockerfile {
-    /// Its name as the user would type it.
-    pub name: String,
-    /// Its text.
-    pub text: String,
-}
+use crate::{BuildError, BuildRequest, Engine, OpError};
 
 /// Follows a build; called from several threads.
 pub trait Progress: Send + Sync {
@@ -80,22 +51,18 @@ pub async fn build(
     progress: Arc<dyn Progress>,
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
-    if !request.context.is_dir() {
-        return Err(match fs::metadata(&request.context) {
-            Ok(_) => BuildError::ContextKind { path: request.context.clone() },
-            Err(source) => BuildError::Unreadable { path: request.context.clone(), source },
-        });
-    }
-    let path = find_dockerfile(request)?;
-    let dockerfile = Arc::new(read_dockerfile(&path)?);
-    let ignore = read_ignore(&request.context, &path)?;
-    let lowered = lower(engine, request, &dockerfile, &ignore)?;
+    let input = Input::read(request)?;
+    let lowered = lower(engine, request, &input, Purpose::Build)?;
+    let dockerfile = &input.dockerfile;
     for warning in &lowered.warnings {
-        progress.warning(&dockerfile, warning);
+        progress.warning(dockerfile, warning);
+    }
+    if lowered.warnings_are_errors && !lowered.warnings.is_empty() {
+        return Err(BuildError::Warnings { count: lowered.warnings.len() });
     }
 
     let context = if lowered.definition.vertices().iter().any(|vertex| is_local(&vertex.op)) {
-        Some(Arc::new(Context::open(&request.context, ignore, &engine.store.root().join("state"))?))
+        Some(Arc::new(Context::open(&request.context, input.ignore, &engine.store.root().join("state"))?))
     } else {
         None
     };
@@ -106,7 +73,7 @@ pub async fn build(
         cancel: cancel.clone(),
     });
     let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone(), request.no_cache));
-    let tree = solve(&lowered, &dockerfile, &shared, &cache, request, progress).await?;
+    let tree = solve(&lowered, dockerfile, &shared, &cache, request, progress).await?;
     if let Some(context) = &shared.context {
         context.save_digests();
     }
@@ -122,88 +89,62 @@ fn is_local(op: &Op) -> bool {
     matches!(op, Op::Source(Source::Local(_)))
 }
 
-fn find_dockerfile(request: &BuildRequest) -> Result<PathBuf, BuildError> {
-    if let Some(path) = &request.dockerfile {
-        return if path.exists() {
-            Ok(path.clone())
-        } else {
-            Err(BuildError::NoDockerfile { path: path.clone() })
-        };
-    }
-    let names = ["Dockerfile", "dockerfile", "Containerfile"];
-    let found = names.iter().map(|name| request.context.join(name)).find(|path| path.exists());
-    found.ok_or_else(|| BuildError::NoDockerfile { path: request.context.join("Dockerfile") })
+/// What a build reads before it starts.
+pub(crate) struct Input {
+    pub(crate) dockerfile: Arc<Dockerfile>,
+    pub(crate) ignore: Patterns,
 }
 
-/// A Dockerfile beyond this size is refused before it is read.
-const MAX_DOCKERFILE_BYTES: u64 = 1 << 20;
-
-fn read_dockerfile(path: &Path) -> Result<Dockerfile, BuildError> {
-    let unreadable = |source| BuildError::Unreadable { path: path.to_owned(), source };
-    let name = path.strip_prefix("./").unwrap_or(path).display().to_string();
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(unreadable(io::Error::other("not a regular file")));
-    }
-    let wrong = |text: String, diagnostic| BuildError::Dockerfile {
-        dockerfile: Arc::new(Dockerfile { name: name.clone(), text }),
-        diagnostics: vec![diagnostic],
-    };
-    if metadata.len() > MAX_DOCKERFILE_BYTES {
-        let message = format!("the Dockerfile has {} bytes, 1 MiB is the limit", metadata.len());
-        let span = kiln_frontend::Span { start: 0, end: 0 };
-        return Err(wrong(
-            String::new(),
-            Diagnostic { severity: Severity::Error, span, message, hint: None },
-        ));
-    }
-    let bytes = fs::read(path).map_err(unreadable)?;
-    match kiln_frontend::decode(&bytes) {
-        Ok(text) => Ok(Dockerfile { name, text: text.to_owned() }),
-        Err(diagnostic) => Err(wrong(String::from_utf8_lossy(&bytes).into_owned(), diagnostic)),
-    }
-}
-
-/// `<Dockerfile>.dockerignore` beside the Dockerfile, else `.dockerignore` at the context's root.
-fn read_ignore(context: &Path, dockerfile: &Path) -> Result<Patterns, BuildError> {
-    let mut beside = dockerfile.as_os_str().to_owned();
-    beside.push(".dockerignore");
-    for path in [PathBuf::from(beside), context.join(".dockerignore")] {
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                return Patterns::parse(&text).map_err(|error| BuildError::Ignore {
-                    file: path.display().to_string(),
-                    line: error.line,
-                    message: error.message,
-                });
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(BuildError::Unreadable { path, source }),
+impl Input {
+    pub(crate) fn read(request: &BuildRequest) -> Result<Self, BuildError> {
+        if !request.context.is_dir() {
+            return Err(match fs::metadata(&request.context) {
+                Ok(_) => BuildError::ContextKind { path: request.context.clone() },
+                Err(source) => BuildError::Unreadable { path: request.context.clone(), source },
+            });
         }
+        let path = dockerfile::find(&request.context, request.dockerfile.as_deref())?;
+        let dockerfile = Arc::new(dockerfile::read(&path)?);
+        let ignore = dockerfile::read_ignore(&request.context, Some(&path))?;
+        Ok(Self { dockerfile, ignore })
     }
-    Ok(Patterns::from_lines(&[]).unwrap_or_else(|_| unreachable!("no lines, no bad line")))
+}
+
+/// What the definition is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// It will be solved: every image must be there.
+    Build,
+    /// Only what is said about it counts: an image that is not there is taken for an empty one.
+    Look,
+    /// The same, at all stages.
+    Check,
 }
 
 /// Rounds of asking for base images; each round needs one more, and stages are bounded.
 const MAX_ROUNDS: usize = 1000;
 
-fn lower(
+/// Parses and lowers the Dockerfile of `request`, with the images it needs.
+pub(crate) fn lower(
     engine: &Engine,
     request: &BuildRequest,
-    dockerfile: &Arc<Dockerfile>,
-    ignore: &Patterns,
+    input: &Input,
+    purpose: Purpose,
 ) -> Result<Lowered, BuildError> {
+    let Input { dockerfile, ignore } = input;
     let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
     let (ast, mut warnings) = kiln_frontend::parse(&dockerfile.text);
-    if warnings.iter().any(|diagnostic| matches!(diagnostic.severity, Severity::Error)) {
+    if warnings.iter().any(Diagnostic::is_error) {
         return Err(wrong(warnings));
     }
     let options = Options {
         build_args: request.build_args.clone(),
         target: request.target.clone(),
-        platform: Platform::host(),
         labels: request.labels.clone(),
         ignore: ignore.lines().to_vec(),
+        network: request.network,
+        all_stages: purpose == Purpose::Check && request.target.is_none(),
+        ..Options::new(request.platform())
     };
     let mut images: BTreeMap<Reference, BaseImage> = BTreeMap::new();
     for _ in 0..MAX_ROUNDS {
@@ -213,14 +154,23 @@ fn lower(
                 lowered.warnings = warnings;
                 return Ok(*lowered);
             }
-            Lowering::Needs(references) => {
-                for (reference, span) in references {
-                    let Some(record) = engine.store.resolve(&reference)? else {
-                        let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
-                        return Err(BuildError::NoImage { reference: Box::new(reference), at });
+            Lowering::Needs(needs) => {
+                for Need { reference, span, stages } in needs {
+                    let image = match engine.store.resolve(&reference)? {
+                        Some(record) => {
+                            let config = read_config(engine, &record.config)?;
+                            BaseImage { config_digest: record.config, config, unknown: false }
+                        }
+                        None if purpose != Purpose::Build => {
+                            BaseImage::unknown(&reference, &options.platform)
+                        }
+                        None => {
+                            let at =
+                                Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
+                            return Err(BuildError::NoImage { reference: Box::new(reference), at, stages });
+                        }
                     };
-                    let config = read_config(engine, &record.config)?;
-                    images.insert(reference, BaseImage { config_digest: record.config, config });
+                    images.insert(reference, image);
                 }
             }
         }
@@ -302,7 +252,9 @@ async fn finish(
     let mut created = config.created.clone();
     for entry in &lowered.history {
         let mut history = entry.history.clone();
-        if entry.vertex.is_some()
+        if let Some(epoch) = lowered.epoch {
+            created = Some(rfc3339(epoch));
+        } else if entry.vertex.is_some()
             && let Some(at) = own.next().and_then(|snapshot| cache.created_unix(snapshot))
         {
             created = Some(rfc3339(at));

@@ -32,7 +32,15 @@ pub enum BuildError {
     Ignore { file: String, line: usize, message: String },
     /// A base image is not in the store.
     #[error("image {} is not in the store", reference.familiar())]
-    NoImage { reference: Box<Reference>, at: Option<(Arc<Dockerfile>, Location)> },
+    NoImage {
+        reference: Box<Reference>,
+        at: Option<(Arc<Dockerfile>, Location)>,
+        /// It was named by a `from`, which might have meant one of these stages.
+        stages: Option<Vec<String>>,
+    },
+    /// `# check=error=true`, and there are warnings.
+    #[error("{count} warnings, and `# check=error=true` makes them errors")]
+    Warnings { count: usize },
     /// A step failed.
     #[error("step `{title}` failed")]
     Step { title: String, at: Option<(Arc<Dockerfile>, Location)>, source: Box<OpError> },

@@ -1,12 +1,17 @@
 //! A Dockerfile as a tree of instructions.
 
-use crate::Span;
-use crate::lexer::Heredoc;
+use std::sync::Arc;
 
-/// A parsed Dockerfile.
+use crate::Span;
+use crate::directive::Directives;
+use crate::healthcheck::Healthcheck;
+use crate::lexer::Line;
+use crate::words::Piece;
+
+/// A parsed Dockerfile. Its `Display` is a dump for tests and for the curious.
 #[derive(Debug)]
 pub struct Ast {
-    pub(crate) escape: char,
+    pub(crate) directives: Directives,
     pub(crate) instructions: Vec<Instruction>,
 }
 
@@ -14,33 +19,144 @@ pub struct Ast {
 #[derive(Debug, Clone)]
 pub(crate) struct Instruction {
     pub(crate) kind: Kind,
+    /// The keyword as written.
+    pub(crate) keyword: String,
     /// `--name[=value]` words behind the keyword.
     pub(crate) flags: Vec<Flag>,
-    /// Everything behind keyword and flags, as written.
-    pub(crate) rest: Text,
-    /// The JSON list, where the rest is one and the instruction takes one.
-    pub(crate) json: Option<Vec<String>>,
-    pub(crate) heredocs: Vec<Heredoc>,
-    /// The whole instruction on one line, for titles.
-    pub(crate) title: String,
-    pub(crate) span: Span,
-    pub(crate) first_line: usize,
-    pub(crate) last_line: usize,
+    pub(crate) body: Body,
+    /// Everything behind keyword and flags.
+    pub(crate) rest: Piece,
+    pub(crate) line: Arc<Line>,
 }
 
-/// Text with its place.
+/// What an instruction says.
+#[derive(Debug, Clone)]
+pub(crate) enum Body {
+    Add(Files),
+    Arg(Vec<Definition>),
+    Cmd(Command),
+    Copy(Files),
+    Entrypoint(Command),
+    Env(Vec<Pair>),
+    Expose(Vec<Text>),
+    From(From),
+    Healthcheck(Healthcheck),
+    Label(Vec<Pair>),
+    Maintainer(Text),
+    /// The trigger, and its text as it is stored in images.
+    Onbuild(Box<Instruction>, String),
+    Run(Command),
+    Shell(Vec<String>),
+    Stopsignal(Text),
+    User(Text),
+    Volume(Vec<Text>),
+    Workdir(Text),
+}
+
+/// A piece of an instruction.
 #[derive(Debug, Clone)]
 pub(crate) struct Text {
     pub(crate) value: String,
-    pub(crate) span: Span,
+    /// Where it stands in the instruction's text.
+    pub(crate) piece: Piece,
+    /// `value` is that text byte for byte.
+    pub(crate) exact: bool,
 }
 
 /// A flag; `value` is `None` without an equals sign.
 #[derive(Debug, Clone)]
 pub(crate) struct Flag {
     pub(crate) name: String,
-    pub(crate) value: Option<String>,
-    pub(crate) span: Span,
+    pub(crate) value: Option<Text>,
+    /// All of `--name=value`.
+    pub(crate) piece: Piece,
+}
+
+/// The base of a stage and its name.
+#[derive(Debug, Clone)]
+pub(crate) struct From {
+    pub(crate) image: Text,
+    /// `AS` as written, and the name as written.
+    pub(crate) name: Option<(String, Text)>,
+}
+
+/// `name[=default]` of ARG.
+#[derive(Debug, Clone)]
+pub(crate) struct Definition {
+    pub(crate) name: Text,
+    pub(crate) default: Option<Text>,
+}
+
+/// `name=value` of ENV and LABEL.
+#[derive(Debug, Clone)]
+pub(crate) struct Pair {
+    pub(crate) name: Text,
+    pub(crate) value: Text,
+    /// `name value`, the deprecated form.
+    pub(crate) legacy: bool,
+}
+
+/// What RUN, CMD and ENTRYPOINT start.
+#[derive(Debug, Clone)]
+pub(crate) enum Command {
+    /// JSON: program and arguments.
+    Exec(Vec<String>),
+    /// Text for the shell.
+    Shell(Text),
+}
+
+/// Sources and destination of COPY and ADD.
+#[derive(Debug, Clone)]
+pub(crate) struct Files {
+    pub(crate) paths: Vec<Text>,
+    /// Positions in the line's heredocs.
+    pub(crate) heredocs: Vec<usize>,
+    pub(crate) destination: Text,
+}
+
+impl Instruction {
+    /// Keyword, flags and arguments, without heredoc bodies.
+    pub(crate) fn span(&self) -> Span {
+        self.line.whole()
+    }
+
+    /// The keyword.
+    pub(crate) fn keyword_span(&self) -> Span {
+        let start = self.line.text.find(self.keyword.as_str()).unwrap_or(0);
+        self.line.span(start, start + self.keyword.len())
+    }
+
+    pub(crate) fn rest_span(&self) -> Span {
+        self.line.span(self.rest.start, self.rest.end)
+    }
+
+    pub(crate) fn text_span(&self, text: &Text) -> Span {
+        self.line.span(text.piece.start, text.piece.end)
+    }
+
+    /// Bytes `start..end` of `text`, or all of it where it is not what the file says.
+    pub(crate) fn part_span(&self, text: &Text, start: usize, end: usize) -> Span {
+        if text.exact {
+            self.line.span(text.piece.start + start, text.piece.start + end.min(text.value.len()))
+        } else {
+            self.text_span(text)
+        }
+    }
+
+    pub(crate) fn flag(&self, name: &str) -> Option<&Flag> {
+        self.flags.iter().find(|flag| flag.name == name)
+    }
+
+    /// A boolean flag; parsing has checked its value. `None`: not given.
+    pub(crate) fn switch(&self, name: &str) -> Option<bool> {
+        let flag = self.flag(name)?;
+        Some(flag.value.as_ref().is_none_or(|value| value.value != "false"))
+    }
+
+    /// The instruction on one line, for progress and messages.
+    pub(crate) fn title(&self) -> String {
+        self.line.text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// The 18 instructions.
@@ -66,6 +182,17 @@ pub(crate) enum Kind {
     Workdir,
 }
 
+/// What a flag takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FlagValue {
+    /// A text, once.
+    Text,
+    /// A text, any number of times.
+    Texts,
+    /// Nothing, `true` or `false`.
+    Switch,
+}
+
 impl Kind {
     /// All with their names.
     pub(crate) const ALL: [(&'static str, Kind); 18] = [
@@ -89,44 +216,42 @@ impl Kind {
         ("WORKDIR", Kind::Workdir),
     ];
 
-    /// Flags it takes, and whether kiln supports them yet.
-    pub(crate) fn flags(self) -> &'static [(&'static str, bool)] {
+    /// In upper case.
+    pub(crate) fn name(self) -> &'static str {
+        Kind::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+
+    /// Flags it takes.
+    pub(crate) fn flags(self) -> &'static [(&'static str, FlagValue)] {
+        use FlagValue::{Switch, Text, Texts};
         match self {
             Kind::Add => &[
-                ("chown", true),
-                ("chmod", false),
-                ("link", false),
-                ("exclude", false),
-                ("checksum", false),
-                ("unpack", false),
-                ("keep-git-dir", false),
+                ("chown", Text),
+                ("chmod", Text),
+                ("link", Switch),
+                ("exclude", Texts),
+                ("checksum", Text),
+                ("unpack", Switch),
+                ("keep-git-dir", Switch),
             ],
             Kind::Copy => &[
-                ("from", true),
-                ("chown", true),
-                ("chmod", false),
-                ("link", false),
-                ("parents", false),
-                ("exclude", false),
+                ("from", Text),
+                ("chown", Text),
+                ("chmod", Text),
+                ("link", Switch),
+                ("parents", Switch),
+                ("exclude", Texts),
             ],
-            Kind::From => &[("platform", true)],
-            Kind::Run => &[("network", true), ("mount", false), ("security", false), ("device", false)],
+            Kind::From => &[("platform", Text)],
+            Kind::Run => &[("mount", Texts), ("network", Text), ("security", Text), ("device", Texts)],
             Kind::Healthcheck => &[
-                ("interval", false),
-                ("timeout", false),
-                ("start-period", false),
-                ("start-interval", false),
-                ("retries", false),
+                ("interval", Text),
+                ("timeout", Text),
+                ("start-period", Text),
+                ("start-interval", Text),
+                ("retries", Text),
             ],
             _ => &[],
         }
-    }
-
-    /// Whether its arguments may be a JSON list.
-    pub(crate) fn takes_json(self) -> bool {
-        matches!(
-            self,
-            Kind::Add | Kind::Cmd | Kind::Copy | Kind::Entrypoint | Kind::Run | Kind::Shell | Kind::Volume
-        )
     }
 }

@@ -1,5 +1,7 @@
 //! What is wrong, and where.
 
+use crate::Rule;
+
 /// Bytes of the Dockerfile: `start` inclusive, `end` exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
@@ -14,6 +16,8 @@ pub struct Span {
 pub enum Severity {
     /// No build.
     Error,
+    /// No build, because it asks for what nobody may have.
+    Refused,
     /// Worth a look.
     Warning,
 }
@@ -29,12 +33,29 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The rule that found it; `None` for what ends the build anyway.
+    pub rule: Option<Rule>,
 }
 
 impl Diagnostic {
     /// An error without a hint.
     pub(crate) fn error(span: Span, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, span, message: message.into(), hint: None }
+        Self { severity: Severity::Error, span, message: message.into(), hint: None, rule: None }
+    }
+
+    /// What security policy refuses.
+    pub(crate) fn refused(span: Span, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Refused, ..Self::error(span, message) }
+    }
+
+    /// A warning.
+    pub(crate) fn warning(span: Span, rule: Option<Rule>, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, rule, ..Self::error(span, message) }
+    }
+
+    /// Whether it ends the build.
+    pub fn is_error(&self) -> bool {
+        self.severity != Severity::Warning
     }
 
     /// The same with a hint, where there is one.
@@ -55,10 +76,11 @@ impl Diagnostic {
     /// ```
     pub fn render(&self, file: &str, text: &str) -> String {
         let severity = match self.severity {
-            Severity::Error => "error",
+            Severity::Error | Severity::Refused => "error",
             Severity::Warning => "warning",
         };
-        let mut out = format!("{severity}: {}\n", self.message);
+        let rule = self.rule.map(|rule| format!("{}: ", rule.name())).unwrap_or_default();
+        let mut out = format!("{severity}: {rule}{}\n", self.message);
         out.push_str(&frame(self.span, file, text));
         if let Some(hint) = &self.hint {
             out.push_str(&format!("hint: {hint}\n"));

@@ -1,34 +1,51 @@
 //! A Dockerfile's text becomes a build definition and an image config.
 //!
 //! ```text
-//! decode ─▶ lexer ─▶ parser ─▶ Ast ─▶ lower ─▶ Definition + ImageConfig
-//!                                       └─▶ Needs(base images): resolve them, call again
+//! decode ─▶ lexer ─▶ parser ─▶ Ast ─▶ stages ─▶ lower ─▶ Definition + ImageConfig
+//!                                                └─▶ Needs(base images): resolve them, call again
 //! ```
-//! Read [`lexer`](self) first, then `ast.rs`, `parser.rs`, `words.rs`, `lower.rs` and [`ignore`].
+//! Read `lexer.rs` first, then `ast.rs`, `parser.rs`, `words.rs`, `stages.rs`, `lower.rs` with what
+//! stands below it, `lint.rs` with [`Rule`], and [`ignore`].
 //!
 //! # Invariants
 //! - Pure: no file, no clock, no environment. Base images' configs are handed in.
 //! - Every diagnostic knows the bytes it speaks of.
-//! - What is not supported yet is an error at its place, never silently left out.
+//! - Time in proportion to the text: limits stop what would double or nest without end.
 
 #![forbid(unsafe_code)]
 
 mod ast;
-mod changes;
+mod check;
 mod decode;
 mod diagnostic;
+mod directive;
+mod dump;
+mod flags;
+pub mod git_url;
+mod healthcheck;
+mod heredoc;
 pub mod ignore;
 mod lexer;
+mod lint;
 mod lower;
+mod mount;
+mod outline;
 mod parser;
+mod pattern;
+mod scope;
+mod stages;
 mod suggest;
 mod words;
 
 pub use ast::Ast;
-pub use changes::{ChangeError, apply_changes};
+pub use check::{CheckOptions, Rule};
 pub use decode::decode;
 pub use diagnostic::{Diagnostic, Severity, Span};
-pub use lower::{BaseImage, HistoryEntry, Lowered, Lowering, Options, lower};
+pub use lower::{
+    BaseImage, ChangeError, HistoryEntry, Lowered, Lowering, NamedContext, Need, Options, apply_changes,
+    lower,
+};
+pub use outline::{Outline, OutlineArg, Target, targets};
 pub use parser::parse;
 pub use suggest::nearest;
 

@@ -1,19 +1,31 @@
-//! Instructions to a definition: stages, variables, vertices, config, history.
+//! Stages to a definition: what the target needs becomes vertices, config and history.
 
-use std::collections::BTreeMap;
+mod command;
+mod config;
+mod copy;
+mod onbuild;
+mod run;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_llb::{
-    Copy, Definition, Exec, File, FileAction, InputIndex, Local, Location, Mkdir, Network, Op, Owner, Source,
-    SourceImage, SourceMap, Vertex, VertexId,
+    Definition, File, FileAction, Git, Http, InputIndex, Local, Location, Op, Source, SourceImage, SourceMap,
+    Vertex, VertexId,
 };
 use kiln_oci::image::{History, ImageConfig};
 use kiln_oci::{Digest, Platform, Reference};
 
-use crate::ast::{Ast, Instruction, Kind};
-use crate::changes::{COMMENT, apply, command, entry, join, lookup_env, set_env, with_shell};
+use crate::ast::{Ast, Instruction, Kind, Text};
+use crate::ignore::Patterns;
+use crate::lint::Lint;
+use crate::outline::{Outline, Wish};
+use crate::scope::{Scope, set_env};
+use crate::stages::{Base, Result, Stage, Stages, is_proxy, wrong};
 use crate::suggest::did_you_mean;
-use crate::words::{expand, split};
-use crate::{Diagnostic, Severity, Span};
+use crate::words::{Expanded, Quotes, expand};
+use crate::{Diagnostic, Rule, Span};
+
+pub use config::{ChangeError, apply_changes};
 
 /// What the caller chose.
 #[derive(Debug, Clone)]
@@ -24,10 +36,50 @@ pub struct Options {
     pub target: Option<String>,
     /// What to build for.
     pub platform: Platform,
+    /// What builds.
+    pub build_platform: Platform,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
     /// Lines of the context's ignore file.
     pub ignore: Vec<String>,
+    /// `--build-context`, by name; `name::platform` counts for that platform only.
+    pub contexts: BTreeMap<String, NamedContext>,
+    /// The network of steps that choose none.
+    pub network: kiln_llb::Network,
+    /// Look at every stage, not only at what the target needs (`--check`).
+    pub all_stages: bool,
+}
+
+impl Options {
+    /// No choices at all, for `platform`.
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            build_args: BTreeMap::new(),
+            target: None,
+            build_platform: platform.clone(),
+            platform,
+            labels: BTreeMap::new(),
+            ignore: Vec::new(),
+            contexts: BTreeMap::new(),
+            network: kiln_llb::Network::Default,
+            all_stages: false,
+        }
+    }
+}
+
+/// A context with a name of its own; it stands in for a stage or an image of that name.
+#[derive(Debug, Clone)]
+pub enum NamedContext {
+    /// A directory, with the lines of its ignore file.
+    Local { ignore: Vec<String> },
+    /// `docker-image://`.
+    Image(Reference),
+    /// An image that the caller has read already: `oci-layout://`.
+    Layout(Reference, Box<BaseImage>),
+    /// A git repository.
+    Git(Git),
+    /// A file or an archive on a web server.
+    Http(String),
 }
 
 /// A base image as the caller found it.
@@ -37,6 +89,8 @@ pub struct BaseImage {
     pub config_digest: Digest,
     /// The config.
     pub config: ImageConfig,
+    /// Nothing is known of it: it is only there so that a check can go on without the image.
+    pub unknown: bool,
 }
 
 /// What came of lowering.
@@ -44,11 +98,22 @@ pub struct BaseImage {
 pub enum Lowering {
     /// Everything was there.
     Done(Box<Lowered>),
-    /// These images' configs are needed first, each named at this place.
-    Needs(Vec<(Reference, Span)>),
+    /// These images' configs are needed first.
+    Needs(Vec<Need>),
 }
 
-/// A build as data.
+/// An image whose config is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// The image.
+    pub reference: Reference,
+    /// Where it is named.
+    pub span: Span,
+    /// It is named by a `from` that might have meant one of these stages; `None`: by FROM.
+    pub stages: Option<Vec<String>>,
+}
+
+/// A build as data. Its `Display` is a dump for tests and for the curious.
 #[derive(Debug)]
 pub struct Lowered {
     /// The graph.
@@ -62,8 +127,14 @@ pub struct Lowered {
     pub history: Vec<HistoryEntry>,
     /// Titles and lines.
     pub source_map: SourceMap,
-    /// What deserves a look.
+    /// What deserves a look, in file order.
     pub warnings: Vec<Diagnostic>,
+    /// Whether `# check=error=true` makes warnings end the build.
+    pub warnings_are_errors: bool,
+    /// The value of `SOURCE_DATE_EPOCH`, if it is set: seconds since 1970.
+    pub epoch: Option<i64>,
+    /// What can be passed to this build.
+    pub outline: Outline,
 }
 
 /// A history entry, and the vertex whose snapshot is its layer.
@@ -75,8 +146,9 @@ pub struct HistoryEntry {
     pub vertex: Option<VertexId>,
 }
 
+/// What BuildKit writes beside each history entry; readers take it as a mark of its format.
+const COMMENT: &str = "buildkit.dockerfile.v0";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
 
 /// Lowers `ast`. Ask again with the images it needs, until it is done.
 ///
@@ -86,87 +158,121 @@ pub fn lower(
     ast: &Ast,
     options: &Options,
     images: &BTreeMap<Reference, BaseImage>,
-) -> Result<Lowering, Vec<Diagnostic>> {
-    Lower::new(ast, options, images).run().map_err(|diagnostic| vec![*diagnostic])
-}
-
-type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;
-
-fn wrong<T>(span: Span, message: impl Into<String>) -> Result<T> {
-    Err(Box::new(Diagnostic::error(span, message)))
-}
-
-/// A `FROM` and what follows it.
-struct Stage<'a> {
-    name: Option<String>,
-    from: &'a Instruction,
-    base: String,
-    body: &'a [Instruction],
+) -> std::result::Result<Lowering, Vec<Diagnostic>> {
+    let mut lint = Lint::new(ast.directives.check.clone());
+    lint.whole_file(ast);
+    let run = |lint: &mut Lint| {
+        let stages = Stages::find(ast, options, lint)?;
+        Lower::new(ast, options, images, stages, lint).run()
+    };
+    match run(&mut lint) {
+        Ok(Lowering::Done(mut lowered)) => {
+            lowered.warnings_are_errors = lint.is_error();
+            lowered.warnings.extend(lint.finish());
+            Ok(Lowering::Done(lowered))
+        }
+        Ok(needs) => Ok(needs),
+        Err(error) => {
+            let mut all = vec![*error];
+            all.extend(lint.finish());
+            Err(all)
+        }
+    }
 }
 
 /// A stage that was lowered.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Built {
     tree: Option<VertexId>,
     config: ImageConfig,
     history: Vec<HistoryEntry>,
-    /// Declared ARGs with their values.
+    /// Declared ARGs with their values, in order.
     args: Vec<(String, Option<String>)>,
+    /// What `$NAME` means, and what RUN gets: ENV and ARG, the later one wins.
+    env: Scope,
+    /// A WORKDIR of the Dockerfile was seen.
+    workdir_set: bool,
+    /// The base's environment is not known.
+    unknown: bool,
+    wishes: Vec<Wish>,
 }
 
 struct Lower<'a> {
     ast: &'a Ast,
     options: &'a Options,
     images: &'a BTreeMap<Reference, BaseImage>,
+    lint: &'a mut Lint,
+    stages: Stages<'a>,
     definition: Definition,
     source_map: SourceMap,
-    needs: Vec<(Reference, Span)>,
-    context: Option<VertexId>,
-    global: Vec<(String, Option<String>)>,
+    needs: Vec<Need>,
     done: BTreeMap<usize, Option<Built>>,
-    used_args: Vec<String>,
+    used_args: BTreeSet<String>,
+    ignore: Option<Patterns>,
+}
+
+/// Where in its stage an instruction stands, and what the stage has seen.
+struct Step {
+    stage: usize,
+    label: String,
+    number: usize,
+    total: usize,
+    cmd: Option<Instruction>,
+    entrypoint: Option<Instruction>,
+    healthcheck: Option<Instruction>,
+}
+
+impl Step {
+    /// `[build 2/5] RUN make`.
+    fn title(&self, text: &str) -> String {
+        let width = self.total.to_string().len();
+        let label = if self.label.is_empty() { String::new() } else { format!("{} ", self.label) };
+        format!("[{label}{:>width$}/{}] {text}", self.number, self.total)
+    }
 }
 
 impl<'a> Lower<'a> {
-    fn new(ast: &'a Ast, options: &'a Options, images: &'a BTreeMap<Reference, BaseImage>) -> Self {
+    fn new(
+        ast: &'a Ast,
+        options: &'a Options,
+        images: &'a BTreeMap<Reference, BaseImage>,
+        stages: Stages<'a>,
+        lint: &'a mut Lint,
+    ) -> Self {
+        // Rules with `!` may take files back, so that nothing certain can be said of a path.
+        let plain = !options.ignore.iter().any(|line| line.trim_start().starts_with('!'));
+        let ignore = Some(&options.ignore).filter(|lines| plain && !lines.is_empty());
         Self {
             ast,
             options,
             images,
+            lint,
+            stages,
             definition: Definition::default(),
             source_map: SourceMap::default(),
             needs: Vec::new(),
-            context: None,
-            global: platform_args(&options.platform),
             done: BTreeMap::new(),
-            used_args: Vec::new(),
+            used_args: BTreeSet::new(),
+            ignore: ignore.and_then(|lines| Patterns::from_lines(lines).ok()),
         }
     }
 
     fn run(mut self) -> Result<Lowering> {
-        let stages = self.stages()?;
-        let target = self.target(&stages)?;
-        let built = self.stage(&stages, target)?;
+        let target = self.stages.target(self.options.target.as_deref())?;
+        self.ensure(target)?;
+        if self.options.all_stages {
+            for stage in 0..self.stages.list.len() {
+                self.ensure(stage)?;
+            }
+        }
+        let built = self.done.get(&target).cloned().flatten();
         let Some(built) = built.filter(|_| self.needs.is_empty()) else {
             return Ok(Lowering::Needs(self.needs));
         };
         let mut config = built.config;
         config.config.labels.extend(self.options.labels.clone());
-        let unused: Vec<&str> = self
-            .options
-            .build_args
-            .keys()
-            .map(String::as_str)
-            .filter(|name| !self.used_args.iter().any(|used| used == name) && !is_proxy(name))
-            .collect();
-        let mut warnings = Vec::new();
-        if !unused.is_empty() {
-            let message =
-                format!("--build-arg {} is declared by no ARG that the build reached", unused.join(", "));
-            let span = Span { start: 0, end: 0 };
-            let hint = did_you_mean(unused[0], self.global.iter().map(|(name, _)| name.as_str()));
-            warnings.push(Diagnostic { severity: Severity::Warning, span, message, hint });
-        }
+        let warnings = self.unused_args();
+        let outline = Outline::new(&self.stages, target, &built.wishes);
         Ok(Lowering::Done(Box::new(Lowered {
             definition: self.definition,
             result: built.tree,
@@ -174,502 +280,264 @@ impl<'a> Lower<'a> {
             history: built.history,
             source_map: self.source_map,
             warnings,
+            warnings_are_errors: false,
+            epoch: epoch(self.options, &self.stages)?,
+            outline,
         })))
     }
 
-    /// Global ARGs, then one entry a FROM.
-    fn stages(&mut self) -> Result<Vec<Stage<'a>>> {
-        let instructions = &self.ast.instructions;
-        let first = instructions.iter().position(|instruction| instruction.kind == Kind::From);
-        let head = &instructions[..first.unwrap_or(instructions.len())];
-        for instruction in head {
-            if instruction.kind != Kind::Arg {
-                let hint = Some("begin with `FROM image`".to_owned());
-                let message = "only ARG may stand in front of the first FROM";
-                return Err(Box::new(Diagnostic::error(instruction.span, message).with_hint(hint)));
-            }
-            self.global_arg(instruction)?;
-        }
-        let Some(first) = first else {
-            return wrong(instructions[0].span, "the Dockerfile has no FROM, so there is no stage to build");
+    /// `--build-arg`s that nothing declares: a typing mistake, most of the time.
+    fn unused_args(&self) -> Vec<Diagnostic> {
+        let globals = &self.stages.global_args;
+        let declared = |name: &String| {
+            self.used_args.contains(name) || globals.iter().any(|(_, known, _)| known == name)
         };
-        let mut stages = Vec::new();
-        let mut at = first;
-        while at < instructions.len() {
-            let end = instructions[at + 1..]
-                .iter()
-                .position(|instruction| instruction.kind == Kind::From)
-                .map_or(instructions.len(), |next| at + 1 + next);
-            stages.push(self.from(&instructions[at], &instructions[at + 1..end])?);
-            at = end;
-        }
-        Ok(stages)
+        let predefined = |name: &str| {
+            is_proxy(name)
+                || name == "SOURCE_DATE_EPOCH"
+                || name.starts_with("BUILDKIT_")
+                || self.stages.globals.get(name).is_some()
+        };
+        let unused = self.options.build_args.keys().filter(|name| !declared(name) && !predefined(name));
+        let known = || {
+            self.used_args.iter().map(String::as_str).chain(globals.iter().map(|(_, name, _)| name.as_str()))
+        };
+        unused
+            .map(|name| {
+                let message = format!("--build-arg {name} is declared by no ARG that the build reached");
+                let span = Span { start: 0, end: 0 };
+                let hint = did_you_mean(name, known().chain(self.stages.globals.names()));
+                Diagnostic::warning(span, None, message).with_hint(hint)
+            })
+            .collect()
     }
 
-    fn global_arg(&mut self, instruction: &Instruction) -> Result<()> {
-        for word in split(&instruction.rest.value, self.ast.escape) {
-            let (name, default) = match word.split_once('=') {
-                Some((name, default)) => (name, Some(default)),
-                None => (word.as_str(), None),
-            };
-            let value = match self.build_arg(name) {
-                Some(value) => Some(value),
-                None => default.map(|text| self.expand_global(text, instruction.rest.span)).transpose()?,
-            };
-            let value = value.or_else(|| find(&self.global, name));
-            self.global.push((name.to_owned(), value));
+    /// Lowers a stage and what it needs, each once, in the order of the file.
+    fn ensure(&mut self, target: usize) -> Result<()> {
+        let (mut wanted, mut open) = (BTreeSet::new(), vec![target]);
+        while let Some(stage) = open.pop() {
+            if self.done.contains_key(&stage) || !wanted.insert(stage) {
+                continue;
+            }
+            let Stage { base, body, .. } = &self.stages.list[stage];
+            if matches!(base, Base::Context(_)) {
+                continue;
+            }
+            if let Base::Stage(base) = base {
+                open.push(*base);
+            }
+            for (read, span) in self.stages.reads(body)? {
+                if read > stage {
+                    return Err(self.too_late(read, span));
+                }
+                open.push(read);
+            }
+        }
+        for stage in wanted {
+            if !self.done.contains_key(&stage) {
+                let built = self.stage(stage)?;
+                self.done.insert(stage, built);
+            }
         }
         Ok(())
     }
 
-    fn build_arg(&mut self, name: &str) -> Option<String> {
-        let value = self.options.build_args.get(name)?.clone();
-        self.used_args.push(name.to_owned());
-        Some(value)
+    fn too_late(&self, stage: usize, span: Span) -> Box<Diagnostic> {
+        let name = self.stages.list[stage].name.clone().unwrap_or_else(|| format!("number {stage}"));
+        let hint = format!("move stage {name} in front of this one");
+        let message = format!("stage {name} must be defined before it is copied from");
+        Box::new(Diagnostic::error(span, message).with_hint(Some(hint)))
     }
 
-    fn expand_global(&self, text: &str, span: Span) -> Result<String> {
-        expand(text, self.ast.escape, &|name| find(&self.global, name))
-            .or_else(|message| wrong(span, message))
-    }
-
-    fn from(&self, from: &'a Instruction, body: &'a [Instruction]) -> Result<Stage<'a>> {
-        let span = from.rest.span;
-        let words: Vec<&str> = from.rest.value.split_ascii_whitespace().collect();
-        let (image, name) = match words.as_slice() {
-            [image] => (*image, None),
-            [image, word, name] if word.eq_ignore_ascii_case("AS") => {
-                (*image, Some(name.to_ascii_lowercase()))
-            }
-            _ => return wrong(span, "FROM takes an image and, if wanted, `AS name`"),
+    /// Lowers one stage; `None` while an image is missing.
+    fn stage(&mut self, index: usize) -> Result<Option<Built>> {
+        let stage = &self.stages.list[index];
+        let (from, body, platform) = (stage.from, stage.body, stage.platform.clone());
+        let (base, label) = (stage.base.clone(), stage.label.clone());
+        let mut step = Step {
+            stage: index,
+            label,
+            number: 0,
+            total: body.iter().filter(|instruction| makes_layer(instruction.kind)).count(),
+            cmd: None,
+            entrypoint: None,
+            healthcheck: None,
         };
-        if let Some(name) = &name {
-            let valid = name.starts_with(|c: char| c.is_ascii_lowercase())
-                && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c));
-            if !valid || name == "scratch" || name == "context" {
-                return wrong(
-                    span,
-                    format!(
-                        "{name:?} is no stage name (letters, digits, `-`, `_`, `.`; not scratch or context)"
-                    ),
-                );
-            }
-        }
-        if let Some(flag) = from.flags.iter().find(|flag| flag.name == "platform") {
-            let text = self.expand_global(flag.value.as_deref().unwrap_or_default(), flag.span)?;
-            let host = &self.options.platform;
-            match text.parse::<Platform>() {
-                Ok(platform) if platform.os == host.os && platform.architecture == host.architecture => {}
-                Ok(platform) => {
-                    return wrong(
-                        flag.span,
-                        format!("platform {platform} is not supported yet; this machine is {host}"),
-                    );
-                }
-                Err(error) => return wrong(flag.span, error.to_string()),
-            }
-        }
-        let base = self.expand_global(image, span)?;
-        if base.is_empty() {
-            return wrong(
-                span,
-                format!("the base image {image:?} is empty after its variables were replaced"),
-            );
-        }
-        Ok(Stage { name, from, base, body })
-    }
-
-    fn target(&self, stages: &[Stage<'_>]) -> Result<usize> {
-        let Some(target) = &self.options.target else { return Ok(stages.len() - 1) };
-        let wanted = target.to_ascii_lowercase();
-        let named = stages.iter().rposition(|stage| stage.name.as_deref() == Some(wanted.as_str()));
-        let numbered = target.parse().ok().filter(|&number: &usize| number < stages.len());
-        named.or(numbered).ok_or_else(|| {
-            let hint = did_you_mean(&wanted, stages.iter().filter_map(|stage| stage.name.as_deref()));
-            Box::new(
-                Diagnostic::error(stages[0].from.span, format!("there is no stage {target:?} to build"))
-                    .with_hint(hint),
-            )
-        })
-    }
-
-    /// Lowers a stage once; `None` while a base image is missing.
-    fn stage(&mut self, stages: &[Stage<'a>], index: usize) -> Result<Option<Built>> {
-        if let Some(built) = self.done.get(&index) {
-            return Ok(built.clone());
-        }
-        let stage = &stages[index];
-        let label = stage.name.clone().unwrap_or_else(|| format!("stage-{index}"));
-        let makes_layer = |kind| matches!(kind, Kind::Run | Kind::Copy | Kind::Add | Kind::Workdir);
-        let total = 1 + stage.body.iter().filter(|instruction| makes_layer(instruction.kind)).count();
-        let earlier = stages[..index]
-            .iter()
-            .rposition(|other| other.name.as_deref() == Some(&stage.base.to_ascii_lowercase()));
-        let built = match earlier {
-            Some(earlier) => self.stage(stages, earlier)?,
-            None if stage.base == "scratch" => Some(self.scratch()),
-            None => {
-                self.image(&stage.base, stage.from, &format!("[{label} 1/{total}] {}", stage.from.title))?
+        let built = match &base {
+            Base::Context(name) => return self.replaced(index, name, from),
+            Base::Stage(earlier) => self.done.get(earlier).cloned().flatten(),
+            Base::Scratch => Some(scratch(&platform)),
+            Base::Image(name) => {
+                step.total += 1;
+                step.number += 1;
+                self.outside(name, from, from.rest_span(), &platform, None, Some(&step))?
             }
         };
-        let Some(mut built) = built else {
-            self.done.insert(index, None);
-            return Ok(None);
-        };
-        if lookup_env(&built.config.config.env, "PATH").is_none() {
+        let Some(mut built) = built else { return Ok(None) };
+        // What an image or a stage asks of its children is done here, and not handed on.
+        let triggers = std::mem::take(&mut built.config.config.on_build);
+        if built.env.get("PATH").is_none() {
             set_env(&mut built.config.config.env, "PATH", DEFAULT_PATH);
+            built.env.set("PATH", DEFAULT_PATH);
         }
-        if !built.config.config.on_build.is_empty() {
-            return wrong(
-                stage.from.rest.span,
-                "the base image has ONBUILD instructions, which are not supported yet",
-            );
-        }
-        let mut step = 1;
-        let mut own_command = false;
         let mut complete = true;
-        for instruction in stage.body {
-            if makes_layer(instruction.kind) {
-                step += 1;
+        let triggers = self.triggers(&triggers, from)?;
+        step.total += triggers.iter().filter(|instruction| makes_layer(instruction.kind)).count();
+        for (read, span) in self.stages.reads(&triggers)? {
+            if read >= index {
+                return Err(self.too_late(read, span));
             }
-            let title = format!("[{label} {step}/{total}] {}", instruction.title);
-            complete &= self.instruction(stages, index, &mut built, instruction, title, &mut own_command)?;
+            self.ensure(read)?;
         }
-        let built = complete.then_some(built);
-        self.done.insert(index, built.clone());
-        Ok(built)
+        for (instruction, is_trigger) in
+            triggers.iter().map(|trigger| (trigger, true)).chain(body.iter().map(|own| (own, false)))
+        {
+            if makes_layer(instruction.kind) {
+                step.number += 1;
+            }
+            let title =
+                if is_trigger { format!("ONBUILD {}", instruction.title()) } else { instruction.title() };
+            complete &= self.instruction(&mut step, &mut built, instruction, &title)?;
+        }
+        Ok(complete.then_some(built))
     }
 
-    fn scratch(&self) -> Built {
-        let mut config = ImageConfig::empty(&self.options.platform);
-        config.config.working_dir = "/".to_owned();
-        Built { tree: None, config, history: Vec::new(), args: Vec::new() }
+    /// A stage whose place a named context takes: none of its instructions count.
+    fn replaced(&mut self, index: usize, name: &str, from: &Instruction) -> Result<Option<Built>> {
+        let platform = self.stages.list[index].platform.clone();
+        self.outside(name, from, from.rest_span(), &platform, None, None)
     }
 
-    /// A vertex for an image's files; `None`, and a need, while its config is missing.
-    fn image(&mut self, name: &str, at: &Instruction, title: &str) -> Result<Option<Built>> {
-        let reference: Reference = match name.parse() {
-            Ok(reference) => reference,
-            Err(error) => return wrong(at.rest.span, error.to_string()),
+    /// An image or a named context; `None`, and a need, while its config is missing.
+    fn outside(
+        &mut self,
+        name: &str,
+        at: &Instruction,
+        span: Span,
+        platform: &Platform,
+        stages: Option<Vec<String>>,
+        step: Option<&Step>,
+    ) -> Result<Option<Built>> {
+        let context = self.options.context(name, platform).cloned();
+        let title =
+            |what: &str| step.map_or_else(|| format!("[internal] load {what}"), |step| step.title(what));
+        let (reference, image) = match context {
+            Some(NamedContext::Layout(reference, image)) => (reference, Some(*image)),
+            Some(NamedContext::Image(reference)) => {
+                let image = self.images.get(&reference).cloned();
+                (reference, image)
+            }
+            Some(NamedContext::Local { ignore }) => {
+                let op = Op::Source(Source::Local(Local { name: name.to_owned(), ignore }));
+                return Ok(Some(self.source(op, title(&format!("build context {name}")), platform)));
+            }
+            Some(NamedContext::Git(git)) => {
+                let shown = format!("{}#{}", git.remote, git.reference);
+                return Ok(Some(self.source(Op::Source(Source::Git(git)), title(&shown), platform)));
+            }
+            Some(NamedContext::Http(url)) => return Ok(Some(self.download(&url, title(&url), platform))),
+            None if name == "scratch" => return Ok(Some(scratch(platform))),
+            None => {
+                let reference: Reference = name.parse().map_err(|error: kiln_oci::ReferenceError| {
+                    let known = self.stages.list.iter().filter_map(|stage| stage.name.as_deref());
+                    let hint = did_you_mean(name, known);
+                    Box::new(Diagnostic::error(span, error.to_string()).with_hint(hint))
+                })?;
+                let image = self.images.get(&reference).cloned();
+                (reference, image)
+            }
         };
-        let Some(image) = self.images.get(&reference) else {
-            if !self.needs.iter().any(|(known, _)| *known == reference) {
-                self.needs.push((reference, at.rest.span));
+        let Some(image) = image else {
+            if !self.needs.iter().any(|need| need.reference == reference) {
+                self.needs.push(Need { reference, span, stages });
             }
             return Ok(None);
         };
-        let source = SourceImage { reference, config: image.config_digest };
-        let tree = if image.config.rootfs.diff_ids.is_empty() {
-            None
-        } else {
-            let vertex = Vertex { op: Op::Source(Source::Image(source)), inputs: Vec::new() };
-            let id = self.definition.push(vertex);
-            self.source_map.insert(id, title.to_owned(), Some(location(at)));
-            Some(id)
-        };
-        Ok(Some(Built { tree, config: image.config.clone(), history: Vec::new(), args: Vec::new() }))
-    }
-
-    /// Applies one instruction; false while a base image is missing.
-    fn instruction(
-        &mut self,
-        stages: &[Stage<'a>],
-        index: usize,
-        built: &mut Built,
-        instruction: &Instruction,
-        title: String,
-        own_command: &mut bool,
-    ) -> Result<bool> {
-        let span = instruction.rest.span;
-        match instruction.kind {
-            Kind::From => {}
-            Kind::Arg => self.arg(built, instruction)?,
-            Kind::Maintainer => {
-                built.config.author = Some(instruction.rest.value.clone());
-                built.push_empty(format!("MAINTAINER {}", instruction.rest.value));
-            }
-            Kind::Onbuild => return wrong(instruction.span, "ONBUILD is not supported yet"),
-            Kind::Run => self.exec(built, instruction, title)?,
-            Kind::Copy | Kind::Add => return self.copy(stages, index, built, instruction, title),
-            Kind::Workdir => {
-                let created_by = self.apply(built, instruction)?;
-                let path = built.config.config.working_dir.clone();
-                if path == "/" {
-                    built.push_empty(created_by);
-                } else {
-                    let owner = Some(built.config.config.user.clone()).filter(|user| !user.is_empty());
-                    let action = FileAction::Mkdir(Mkdir { path, mode: 0o755, owner });
-                    self.file(built, instruction, title, vec![action], None, created_by);
-                }
-            }
-            kind => {
-                let created_by = self.apply(built, instruction)?;
-                // docker: an own ENTRYPOINT drops the command that came with the base image.
-                if kind == Kind::Entrypoint && !*own_command {
-                    built.config.config.cmd = None;
-                }
-                *own_command |= kind == Kind::Cmd;
-                if kind == Kind::User && built.config.config.user.is_empty() {
-                    return wrong(span, "USER needs a name or a number");
-                }
-                built.push_empty(created_by);
-            }
-        }
-        Ok(true)
-    }
-
-    fn apply(&self, built: &mut Built, instruction: &Instruction) -> Result<String> {
-        let variables = built.variables();
-        let lookup = |name: &str| find(&variables, name);
-        let applied = apply(&mut built.config.config, instruction, self.ast.escape, &lookup)?;
-        Ok(applied.unwrap_or_default())
-    }
-
-    fn expand(&self, built: &Built, text: &str, span: Span) -> Result<String> {
-        let variables = built.variables();
-        expand(text, self.ast.escape, &|name| find(&variables, name)).or_else(|message| wrong(span, message))
-    }
-
-    fn arg(&mut self, built: &mut Built, instruction: &Instruction) -> Result<()> {
-        for word in split(&instruction.rest.value, self.ast.escape) {
-            let (name, default) = match word.split_once('=') {
-                Some((name, default)) => (name, Some(default)),
-                None => (word.as_str(), None),
-            };
-            let name = self.expand(built, name, instruction.rest.span)?;
-            if name.is_empty() {
-                return wrong(instruction.rest.span, "ARG needs a name");
-            }
-            let value = match (self.build_arg(&name), default) {
-                (Some(value), _) => Some(value),
-                (None, Some(default)) => Some(self.expand(built, default, instruction.rest.span)?),
-                (None, None) => find(&self.global, &name),
-            };
-            built.args.retain(|(known, _)| *known != name);
-            built.args.push((name, value));
-        }
-        built.push_empty(format!("ARG {}", instruction.rest.value));
-        Ok(())
-    }
-
-    fn exec(&mut self, built: &mut Built, instruction: &Instruction, title: String) -> Result<()> {
-        let config = &built.config.config;
-        let args = match instruction.heredocs.as_slice() {
-            [] => command(instruction, config),
-            [only] if instruction.rest.value == only.opener => with_shell(config, &only.body),
-            several => {
-                // The shell reads the heredocs itself: give it the text as it was written.
-                let mut text = format!("{}\n", instruction.rest.value);
-                for heredoc in several {
-                    let tabs = if heredoc.strip_tabs { "\t" } else { "" };
-                    text.push_str(&heredoc.body);
-                    text.push_str(&format!("{tabs}{}\n", heredoc.name));
-                }
-                with_shell(config, &text)
-            }
-        };
-        if args.first().is_none_or(String::is_empty) {
-            return wrong(instruction.rest.span, "RUN needs a command");
-        }
-        let flag = instruction.flags.iter().find(|flag| flag.name == "network");
-        let network = match flag.and_then(|flag| flag.value.as_deref()) {
-            None | Some("default") => Network::Default,
-            Some("none") => Network::None,
-            Some("host") => Network::Host,
-            Some(other) => {
-                return wrong(
-                    instruction.span,
-                    format!("--network={other}: default, none or host is expected"),
-                );
-            }
-        };
-        let set: Vec<(String, String)> =
-            built.args.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?))).collect();
-        let shown: Vec<String> = set.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let prefix =
-            if shown.is_empty() { String::new() } else { format!("|{} {} ", shown.len(), shown.join(" ")) };
-        let created_by = format!("RUN {prefix}{} # buildkit", args.join(" "));
-        let mut env: Vec<(String, String)> = config
-            .env
-            .iter()
-            .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        for (name, value) in set {
-            match env.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, old)) => *old = value,
-                None => env.push((name, value)),
-            }
-        }
-        let cwd = if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() };
-        let user = Some(config.user.clone()).filter(|user| !user.is_empty());
-        let base = built.tree.map(|_| InputIndex(0));
-        let vertex = Vertex {
-            op: Op::Exec(Exec {
-                base,
-                args,
-                env,
-                unkeyed_env: Vec::new(),
-                cwd,
-                user,
-                hostname: "buildkitsandbox".to_owned(),
-                network,
-                security: kiln_llb::Security::Sandbox,
-                mounts: Vec::new(),
-                secret_env: Vec::new(),
-            }),
-            inputs: built.tree.into_iter().collect(),
-        };
-        self.push(built, instruction, title, vertex, created_by);
-        Ok(())
-    }
-
-    fn copy(
-        &mut self,
-        stages: &[Stage<'a>],
-        index: usize,
-        built: &mut Built,
-        instruction: &Instruction,
-        title: String,
-    ) -> Result<bool> {
-        let span = instruction.rest.span;
-        let add = instruction.kind == Kind::Add;
-        let word = if add { "ADD" } else { "COPY" };
-        if !instruction.heredocs.is_empty() {
-            return wrong(span, format!("a heredoc in {word} is not supported yet"));
-        }
-        let words = match &instruction.json {
-            Some(words) => words.clone(),
-            None => instruction.rest.value.split_ascii_whitespace().map(str::to_owned).collect(),
-        };
-        let words: Vec<String> =
-            words.iter().map(|word| self.expand(built, word, span)).collect::<Result<_>>()?;
-        let Some((to, sources)) = words.split_last().filter(|(_, sources)| !sources.is_empty()) else {
-            return wrong(span, format!("{word} needs a source and a destination"));
-        };
-        if add
-            && let Some(url) =
-                sources.iter().find(|source| source.contains("://") || source.starts_with("git@"))
-        {
-            return wrong(span, format!("ADD of {url:?} is not supported yet; fetch it in a RUN"));
-        }
-        let destination_is_dir = to.ends_with('/') || to == "." || to.ends_with("/.") || sources.len() > 1;
-        if sources.len() > 1 && !(to.ends_with('/') || to == "." || to.ends_with("/.")) {
-            let hint = Some(format!("write `{to}/`"));
+        let config = image.config;
+        if !image.unknown && (config.os != platform.os || config.architecture != platform.architecture) {
             let message = format!(
-                "with several sources the destination must be a directory and end with `/`, but it is {to:?}"
+                "{} is for {}/{}, not for {platform}",
+                reference.familiar(),
+                config.os,
+                config.architecture
             );
-            return Err(Box::new(Diagnostic::error(span, message).with_hint(hint)));
+            self.lint.warn(Rule::InvalidBaseImagePlatform, at, span, message, None);
         }
-        let flag = |name: &str| instruction.flags.iter().find(|flag| flag.name == name);
-        let mut owner = Owner::Root;
-        let source = match flag("from") {
-            None => self.context(),
-            Some(flag) => {
-                owner = Owner::Keep;
-                let from = flag.value.clone().unwrap_or_default();
-                if from.contains('$') {
-                    return wrong(
-                        flag.span,
-                        "variables are not expanded in --from; name a stage and use `FROM $IMAGE AS name`",
-                    );
-                }
-                match self.copy_source(stages, index, &from, flag.span, instruction)? {
-                    None => return Ok(false),
-                    Some(Built { tree: None, .. }) => {
-                        return wrong(flag.span, format!("{from:?} has no files to copy from"));
-                    }
-                    Some(Built { tree: Some(tree), .. }) => tree,
-                }
-            }
-        };
-        if let Some(flag) = flag("chown") {
-            owner = Owner::Named(self.expand(built, flag.value.as_deref().unwrap_or_default(), flag.span)?);
+        let mut tree = None;
+        if !config.rootfs.diff_ids.is_empty() {
+            let title = title(&format!("FROM {reference}"));
+            let source = SourceImage { reference, config: image.config_digest };
+            let id =
+                self.definition.push(Vertex { op: Op::Source(Source::Image(source)), inputs: Vec::new() });
+            self.source_map.insert(id, title, Some(location(at)));
+            tree = Some(id);
         }
-        let from = InputIndex(usize::from(built.tree.is_some()));
-        let action = FileAction::Copy(Copy {
-            from,
-            sources: sources.iter().map(|source| join("/", source)[1..].to_owned()).collect(),
-            destination: join(&built.config.config.working_dir, to),
-            destination_is_dir,
-            owner,
+        let env = Scope::of(&config.config.env);
+        Ok(Some(Built { tree, env, unknown: image.unknown, ..bare(config) }))
+    }
+
+    /// A tree without a config.
+    fn source(&mut self, op: Op, title: String, platform: &Platform) -> Built {
+        let id = self.definition.push(Vertex { op, inputs: Vec::new() });
+        self.source_map.insert(id, title, None);
+        Built { tree: Some(id), ..scratch(platform) }
+    }
+
+    /// A named context on a web server: an archive is unpacked, another file stands for itself.
+    fn download(&mut self, url: &str, title: String, platform: &Platform) -> Built {
+        let filename = copy::file_name(url);
+        let http = Http { url: url.to_owned(), filename: filename.clone(), checksum: None, mode: 0o644 };
+        let file = self.source(Op::Source(Source::Http(http)), title.clone(), platform);
+        let action = FileAction::Copy(kiln_llb::Copy {
+            from: InputIndex(0),
+            sources: vec![filename],
+            destination: "/".to_owned(),
+            destination_is_dir: true,
+            owner: kiln_llb::Owner::Keep,
             mode: None,
             parents: false,
             exclude: Vec::new(),
-            unpack: if add { kiln_llb::Unpack::Archives } else { kiln_llb::Unpack::Never },
+            unpack: kiln_llb::Unpack::Archives,
         });
-        let flags: String = instruction
-            .flags
-            .iter()
-            .map(|flag| format!("--{}={} ", flag.name, flag.value.as_deref().unwrap_or_default()))
-            .collect();
-        let created_by = format!("{word} {flags}{} # buildkit", words.join(" "));
-        self.file(built, instruction, title, vec![action], Some(source), created_by);
-        Ok(true)
+        let op = Op::File(File { base: None, actions: vec![action] });
+        let id = self.definition.push(Vertex { op, inputs: file.tree.into_iter().collect() });
+        self.source_map.insert(id, title, None);
+        Built { tree: Some(id), ..file }
     }
 
-    /// The stage (by name or number) or image behind `--from`; `None` while an image is missing.
-    fn copy_source(
+    /// Expands a word where `built` stands; unknown variables are reported.
+    fn expand(&mut self, built: &Built, at: &Instruction, text: &Text) -> Result<String> {
+        self.expand_text(built, at, text, &text.value, Quotes::Remove)
+    }
+
+    /// The same of a part of `text`, or with quotes kept.
+    fn expand_text(
         &mut self,
-        stages: &[Stage<'a>],
-        index: usize,
-        from: &str,
-        span: Span,
-        instruction: &Instruction,
-    ) -> Result<Option<Built>> {
-        let name = from.to_ascii_lowercase();
-        let named = stages.iter().rposition(|stage| stage.name.as_deref() == Some(name.as_str()));
-        let earlier = stages[..index].iter().rposition(|stage| stage.name.as_deref() == Some(name.as_str()));
-        match (earlier, named, from.parse::<usize>()) {
-            (Some(stage), _, _) => self.stage(stages, stage),
-            (None, Some(_), _) => {
-                wrong(span, format!("stage {from:?} must stand in front of the stage that copies from it"))
+        built: &Built,
+        at: &Instruction,
+        text: &Text,
+        value: &str,
+        quotes: Quotes,
+    ) -> Result<String> {
+        let lookup = |name: &str| built.env.get(name).map(str::to_owned);
+        let escape = if quotes == Quotes::Text { '\\' } else { self.ast.directives.escape };
+        let Expanded { text: expanded, unset, .. } = expand(value, escape, quotes, &lookup)
+            .or_else(|error| wrong(at.part_span(text, error.start, error.end), error.message))?;
+        for name in unset {
+            // A declared ARG without a value is nobody's mistake.
+            if built.unknown || built.args.iter().any(|(known, _)| *known == name) {
+                continue;
             }
-            (None, None, Ok(number)) if number < index => self.stage(stages, number),
-            (None, None, Ok(number)) => wrong(span, format!("there is no earlier stage number {number}")),
-            (None, None, Err(_)) => {
-                let title = format!("[internal] load files of {from}");
-                let reference = from.parse::<Reference>();
-                if let Err(error) = reference {
-                    let hint =
-                        did_you_mean(from, stages[..index].iter().filter_map(|stage| stage.name.as_deref()));
-                    return Err(Box::new(Diagnostic::error(span, error.to_string()).with_hint(hint)));
-                }
-                let mut at = instruction.clone();
-                at.rest.span = span;
-                self.image(from, &at, &title)
-            }
+            let known = built.env.names().chain(built.args.iter().map(|(name, _)| name.as_str()));
+            let hint = did_you_mean(&name, known).map(|hint| hint.replacen('`', "`$", 1));
+            let message = format!("${name} is not set here");
+            self.lint.warn(Rule::UndefinedVar, at, at.text_span(text), message, hint);
         }
+        Ok(expanded)
     }
 
-    /// The one vertex for the build context.
-    fn context(&mut self) -> VertexId {
-        if let Some(context) = self.context {
-            return context;
-        }
-        let local = Local { name: "context".to_owned(), ignore: self.options.ignore.clone() };
-        let id = self.definition.push(Vertex { op: Op::Source(Source::Local(local)), inputs: Vec::new() });
-        self.source_map.insert(id, "[internal] load build context".to_owned(), None);
-        self.context = Some(id);
-        id
-    }
-
-    fn file(
-        &mut self,
-        built: &mut Built,
-        instruction: &Instruction,
-        title: String,
-        actions: Vec<FileAction>,
-        source: Option<VertexId>,
-        created_by: String,
-    ) {
-        let base = built.tree.map(|_| InputIndex(0));
-        let inputs = built.tree.into_iter().chain(source).collect();
-        let vertex = Vertex { op: Op::File(File { base, actions }), inputs };
-        self.push(built, instruction, title, vertex, created_by);
-    }
-
-    fn push(
+    /// Adds a vertex that makes a layer.
+    fn layer(
         &mut self,
         built: &mut Built,
         at: &Instruction,
@@ -686,40 +554,75 @@ impl<'a> Lower<'a> {
     }
 }
 
+fn makes_layer(kind: Kind) -> bool {
+    matches!(kind, Kind::Run | Kind::Copy | Kind::Add | Kind::Workdir)
+}
+
+fn scratch(platform: &Platform) -> Built {
+    let mut config = ImageConfig::empty(platform);
+    config.config.working_dir = "/".to_owned();
+    bare(config)
+}
+
+fn bare(config: ImageConfig) -> Built {
+    Built {
+        tree: None,
+        config,
+        history: Vec::new(),
+        args: Vec::new(),
+        env: Scope::default(),
+        workdir_set: false,
+        unknown: false,
+        wishes: Vec::new(),
+    }
+}
+
 impl Built {
-    fn push_empty(&mut self, created_by: String) {
+    /// A history entry without a layer.
+    fn note(&mut self, created_by: String) {
         self.history.push(HistoryEntry { history: entry(created_by), vertex: None });
     }
+}
 
-    /// What `$NAME` means here; ARG wins over ENV where it was declared (measured on BuildKit).
-    fn variables(&self) -> Vec<(String, Option<String>)> {
-        let env = self.config.config.env.iter().filter_map(|entry| entry.split_once('='));
-        let env = env.map(|(name, value)| (name.to_owned(), Some(value.to_owned())));
-        env.chain(self.args.iter().filter(|(_, value)| value.is_some()).cloned()).collect()
+fn entry(created_by: String) -> History {
+    History {
+        created_by: Some(created_by),
+        comment: Some(COMMENT.to_owned()),
+        empty_layer: true,
+        ..History::default()
     }
 }
 
 fn location(instruction: &Instruction) -> Location {
-    Location { first_line: instruction.first_line, last_line: instruction.last_line }
+    Location { first_line: instruction.line.first_line, last_line: instruction.line.last_line }
 }
 
-fn find(variables: &[(String, Option<String>)], name: &str) -> Option<String> {
-    variables.iter().rev().find(|(known, _)| known == name).and_then(|(_, value)| value.clone())
-}
-
-fn is_proxy(name: &str) -> bool {
-    PROXIES.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
-}
-
-/// Platform arguments every FROM can use; `ARG NAME` brings one into a stage.
-fn platform_args(platform: &Platform) -> Vec<(String, Option<String>)> {
-    let mut args = Vec::new();
-    for prefix in ["TARGET", "BUILD"] {
-        let mut add = |name: &str, value: String| args.push((format!("{prefix}{name}"), Some(value)));
-        add("PLATFORM", platform.to_string());
-        add("OS", platform.os.clone());
-        add("ARCH", platform.architecture.clone());
-        add("VARIANT", platform.variant.clone().unwrap_or_default());
+/// `SOURCE_DATE_EPOCH` as a build argument, or as the default of a global ARG.
+fn epoch(options: &Options, stages: &Stages<'_>) -> Result<Option<i64>> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let declared = stages.global_args.iter().rev().find(|(_, name, _)| name == NAME);
+    let span = declared.map_or(Span { start: 0, end: 0 }, |(at, _, _)| at.span());
+    let value = options.build_args.get(NAME).map(String::as_str).or_else(|| stages.globals.get(NAME));
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
+    match value.parse::<i64>() {
+        // Four-digit years: what image configs can hold (RFC 3339).
+        Ok(seconds) if (0..253_402_300_800).contains(&seconds) => Ok(Some(seconds)),
+        _ => wrong(span, format!("{NAME} takes seconds since 1970, not {value:?}")),
     }
-    args
+}
+
+/// An absolute, clean path: `path` seen from `base`.
+fn join(base: &str, path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    let base = if path.starts_with('/') { "" } else { base };
+    for part in base.split('/').chain(path.split('/')) {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
 }

@@ -1,11 +1,12 @@
 //! The graph of a build.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use kiln_oci::Digest;
 use sha2::{Digest as _, Sha256};
 
-use crate::op::{Component, Op};
+use crate::op::{Component, MountKind, Op, Source};
 
 /// Position in [`Definition::vertices`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,6 +70,33 @@ impl Definition {
     /// Equal within this solve means equal work; across builds only cache keys say that.
     pub fn digests(&self) -> &[Digest] {
         &self.digests
+    }
+}
+
+impl fmt::Display for Definition {
+    /// A line a vertex with its inputs, and one a component below it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (id, vertex) in self.vertices.iter().enumerate() {
+            let inputs: Vec<String> = vertex.inputs.iter().map(|input| input.0.to_string()).collect();
+            writeln!(f, "{id} [{}]", inputs.join(" "))?;
+            if let Op::Source(Source::Image(image)) = &vertex.op {
+                writeln!(f, "    image {}", image.reference)?;
+            }
+            for Component { name, value } in vertex.op.components() {
+                writeln!(f, "    {name} {value:?}")?;
+            }
+            if let Op::Exec(exec) = &vertex.op {
+                for (name, value) in &exec.unkeyed_env {
+                    writeln!(f, "    not in the key: env {name} {value:?}")?;
+                }
+                for mount in &exec.mounts {
+                    if let MountKind::Cache(cache) = &mount.kind {
+                        writeln!(f, "    not in the key: cache {:?} {}", cache.id, cache.sharing.name())?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -126,6 +126,7 @@ impl Op for BuildOp {
                 let record = record.ok_or_else(|| BuildError::NoImage {
                     reference: Box::new(image.reference.clone()),
                     at: None,
+                    stages: None,
                 })?;
                 Ok(record.snapshot.map_or(Tree::Empty, Tree::Snapshot))
             }

@@ -1,0 +1,61 @@
+//! `kiln build --check` and `--call`: what can be said of a Dockerfile without building it.
+
+use std::sync::Arc;
+
+use kiln_frontend::{Diagnostic, Outline, Target};
+
+use crate::build::{Input, Purpose, lower};
+use crate::dockerfile::Dockerfile;
+use crate::{BuildError, BuildRequest, Engine};
+
+/// What a check found.
+#[derive(Debug)]
+pub struct Checked {
+    /// The Dockerfile, for showing places.
+    pub dockerfile: Arc<Dockerfile>,
+    /// Warnings in file order.
+    pub warnings: Vec<Diagnostic>,
+    /// What would keep it from being built.
+    pub errors: Vec<Diagnostic>,
+}
+
+/// Looks at all stages, or at what `request.target` needs, and runs nothing. Images that are not in
+/// the store are taken as unknown.
+///
+/// # Errors
+/// When the Dockerfile or the context cannot be read; what is wrong inside is in the result.
+pub fn check(engine: &Engine, request: &BuildRequest) -> Result<Checked, BuildError> {
+    let input = Input::read(request)?;
+    match lower(engine, request, &input, Purpose::Check) {
+        Ok(lowered) => {
+            Ok(Checked { dockerfile: input.dockerfile, warnings: lowered.warnings, errors: Vec::new() })
+        }
+        Err(BuildError::Dockerfile { dockerfile, diagnostics }) => {
+            let (errors, warnings) = diagnostics.into_iter().partition(Diagnostic::is_error);
+            Ok(Checked { dockerfile, warnings, errors })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What can be passed to the build that `request` asks for.
+///
+/// # Errors
+/// [`BuildError::Dockerfile`] and what keeps it from being read.
+pub fn outline(engine: &Engine, request: &BuildRequest) -> Result<Outline, BuildError> {
+    let input = Input::read(request)?;
+    Ok(lower(engine, request, &input, Purpose::Look)?.outline)
+}
+
+/// The stages that `--target` can name, in file order.
+///
+/// # Errors
+/// [`BuildError::Dockerfile`] and what keeps it from being read.
+pub fn targets(request: &BuildRequest) -> Result<Vec<Target>, BuildError> {
+    let input = Input::read(request)?;
+    let (ast, diagnostics) = kiln_frontend::parse(&input.dockerfile.text);
+    if diagnostics.iter().any(Diagnostic::is_error) {
+        return Err(BuildError::Dockerfile { dockerfile: input.dockerfile, diagnostics });
+    }
+    Ok(kiln_frontend::targets(&ast))
+}
