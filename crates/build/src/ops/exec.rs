@@ -48,8 +48,12 @@ impl BuildOp {
             };
             scope.log(stream, bytes);
         };
-        let exit =
-            engine.executor.run(root.into(), &spec, Stdio::Captured(&mut log), self.shared.cancel.processes())?;
+        let exit = engine.executor.run(
+            root.into(),
+            &spec,
+            Stdio::Captured(&mut log),
+            self.shared.cancel.processes(),
+        )?;
         match exit {
             Exit::Code(0) => Ok(self.commit(active)?),
             exit => Err(OpError::Exit { exit }),

@@ -22,6 +22,12 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
+/// All that the sandbox has in `/dev`, `shm` apart.
+pub(super) const NAMES: [&str; 13] = [
+    "null", "zero", "full", "random", "urandom", "tty", "ptmx", "fd", "stdin", "stdout", "stderr", "pts",
+    "mqueue",
+];
+
 const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
 /// The devices a container gets, on a file system that it never sees.

@@ -18,7 +18,7 @@ use rustix::mount::{
 use super::channel::Task;
 use super::mounts::{SAFE, attach, attach_aside, clone_tree, new_mount};
 use super::paths::{Created, make_dirs, make_file, open_inside};
-use super::sys;
+use super::{dev, sys};
 use crate::{ExecError, Security};
 
 /// Kinds of file systems that only the sandbox mounts: proc, sysfs, devpts and mqueue (linux/magic.h).
@@ -37,13 +37,15 @@ pub fn check_mount_target(target: &str) -> Result<(), ExecError> {
         _ if !target.starts_with('/') => "it is not absolute",
         _ if target.split('/').any(|component| component == "..") => "it is not clean",
         _ if below("/dev/shm") => return Ok(()),
-        _ if below("/proc") || below("/sys") || below("/dev") => SANDBOX,
+        _ if below("/proc") || below("/sys") || target == "/dev" => SANDBOX,
+        // Names of their own in /dev are free: heredoc scripts come as /dev/pipes.
+        _ if dev::NAMES.iter().any(|name| below(&format!("/dev/{name}"))) => SANDBOX,
         _ => return Ok(()),
     };
     Err(refused(target, reason))
 }
 
-const SANDBOX: &str = "the sandbox itself keeps /proc, /sys and /dev (only /dev/shm is free)";
+const SANDBOX: &str = "the sandbox keeps /proc, /sys and what it has in /dev, except /dev/shm";
 
 fn refused(target: &str, reason: &str) -> ExecError {
     ExecError::Refused { target: target.to_owned(), reason: reason.to_owned() }
@@ -144,8 +146,10 @@ fn in_memory(mount: &FileMount, content: &OwnedFd, tmpfs: &OwnedFd) -> Result<Ow
 /// What a step's mounts must not cover.
 pub(super) struct Covered<'a> {
     pub(super) root: BorrowedFd<'a>,
-    /// `/dev` and the file system that its devices are mounted from.
-    pub(super) dev: [BorrowedFd<'a>; 2],
+    /// `/dev`
+    pub(super) dev: BorrowedFd<'a>,
+    /// The file system that its devices are mounted from.
+    pub(super) devices: BorrowedFd<'a>,
 }
 
 impl Covered<'_> {
@@ -153,15 +157,15 @@ impl Covered<'_> {
     fn check(&self, target: &str, at: &OwnedFd) -> Result<(), ExecError> {
         let failed = |errno| ExecError::start(format!("mount target {target}"))(errno);
         let kind = i128::from(fstatfs(at).map_err(failed)?.f_type);
-        let (at, root) = (fstat(at).map_err(failed)?, fstat(self.root).map_err(failed)?);
-        let mut kept = KEPT_KINDS.contains(&kind);
-        for dev in self.dev {
-            kept |= fstat(dev).map_err(failed)?.st_dev == at.st_dev;
-        }
-        if kept {
+        let at = fstat(at).map_err(failed)?;
+        let is = |other: BorrowedFd<'_>| {
+            fstat(other).map(|other| (other.st_dev, other.st_ino) == (at.st_dev, at.st_ino)).map_err(failed)
+        };
+        let is_device = fstat(self.devices).map_err(failed)?.st_dev == at.st_dev;
+        if KEPT_KINDS.contains(&kind) || is_device || is(self.dev)? {
             return Err(refused(target, SANDBOX));
         }
-        if (at.st_dev, at.st_ino) == (root.st_dev, root.st_ino) {
+        if is(self.root)? {
             return Err(refused(target, "it is the root file system"));
         }
         Ok(())
@@ -225,10 +229,14 @@ mod tests {
 
     #[test]
     fn mounts_stay_away_from_what_the_sandbox_keeps() {
-        for target in ["", "/", "/proc", "/proc/sys", "/sys", "/sys/fs/cgroup", "/dev", "/dev/null", "x"] {
+        for target in
+            ["", "/", "/proc", "/proc/sys", "/sys", "/sys/fs/cgroup", "/dev", "/dev/null", "/dev/pts/0", "x"]
+        {
             check(target, false);
         }
-        for target in ["/dev/shm", "/dev/shm/x", "/process", "/system", "/devel", "/run/secrets/x"] {
+        for target in
+            ["/dev/shm", "/dev/shm/x", "/dev/pipes", "/process", "/system", "/devel", "/run/secrets/x"]
+        {
             check(target, true);
         }
         check("/dev/shm/../null", false);

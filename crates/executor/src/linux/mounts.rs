@@ -83,7 +83,7 @@ pub(super) fn mount_all(
         let at = make_file(root, &target, created).map_err(ExecError::start(target.clone()))?;
         attach(file, &at, &target)?;
     }
-    let covered = Covered { root, dev: [dev.as_fd(), devices.as_fd()] };
+    let covered = Covered { root, dev: dev.as_fd(), devices: devices.as_fd() };
     for (mount, source) in spec.mounts.iter().zip(sources) {
         mount_one(mount, source, &covered, created)?;
     }

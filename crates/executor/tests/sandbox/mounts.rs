@@ -182,7 +182,8 @@ fn mounts_over_what_the_sandbox_keeps_are_refused() {
     symlink("/proc", sandbox.path("link")).unwrap();
     symlink("/", sandbox.path("top")).unwrap();
     symlink("/dev/null", sandbox.path("null")).unwrap();
-    for target in ["/", "/proc", "/sys", "/dev", "/dev/x", "/proc/sys/kernel", "/link", "/link/self", "/top"]
+    for target in
+        ["/", "/proc", "/sys", "/dev", "/dev/tty", "/proc/sys/kernel", "/link", "/link/self", "/top"]
     {
         let spec = with("true", vec![tmpfs(target, None)]);
         let result = sandbox.run_spec(&spec, &Cancel::new().unwrap()).0;
