@@ -12,6 +12,7 @@
 mod archive;
 mod build;
 mod cache;
+mod cache_mounts;
 mod cancel;
 mod check;
 mod context;
@@ -33,6 +34,7 @@ mod ssh;
 mod tree;
 
 pub use build::{Built, Progress, build};
+pub use cache_mounts::{CacheMountInfo, CacheMountRecord, cache_mounts, remove_cache_mount};
 pub use cancel::BuildCancel;
 pub use check::{Checked, check, outline, targets};
 pub use dockerfile::Dockerfile;
