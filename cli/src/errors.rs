@@ -208,6 +208,8 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::NoSource { similar: Some(similar), .. } => {
             plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))
         }
+        OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
+            .hint(format!("end the destination with a slash to copy into it: {destination}/")),
         OpError::Unpack { source, .. } => plain(apply_code(source)),
         OpError::Build(inner) => match &**inner {
             BuildError::Store(error) if error.is_no_space() => plain(exit::LIMIT),

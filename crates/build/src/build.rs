@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
 use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Need, Options, ignore::Patterns};
-use kiln_llb::{Location, Op, Source};
+use kiln_llb::{Location, Op, Source, VertexId};
 use kiln_oci::{Digest, Reference, SnapshotId};
 use kiln_solver::{EventSink, Job, SolveError};
 
@@ -77,7 +77,7 @@ pub async fn build(
     if let Some(context) = &shared.context {
         context.save_digests();
     }
-    let image = finish(engine, &lowered, &shared.layers, &cache, &tree).await?;
+    let image = finish(engine, &lowered, dockerfile, &shared.layers, &cache, &tree).await?;
     for tag in &request.tags {
         engine.store.set_name(tag, &image.config)?;
     }
@@ -192,7 +192,7 @@ async fn solve(
     progress: Arc<dyn Progress>,
 ) -> Result<Tree, BuildError> {
     let Some(target) = lowered.result else { return Ok(Tree::Empty) };
-    let ids = || (0..lowered.definition.vertices().len()).map(kiln_llb::VertexId);
+    let ids = || (0..lowered.definition.vertices().len()).map(VertexId);
     let titles: Vec<String> = ids().map(|id| lowered.source_map.title(id).to_owned()).collect();
     progress.plan(&titles);
     let vertices = lowered.definition.vertices().iter().zip(&titles);
@@ -218,20 +218,28 @@ async fn solve(
             let _ = vertex;
             *inner
         }
-        SolveError::Vertex { vertex, source } => {
-            let id = kiln_llb::VertexId(vertex);
-            let at = lowered.source_map.location(id).map(|location| (dockerfile.clone(), location.clone()));
-            BuildError::Step { title: titles[vertex].clone(), at, source: Box::new(source) }
-        }
+        SolveError::Vertex { vertex, source } => step_error(lowered, dockerfile, VertexId(vertex), source),
         SolveError::Cache { source } => source,
         other => BuildError::Bug { what: other.to_string() },
     })
+}
+
+fn step_error(
+    lowered: &Lowered,
+    dockerfile: &Arc<Dockerfile>,
+    vertex: VertexId,
+    source: OpError,
+) -> BuildError {
+    let at = lowered.source_map.location(vertex).map(|location| (dockerfile.clone(), location.clone()));
+    let title = lowered.source_map.title(vertex).to_owned();
+    BuildError::Step { title, at, source: Box::new(source) }
 }
 
 /// Diff IDs, history with times, config, manifest.
 async fn finish(
     engine: &Engine,
     lowered: &Lowered,
+    dockerfile: &Arc<Dockerfile>,
     layers: &Layers,
     cache: &BuildCache,
     tree: &Tree,
@@ -240,13 +248,21 @@ async fn finish(
         Some(top) => engine.snapshots.chain(top)?,
         None => Vec::new(),
     };
+    let made: Vec<VertexId> = lowered.history.iter().filter_map(|entry| entry.vertex).collect();
+    let inherited = chain.len().saturating_sub(made.len());
     let mut records: Vec<LayerRecord> = Vec::with_capacity(chain.len());
-    for snapshot in &chain {
-        records.push(layers.record(snapshot).await?);
+    for (nth, snapshot) in chain.iter().enumerate() {
+        let record = layers.record(snapshot).await.map_err(|error| {
+            // A layer that cannot be written is the fault of the step that made its files.
+            match nth.checked_sub(inherited).and_then(|nth| made.get(nth)) {
+                Some(vertex) => step_error(lowered, dockerfile, *vertex, error.into()),
+                None => error,
+            }
+        });
+        records.push(record?);
     }
     let mut config = lowered.config.clone();
-    let made = lowered.history.iter().filter(|entry| entry.vertex.is_some()).count();
-    let mut own = chain.iter().skip(chain.len().saturating_sub(made));
+    let mut own = chain.iter().skip(inherited);
     // An instruction without a layer is as old as what stands before it, so that a build from the
     // cache gives the same bytes again.
     let mut created = config.created.clone();

@@ -75,11 +75,25 @@ impl Active {
     /// # Errors
     /// When the file system refuses; the active snapshot is removed then.
     pub fn commit(mut self) -> Result<SnapshotId, BuildError> {
-        let id: SnapshotId =
-            self.key().as_str().parse().expect("active keys and snapshot names share an alphabet");
+        let id = self.id();
         self.snapshots.commit(self.key(), &id)?;
         self.key = None;
         Ok(id)
+    }
+
+    /// Commits it, untouched as it is, with the changes of `layer`.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::commit_layer`].
+    pub fn commit_layer(mut self, layer: &SnapshotId) -> Result<SnapshotId, BuildError> {
+        let id = self.id();
+        self.snapshots.commit_layer(self.key(), &id, layer)?;
+        self.key = None;
+        Ok(id)
+    }
+
+    fn id(&self) -> SnapshotId {
+        self.key().as_str().parse().expect("active keys and snapshot names share an alphabet")
     }
 }
 

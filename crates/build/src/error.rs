@@ -101,12 +101,18 @@ pub enum OpError {
     /// A pattern of `COPY` or `ADD` is malformed.
     #[error("{pattern:?} is not a valid pattern")]
     Pattern { pattern: String },
+    /// Several files would become one.
+    #[error("several files match, but {destination:?} is not a directory")]
+    ManyToOne { destination: String },
     /// A user or group of `--chown` or `USER` is unknown.
     #[error("unknown owner {owner:?}")]
     Owner { owner: String, source: ExecError },
     /// A source cannot be read.
     #[error("cannot read {path:?}")]
     Read { path: String, source: io::Error },
+    /// A heredoc's file cannot be written.
+    #[error("cannot write {path:?}")]
+    Write { path: String, source: io::Error },
     /// Scanning the source.
     #[error("cannot read the files to copy")]
     Scan(#[from] kiln_layer::ScanError),

@@ -33,6 +33,27 @@ impl Layers {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot.clone(), task);
     }
 
+    /// Takes for `snapshot` what is or will be known of the layer of `same`, whose changes are the
+    /// same. Must be called within the runtime.
+    pub(crate) fn start_as(&self, snapshot: &SnapshotId, same: &SnapshotId) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let (hashing, store, snapshots) = (pending.remove(same), self.store.clone(), self.snapshots.clone());
+        let (id, same) = (snapshot.clone(), same.clone());
+        let task = tokio::spawn(async move {
+            let bug = |_| BuildError::Bug { what: "hashing a layer panicked".to_owned() };
+            if let Some(hashing) = hashing {
+                hashing.await.map_err(bug)??;
+            }
+            let work = move || {
+                let record = LayerRecord { snapshot: id, ..describe(&store, &*snapshots, &same)? };
+                store.put_layer(&record)?;
+                Ok(record)
+            };
+            tokio::task::spawn_blocking(work).await.map_err(bug)?
+        });
+        pending.insert(snapshot.clone(), task);
+    }
+
     /// What is known of `snapshot`'s layer; waits for, or does, what is not known yet.
     pub(crate) async fn record(&self, snapshot: &SnapshotId) -> Result<LayerRecord, BuildError> {
         let task = self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(snapshot);

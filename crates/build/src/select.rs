@@ -1,15 +1,18 @@
 //! Which files a `COPY` means: patterns against a tree, with everything below what they match.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+mod find;
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 
-use kiln_frontend::ignore::{Patterns, glob};
-use kiln_frontend::nearest;
+use kiln_frontend::ignore::Patterns;
 use kiln_layer::{Entry, EntryKind, ScanOptions, StatCache, Visit, scan, tree_digest};
+use kiln_llb as llb;
 use kiln_oci::Digest;
-use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, openat2, readlinkat};
-use rustix::io::Errno;
 
+use self::find::{Found, find, is_dir, missing};
 use crate::OpError;
 
 /// A tree to select from.
@@ -22,9 +25,11 @@ pub(crate) struct Place<'a> {
 }
 
 /// What the sources of one `COPY` matched.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Selection {
     pub(crate) matches: Vec<Match>,
+    /// What no build takes out of a context: sockets, FIFOs and overlayfs's whiteouts.
+    pub(crate) skipped: Vec<Vec<u8>>,
 }
 
 /// One matched file or directory.
@@ -35,6 +40,8 @@ pub(crate) struct Match {
     /// Path behind symbolic links; entries stand at and below it.
     pub(crate) path: Vec<u8>,
     pub(crate) entries: Vec<Entry>,
+    /// Directories that `--exclude` or `--parents` pass by on the way to what they take.
+    pub(crate) passed: HashSet<Vec<u8>>,
 }
 
 impl Match {
@@ -44,7 +51,7 @@ impl Match {
     }
 
     pub(crate) fn file_name(&self) -> &[u8] {
-        self.named.rsplit(|&b| b == b'/').next().unwrap_or_default()
+        last(&self.named)
     }
 }
 
@@ -63,180 +70,210 @@ impl Selection {
     }
 }
 
-/// Finds `sources` in `place` and scans what they match, hashing file content.
+/// Finds the sources of `copy` in `place` and scans what they match, hashing file content.
 ///
 /// A pattern without a match is tolerated only when another source matches (as BuildKit does).
-pub(crate) fn select(place: &Place<'_>, sources: &[String]) -> Result<Selection, OpError> {
-    let mut found = Vec::new();
-    let mut empty = None;
-    for source in sources {
-        let paths = expand(place, source)?;
-        if paths.is_empty() {
-            if !has_meta(source.as_bytes()) {
-                return Err(missing(place, source));
+pub(crate) fn select(place: &Place<'_>, copy: &llb::Copy) -> Result<Selection, OpError> {
+    let exclude = rules(&copy.exclude, "")?;
+    let mut selection = Selection::default();
+    let (mut any, mut empty) = (false, None);
+    for source in &copy.sources {
+        let found = match copy.parents {
+            true => select_parents(place, source, &exclude, &mut selection)?,
+            false => select_source(place, source, &exclude, &mut selection)?,
+        };
+        match found {
+            Outcome::Something => any = true,
+            Outcome::Nothing { ignored } if has_meta(source.as_bytes()) => {
+                empty.get_or_insert((source, ignored));
             }
-            empty.get_or_insert(source);
-        }
-        for path in paths {
-            found.push(scan_match(place, path)?);
+            Outcome::Nothing { ignored } => return Err(missing(place, source, ignored)),
         }
     }
     match empty {
-        Some(source) if found.is_empty() => Err(missing(place, source)),
-        _ => Ok(Selection { matches: found }),
+        Some((source, ignored)) if !any => Err(missing(place, source, ignored)),
+        _ => Ok(selection),
     }
 }
 
-fn scan_match(place: &Place<'_>, named: Vec<u8>) -> Result<Match, OpError> {
-    let path = follow(place.root, &named)?;
-    let filter = |path: &[u8], is_dir: bool| -> Visit {
-        let Some(ignore) = place.ignore else { return Visit::Take };
-        let text = String::from_utf8_lossy(path);
-        match ignore.is_ignored(&text) {
-            false => Visit::Take,
-            true if is_dir && ignore.may_contain_included(&text) => Visit::Descend,
-            true => Visit::Skip,
-        }
-    };
-    let options = ScanOptions {
-        hash: true,
-        filter: place.ignore.is_some().then_some(&filter),
-        stat_cache: place.digests,
-        cancel: place.cancel,
-    };
-    let entries = scan(place.root, &path, &options)?;
-    Ok(Match { named, path, entries })
+/// Whether a source names anything.
+enum Outcome {
+    Something,
+    Nothing {
+        /// A path that it would have named but for `.dockerignore`.
+        ignored: Option<Vec<u8>>,
+    },
 }
 
-/// The existing paths that `source` means, sorted.
-fn expand(place: &Place<'_>, source: &str) -> Result<Vec<Vec<u8>>, OpError> {
-    let mut paths: Vec<Vec<u8>> = vec![Vec::new()];
-    for component in source.as_bytes().split(|&b| b == b'/').filter(|c| !c.is_empty() && *c != b".") {
-        let mut next = Vec::new();
-        for path in &paths {
-            if has_meta(component) {
-                for name in list(place.root, path)? {
-                    let hit = glob(component, &name)
-                        .ok_or_else(|| OpError::Pattern { pattern: source.to_owned() })?;
-                    if hit {
-                        next.push(join(path, &name));
+fn select_source(
+    place: &Place<'_>,
+    source: &str,
+    exclude: &Patterns,
+    selection: &mut Selection,
+) -> Result<Outcome, OpError> {
+    let Found { paths, wildcard, mut ignored } = find(place, source)?;
+    let mut any = false;
+    for (named, path) in paths {
+        // `--exclude` speaks of what is below a directory source, relative to it, and of files by
+        // their own name. BuildKit lets whatever a source or its wildcard names itself through (its
+        // issue 5489), against its own reference: `COPY --exclude=*.txt hom* /x/`.
+        let by_name = wildcard || !is_dir(place.root, &path)?;
+        if by_name && exclude.is_ignored(&String::from_utf8_lossy(last(&named))) {
+            any = true;
+            continue;
+        }
+        if let Some(found) = scan_match(place, named, path, None, exclude, &mut ignored)? {
+            any = true;
+            selection.push(found, place.ignore.is_some());
+        }
+    }
+    Ok(if any { Outcome::Something } else { Outcome::Nothing { ignored } })
+}
+
+/// With `--parents` a source is a directory, the pivot, and a pattern for what is taken below it.
+fn select_parents(
+    place: &Place<'_>,
+    source: &str,
+    exclude: &Patterns,
+    selection: &mut Selection,
+) -> Result<Outcome, OpError> {
+    let (pivot, pattern) = source.split_once("/./").unwrap_or(("", source));
+    // Everything is out but what the pattern takes back; no pattern takes everything.
+    let everything = pattern.split('/').all(|component| matches!(component, "" | "."));
+    let include = if everything { None } else { Some(rules(&[pattern.to_owned()], "!")?) };
+    let Found { paths, mut ignored, .. } = find(place, pivot)?;
+    let mut any = false;
+    for (named, path) in paths {
+        match scan_match(place, named, path, include.as_ref(), exclude, &mut ignored)? {
+            // The pivot itself is always there.
+            Some(found) if found.entries.len() > 1 || everything => {
+                any = true;
+                selection.push(found, place.ignore.is_some());
+            }
+            _ => {}
+        }
+    }
+    if !any && ignored.is_none() && !has_meta(source.as_bytes()) {
+        // Told by name what a walk that looks only at directories did not come by.
+        ignored = find(place, &source.replace("/./", "/"))?.ignored;
+    }
+    Ok(if any { Outcome::Something } else { Outcome::Nothing { ignored } })
+}
+
+/// Scans what is at `path`. Of a directory only what `include` takes back and `exclude` leaves.
+///
+/// `None`: `.dockerignore` leaves nothing. `ignored` becomes the first wanted path it left out.
+fn scan_match(
+    place: &Place<'_>,
+    named: Vec<u8>,
+    path: Vec<u8>,
+    include: Option<&Patterns>,
+    exclude: &Patterns,
+    ignored: &mut Option<Vec<u8>>,
+) -> Result<Option<Match>, OpError> {
+    let passed = RefCell::new(HashSet::new());
+    let left_out = RefCell::new(ignored.take());
+    let filter = |at: &[u8], is_dir: bool| -> Visit {
+        let mut visit = Visit::Take;
+        let below = at.strip_prefix(path.as_slice()).unwrap_or(at);
+        let below = below.strip_prefix(b"/").unwrap_or(below);
+        let below = String::from_utf8_lossy(below);
+        if let Some(ignore) = place.ignore {
+            let text = String::from_utf8_lossy(at);
+            if ignore.is_ignored(&text) {
+                if !is_dir || !ignore.may_contain_included(&text) {
+                    if below.is_empty() || include.is_some_and(|include| !include.is_ignored(&below)) {
+                        left_out.borrow_mut().get_or_insert_with(|| at.to_vec());
                     }
+                    return Visit::Skip;
                 }
-            } else {
-                next.push(join(path, component));
+                visit = Visit::Descend;
             }
         }
-        paths = next;
+        if below.is_empty() {
+            return visit;
+        }
+        for rules in include.into_iter().chain([exclude]) {
+            if rules.is_ignored(&below) {
+                if !is_dir || !rules.may_contain_included(&below) {
+                    return Visit::Skip;
+                }
+                passed.borrow_mut().insert(at.to_vec());
+                visit = Visit::Descend;
+            }
+        }
+        visit
+    };
+    let options =
+        ScanOptions { hash: true, filter: Some(&filter), stat_cache: place.digests, cancel: place.cancel };
+    let entries = scan(place.root, &path, &options)?;
+    *ignored = left_out.into_inner();
+    if entries.is_empty() {
+        // Whatever the rules take back below it is not there.
+        ignored.get_or_insert(path);
+        return Ok(None);
     }
-    let mut existing = Vec::new();
-    for path in paths {
-        let ignored = place.ignore.is_some_and(|ignore| {
-            let text = String::from_utf8_lossy(&path);
-            ignore.is_ignored(&text) && !ignore.may_contain_included(&text)
+    Ok(Some(Match { named, path, entries, passed: passed.into_inner() }))
+}
+
+impl Selection {
+    /// Takes `found`, without what is not copied.
+    fn push(&mut self, mut found: Match, from_context: bool) {
+        if from_context {
+            for entry in &mut found.entries {
+                // What layers keep of a context (containerd's archives have nothing else either).
+                entry.xattrs.retain(|name, _| name == b"security.capability");
+            }
+        }
+        let skipped = &mut self.skipped;
+        found.entries.retain(|entry| match entry.kind {
+            EntryKind::Socket | EntryKind::Fifo | EntryKind::Char { major: 0, minor: 0 } if from_context => {
+                skipped.push(entry.path.clone());
+                false
+            }
+            EntryKind::Socket => false,
+            _ => true,
         });
-        if !ignored && exists(place.root, &path)? {
-            existing.push(path);
+        if !found.entries.is_empty() {
+            self.matches.push(found);
         }
     }
-    existing.sort();
-    Ok(existing)
+}
+
+/// Patterns as rules of an ignore file; with `prefix` `!`, what they match is all that is left.
+fn rules(patterns: &[String], prefix: &str) -> Result<Patterns, OpError> {
+    let all = (prefix == "!").then(|| "**".to_owned());
+    let lines = patterns.iter().map(|pattern| match pattern.as_bytes() {
+        // No comment here.
+        [b'#', ..] if prefix.is_empty() => format!("./{pattern}"),
+        _ => format!("{prefix}{pattern}"),
+    });
+    let lines: Vec<String> = all.into_iter().chain(lines).collect();
+    Patterns::from_lines(&lines).map_err(|error| OpError::Pattern {
+        pattern: lines.get(error.line.saturating_sub(1)).cloned().unwrap_or_default(),
+    })
+}
+
+fn last(path: &[u8]) -> &[u8] {
+    path.rsplit(|&b| b == b'/').next().unwrap_or_default()
 }
 
 pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
 
-fn beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let path = if path.is_empty() { &b"."[..] } else { path };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    loop {
-        // EAGAIN: a rename raced with the walk; the kernel asks to try again.
-        match openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            Err(Errno::AGAIN) => {}
-            other => return other,
+/// Whether a pattern has more than plain text; what a backslash stands before is plain.
+fn has_meta(pattern: &[u8]) -> bool {
+    let mut bytes = pattern.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'*' | b'?' | b'[' => return true,
+            b'\\' => drop(bytes.next()),
+            _ => {}
         }
     }
+    false
 }
 
-fn exists(root: BorrowedFd<'_>, path: &[u8]) -> Result<bool, OpError> {
-    match beneath(root, path, OFlags::PATH | OFlags::NOFOLLOW) {
-        Ok(_) => Ok(true),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-        Err(errno) => Err(read_error(path, errno)),
-    }
-}
-
-fn read_error(path: &[u8], errno: Errno) -> OpError {
-    OpError::Read { path: String::from_utf8_lossy(path).into_owned(), source: errno.into() }
-}
-
-fn list(root: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>, OpError> {
-    let directory = match beneath(root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
-        Ok(directory) => directory,
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
-        Err(errno) => return Err(read_error(path, errno)),
-    };
-    let entries = Dir::read_from(directory.as_fd()).map_err(|errno| read_error(path, errno))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|errno| read_error(path, errno))?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// A source that is a symbolic link stands for what it points to, inside the root.
-fn follow(root: BorrowedFd<'_>, named: &[u8]) -> Result<Vec<u8>, OpError> {
-    let mut path = named.to_vec();
-    // Linux gives up after 40 links too (path_resolution(7)).
-    for _ in 0..40 {
-        let fd = beneath(root, &path, OFlags::PATH | OFlags::NOFOLLOW)
-            .map_err(|errno| read_error(&path, errno))?;
-        let target = match readlinkat(&fd, c"", Vec::new()) {
-            Ok(target) => target.into_bytes(),
-            // Not a link: ENOENT for an empty path on other kinds, EINVAL on some file systems.
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(path),
-            Err(errno) => return Err(read_error(&path, errno)),
-        };
-        path = if target.starts_with(b"/") {
-            target.iter().copied().skip_while(|&b| b == b'/').collect()
-        } else {
-            let parent = path.iter().rposition(|&b| b == b'/').map_or(&b""[..], |at| &path[..at]);
-            join(parent, &target)
-        };
-    }
-    Err(read_error(named, Errno::LOOP))
-}
-
-fn missing(place: &Place<'_>, source: &str) -> OpError {
-    let clean = source.trim_end_matches('/');
-    let ignored_by = place
-        .ignore
-        .filter(|ignore| ignore.is_ignored(clean) && exists(place.root, clean.as_bytes()).unwrap_or(false))
-        .and_then(|ignore| ignore.deciding_line(clean));
-    let what = if place.ignore.is_some() { "the build context" } else { "the source stage" };
-    OpError::NoSource {
-        path: source.to_owned(),
-        place: what.to_owned(),
-        ignored_by,
-        similar: similar(place, clean),
-    }
-}
-
-/// The name beside the missing one that is close to it.
-fn similar(place: &Place<'_>, source: &str) -> Option<String> {
-    let (parent, name) = source.rsplit_once('/').unwrap_or(("", source));
-    let names = list(place.root, parent.as_bytes()).ok()?;
-    let names: Vec<String> = names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect();
-    let best = nearest(name, names.iter().map(String::as_str))?;
-    Some(if parent.is_empty() { best.to_owned() } else { format!("{parent}/{best}") })
-}
-
-/// Whether a component is a pattern, not a name.
-fn has_meta(component: &[u8]) -> bool {
-    component.iter().any(|b| matches!(b, b'*' | b'?' | b'[' | b'\\'))
-}
+#[cfg(test)]
+mod tests;

@@ -80,10 +80,10 @@ impl Diagnostic {
             Severity::Warning => "warning",
         };
         let rule = self.rule.map(|rule| format!("{}: ", rule.name())).unwrap_or_default();
-        let mut out = format!("{severity}: {rule}{}\n", self.message);
+        let mut out = format!("{severity}: {rule}{}\n", visible(&self.message));
         out.push_str(&frame(self.span, file, text));
         if let Some(hint) = &self.hint {
-            out.push_str(&format!("hint: {hint}\n"));
+            out.push_str(&format!("hint: {}\n", visible(hint)));
         }
         out
     }
@@ -115,7 +115,11 @@ fn frame(span: Span, file: &str, text: &str) -> String {
     out
 }
 
-/// A Dockerfile may come from anybody: no control byte of it reaches the terminal.
 fn clean(line: &str) -> String {
-    line.chars().take(400).map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+    visible(line).chars().take(400).collect()
+}
+
+/// A Dockerfile may come from anybody: no control byte of it reaches the terminal.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }

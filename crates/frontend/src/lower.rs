@@ -19,7 +19,7 @@ use crate::ast::{Ast, Instruction, Kind, Text};
 use crate::ignore::Patterns;
 use crate::lint::Lint;
 use crate::outline::{Outline, Wish};
-use crate::scope::{Scope, set_env};
+use crate::scope::Scope;
 use crate::stages::{Base, Result, Stage, Stages, is_proxy, wrong};
 use crate::suggest::did_you_mean;
 use crate::words::{Expanded, Quotes, expand};
@@ -187,9 +187,11 @@ struct Built {
     config: ImageConfig,
     history: Vec<HistoryEntry>,
     /// Declared ARGs with their values, in order.
-    args: Vec<(String, Option<String>)>,
+    args: Scope<Option<String>>,
     /// What `$NAME` means, and what RUN gets: ENV and ARG, the later one wins.
-    env: Scope,
+    env: Scope<String>,
+    /// What the image keeps of it: ENV. The config gets it at the end.
+    image_env: Scope<String>,
     /// A WORKDIR of the Dockerfile was seen.
     workdir_set: bool,
     /// The base's environment is not known.
@@ -206,7 +208,13 @@ struct Lower<'a> {
     definition: Definition,
     source_map: SourceMap,
     needs: Vec<Need>,
+    needed: BTreeSet<Reference>,
+    /// Stages that were lowered, until nobody stands on them any more.
     done: BTreeMap<usize, Option<Built>>,
+    /// The trees of stages that were lowered; `None` while an image is missing.
+    trees: BTreeMap<usize, Option<Option<VertexId>>>,
+    /// How many stages stand on each, and the target on itself.
+    uses: Vec<usize>,
     used_args: BTreeSet<String>,
     ignore: Option<Patterns>,
 }
@@ -242,6 +250,12 @@ impl<'a> Lower<'a> {
         // Rules with `!` may take files back, so that nothing certain can be said of a path.
         let plain = !options.ignore.iter().any(|line| line.trim_start().starts_with('!'));
         let ignore = Some(&options.ignore).filter(|lines| plain && !lines.is_empty());
+        let mut uses = vec![0; stages.list.len()];
+        for stage in &stages.list {
+            if let Base::Stage(base) = stage.base {
+                uses[base] += 1;
+            }
+        }
         Self {
             ast,
             options,
@@ -251,7 +265,10 @@ impl<'a> Lower<'a> {
             definition: Definition::default(),
             source_map: SourceMap::default(),
             needs: Vec::new(),
+            needed: BTreeSet::new(),
             done: BTreeMap::new(),
+            trees: BTreeMap::new(),
+            uses,
             used_args: BTreeSet::new(),
             ignore: ignore.and_then(|lines| Patterns::from_lines(lines).ok()),
         }
@@ -259,17 +276,19 @@ impl<'a> Lower<'a> {
 
     fn run(mut self) -> Result<Lowering> {
         let target = self.stages.target(self.options.target.as_deref())?;
+        self.uses[target] += 1;
         self.ensure(target)?;
         if self.options.all_stages {
             for stage in 0..self.stages.list.len() {
                 self.ensure(stage)?;
             }
         }
-        let built = self.done.get(&target).cloned().flatten();
+        let built = self.take(target);
         let Some(built) = built.filter(|_| self.needs.is_empty()) else {
             return Ok(Lowering::Needs(self.needs));
         };
         let mut config = built.config;
+        config.config.env = built.image_env.to_entries();
         config.config.labels.extend(self.options.labels.clone());
         let warnings = self.unused_args();
         let outline = Outline::new(&self.stages, target, &built.wishes);
@@ -288,10 +307,8 @@ impl<'a> Lower<'a> {
 
     /// `--build-arg`s that nothing declares: a typing mistake, most of the time.
     fn unused_args(&self) -> Vec<Diagnostic> {
-        let globals = &self.stages.global_args;
-        let declared = |name: &String| {
-            self.used_args.contains(name) || globals.iter().any(|(_, known, _)| known == name)
-        };
+        let globals = &self.stages.declared;
+        let declared = |name: &String| self.used_args.contains(name) || globals.contains(name);
         let predefined = |name: &str| {
             is_proxy(name)
                 || name == "SOURCE_DATE_EPOCH"
@@ -299,9 +316,7 @@ impl<'a> Lower<'a> {
                 || self.stages.globals.get(name).is_some()
         };
         let unused = self.options.build_args.keys().filter(|name| !declared(name) && !predefined(name));
-        let known = || {
-            self.used_args.iter().map(String::as_str).chain(globals.iter().map(|(_, name, _)| name.as_str()))
-        };
+        let known = || self.used_args.iter().chain(globals).map(String::as_str);
         unused
             .map(|name| {
                 let message = format!("--build-arg {name} is declared by no ARG that the build reached");
@@ -316,7 +331,7 @@ impl<'a> Lower<'a> {
     fn ensure(&mut self, target: usize) -> Result<()> {
         let (mut wanted, mut open) = (BTreeSet::new(), vec![target]);
         while let Some(stage) = open.pop() {
-            if self.done.contains_key(&stage) || !wanted.insert(stage) {
+            if self.trees.contains_key(&stage) || !wanted.insert(stage) {
                 continue;
             }
             let Stage { base, body, .. } = &self.stages.list[stage];
@@ -334,12 +349,24 @@ impl<'a> Lower<'a> {
             }
         }
         for stage in wanted {
-            if !self.done.contains_key(&stage) {
+            if !self.trees.contains_key(&stage) {
                 let built = self.stage(stage)?;
+                self.trees.insert(stage, built.as_ref().map(|built| built.tree));
                 self.done.insert(stage, built);
             }
         }
         Ok(())
+    }
+
+    /// A stage to stand on. The last one to ask gets it without a copy, so that a chain of
+    /// thousands of stages does not copy what it inherits thousands of times.
+    fn take(&mut self, stage: usize) -> Option<Built> {
+        self.uses[stage] = self.uses[stage].saturating_sub(1);
+        if self.uses[stage] == 0 {
+            self.done.remove(&stage).flatten()
+        } else {
+            self.done.get(&stage).cloned().flatten()
+        }
     }
 
     fn too_late(&self, stage: usize, span: Span) -> Box<Diagnostic> {
@@ -365,7 +392,7 @@ impl<'a> Lower<'a> {
         };
         let built = match &base {
             Base::Context(name) => return self.replaced(index, name, from),
-            Base::Stage(earlier) => self.done.get(earlier).cloned().flatten(),
+            Base::Stage(earlier) => self.take(*earlier),
             Base::Scratch => Some(scratch(&platform)),
             Base::Image(name) => {
                 step.total += 1;
@@ -377,8 +404,8 @@ impl<'a> Lower<'a> {
         // What an image or a stage asks of its children is done here, and not handed on.
         let triggers = std::mem::take(&mut built.config.config.on_build);
         if built.env.get("PATH").is_none() {
-            set_env(&mut built.config.config.env, "PATH", DEFAULT_PATH);
-            built.env.set("PATH", DEFAULT_PATH);
+            built.image_env.set("PATH", DEFAULT_PATH.to_owned());
+            built.env.set("PATH", DEFAULT_PATH.to_owned());
         }
         let mut complete = true;
         let triggers = self.triggers(&triggers, from)?;
@@ -448,7 +475,7 @@ impl<'a> Lower<'a> {
             }
         };
         let Some(image) = image else {
-            if !self.needs.iter().any(|need| need.reference == reference) {
+            if self.needed.insert(reference.clone()) {
                 self.needs.push(Need { reference, span, stages });
             }
             return Ok(None);
@@ -473,7 +500,7 @@ impl<'a> Lower<'a> {
             tree = Some(id);
         }
         let env = Scope::of(&config.config.env);
-        Ok(Some(Built { tree, env, unknown: image.unknown, ..bare(config) }))
+        Ok(Some(Built { tree, image_env: env.clone(), env, unknown: image.unknown, ..bare(config) }))
     }
 
     /// A tree without a config.
@@ -519,16 +546,16 @@ impl<'a> Lower<'a> {
         value: &str,
         quotes: Quotes,
     ) -> Result<String> {
-        let lookup = |name: &str| built.env.get(name).map(str::to_owned);
+        let lookup = |name: &str| built.env.get(name).cloned();
         let escape = if quotes == Quotes::Text { '\\' } else { self.ast.directives.escape };
         let Expanded { text: expanded, unset, .. } = expand(value, escape, quotes, &lookup)
             .or_else(|error| wrong(at.part_span(text, error.start, error.end), error.message))?;
         for name in unset {
             // A declared ARG without a value is nobody's mistake.
-            if built.unknown || built.args.iter().any(|(known, _)| *known == name) {
+            if built.unknown || built.args.contains(&name) {
                 continue;
             }
-            let known = built.env.names().chain(built.args.iter().map(|(name, _)| name.as_str()));
+            let known = built.env.names().chain(built.args.names());
             let hint = did_you_mean(&name, known).map(|hint| hint.replacen('`', "`$", 1));
             let message = format!("${name} is not set here");
             self.lint.warn(Rule::UndefinedVar, at, at.text_span(text), message, hint);
@@ -569,8 +596,9 @@ fn bare(config: ImageConfig) -> Built {
         tree: None,
         config,
         history: Vec::new(),
-        args: Vec::new(),
+        args: Scope::default(),
         env: Scope::default(),
+        image_env: Scope::default(),
         workdir_set: false,
         unknown: false,
         wishes: Vec::new(),
@@ -602,7 +630,7 @@ fn epoch(options: &Options, stages: &Stages<'_>) -> Result<Option<i64>> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
     let declared = stages.global_args.iter().rev().find(|(_, name, _)| name == NAME);
     let span = declared.map_or(Span { start: 0, end: 0 }, |(at, _, _)| at.span());
-    let value = options.build_args.get(NAME).map(String::as_str).or_else(|| stages.globals.get(NAME));
+    let value = options.build_args.get(NAME).or_else(|| stages.globals.get(NAME)).map(String::as_str);
     let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
     match value.parse::<i64>() {
         // Four-digit years: what image configs can hold (RFC 3339).

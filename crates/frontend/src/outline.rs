@@ -2,6 +2,7 @@
 
 use crate::ast::{Ast, Body, Instruction, Text};
 use crate::lint::description;
+use crate::scope::Scope;
 use crate::stages::Stages;
 
 /// What can be passed to the build of one target.
@@ -71,31 +72,23 @@ impl Outline {
         let stage = &stages.list[target];
         let mut outline =
             Self { name: stage.name.clone(), description: stage.description.clone(), ..Self::default() };
+        let mut args: Scope<OutlineArg> = Scope::default();
         for (at, name, value) in &stages.global_args {
-            outline.add_arg(OutlineArg {
-                name: name.clone(),
-                description: description(&at.line.comments, name),
-                value: value.clone(),
-                line: at.line.first_line,
-            });
+            let (name, description) = (name.clone(), description(&at.line.comments, name));
+            let arg = OutlineArg { name, description, value: value.clone(), line: at.line.first_line };
+            args.replace(&arg.name.clone(), arg);
         }
         for wish in wishes {
             match wish {
-                Wish::Arg(arg) => outline.add_arg(arg.clone()),
+                Wish::Arg(arg) => args.replace(&arg.name, arg.clone()),
                 Wish::Secret(id, required) => add(&mut outline.secrets, id, *required),
                 Wish::Ssh(id, required) => add(&mut outline.ssh, id, *required),
                 Wish::Cache(id) if !outline.caches.contains(id) => outline.caches.push(id.clone()),
                 Wish::Cache(_) => {}
             }
         }
+        outline.args = args.iter().map(|(_, arg)| arg.clone()).collect();
         outline
-    }
-
-    fn add_arg(&mut self, arg: OutlineArg) {
-        match self.args.iter_mut().find(|known| known.name == arg.name) {
-            Some(known) => *known = arg,
-            None => self.args.push(arg),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! FROM by FROM: what each stage stands on and copies from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_oci::{Platform, Reference};
 
@@ -59,9 +59,11 @@ pub(crate) struct Stages<'a> {
     /// The last stage of each name.
     by_name: BTreeMap<String, usize>,
     /// Global ARGs and predefined ones, for FROM and for ARGs without a default.
-    pub(crate) globals: Scope,
+    pub(crate) globals: Scope<String>,
     /// Global ARG instructions with the values they got.
     pub(crate) global_args: Vec<(&'a Instruction, String, Option<String>)>,
+    /// Their names.
+    pub(crate) declared: BTreeSet<String>,
 }
 
 /// Proxies reach RUN without being declared.
@@ -87,7 +89,8 @@ impl<'a> Stages<'a> {
         let predefined = predefined(ast, options);
         let defaults = global_args(ast, head, predefined.clone(), &BTreeMap::new())?.0;
         let (globals, global_args) = global_args(ast, head, predefined, &options.build_args)?;
-        let mut stages = Self { list: Vec::new(), by_name: BTreeMap::new(), globals, global_args };
+        let declared = global_args.iter().map(|(_, name, _)| name.clone()).collect();
+        let mut stages = Self { list: Vec::new(), by_name: BTreeMap::new(), globals, global_args, declared };
         let starts: Vec<usize> =
             (first..instructions.len()).filter(|&at| instructions[at].kind == Kind::From).collect();
         for (number, &at) in starts.iter().enumerate() {
@@ -112,7 +115,7 @@ impl<'a> Stages<'a> {
         options: &Options,
         from: &'a Instruction,
         body: &'a [Instruction],
-        defaults: &Scope,
+        defaults: &Scope<String>,
         lint: &mut Lint,
     ) -> Result<Stage<'a>> {
         let Body::From(parts) = &from.body else {
@@ -132,7 +135,7 @@ impl<'a> Stages<'a> {
         }
         // Without build arguments as well the Dockerfile should name an image.
         let by_default = expand(&parts.image.value, ast.directives.escape, Quotes::Remove, &|name| {
-            defaults.get(name).map(str::to_owned)
+            defaults.get(name).cloned()
         });
         if parts.image.value.contains('$')
             && let Ok(Expanded { text, .. }) = by_default
@@ -197,7 +200,7 @@ impl<'a> Stages<'a> {
     fn expand(&self, ast: &Ast, from: &Instruction, text: &Text, lint: &mut Lint) -> Result<String> {
         let expanded = expand_global(ast, from, text, &self.globals)?;
         for name in &expanded.unset {
-            if self.global_args.iter().any(|(_, known, _)| known == name) {
+            if self.declared.contains(name) {
                 continue;
             }
             let message = format!("FROM uses ${name}, which no ARG in front of the first FROM declares");
@@ -322,8 +325,8 @@ enum Visit {
     Done,
 }
 
-fn expand_global(ast: &Ast, at: &Instruction, text: &Text, globals: &Scope) -> Result<Expanded> {
-    let lookup = |name: &str| globals.get(name).map(str::to_owned);
+fn expand_global(ast: &Ast, at: &Instruction, text: &Text, globals: &Scope<String>) -> Result<Expanded> {
+    let lookup = |name: &str| globals.get(name).cloned();
     expand(&text.value, ast.directives.escape, Quotes::Remove, &lookup)
         .or_else(|error| wrong(at.part_span(text, error.start, error.end), error.message))
 }
@@ -334,9 +337,9 @@ type GlobalArgs<'a> = Vec<(&'a Instruction, String, Option<String>)>;
 fn global_args<'a>(
     ast: &'a Ast,
     head: &'a [Instruction],
-    mut globals: Scope,
+    mut globals: Scope<String>,
     build_args: &BTreeMap<String, String>,
-) -> Result<(Scope, GlobalArgs<'a>)> {
+) -> Result<(Scope<String>, GlobalArgs<'a>)> {
     let mut declared = Vec::new();
     for instruction in head {
         let Body::Arg(definitions) = &instruction.body else { continue };
@@ -348,7 +351,7 @@ fn global_args<'a>(
                 (None, None) => None,
             };
             if let Some(value) = &value {
-                globals.set(name, value);
+                globals.set(name, value.clone());
             }
             declared.push((instruction, name.clone(), value));
         }
@@ -357,7 +360,7 @@ fn global_args<'a>(
 }
 
 /// ARGs that nobody has to declare for FROM.
-fn predefined(ast: &Ast, options: &Options) -> Scope {
+fn predefined(ast: &Ast, options: &Options) -> Scope<String> {
     let mut scope = Scope::default();
     let sides = [("BUILD", &options.build_platform), ("TARGET", &options.platform)];
     for (side, platform) in sides {
@@ -369,7 +372,7 @@ fn predefined(ast: &Ast, options: &Options) -> Scope {
             ("VARIANT", platform.variant.clone().unwrap_or_default()),
         ];
         for (name, value) in values {
-            scope.set(&format!("{side}{name}"), &value);
+            scope.set(&format!("{side}{name}"), value);
         }
     }
     let last = ast.instructions.iter().rev().find_map(|instruction| match &instruction.body {
@@ -377,11 +380,11 @@ fn predefined(ast: &Ast, options: &Options) -> Scope {
         _ => None,
     });
     let target = options.target.clone().or(last.flatten()).unwrap_or_else(|| "default".to_owned());
-    scope.set("TARGETSTAGE", &target);
+    scope.set("TARGETSTAGE", target);
     let known: Vec<String> = scope.names().map(str::to_owned).collect();
     for name in known {
         if let Some(value) = options.build_args.get(&name) {
-            scope.set(&name, value);
+            scope.set(&name, value.clone());
         }
     }
     scope

@@ -1,9 +1,12 @@
 //! The nearest known word to an unknown one.
 
+/// No more names than this are compared: files by machines declare thousands.
+const MOST: usize = 1000;
+
 /// The one of `known` that is close to `word`, if any.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase();
-    let near = known.into_iter().map(|name| (distance(&lower, &name.to_lowercase()), name));
+    let near = known.into_iter().take(MOST).map(|name| (distance(&lower, &name.to_lowercase()), name));
     let (far, name) = near.min_by_key(|(far, _)| *far)?;
     (far <= 2.max(word.len() / 4) && far < word.len() && name != word).then_some(name)
 }

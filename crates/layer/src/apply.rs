@@ -9,7 +9,7 @@ use kiln_oci::DiffId;
 use crate::beneath::BeneathError;
 use crate::path::{self, EntryPath, PathError};
 use crate::tar_read::TarReader;
-use crate::unpack::Unpacker;
+use crate::unpack::{Meaning, Owner, Rules, Unpacker};
 
 /// What becomes of whiteouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,25 +186,59 @@ pub fn apply(
     root: BorrowedFd<'_>,
     options: &ApplyOptions<'_>,
 ) -> Result<Applied, ApplyError> {
-    let mut reader = TarReader::new(tar, options.limits);
-    let mut unpacker = Unpacker::new(root, options);
+    let rules = Rules {
+        meaning: Meaning::Layer(options.whiteouts),
+        owner: if options.keep_owner { Owner::Tar } else { Owner::Process },
+        cancel: options.cancel,
+    };
+    unpack(tar, Unpacker::new(root, rules), options.limits)
+}
+
+/// How to unpack an archive that is no layer.
+pub struct ExtractOptions<'a> {
+    /// Owner of everything in the archive; `None`: as it says itself.
+    pub owner: Option<(u32, u32)>,
+    /// How much the archive may ask for.
+    pub limits: Limits,
+    /// Set by somebody else to stop.
+    pub cancel: &'a AtomicBool,
+}
+
+/// Unpacks the uncompressed `tar` below `root` as `ADD` does.
+///
+/// Like [`apply`] for the lower files that are there, but no name is a whiteout; `..` stops at the
+/// root; a directory's entry goes where a link at its place leads, inside the root; an entry for the
+/// root itself changes nothing.
+pub fn extract(
+    tar: impl Read,
+    root: BorrowedFd<'_>,
+    options: &ExtractOptions<'_>,
+) -> Result<Applied, ApplyError> {
+    let owner = options.owner.map_or(Owner::Tar, |(uid, gid)| Owner::Fixed(uid, gid));
+    let rules = Rules { meaning: Meaning::Archive, owner, cancel: options.cancel };
+    unpack(tar, Unpacker::new(root, rules), options.limits)
+}
+
+fn unpack(tar: impl Read, mut unpacker: Unpacker<'_>, limits: Limits) -> Result<Applied, ApplyError> {
+    let mut reader = TarReader::new(tar, limits);
+    let rules = unpacker.rules();
     let mut entries = 0;
     while let Some(mut member) = reader.next()? {
-        if options.cancel.load(Ordering::Relaxed) {
+        if rules.cancel.load(Ordering::Relaxed) {
             return Err(ApplyError::Cancelled);
         }
         entries += 1;
-        if entries > options.limits.entries {
-            return Err(ApplyError::Limit {
-                what: "entries",
-                limit: options.limits.entries,
-                actual: entries,
-            });
+        if entries > limits.entries {
+            return Err(ApplyError::Limit { what: "entries", limit: limits.entries, actual: entries });
         }
-        let path = clean(&member.path, &member.path)?;
+        let path = rules.clean(&member.path, &member.path)?;
         member.xattrs.retain(|name, _| is_kept_xattr(name));
         let (parent, name) = path::split(&path);
-        match whiteout(&path, name)? {
+        let marker = match rules.meaning {
+            Meaning::Layer(_) => whiteout(&path, name)?,
+            Meaning::Archive => None,
+        };
+        match marker {
             None => unpacker.unpack(&mut reader, &path, &member)?,
             Some(Marker::Ignored) => {}
             Some(Marker::Opaque) => unpacker.make_opaque(parent)?,
@@ -232,14 +266,6 @@ fn whiteout<'n>(path: &[u8], name: &'n [u8]) -> Result<Option<Marker<'n>>, Apply
         _ if hidden.starts_with(b".wh.") => Ok(Some(Marker::Ignored)),
         hidden => Ok(Some(Marker::Hides(hidden))),
     }
-}
-
-/// `path` of the member `entry` relative to the root.
-pub(crate) fn clean(path: &[u8], entry: &[u8]) -> Result<Vec<u8>, ApplyError> {
-    path::normalise(path).map_err(|error| match error {
-        PathError::Above => ApplyError::Refused { entry: entry.into(), refusal: Refusal::Escapes },
-        other => ApplyError::Broken { entry: entry.into(), defect: Defect::Path(other) },
-    })
 }
 
 fn is_kept_xattr(name: &[u8]) -> bool {

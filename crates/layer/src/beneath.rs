@@ -75,6 +75,53 @@ pub fn open_parent<'p>(root: BorrowedFd<'_>, path: &'p [u8]) -> Result<(OwnedFd,
     Ok((open_file(root, parent, OFlags::RDONLY | OFlags::DIRECTORY)?, name))
 }
 
+/// The path that `path` stands for: links followed inside the root, the last one too.
+///
+/// What does not exist stays as it is written. Relative to the root, without `.` and `..`; empty
+/// for the root itself. Costs two calls a component.
+///
+/// # Errors
+/// More links than Linux follows; a directory that may not be searched.
+pub fn real_path(root: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<u8>, BeneathError> {
+    path::check(path).map_err(|source| BeneathError::Path { path: path.into(), source })?;
+    let components = |path: &[u8]| -> Vec<Vec<u8>> {
+        path.rsplit(|&b| b == b'/').filter(|c| !matches!(*c, b"" | b".")).map(<[u8]>::to_vec).collect()
+    };
+    // The last one first.
+    let mut left = components(path);
+    let mut real: Vec<u8> = Vec::new();
+    let mut links = MAX_LINKS;
+    while let Some(component) = left.pop() {
+        if component == b".." {
+            real.truncate(path::split(&real).0.len());
+            continue;
+        }
+        let next = path::join(&real, &component);
+        let found = match resolve(root, &next, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(found) => found,
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                real = next;
+                continue;
+            }
+            Err(errno) => return Err(BeneathError::host("openat2", path, errno)),
+        };
+        match fs::readlinkat(&found, c"", Vec::new()) {
+            Ok(target) => {
+                links =
+                    links.checked_sub(1).ok_or_else(|| BeneathError::host("openat2", path, Errno::LOOP))?;
+                if target.as_bytes().starts_with(b"/") {
+                    real.clear();
+                }
+                left.append(&mut components(target.as_bytes()));
+            }
+            // No link: ENOENT for an empty path, EINVAL on some file systems.
+            Err(Errno::NOENT | Errno::INVAL) => real = next,
+            Err(errno) => return Err(BeneathError::host("readlinkat", path, errno)),
+        }
+    }
+    Ok(real)
+}
+
 /// Makes the directory `path` and its missing parents; returns how many were made.
 ///
 /// Only new directories get `mode` and `owner`. A dangling link on the way gets its target made.
@@ -191,6 +238,39 @@ mod tests {
             open_file(fd.as_fd(), path, OFlags::RDONLY).unwrap();
         }
         assert!(open_parent(fd.as_fd(), b"outside/x").is_err());
+    }
+
+    #[test]
+    fn real_paths_have_no_links_and_stay_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        create_dir(dir.path().join("etc")).unwrap();
+        for (target, link) in [
+            ("/etc", "absolute"),
+            ("../../../etc", "above"),
+            ("absolute/../link", "by-two"),
+            ("etc", "link"),
+            ("/new/place", "dangling"),
+            ("loop", "loop"),
+        ] {
+            symlink(target, dir.path().join(link)).unwrap();
+        }
+        let fd = root(&dir);
+        for (path, expected) in [
+            ("", ""),
+            ("/", ""),
+            ("/etc/./x/", "etc/x"),
+            ("../etc", "etc"),
+            ("absolute", "etc"),
+            ("above/x", "etc/x"),
+            ("absolute/../above", "etc"),
+            ("by-two/y", "etc/y"),
+            ("dangling/x", "new/place/x"),
+            ("no/such/../file", "no/file"),
+        ] {
+            let real = real_path(fd.as_fd(), path.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(real).unwrap(), expected, "{path}");
+        }
+        assert!(real_path(fd.as_fd(), b"loop/x").is_err());
     }
 
     #[test]

@@ -1,29 +1,32 @@
 //! Entries of one tree are copied into another: what `COPY` and `ADD` do.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::beneath::{self, BeneathError};
-use crate::index::{Entry, EntryKind, Timestamp, ctime, mtime, open_to_read};
+use crate::index::{Entry, EntryKind, Timestamp};
 use crate::node::{self, Attributes, CallError, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath, PathError};
 
-/// Between two looks at the cancellation flag.
-const RANGE: usize = 64 << 20;
+mod content;
 
 /// What to copy where.
 pub struct CopyRequest<'a> {
     /// Root of the source tree.
     pub from: BorrowedFd<'a>,
+    /// The source cannot have changed since the scan (a committed snapshot): it is not looked at again.
+    pub frozen: bool,
     /// The selected entries, in the order of a scan.
     pub entries: &'a [Entry],
+    /// Paths of directories among the entries that were not selected themselves, only something
+    /// below them: one that exists at the destination keeps its owner and time.
+    pub passed: &'a HashSet<Vec<u8>>,
     /// Prefix removed from the entries' paths.
     pub strip: &'a [u8],
     /// Root of the destination tree.
@@ -32,10 +35,27 @@ pub struct CopyRequest<'a> {
     pub destination: &'a [u8],
     /// Owner of everything that is made; `None` keeps the entries' owners.
     pub owner: Option<(u32, u32)>,
-    /// An existing destination directory keeps its mode, owner and time.
-    pub keep_destination_dir_metadata: bool,
+    /// Permission bits out of an entry's own and whether it is a directory; `None` keeps them.
+    pub mode: Option<&'a ModeChange<'a>>,
+    /// Permission bits of directories that are made although no entry stands for them.
+    pub parent_mode: u32,
+    /// What becomes of the metadata of the directory at `strip`.
+    pub top: TopDir,
     /// Set by somebody else to stop.
     pub cancel: &'a AtomicBool,
+}
+
+/// New permission bits from old ones; the second argument says whether it is a directory.
+pub type ModeChange<'a> = dyn Fn(u32, bool) -> u32 + 'a;
+
+/// What becomes of the metadata of a directory whose contents are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopDir {
+    /// Only its time is copied: an existing destination keeps mode and owner, a new one gets those
+    /// of any directory made on the way (as `COPY` does, whatever the source is like).
+    Contents,
+    /// The destination becomes like it.
+    Itself,
 }
 
 /// What was copied.
@@ -55,13 +75,13 @@ pub enum CopyError {
     #[error("cancelled")]
     Cancelled,
     /// A directory stands where something else is to be.
-    #[error("cannot copy non-directory onto directory {path}")]
+    #[error("cannot replace directory {path} with a file")]
     OntoDirectory {
         /// The destination.
         path: EntryPath,
     },
     /// Something else stands where a directory is to be.
-    #[error("cannot copy directory onto non-directory {path}")]
+    #[error("cannot copy to non-directory {path}")]
     OntoNonDirectory {
         /// The destination.
         path: EntryPath,
@@ -107,9 +127,9 @@ fn host(path: &[u8]) -> impl Fn(CallError) -> CopyError + '_ {
 
 /// Copies the entries of `request`.
 ///
-/// Parents that are missing are made 0755 and belong to `owner` or 0:0; links among the
-/// destination's parents are followed inside its root. Files replace files and links. Modes, times
-/// and extended attributes are kept, hard links among the entries too; sockets are skipped.
+/// Parents that are missing belong to `owner` or 0:0; links among the destination's parents are
+/// followed inside its root. Files replace files and links. Times and extended attributes are kept,
+/// hard links among the entries too; sockets are skipped.
 pub fn copy(request: &CopyRequest<'_>) -> Result<Copied, CopyError> {
     let mut copier = Copier {
         request,
@@ -170,23 +190,15 @@ impl Copier<'_> {
             EntryKind::Socket => return Ok(()),
             _ => {}
         }
-        if node::stat(parent, name)
-            .map_err(host(&path))?
-            .is_some_and(|stat| node::kind(&stat) == FileType::Directory)
-        {
-            return Err(CopyError::OntoDirectory { path: path.as_slice().into() });
-        }
-        match fs::unlinkat(parent, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(host(&path)(CallError { call: "unlinkat", errno })),
-        }
         let xattrs = shown_xattrs(entry);
         let attributes = self.attributes(entry, &xattrs);
         let make_node = |kind, major, minor| {
             let number = fs::makedev(major, minor);
-            fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, number).named("mknodat")
+            make(parent, name, &path, "mknodat", || {
+                fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, number)
+            })
         };
-        let made = match &entry.kind {
+        match &entry.kind {
             EntryKind::File { inode, nlink, .. } => {
                 if *nlink > 1 {
                     if let Some(first) = self.links.get(inode) {
@@ -197,14 +209,13 @@ impl Copier<'_> {
                 return self.file(parent, name, &path, entry, &attributes);
             }
             EntryKind::Symlink { target } => {
-                fs::symlinkat(target.as_slice(), parent, name).named("symlinkat")
+                make(parent, name, &path, "symlinkat", || fs::symlinkat(target.as_slice(), parent, name))?
             }
-            EntryKind::Char { major, minor } => make_node(FileType::CharacterDevice, *major, *minor),
-            EntryKind::Block { major, minor } => make_node(FileType::BlockDevice, *major, *minor),
-            EntryKind::Fifo => make_node(FileType::Fifo, 0, 0),
-            EntryKind::Dir | EntryKind::Socket => Ok(()),
-        };
-        made.map_err(host(&path))?;
+            EntryKind::Char { major, minor } => make_node(FileType::CharacterDevice, *major, *minor)?,
+            EntryKind::Block { major, minor } => make_node(FileType::BlockDevice, *major, *minor)?,
+            EntryKind::Fifo => make_node(FileType::Fifo, 0, 0)?,
+            EntryKind::Dir | EntryKind::Socket => {}
+        }
         let is_symlink = matches!(entry.kind, EntryKind::Symlink { .. });
         node::set_on_name(parent, name, is_symlink, &attributes).map_err(host(&path))
     }
@@ -213,14 +224,10 @@ impl Copier<'_> {
     fn top_dir(&mut self, entry: &Entry, path: &[u8]) -> Result<(), CopyError> {
         match beneath::open_file(self.request.to, path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(existing) => {
-                let keep = self.request.keep_destination_dir_metadata;
-                let time = if keep {
-                    mtime(&fs::fstat(&existing).named("fstat").map_err(host(path))?)
-                } else {
+                if self.request.top == TopDir::Itself {
                     self.set_dir(existing.as_fd(), entry, path)?;
-                    entry.mtime
-                };
-                self.dir_mtimes.push((path.to_vec(), time));
+                }
+                self.dir_mtimes.push((path.to_vec(), entry.mtime));
                 return Ok(());
             }
             Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => {}
@@ -229,10 +236,11 @@ impl Copier<'_> {
             }
             Err(error) => return Err(error.into()),
         }
-        let owner = self.request.owner.unwrap_or((0, 0));
-        beneath::mkdir_all(self.request.to, path, 0o755, owner)?;
-        let made = beneath::open_file(self.request.to, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        self.set_dir(made.as_fd(), entry, path)?;
+        self.make_parents(path)?;
+        if self.request.top == TopDir::Itself {
+            let made = beneath::open_file(self.request.to, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            self.set_dir(made.as_fd(), entry, path)?;
+        }
         self.dir_mtimes.push((path.to_vec(), entry.mtime));
         Ok(())
     }
@@ -244,12 +252,23 @@ impl Copier<'_> {
         path: &[u8],
         entry: &Entry,
     ) -> Result<(), CopyError> {
-        match node::stat(parent, name).map_err(host(path))? {
-            None => fs::mkdirat(parent, name, Mode::RWXU).named("mkdirat").map_err(host(path))?,
-            Some(stat) if node::kind(&stat) == FileType::Directory => {}
-            Some(_) => return Err(CopyError::OntoNonDirectory { path: path.into() }),
+        let made = match fs::mkdirat(parent, name, Mode::RWXU) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(host(path)(CallError { call: "mkdirat", errno })),
+        };
+        let directory = match node::open_dir(parent, name) {
+            // A link at a directory's place is not followed: NOFOLLOW, so not a directory.
+            Err(CallError { errno: Errno::NOTDIR | Errno::LOOP, .. }) => {
+                return Err(CopyError::OntoNonDirectory { path: path.into() });
+            }
+            other => other.map_err(host(path))?,
+        };
+        if !made && self.request.passed.contains(&entry.path) {
+            return fs::fchmod(&directory, Mode::from_raw_mode(entry.mode & 0o7777))
+                .named("fchmod")
+                .map_err(host(path));
         }
-        let directory = node::open_dir(parent, name).map_err(host(path))?;
         self.set_dir(directory.as_fd(), entry, path)?;
         self.dir_mtimes.push((path.to_vec(), entry.mtime));
         Ok(())
@@ -269,105 +288,16 @@ impl Copier<'_> {
         path: &[u8],
     ) -> Result<(), CopyError> {
         let (first_parent, first_name) = beneath::open_parent(self.request.to, first)?;
-        fs::linkat(&first_parent, first_name, parent, name, AtFlags::empty())
-            .named("linkat")
-            .map_err(host(path))
-    }
-
-    fn file(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        entry: &Entry,
-        attributes: &Attributes<'_>,
-    ) -> Result<(), CopyError> {
-        let changed = || CopyError::ChangedWhileReading { path: entry.path.as_slice().into() };
-        let source = open_to_read(self.request.from, &entry.path)?;
-        let stat = |fd: BorrowedFd<'_>| fs::fstat(fd).named("fstat").map_err(host(&entry.path));
-        if node::kind(&stat(source.as_fd())?) != FileType::RegularFile {
-            return Err(changed());
-        }
-        // Read too: the copy is what gets hashed when the source has changed.
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made =
-            fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR).named("openat").map_err(host(path))?;
-        let (mut source, mut made) = (File::from(source), File::from(made));
-        let size = match entry.kind {
-            EntryKind::File { size, .. } => size,
-            _ => 0,
-        };
-        self.copied.bytes += self.content(&mut source, &mut made, size, entry, path)?;
-        // Looked at after the copy: equal to the scan's means the same content at every moment between.
-        if let EntryKind::File { content: Some(expected), .. } = &entry.kind
-            && !is_as_scanned(&stat(source.as_fd())?, entry)
-            && self.hash(&mut made, path)? != *expected
-        {
-            return Err(changed());
-        }
-        node::set_on_fd(made.as_fd(), attributes).map_err(host(path))
-    }
-
-    /// Copies everything, by the cheapest way that works.
-    fn content(
-        &mut self,
-        source: &mut File,
-        made: &mut File,
-        size: u64,
-        entry: &Entry,
-        path: &[u8],
-    ) -> Result<u64, CopyError> {
-        if self.clones && size > 0 {
-            match fs::ioctl_ficlone(&*made, &*source) {
-                Ok(()) => return Ok(size),
-                // Another file system, or one that cannot: so it stays for this copy.
-                Err(_) => self.clones = false,
-            }
-        }
-        let mut bytes = 0;
-        while self.ranges && bytes < size {
-            self.check_cancel()?;
-            match fs::copy_file_range(&*source, None, &*made, None, RANGE) {
-                Ok(0) => break,
-                Ok(length) => bytes += length as u64,
-                Err(Errno::INTR) => {}
-                Err(Errno::NOSPC) => {
-                    return Err(host(path)(CallError { call: "copy_file_range", errno: Errno::NOSPC }));
-                }
-                // Reading and writing says what is really wrong, if anything is.
-                Err(_) => self.ranges = false,
-            }
-        }
-        self.buffer.resize(256 << 10, 0);
-        loop {
-            self.check_cancel()?;
-            let fault = |call, path: &[u8], source| CopyError::Host { call, path: path.into(), source };
-            let length = match source.read(&mut self.buffer) {
-                Ok(0) => return Ok(bytes),
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(fault("read", &entry.path, error)),
-            };
-            made.write_all(&self.buffer[..length]).map_err(|error| fault("write", path, error))?;
-            bytes += length as u64;
-        }
-    }
-
-    fn hash(&mut self, made: &mut File, path: &[u8]) -> Result<[u8; 32], CopyError> {
-        let fault = |call| move |source| CopyError::Host { call, path: path.into(), source };
-        made.seek(SeekFrom::Start(0)).map_err(fault("lseek"))?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(made).map_err(fault("read"))?;
-        Ok(hasher.finalize().into())
-    }
-
-    fn check_cancel(&self) -> Result<(), CopyError> {
-        if self.request.cancel.load(Ordering::Relaxed) { Err(CopyError::Cancelled) } else { Ok(()) }
+        make(parent, name, path, "linkat", || {
+            fs::linkat(&first_parent, first_name, parent, name, AtFlags::empty())
+        })
     }
 
     fn attributes<'e>(&self, entry: &Entry, xattrs: &'e Xattrs) -> Attributes<'e> {
         let owner = Some(self.request.owner.unwrap_or((entry.uid, entry.gid)));
-        Attributes { owner, mode: entry.mode, xattrs, mtime: Some(entry.mtime) }
+        let is_dir = entry.kind == EntryKind::Dir;
+        let mode = self.request.mode.map_or(entry.mode, |change| change(entry.mode, is_dir));
+        Attributes { owner, mode, xattrs, mtime: Some(entry.mtime) }
     }
 
     /// The destination directory `path`, made if missing.
@@ -380,7 +310,7 @@ impl Copier<'_> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let directory = match beneath::open_file(self.request.to, path, flags) {
             Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => {
-                beneath::mkdir_all(self.request.to, path, 0o755, self.request.owner.unwrap_or((0, 0)))?;
+                self.make_parents(path)?;
                 beneath::open_file(self.request.to, path, flags)?
             }
             Err(error) if error.host_kind() == Some(io::ErrorKind::NotADirectory) => {
@@ -393,6 +323,12 @@ impl Copier<'_> {
         Ok(directory)
     }
 
+    fn make_parents(&self, path: &[u8]) -> Result<(), CopyError> {
+        let request = self.request;
+        beneath::mkdir_all(request.to, path, request.parent_mode, request.owner.unwrap_or((0, 0)))?;
+        Ok(())
+    }
+
     /// Sets the directories' times, the deepest first.
     fn finish(self) -> Result<Copied, CopyError> {
         for (path, mtime) in self.dir_mtimes.iter().rev() {
@@ -403,16 +339,36 @@ impl Copier<'_> {
     }
 }
 
-fn is_as_scanned(stat: &Stat, entry: &Entry) -> bool {
-    let EntryKind::File { size, inode, .. } = &entry.kind else { return false };
-    *size == stat.st_size.unsigned_abs()
-        && *inode == (stat.st_dev, stat.st_ino)
-        && (entry.mtime, entry.ctime) == (mtime(stat), ctime(stat))
-}
-
 fn shown_xattrs(entry: &Entry) -> Xattrs {
     let shown = entry.xattrs.iter().filter(|(name, _)| !is_private_xattr(name));
     shown.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Runs `call`, which refuses to overwrite; a file or link in the way is removed first, then.
+fn make<T>(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    path: &[u8],
+    called: &'static str,
+    call: impl Fn() -> Result<T, Errno>,
+) -> Result<T, CopyError> {
+    match call() {
+        Err(Errno::EXIST) => {}
+        other => return other.named(called).map_err(host(path)),
+    }
+    match fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        // POSIX says EPERM for a directory.
+        Err(Errno::ISDIR | Errno::PERM)
+            if node::stat(parent, name)
+                .map_err(host(path))?
+                .is_some_and(|stat| node::kind(&stat) == FileType::Directory) =>
+        {
+            return Err(CopyError::OntoDirectory { path: path.into() });
+        }
+        Err(errno) => return Err(host(path)(CallError { call: "unlinkat", errno })),
+    }
+    call().named(called).map_err(host(path))
 }
 
 #[cfg(test)]

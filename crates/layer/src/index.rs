@@ -91,7 +91,7 @@ pub enum Visit {
     Take,
     /// Neither the entry nor anything below it.
     Skip,
-    /// Not the entry, but look below it.
+    /// Look below it; the directory itself only if something there is taken.
     Descend,
 }
 
@@ -195,7 +195,7 @@ pub fn scan(root: BorrowedFd<'_>, start: &[u8], options: &ScanOptions<'_>) -> Re
         b"." => b"",
         start => start,
     };
-    let mut walk = Walk { options, entries: Vec::new(), unhashed: Vec::new() };
+    let mut walk = Walk { options, entries: Vec::new(), pending: Vec::new(), unhashed: Vec::new() };
     if start.is_empty() {
         let top = beneath::open_file(root, b"", OFlags::RDONLY | OFlags::DIRECTORY)?;
         walk.visit(top.as_fd(), b".", Vec::new())?;
@@ -211,6 +211,8 @@ pub fn scan(root: BorrowedFd<'_>, start: &[u8], options: &ScanOptions<'_>) -> Re
 struct Walk<'a> {
     options: &'a ScanOptions<'a>,
     entries: Vec<Entry>,
+    /// Directories above the current entry that are taken with the first entry below them.
+    pending: Vec<Entry>,
     /// Indices of files whose content is still to be hashed.
     unhashed: Vec<usize>,
 }
@@ -227,10 +229,22 @@ impl Walk<'_> {
             Some(filter) if !path.is_empty() => filter(&path, is_dir),
             _ => Visit::Take,
         };
+        let above = self.pending.len();
         match visit {
             Visit::Skip => return Ok(()),
-            Visit::Descend => {}
-            Visit::Take => self.take(parent, name, &path, &stat)?,
+            Visit::Descend if !is_dir => return Ok(()),
+            Visit::Descend => {
+                let entry = self.entry(parent, name, &path, &stat)?;
+                self.pending.push(entry);
+            }
+            Visit::Take => {
+                let entry = self.entry(parent, name, &path, &stat)?;
+                self.entries.append(&mut self.pending);
+                if self.options.hash && matches!(entry.kind, EntryKind::File { content: None, .. }) {
+                    self.unhashed.push(self.entries.len());
+                }
+                self.entries.push(entry);
+            }
         }
         if is_dir {
             let directory = node::open_dir(parent, name).map_err(host)?;
@@ -241,26 +255,23 @@ impl Walk<'_> {
                 self.visit(directory.as_fd(), &child, below)?;
             }
         }
+        self.pending.truncate(above);
         Ok(())
     }
 
-    fn take(
-        &mut self,
+    fn entry(
+        &self,
         parent: BorrowedFd<'_>,
         name: &[u8],
         path: &[u8],
         stat: &Stat,
-    ) -> Result<(), ScanError> {
+    ) -> Result<Entry, ScanError> {
         let host = |error| ScanError::host(path, error);
         let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
         let kind = match node::kind(stat) {
             FileType::RegularFile => {
                 let known = self.options.stat_cache.filter(|_| self.options.hash);
-                let content = known.and_then(|cache| cache.get(&FileStat::of(stat)));
-                if self.options.hash && content.is_none() {
-                    self.unhashed.push(self.entries.len());
-                }
-                file_kind(stat, content)
+                file_kind(stat, known.and_then(|cache| cache.get(&FileStat::of(stat))))
             }
             FileType::Directory => EntryKind::Dir,
             FileType::Symlink => {
@@ -272,7 +283,7 @@ impl Walk<'_> {
             FileType::Fifo => EntryKind::Fifo,
             _ => EntryKind::Socket,
         };
-        self.entries.push(Entry {
+        Ok(Entry {
             path: path.to_vec(),
             kind,
             mode: stat.st_mode & 0o7777,
@@ -281,8 +292,25 @@ impl Walk<'_> {
             mtime: mtime(stat),
             ctime: ctime(stat),
             xattrs: node::xattrs(parent, name).map_err(host)?,
-        });
-        Ok(())
+        })
+    }
+}
+
+impl Entry {
+    /// Whether the file that `file` has open is in the state in which it was scanned. The scan must
+    /// have been of the same mount: overlayfs gives each its own device number.
+    ///
+    /// # Errors
+    /// When the kernel does not answer `fstat(2)`.
+    pub fn is_as_scanned(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(self.is_as(&fs::fstat(file)?))
+    }
+
+    pub(crate) fn is_as(&self, stat: &Stat) -> bool {
+        let EntryKind::File { size, inode, .. } = &self.kind else { return false };
+        *size == stat.st_size.unsigned_abs()
+            && *inode == (stat.st_dev, stat.st_ino)
+            && (self.mtime, self.ctime) == (mtime(stat), ctime(stat))
     }
 }
 
@@ -427,11 +455,26 @@ mod tests {
     #[test]
     fn a_filter_skips_or_looks_below() {
         let filter = |path: &[u8], _: bool| match path {
-            b"a" => Visit::Descend,
             b"a-b" => Visit::Skip,
             _ => Visit::Take,
         };
-        check("", Some(&filter), &["", "a/x", "a/x/file", "link"]);
+        check("", Some(&filter), &["", "a", "a/x", "a/x/file", "link"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_only_passed_stands_before_what_is_taken_below_it() {
+        let filter = |path: &[u8], _: bool| match path {
+            b"a/x/file" => Visit::Take,
+            _ => Visit::Descend,
+        };
+        check("", Some(&filter), &["", "a", "a/x", "a/x/file"]);
+        check("a", Some(&filter), &["a", "a/x", "a/x/file"]);
+        check("", Some(&|_, _| Visit::Descend), &[""]);
+        let upper = |path: &[u8], _: bool| match path {
+            b"a" => Visit::Take,
+            _ => Visit::Descend,
+        };
+        check("", Some(&upper), &["", "a"]);
     }
 
     #[test]

@@ -28,10 +28,12 @@ mod tar_write;
 mod compression;
 mod copy;
 
-pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
+pub use apply::{
+    Applied, ApplyError, ApplyOptions, Defect, ExtractOptions, Limits, Refusal, Whiteouts, apply, extract,
+};
 pub use beneath::BeneathError;
 pub use compression::{Compression, decoder, detect, gzip_encoder};
-pub use copy::{Copied, CopyError, CopyRequest, copy};
+pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
 pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,

@@ -95,6 +95,21 @@ pub(crate) fn normalise(path: &[u8]) -> Result<Vec<u8>, PathError> {
     Ok(parts.join(&b'/'))
 }
 
+/// Like [`normalise`] for what `ADD` unpacks: `..` stops at the root, empty components do not count.
+pub(crate) fn clip(path: &[u8]) -> Result<Vec<u8>, PathError> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for component in path.split(|&b| b == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            name => parts.push(name),
+        }
+    }
+    let clipped = parts.join(&b'/');
+    check(&clipped)?;
+    Ok(clipped)
+}
+
 /// Parent and last component; the parent of a top-level name is empty.
 pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&b| b == b'/') {
@@ -132,6 +147,14 @@ mod tests {
         {
             assert_eq!(normalise(path.as_bytes()), Ok(expected.as_bytes().to_vec()), "{path}");
         }
+    }
+
+    #[test]
+    fn clipped_paths_stay_inside() {
+        for (path, expected) in [("../x", "x"), ("a/../../x//y/", "x/y"), ("/", ""), ("./..", "")] {
+            assert_eq!(clip(path.as_bytes()), Ok(expected.as_bytes().to_vec()), "{path}");
+        }
+        assert_eq!(clip(b"a\0b"), Err(PathError::Nul));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The digest of a tree: equal when a copy of the tree would be.
 
+use std::collections::{HashMap, hash_map};
+
 use kiln_oci::Digest;
 use sha2::{Digest as _, Sha256};
 
@@ -10,12 +12,16 @@ use crate::path;
 /// Digest of what `entries` are, with `strip` removed from their paths.
 ///
 /// Covers path, kind, mode, owner (unless `ignore_owner`), size, content, link target, device
-/// numbers and extended attributes other than `trusted.*`, overlay's and SELinux's. Times and
-/// inodes do not count. Sockets do not either: nothing copies them.
+/// numbers, which files are hard links of one another, and extended attributes other than
+/// `trusted.*`, overlay's and SELinux's. Times and inodes do not count. Sockets do not either:
+/// nothing copies them. Of the directory at `strip` itself only that it is one counts: its contents
+/// are copied.
 pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool) -> Digest {
     let mut fields = Fields(Sha256::new());
-    fields.bytes(b"kiln tree 1");
-    for entry in entries {
+    fields.bytes(b"kiln tree 2");
+    let mut links: HashMap<(u64, u64), u64> = HashMap::new();
+    let copied = entries.iter().filter(|entry| entry.kind != EntryKind::Socket);
+    for (position, entry) in copied.enumerate() {
         let (tag, numbers, text): (u8, [u64; 2], &[u8]) = match &entry.kind {
             EntryKind::File { size, content, .. } => {
                 (b'f', [*size, u64::from(content.is_some())], content.as_ref().map_or(&b""[..], |hash| hash))
@@ -27,9 +33,23 @@ pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool) -> Diges
             EntryKind::Fifo => (b'p', [0, 0], b""),
             EntryKind::Socket => continue,
         };
-        let (uid, gid) = if ignore_owner { (0, 0) } else { (entry.uid, entry.gid) };
-        fields.bytes(path::strip(&entry.path, strip));
+        let relative = path::strip(&entry.path, strip);
+        fields.bytes(relative);
         fields.bytes(&[tag]);
+        if entry.kind == EntryKind::Dir && relative.is_empty() {
+            continue;
+        }
+        if let EntryKind::File { inode, nlink: 2.., .. } = &entry.kind {
+            match links.entry(*inode) {
+                hash_map::Entry::Vacant(first) => drop(first.insert(position as u64)),
+                hash_map::Entry::Occupied(first) => {
+                    fields.bytes(b"=");
+                    fields.number(*first.get());
+                    continue;
+                }
+            }
+        }
+        let (uid, gid) = if ignore_owner { (0, 0) } else { (entry.uid, entry.gid) };
         for number in [entry.mode.into(), uid.into(), gid.into(), numbers[0], numbers[1]] {
             fields.number(number);
         }
@@ -110,5 +130,28 @@ mod tests {
         for changed in [mode, content, xattr] {
             assert_ne!(tree_digest(&[changed], b"", false), base);
         }
+    }
+
+    #[test]
+    fn hard_links_count_by_which_files_they_join() {
+        let linked = |path: &str, inode: u64| Entry {
+            kind: EntryKind::File { size: 1, content: Some([1; 32]), inode: (1, inode), nlink: 2 },
+            ..file(path, 0)
+        };
+        let digest = |entries: &[Entry]| tree_digest(entries, b"", false);
+        let joined = digest(&[linked("a", 5), linked("b", 5)]);
+        assert_eq!(joined, digest(&[linked("a", 8), linked("b", 8)]));
+        assert_ne!(joined, digest(&[linked("a", 5), linked("b", 6)]));
+        // The other link of each is somewhere else: they are two files, as two copies are.
+        assert_eq!(digest(&[linked("a", 5), linked("b", 6)]), digest(&[file("a", 0), linked("b", 6)]));
+    }
+
+    #[test]
+    fn the_directory_whose_contents_are_meant_counts_without_its_metadata() {
+        let dir = |mode: u32| Entry { kind: EntryKind::Dir, mode, ..file("a", mode) };
+        let below = file("a/x", 0);
+        let digest = |top: Entry, strip: &str| tree_digest(&[top, below.clone()], strip.as_bytes(), false);
+        assert_eq!(digest(dir(0o700), "a"), digest(dir(0o755), "a"));
+        assert_ne!(digest(dir(0o700), ""), digest(dir(0o755), ""));
     }
 }

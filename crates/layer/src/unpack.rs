@@ -5,21 +5,70 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use crate::apply::{ApplyError, ApplyOptions, Defect, Refusal, Whiteouts, clean};
+use crate::apply::{ApplyError, Defect, Refusal, Whiteouts};
 use crate::beneath;
 use crate::index::Timestamp;
 use crate::node::{self, Attributes, CallError, Named};
-use crate::path;
+use crate::path::{self, PathError};
 use crate::tar_read::{Member, MemberKind, TarReader};
+
+/// How members become files.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    pub(crate) meaning: Meaning,
+    pub(crate) owner: Owner,
+    pub(crate) cancel: &'a AtomicBool,
+}
+
+/// What the tar is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// An image's layer.
+    Layer(Whiteouts),
+    /// An archive of the user's.
+    Archive,
+}
+
+/// Whom files belong to.
+#[derive(Clone, Copy)]
+pub(crate) enum Owner {
+    /// As the tar says.
+    Tar,
+    /// This process.
+    Process,
+    /// One user and group.
+    Fixed(u32, u32),
+}
+
+impl Rules<'_> {
+    /// `path` of the member `entry` relative to the root.
+    pub(crate) fn clean(&self, path: &[u8], entry: &[u8]) -> Result<Vec<u8>, ApplyError> {
+        let cleaned = match self.meaning {
+            Meaning::Layer(_) => path::normalise(path),
+            Meaning::Archive => path::clip(path),
+        };
+        cleaned.map_err(|error| match error {
+            PathError::Above => ApplyError::Refused { entry: entry.into(), refusal: Refusal::Escapes },
+            other => ApplyError::Broken { entry: entry.into(), defect: Defect::Path(other) },
+        })
+    }
+
+    fn whiteouts(&self) -> Option<Whiteouts> {
+        match self.meaning {
+            Meaning::Layer(whiteouts) => Some(whiteouts),
+            Meaning::Archive => None,
+        }
+    }
+}
 
 pub(crate) struct Unpacker<'a> {
     root: BorrowedFd<'a>,
-    options: &'a ApplyOptions<'a>,
+    rules: Rules<'a>,
     /// The parent of the last member: most neighbours share it. Forgotten when anything is removed.
     parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Times of directories, set when nothing is put into them any more.
@@ -40,8 +89,12 @@ fn broken(path: &[u8], defect: Defect) -> ApplyError {
 }
 
 impl<'a> Unpacker<'a> {
-    pub(crate) fn new(root: BorrowedFd<'a>, options: &'a ApplyOptions<'a>) -> Self {
-        Self { root, options, parent: None, dir_mtimes: BTreeMap::new(), made: BTreeSet::new() }
+    pub(crate) fn new(root: BorrowedFd<'a>, rules: Rules<'a>) -> Self {
+        Self { root, rules, parent: None, dir_mtimes: BTreeMap::new(), made: BTreeSet::new() }
+    }
+
+    pub(crate) fn rules(&self) -> Rules<'a> {
+        self.rules
     }
 
     /// Makes one member at the cleaned `path`, in place of whatever is there.
@@ -80,7 +133,7 @@ impl<'a> Unpacker<'a> {
     /// Hides what the lower layers have at `parent`/`name`; what this tar made stays.
     pub(crate) fn hide(&mut self, parent: &[u8], name: &[u8]) -> Result<(), ApplyError> {
         let path = path::join(parent, name);
-        if self.options.whiteouts == Whiteouts::Remove {
+        if self.rules.whiteouts() == Some(Whiteouts::Remove) {
             let Some(directory) = self.existing(parent)? else { return Ok(()) };
             self.forget();
             return self.remove_lower_at(directory.as_fd(), name, &path);
@@ -98,12 +151,13 @@ impl<'a> Unpacker<'a> {
 
     /// Hides everything the lower layers have in the directory `path`.
     pub(crate) fn make_opaque(&mut self, path: &[u8]) -> Result<(), ApplyError> {
-        match self.options.whiteouts {
-            Whiteouts::Overlay => {
+        match self.rules.whiteouts() {
+            None => Ok(()),
+            Some(Whiteouts::Overlay) => {
                 let directory = self.parent(path)?;
                 set_opaque(directory.as_fd()).map_err(host(path))
             }
-            Whiteouts::Remove => match self.existing(path)? {
+            Some(Whiteouts::Remove) => match self.existing(path)? {
                 Some(directory) => {
                     self.forget();
                     self.remove_lower(directory.as_fd(), path)
@@ -131,6 +185,9 @@ impl<'a> Unpacker<'a> {
     }
 
     fn unpack_root(&mut self, member: &Member) -> Result<(), ApplyError> {
+        if self.rules.meaning == Meaning::Archive {
+            return Ok(());
+        }
         if member.kind != MemberKind::Dir {
             let entry = member.path.as_slice().into();
             return Err(ApplyError::Refused { entry, refusal: Refusal::ReplacesRoot });
@@ -155,7 +212,7 @@ impl<'a> Unpacker<'a> {
         let fd = self.replace(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))?;
         let mut file = File::from(fd);
         loop {
-            if self.options.cancel.load(Ordering::Relaxed) {
+            if self.rules.cancel.load(Ordering::Relaxed) {
                 return Err(ApplyError::Cancelled);
             }
             let chunk = reader.chunk(path, usize::MAX)?;
@@ -178,12 +235,24 @@ impl<'a> Unpacker<'a> {
         member: &Member,
     ) -> Result<(), ApplyError> {
         let there = node::stat(parent, name).map_err(host(path))?;
+        if self.rules.meaning == Meaning::Archive
+            && there.as_ref().is_some_and(|stat| node::kind(stat) == FileType::Symlink)
+        {
+            let real = beneath::real_path(self.root, path)?;
+            let (above, name) = path::split(&real);
+            if name.is_empty() {
+                return Ok(());
+            }
+            let parent = self.parent(above)?;
+            // Real paths have no links left: this comes here once.
+            return self.dir(parent.as_fd(), name, &real, member);
+        }
         let is_dir = there.as_ref().is_some_and(|stat| node::kind(stat) == FileType::Directory);
         if !is_dir {
             let was_whiteout =
                 there.is_some_and(|stat| node::kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0);
             self.replace(parent, name, path, "mkdirat", || fs::mkdirat(parent, name, Mode::RWXU))?;
-            if was_whiteout && self.options.whiteouts == Whiteouts::Overlay {
+            if was_whiteout && self.rules.whiteouts() == Some(Whiteouts::Overlay) {
                 // The lower directory stays hidden: whiteouts reach lower layers only, but those fully.
                 let made = node::open_dir(parent, name).map_err(host(path))?;
                 set_opaque(made.as_fd()).map_err(host(path))?;
@@ -203,7 +272,7 @@ impl<'a> Unpacker<'a> {
         path: &[u8],
         member: &Member,
     ) -> Result<(), ApplyError> {
-        let target = clean(&member.link, path)?;
+        let target = self.rules.clean(&member.link, path)?;
         if target == path {
             return Err(broken(path, Defect::LinkMissing));
         }
@@ -279,7 +348,11 @@ impl<'a> Unpacker<'a> {
 
     fn attributes<'m>(&self, member: &'m Member) -> Attributes<'m> {
         Attributes {
-            owner: self.options.keep_owner.then_some((member.uid, member.gid)),
+            owner: match self.rules.owner {
+                Owner::Tar => Some((member.uid, member.gid)),
+                Owner::Process => None,
+                Owner::Fixed(uid, gid) => Some((uid, gid)),
+            },
             mode: member.mode,
             xattrs: &member.xattrs,
             mtime: Some(member.mtime),
@@ -321,7 +394,7 @@ impl<'a> Unpacker<'a> {
             Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => Ok(None),
             Err(error)
                 if error.host_kind() == Some(io::ErrorKind::NotADirectory)
-                    && self.options.whiteouts == Whiteouts::Overlay
+                    && self.rules.whiteouts() == Some(Whiteouts::Overlay)
                     && self.has_whiteout_above(path)? =>
             {
                 Ok(None)
@@ -351,7 +424,7 @@ impl<'a> Unpacker<'a> {
 
     /// Turns a whiteout in the way into an opaque directory.
     fn clear_whiteouts(&mut self, path: &[u8]) -> Result<(), ApplyError> {
-        if self.options.whiteouts != Whiteouts::Overlay {
+        if self.rules.whiteouts() != Some(Whiteouts::Overlay) {
             return Ok(());
         }
         let Some(end) = self.whiteout_above(path)? else { return Ok(()) };
@@ -391,7 +464,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn remember(&mut self, path: &[u8]) {
-        if self.options.whiteouts == Whiteouts::Remove {
+        if self.rules.whiteouts() == Some(Whiteouts::Remove) {
             self.made.insert(path.to_vec());
         }
     }

@@ -77,10 +77,13 @@ impl Reference {
 
     /// The name without tag and digest as users write it: `debian`, `team/app`, `host:5000/app`.
     pub fn familiar_name(&self) -> String {
-        match (self.domain.as_str(), self.path.strip_prefix(OFFICIAL)) {
-            (DEFAULT_DOMAIN, Some(short)) => short.to_owned(),
-            (DEFAULT_DOMAIN, None) => self.path.clone(),
-            _ => format!("{}/{}", self.domain, self.path),
+        let official = self.path.strip_prefix(OFFICIAL).filter(|name| !name.contains('/'));
+        let short = official.unwrap_or(&self.path);
+        // The first component of `docker.io/a.b/c` would be read as a domain if it came first.
+        if self.domain == DEFAULT_DOMAIN && split_domain(short).0.is_none() {
+            short.to_owned()
+        } else {
+            format!("{}/{}", self.domain, self.path)
         }
     }
 
@@ -234,6 +237,8 @@ mod tests {
         check("team/app:1.0", "docker.io/team/app:1.0", "team/app:1.0");
         check("localhost/app", "localhost/app:latest", "localhost/app:latest");
         check("index.docker.io/debian", "docker.io/library/debian:latest", "debian:latest");
+        check("library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest");
+        check("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest");
         check("[::1]:5000/x", "[::1]:5000/x:latest", "[::1]:5000/x:latest");
         check("host:5000/a/b_c.d--e:T", "host:5000/a/b_c.d--e:T", "host:5000/a/b_c.d--e:T");
         check(

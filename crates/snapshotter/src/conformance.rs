@@ -35,6 +35,25 @@ fn snapshot(store: &dyn Snapshotter, name: &str, parent: Option<&str>, write: im
     store.commit(&active, &id(name)).unwrap();
 }
 
+/// Makes the snapshot `name`: what `layer` alone changes, on top of `parent`.
+fn stack(store: &dyn Snapshotter, name: &str, parent: Option<&str>, layer: &str) {
+    let active = key(&format!("k-{name}"));
+    store.prepare(&active, parent.map(id).as_ref()).unwrap();
+    store.commit_layer(&active, &id(name), &id(layer)).unwrap();
+}
+
+/// A snapshot with the given files, on nothing, written without a mount.
+fn layer(store: &dyn Snapshotter, name: &str, files: &[(&str, &str)]) {
+    let active = key(&format!("k-{name}"));
+    store.prepare(&active, None).unwrap();
+    let tree = store.open_layer(&active).unwrap();
+    for (path, text) in files {
+        fs::create_dir_all(at(&tree, path).parent().unwrap()).unwrap();
+        fs::write(at(&tree, path), text).unwrap();
+    }
+    store.commit(&active, &id(name)).unwrap();
+}
+
 fn with_overlay(test: impl FnOnce(&Overlay, &Path)) {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: mounting overlayfs needs root");
@@ -247,5 +266,148 @@ fn damage_is_told_apart_from_absence() {
         assert!(damaged("a"), "empty after a power cut");
         store.remove(&id("a")).unwrap();
         assert!(damaged("b"), "missing parent");
+    });
+}
+
+#[test]
+fn a_layer_stacked_on_another_base_shows_both() {
+    with_overlay(|store, _| {
+        snapshot(store, "base", None, |tree| {
+            fs::create_dir_all(at(tree, "etc/kept")).unwrap();
+            fs::set_permissions(at(tree, "etc"), fs::Permissions::from_mode(0o700)).unwrap();
+            fs::write(at(tree, "etc/motd"), "base").unwrap();
+            std::os::unix::fs::symlink("etc", at(tree, "link")).unwrap();
+        });
+        layer(store, "l", &[("etc/motd", "layer"), ("link/x", "dir")]);
+        stack(store, "top", Some("base"), "l");
+        assert_eq!(read(store, "top", "etc/motd").unwrap(), "layer");
+        let view = store.open_view(&id("top")).unwrap();
+        assert!(at(&view, "etc/kept").is_dir());
+        assert_eq!(fs::metadata(at(&view, "etc")).unwrap().mode() & 0o7777, 0o755);
+        assert!(fs::symlink_metadata(at(&view, "link")).unwrap().is_dir());
+        assert!(!at(&view, "etc/x").exists());
+        assert_eq!(store.chain(&id("top")).unwrap(), [id("base"), id("top")]);
+        assert_eq!(store.parent(&id("top")).unwrap(), Some(id("base")));
+        let changes = store.open_changes(&id("top")).unwrap();
+        assert!(at(&changes.dir, "etc/motd").exists() && !at(&changes.dir, "etc/kept").exists());
+        snapshot(store, "next", Some("top"), |tree| fs::write(at(tree, "etc/motd"), "next").unwrap());
+        assert_eq!(read(store, "next", "etc/motd").unwrap(), "next");
+        assert_eq!(read(store, "l", "etc/motd").unwrap(), "layer");
+    });
+}
+
+#[test]
+fn shared_changes_live_until_the_last_snapshot_that_shows_them_is_removed() {
+    for order in [["l", "a", "b"], ["a", "l", "b"], ["b", "a", "l"]] {
+        with_overlay(|store, root| {
+            snapshot(store, "base", None, |_| {});
+            layer(store, "l", &[("f", "text")]);
+            stack(store, "a", Some("base"), "l");
+            // Of a snapshot that shares itself.
+            stack(store, "b", None, "a");
+            for (nth, gone) in order.iter().enumerate() {
+                store.remove(&id(gone)).unwrap();
+                assert!(!store.contains(&id(gone)), "{order:?}");
+                assert!(matches!(store.remove(&id(gone)), Err(Error::NoSnapshot(_))), "{order:?}");
+                for kept in &order[nth + 1..] {
+                    assert_eq!(read(store, kept, "f").unwrap(), "text", "{order:?}: {kept} without {gone}");
+                    assert!(at(&store.open_changes(&id(kept)).unwrap().dir, "f").exists());
+                }
+            }
+            assert_eq!(store.list().unwrap(), (vec![id("base")], vec![]));
+            let left = |dir: &str| fs::read_dir(root.join(dir)).unwrap().count();
+            assert_eq!((left("committed"), left("shared"), left("trash")), (1, 0, 0), "{order:?}");
+        });
+    }
+}
+
+#[test]
+fn a_name_is_taken_while_its_changes_are_shown() {
+    with_overlay(|store, _| {
+        layer(store, "l", &[("f", "old")]);
+        stack(store, "a", None, "l");
+        store.remove(&id("l")).unwrap();
+        store.prepare(&key("k"), None).unwrap();
+        assert!(matches!(store.commit(&key("k"), &id("l")), Err(Error::IdTaken(_))));
+        assert!(matches!(store.commit_layer(&key("k"), &id("a"), &id("a")), Err(Error::IdTaken(_))));
+        assert!(matches!(store.commit_layer(&key("k"), &id("c"), &id("l")), Err(Error::NoSnapshot(_))));
+        assert!(matches!(store.commit_layer(&key("no"), &id("c"), &id("a")), Err(Error::NoActive(_))));
+        assert_eq!(read(store, "a", "f").unwrap(), "old");
+    });
+}
+
+#[test]
+fn a_written_snapshot_does_not_take_another_ones_changes() {
+    with_overlay(|store, _| {
+        layer(store, "l", &[("f", "layer")]);
+        store.prepare(&key("k"), None).unwrap();
+        fs::write(at(&store.open_layer(&key("k")).unwrap(), "mine"), "").unwrap();
+        assert!(store.commit_layer(&key("k"), &id("s"), &id("l")).is_err());
+        assert!(!store.contains(&id("s")));
+        store.remove_active(&key("k")).unwrap();
+    });
+}
+
+#[test]
+fn one_layer_may_stand_twice_in_a_stack() {
+    with_overlay(|store, _| {
+        layer(store, "l", &[("d/f", "layer")]);
+        stack(store, "one", None, "l");
+        snapshot(store, "two", Some("one"), |tree| {
+            fs::remove_dir_all(at(tree, "d")).unwrap();
+            fs::write(at(tree, "d"), "file").unwrap();
+        });
+        stack(store, "three", Some("two"), "l");
+        assert_eq!(read(store, "two", "d").unwrap(), "file");
+        assert_eq!(read(store, "three", "d/f").unwrap(), "layer");
+        assert_eq!(store.chain(&id("three")).unwrap().len(), 3);
+    });
+}
+
+#[test]
+fn a_stacked_layer_leaves_the_root_directory_as_it_was() {
+    with_overlay(|store, _| {
+        snapshot(store, "odd", None, |tree| {
+            fs::set_permissions(at(tree, ""), fs::Permissions::from_mode(0o1711)).unwrap();
+            std::os::unix::fs::chown(at(tree, ""), Some(7), Some(8)).unwrap();
+        });
+        layer(store, "l", &[("f", "layer")]);
+        stack(store, "top", Some("odd"), "l");
+        snapshot(store, "next", Some("top"), |_| {});
+        for name in ["top", "next"] {
+            let root = fs::metadata(at(&store.open_view(&id(name)).unwrap(), "")).unwrap();
+            assert_eq!((root.mode() & 0o7777, root.uid(), root.gid()), (0o1711, 7, 8), "{name}");
+            assert_eq!(read(store, name, "f").unwrap(), "layer");
+        }
+        store.remove(&id("l")).unwrap();
+        assert_eq!(read(store, "next", "f").unwrap(), "layer");
+    });
+}
+
+#[test]
+fn a_crash_between_hint_and_name_keeps_nothing_alive() {
+    with_overlay(|store, root| {
+        layer(store, "l", &[("f", "")]);
+        stack(store, "a", None, "l");
+        // What a process leaves that died before its snapshot got its name.
+        fs::write(root.join("committed/l/sharers/never"), "").unwrap();
+        store.remove(&id("l")).unwrap();
+        assert!(root.join("shared/l").exists());
+        // And what one leaves that died after it discarded the last sharer.
+        fs::remove_dir_all(root.join("committed/a")).unwrap();
+        store.empty_trash().unwrap();
+        assert!(!root.join("shared/l").exists());
+    });
+}
+
+#[test]
+fn shared_changes_that_are_gone_are_damage() {
+    with_overlay(|store, root| {
+        layer(store, "l", &[("f", "")]);
+        stack(store, "a", None, "l");
+        fs::remove_dir_all(root.join("committed/l")).unwrap();
+        assert!(matches!(store.open_view(&id("a")), Err(Error::Damaged { .. })));
+        assert!(matches!(store.open_changes(&id("a")), Err(Error::Damaged { .. })));
+        store.remove(&id("a")).unwrap();
     });
 }

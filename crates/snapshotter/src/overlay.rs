@@ -1,7 +1,7 @@
 //! The overlayfs backend.
 //!
 //! ```text
-//! active/<key>/{fs,work,meta}    committed/<id>/{fs,meta}    trash/    empty/
+//! active/<key>/{fs,work,meta}    committed/<id>/{fs,meta,sharers/}    shared/    trash/    empty/
 //! ```
 
 use std::collections::HashSet;
@@ -14,13 +14,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kiln_oci::{ActiveKey, SnapshotId};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, Mode, OFlags, RenameFlags, fchmod, fchown, fstat, mkdirat, openat, renameat_with, statat,
+    AtFlags, Mode, OFlags, RenameFlags, Stat, fchmod, fchown, fstat, mkdirat, openat, renameat_with, statat,
 };
 use rustix::io::Errno;
 
 use crate::error::host;
 use crate::mount::{MAX_LOWER, Stack, open_dir, overlay};
-use crate::{Changes, Error, Form, OpenOptions, Snapshotter, sidecar};
+use crate::sidecar::{self, Links};
+use crate::{Changes, Error, Form, OpenOptions, Snapshotter};
+
+mod sharing;
 
 /// Snapshots as overlayfs upperdirs. Needs the right to mount.
 ///
@@ -42,14 +45,17 @@ impl Overlay {
         ensure_dir(rustix::fs::CWD, root, 0o700)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(rustix::fs::CWD, root, flags, Mode::empty()).map_err(host("open", root))?;
-        for (name, mode) in [("active", 0o700), ("committed", 0o700), (TRASH, 0o700), (EMPTY, 0o755)] {
-            ensure_dir(&dir, Path::new(name), mode)?;
+        for name in ["active", "committed", sharing::SHARED, TRASH] {
+            ensure_dir(&dir, Path::new(name), 0o700)?;
         }
+        ensure_dir(&dir, Path::new(EMPTY), 0o755)?;
         Ok(Self { path: root.to_owned(), root: dir, discarded: AtomicU64::new(0) })
     }
 
-    /// Unlinks what a crash left in the trash; returns how many trees that were.
+    /// Unlinks what a crash left in the trash, and changes that the last snapshot to share them left
+    /// behind; returns how many trees that were.
     pub fn empty_trash(&self) -> Result<usize, Error> {
+        self.sweep_shared()?;
         let names = self.names(TRASH)?;
         for name in &names {
             remove_tree(&self.path.join(TRASH).join(name))?;
@@ -57,10 +63,61 @@ impl Overlay {
         Ok(names.len())
     }
 
-    /// The lowerdirs of a stack that ends in `top`, highest first.
-    fn lower_of(&self, top: Option<&SnapshotId>) -> Result<Vec<PathBuf>, Error> {
-        let chain = top.map_or(Ok(Vec::new()), |id| self.chain(id))?;
-        Ok(chain.iter().rev().map(|id| committed(id).join("fs")).collect())
+    /// What the committed snapshot `id` stands on and where its changes are.
+    fn links(&self, id: &SnapshotId) -> Result<Links, Error> {
+        match sidecar::read(&self.root, &committed(id).join("meta"))? {
+            Some(links) => Ok(links),
+            None if !self.contains(id) => Err(Error::NoSnapshot(id.clone())),
+            None => Err(Error::Damaged { path: committed(id), reason: "its sidecar is missing" }),
+        }
+    }
+
+    /// `top` and all it stands on, highest first.
+    fn stack(&self, top: &SnapshotId) -> Result<Vec<(SnapshotId, Links)>, Error> {
+        let mut stack = vec![(top.clone(), self.links(top)?)];
+        let mut seen = HashSet::from([top.clone()]);
+        while let Some(below) = stack.last().and_then(|(_, links)| links.parent.clone()) {
+            let damaged = |reason| Error::Damaged { path: committed(&below), reason };
+            if !seen.insert(below.clone()) {
+                return Err(damaged("parents form a circle"));
+            }
+            if stack.len() == MAX_LOWER {
+                return Err(Error::TooDeep { limit: MAX_LOWER });
+            }
+            let links = self.links(&below).map_err(|error| match error {
+                Error::NoSnapshot(_) => damaged("another snapshot stands on it, but it is missing"),
+                error => error,
+            })?;
+            stack.push((below, links));
+        }
+        Ok(stack)
+    }
+
+    /// Mounts the stack that ends in `top`, with `extra` directories below it.
+    fn mount(
+        &self,
+        top: Option<&SnapshotId>,
+        extra: &[PathBuf],
+        upper: Option<&(PathBuf, PathBuf)>,
+    ) -> Result<OwnedFd, Error> {
+        // overlayfs without an upperdir wants two lowerdirs.
+        let least = if upper.is_some() { 1 } else { 2 };
+        let attempt = || {
+            let mut lower = match top {
+                Some(top) => self.lower_of(top)?,
+                None => Vec::new(),
+            };
+            lower.extend(extra.iter().cloned());
+            if lower.len() < least {
+                lower.push(PathBuf::from(EMPTY));
+            }
+            overlay(&Stack { root: self.root.as_fd(), lower: &lower, upper: upper.cloned() })
+        };
+        match attempt() {
+            // Somebody removed a snapshot whose changes this stack shares: they have moved, once.
+            Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => attempt(),
+            result => result,
+        }
     }
 
     /// Makes everything below `active/<key>`.
@@ -68,15 +125,24 @@ impl Overlay {
         make_dir(&self.root, &dir.join("work"), 0o700)?;
         make_dir(&self.root, &dir.join("fs"), 0o755)?;
         if let Some(parent) = parent {
-            let below = open_dir(&self.root, &committed(parent).join("fs"))?;
-            let like = fstat(&below).map_err(host("fstat", committed(parent)))?;
-            let fs = open_readable(&self.root, &dir.join("fs"))?;
-            // Owner before mode: chown(2) clears setuid bits.
-            let (uid, gid) = (rustix::fs::Uid::from_raw(like.st_uid), rustix::fs::Gid::from_raw(like.st_gid));
-            fchown(&fs, Some(uid), Some(gid)).map_err(host("fchown", dir))?;
-            fchmod(&fs, Mode::from_raw_mode(like.st_mode & 0o7777)).map_err(host("fchmod", dir))?;
+            let own = committed(parent).join("fs");
+            let top = if self.exists(&own) { own } else { self.changes_of(parent, &self.links(parent)?)? };
+            self.make_like(&dir.join("fs"), &self.stat_dir(&top)?)?;
         }
-        sidecar::write(&self.root, &dir.join("meta"), parent)
+        sidecar::write(&self.root, &dir.join("meta"), &Links { parent: parent.cloned(), changes: None })
+    }
+
+    /// Gives `dir` the mode and owner of another directory.
+    fn make_like(&self, dir: &Path, like: &Stat) -> Result<(), Error> {
+        let fd = open_readable(&self.root, dir)?;
+        // Owner before mode: chown(2) clears setuid bits.
+        let (uid, gid) = (rustix::fs::Uid::from_raw(like.st_uid), rustix::fs::Gid::from_raw(like.st_gid));
+        fchown(&fd, Some(uid), Some(gid)).map_err(host("fchown", dir))?;
+        fchmod(&fd, Mode::from_raw_mode(like.st_mode & 0o7777)).map_err(host("fchmod", dir))
+    }
+
+    fn stat_dir(&self, dir: &Path) -> Result<Stat, Error> {
+        fstat(open_dir(&self.root, dir)?).map_err(host("fstat", dir))
     }
 
     /// Moves `dir` out of sight in one step, then unlinks it. `Ok(false)`: it was not there.
@@ -97,7 +163,16 @@ impl Overlay {
         Ok(true)
     }
 
-    fn names(&self, dir: &str) -> Result<Vec<String>, Error> {
+    /// Gives a complete active snapshot its name, in one step.
+    fn publish(&self, key: &ActiveKey, id: &SnapshotId) -> Result<(), Error> {
+        match renameat_with(&self.root, active(key), &self.root, committed(id), RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST | Errno::NOTEMPTY) => Err(Error::IdTaken(id.clone())),
+            Err(errno) => Err(host("rename", active(key))(errno)),
+        }
+    }
+
+    fn names(&self, dir: impl AsRef<Path>) -> Result<Vec<String>, Error> {
         let path = self.path.join(dir);
         let mut names = Vec::new();
         for entry in fs::read_dir(&path).map_err(host("readdir", &path))? {
@@ -115,7 +190,7 @@ impl Overlay {
     /// The parent of an active snapshot.
     fn active_parent(&self, key: &ActiveKey) -> Result<Option<SnapshotId>, Error> {
         match sidecar::read(&self.root, &active(key).join("meta"))? {
-            Some(parent) => Ok(parent),
+            Some(links) => Ok(links.parent),
             None if !self.exists(&active(key)) => Err(Error::NoActive(key.clone())),
             None => Err(Error::Damaged { path: active(key), reason: "its sidecar is missing" }),
         }
@@ -140,17 +215,13 @@ impl Snapshotter for Overlay {
     }
 
     fn open_active(&self, key: &ActiveKey, options: &OpenOptions) -> Result<OwnedFd, Error> {
-        let mut lower = self.lower_of(self.active_parent(key)?.as_ref())?;
-        lower.extend(options.extra_lower.iter().cloned());
-        if lower.is_empty() {
-            lower.push(PathBuf::from(EMPTY));
-        }
+        let parent = self.active_parent(key)?;
         // A former volatile mount left `incompat/volatile` behind, and the kernel refuses the
         // workdir from then on. It means lost writes after a crash, but keys do not outlive theirs.
         let (dir, work) = (active(key), active(key).join("work"));
         remove_work(&self.path.join(&work))?;
         make_dir(&self.root, &work, 0o700)?;
-        overlay(&Stack { root: self.root.as_fd(), lower: &lower, upper: Some((dir.join("fs"), work)) })
+        self.mount(parent.as_ref(), &options.extra_lower, Some(&(dir.join("fs"), work)))
     }
 
     fn open_layer(&self, key: &ActiveKey) -> Result<OwnedFd, Error> {
@@ -159,34 +230,33 @@ impl Snapshotter for Overlay {
     }
 
     fn open_view(&self, id: &SnapshotId) -> Result<OwnedFd, Error> {
-        let mut lower = self.lower_of(Some(id))?;
-        if lower.len() == 1 {
-            // overlayfs without an upperdir wants two lowerdirs.
-            lower.push(PathBuf::from(EMPTY));
-        }
-        overlay(&Stack { root: self.root.as_fd(), lower: &lower, upper: None })
+        self.mount(Some(id), &[], None)
     }
 
     fn open_changes(&self, id: &SnapshotId) -> Result<Changes, Error> {
-        if !self.contains(id) {
-            return Err(Error::NoSnapshot(id.clone()));
-        }
-        let dir = open_readable(&self.root, &committed(id).join("fs"))?;
+        let place = || self.changes_of(id, &self.links(id)?);
+        let dir = match open_readable(&self.root, &place()?) {
+            // As in `mount`.
+            Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                open_readable(&self.root, &place()?)?
+            }
+            result => result?,
+        };
         Ok(Changes { dir, form: Form::OverlayUpper })
     }
 
     fn commit(&self, key: &ActiveKey, id: &SnapshotId) -> Result<(), Error> {
         // Complete or not at all: a snapshot that names no parent must not become one.
         self.active_parent(key)?;
-        if self.contains(id) {
+        if self.is_taken(id) {
             return Err(Error::IdTaken(id.clone()));
         }
         remove_work(&self.path.join(active(key)).join("work"))?;
-        match renameat_with(&self.root, active(key), &self.root, committed(id), RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST | Errno::NOTEMPTY) => Err(Error::IdTaken(id.clone())),
-            Err(errno) => Err(host("rename", active(key))(errno)),
-        }
+        self.publish(key, id)
+    }
+
+    fn commit_layer(&self, key: &ActiveKey, id: &SnapshotId, layer: &SnapshotId) -> Result<(), Error> {
+        self.share(key, id, layer)
     }
 
     fn remove_active(&self, key: &ActiveKey) -> Result<(), Error> {
@@ -194,39 +264,15 @@ impl Snapshotter for Overlay {
     }
 
     fn remove(&self, id: &SnapshotId) -> Result<(), Error> {
-        if self.discard(&committed(id))? { Ok(()) } else { Err(Error::NoSnapshot(id.clone())) }
+        self.release(id)
     }
 
     fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
-        match sidecar::read(&self.root, &committed(id).join("meta"))? {
-            Some(parent) => Ok(parent),
-            None if !self.contains(id) => Err(Error::NoSnapshot(id.clone())),
-            None => Err(Error::Damaged { path: committed(id), reason: "its sidecar is missing" }),
-        }
+        Ok(self.links(id)?.parent)
     }
 
     fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Error> {
-        let mut chain = vec![id.clone()];
-        let mut seen = HashSet::from([id.clone()]);
-        let mut next = self.parent(id)?;
-        while let Some(below) = next {
-            let damaged = |reason| Error::Damaged { path: committed(&below), reason };
-            if !seen.insert(below.clone()) {
-                return Err(damaged("parents form a circle"));
-            }
-            if chain.len() == MAX_LOWER {
-                return Err(Error::TooDeep { limit: MAX_LOWER });
-            }
-            next = match self.parent(&below) {
-                Err(Error::NoSnapshot(_)) => {
-                    return Err(damaged("another snapshot stands on it, but it is missing"));
-                }
-                parent => parent?,
-            };
-            chain.push(below);
-        }
-        chain.reverse();
-        Ok(chain)
+        Ok(self.stack(id)?.into_iter().rev().map(|(id, _)| id).collect())
     }
 
     fn contains(&self, id: &SnapshotId) -> bool {

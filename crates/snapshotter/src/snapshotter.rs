@@ -11,6 +11,7 @@ use crate::Error;
 ///
 /// ```text
 /// prepare(key) ─▶ Active ── commit(key, id) ─▶ Committed(id)
+///                    ├── commit_layer(key, id, layer) ─▶ Committed(id)
 ///                    └── remove_active(key) ─▶ gone
 /// ```
 /// Only committed snapshots can be parents. Each active key belongs to one process; committed
@@ -61,13 +62,26 @@ pub trait Snapshotter: Send + Sync {
     /// [`Error::NoActive`]; [`Error::IdTaken`], and the active snapshot stays then.
     fn commit(&self, key: &ActiveKey, id: &SnapshotId) -> Result<(), Error>;
 
+    /// Turns the active snapshot, to which nothing was written, into the committed snapshot `id`:
+    /// what it adds to and hides from its parent is what `layer` alone adds and hides, whatever
+    /// `layer` stands on. Its root directory keeps mode and owner of its parent's.
+    ///
+    /// As if the layer's tar were applied on the parent, but no file is copied: both snapshots show
+    /// the same ones. Either may be removed first; the space is freed with the last. Costs O(1).
+    ///
+    /// # Errors
+    /// [`Error::NoActive`], [`Error::NoSnapshot`] without `layer`, [`Error::Host`] if something was
+    /// written; [`Error::IdTaken`], and the active snapshot stays then, to be removed only.
+    fn commit_layer(&self, key: &ActiveKey, id: &SnapshotId, layer: &SnapshotId) -> Result<(), Error>;
+
     /// Removes an active snapshot, complete or not. Costs O(files).
     ///
     /// # Errors
     /// [`Error::NoActive`].
     fn remove_active(&self, key: &ActiveKey) -> Result<(), Error>;
 
-    /// Removes a committed snapshot. Costs O(files).
+    /// Removes a committed snapshot. Costs O(files), unless another one shares its changes
+    /// ([`Snapshotter::commit_layer`]): they go when that one goes.
     ///
     /// Children are not looked for: the caller, who knows all records, removes them first. A
     /// child left behind answers [`Error::Damaged`] from then on.

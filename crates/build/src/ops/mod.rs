@@ -1,7 +1,9 @@
 //! The ops' implementations: what the solver runs.
 
+mod copy;
 mod exec;
 mod file;
+mod merge;
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,14 +31,15 @@ pub(crate) struct Shared {
 pub(crate) struct BuildOp {
     op: llb::Op,
     shared: Arc<Shared>,
-    /// What a copy selected while its key was made, one place an input, for the run after it.
+    /// What a copy selected while its key was made, one place an action, for the run after it.
     selections: Mutex<Vec<Option<Arc<Selection>>>>,
 }
 
 impl BuildOp {
     /// An op for `vertex`.
     pub(crate) fn new(vertex: &llb::Vertex, shared: &Arc<Shared>) -> Self {
-        let selections = Mutex::new(vec![None; vertex.inputs.len()]);
+        let actions = if let llb::Op::File(file) = &vertex.op { file.actions.len() } else { 0 };
+        let selections = Mutex::new(vec![None; actions]);
         Self { op: vertex.op.clone(), shared: shared.clone(), selections }
     }
 
@@ -54,41 +57,42 @@ impl BuildOp {
         inputs.map(|(position, id)| VertexInput { vertex: id.0, usage: usage(position) }).collect()
     }
 
-    /// All copies that read from `input`, as one list of sources.
-    fn sources(&self, input: usize) -> Vec<String> {
-        let llb::Op::File(file) = &self.op else { return Vec::new() };
-        let copies = file.actions.iter().filter_map(|action| match action {
-            llb::FileAction::Copy(copy) if copy.from.0 == input => Some(copy),
+    /// All copies that read from `input`, with their places among the actions.
+    fn copies(&self, input: usize) -> impl Iterator<Item = (usize, &llb::Copy)> {
+        let actions = if let llb::Op::File(file) = &self.op { file.actions.as_slice() } else { &[] };
+        actions.iter().enumerate().filter_map(move |(at, action)| match action {
+            llb::FileAction::Copy(copy) if copy.from.0 == input => Some((at, copy)),
             llb::FileAction::Copy(_) | llb::FileAction::Mkdir(_) | llb::FileAction::Mkfile(_) => None,
-        });
-        copies.flat_map(|copy| copy.sources.clone()).collect()
+        })
     }
 
-    /// What the copies from `input` mean in `tree`; scanned once.
-    fn selection(&self, input: usize, tree: &Tree) -> Result<Arc<Selection>, OpError> {
+    /// What `copy`, the action at `at`, means in `tree`; scanned once.
+    fn selection(&self, at: usize, copy: &llb::Copy, tree: &Tree) -> Result<Arc<Selection>, OpError> {
         let known = || self.selections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(selection) = &known()[input] {
+        if let Some(selection) = &known()[at] {
             return Ok(selection.clone());
         }
-        let sources = self.sources(input);
         let cancel = self.shared.cancel.flag();
         let selection = match tree {
             Tree::Context(context) => {
                 let (root, ignore) = (context.root(), Some(context.ignore()));
-                select(&Place { root, ignore, digests: Some(context.digests()), cancel }, &sources)?
+                select(&Place { root, ignore, digests: Some(context.digests()), cancel }, copy)?
             }
             Tree::Snapshot(id) => {
                 let root = self.shared.engine.snapshots.open_view(id)?;
-                select(&Place { root: root.as_fd(), ignore: None, digests: None, cancel }, &sources)?
+                select(&Place { root: root.as_fd(), ignore: None, digests: None, cancel }, copy)?
             }
-            Tree::Empty => {
-                let source = sources.into_iter().next().unwrap_or_default();
-                let place = "the source stage, which has no files".to_owned();
-                return Err(OpError::NoSource { path: source, place, ignored_by: None, similar: None });
-            }
+            Tree::Empty => match copy.sources.iter().find(|source| !matches!(source.as_str(), "" | ".")) {
+                None => Selection::default(),
+                Some(source) => {
+                    let place = "the source stage, which has no files".to_owned();
+                    let path = source.clone();
+                    return Err(OpError::NoSource { path, place, ignored_by: None, similar: None });
+                }
+            },
         };
         let selection = Arc::new(selection);
-        known()[input] = Some(selection.clone());
+        known()[at] = Some(selection.clone());
         Ok(selection)
     }
 
@@ -115,8 +119,13 @@ impl Op for BuildOp {
     }
 
     fn content(&self, input: usize, output: &Tree, _scope: &Scope<'_>) -> Result<Digest, OpError> {
-        let ignore_owner = matches!(output, Tree::Context(_));
-        Ok(self.selection(input, output)?.digest(ignore_owner))
+        let mut digests = String::new();
+        for (at, copy) in self.copies(input) {
+            // Owners that are given anyway make no difference.
+            let ignore_owner = copy.owner != llb::Owner::Keep;
+            digests.push_str(&self.selection(at, copy, output)?.digest(ignore_owner).to_string());
+        }
+        Ok(Digest::of(digests.as_bytes()))
     }
 
     fn run(&self, inputs: &[Tree], scope: &Scope<'_>) -> Result<Tree, OpError> {
@@ -134,11 +143,15 @@ impl Op for BuildOp {
                 let context = self.shared.context.clone();
                 Ok(context.map_or(Tree::Empty, Tree::Context))
             }
-            llb::Op::Source(llb::Source::Http(_) | llb::Source::Git(_)) | llb::Op::Merge(_) => {
+            llb::Op::Source(llb::Source::Http(_) | llb::Source::Git(_)) => {
                 Err(BuildError::Bug { what: "an op without an implementation".to_owned() }.into())
             }
             llb::Op::Exec(exec) => self.run_exec(exec, inputs, scope),
-            llb::Op::File(file) => self.run_file(file, inputs),
+            llb::Op::File(file) => self.run_file(file, inputs, scope),
+            llb::Op::Merge(merge) => self.run_merge(merge, inputs),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use super::{Built, Lower, Options, Step, bare, entry, join, makes_layer};
 use crate::ast::{Body, Definition, Instruction, Kind, Pair, Text};
 use crate::healthcheck::Healthcheck;
 use crate::outline::Wish;
-use crate::scope::{Scope, set_env};
+use crate::scope::Scope;
 use crate::stages::{Result, Stages, wrong};
 use crate::words::split_blanks;
 use crate::{Diagnostic, Rule, parse};
@@ -53,8 +53,8 @@ impl Lower<'_> {
             Body::Env(pairs) => {
                 let pairs = self.pairs(built, at, pairs)?;
                 for (name, value) in &pairs {
-                    set_env(&mut built.config.config.env, name, value);
-                    built.env.set(name, value);
+                    built.image_env.replace(name, value.clone());
+                    built.env.set(name, value.clone());
                 }
                 built.note(format!("ENV {}", shown(&pairs)));
             }
@@ -161,14 +161,14 @@ impl Lower<'_> {
             let (value, inherited) = match (passed, default) {
                 (Some(value), _) => (Some(value), false),
                 (None, Some(default)) => (Some(self.expand(built, at, default)?), false),
-                (None, None) => (self.stages.globals.get(&name_text).map(str::to_owned), true),
+                (None, None) => (self.stages.globals.get(&name_text).cloned(), true),
             };
             self.used_args.insert(name_text.clone());
             // These two speak to the builder, not to the steps.
             let is_env =
                 !matches!(name_text.as_str(), "BUILDKIT_SBOM_SCAN_CONTEXT" | "BUILDKIT_SBOM_SCAN_STAGE");
             if let Some(value) = value.as_ref().filter(|_| is_env) {
-                built.env.set(&name_text, value);
+                built.env.set(&name_text, value.clone());
             }
             if !inherited {
                 built.wishes.push(Wish::arg(at, name, value.as_deref()));
@@ -177,8 +177,7 @@ impl Lower<'_> {
                 Some(value) => format!("{name_text}={value}"),
                 None => name_text.clone(),
             });
-            built.args.retain(|(known, _)| *known != name_text);
-            built.args.push((name_text, value));
+            built.args.set(&name_text, value);
         }
         built.note(format!("ARG {}", shown.join(" ")));
         Ok(())
@@ -369,7 +368,7 @@ pub fn apply_changes(
         let stages = Stages::find(&ast, &options, &mut lint).map_err(failed)?;
         let mut lower = Lower::new(&ast, &options, &images, stages, &mut lint);
         let env = Scope::of(&config.config.env);
-        let mut built = Built { env, ..bare(config.clone()) };
+        let mut built = Built { image_env: env.clone(), env, ..bare(config.clone()) };
         let mut step = Step {
             stage: 0,
             label: String::new(),
@@ -381,6 +380,7 @@ pub fn apply_changes(
         };
         let _ = lower.instruction(&mut step, &mut built, instruction, "").map_err(failed)?;
         *config = built.config;
+        config.config.env = built.image_env.to_entries();
         let made = built.history.into_iter().next().map(|entry| entry.history.created_by.unwrap_or_default());
         history.extend(made.map(entry));
     }

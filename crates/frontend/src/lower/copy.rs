@@ -250,21 +250,20 @@ impl Lower<'_> {
         };
         let span = at.text_span(text);
         let name = &text.value;
-        let built = match self.stages.origin(name, span, true)? {
-            Origin::Stage(stage) => self.done.get(&stage).cloned().flatten(),
+        let tree = match self.stages.origin(name, span, true)? {
+            Origin::Stage(stage) => self.trees.get(&stage).copied().flatten(),
             Origin::Outside(name) => {
                 let platform = self.stages.list[step.stage].platform.clone();
                 let stages = self.stage_names();
-                self.outside(&name, at, span, &platform, Some(stages), None)?
+                self.outside(&name, at, span, &platform, Some(stages), None)?.map(|built| built.tree)
             }
         };
-        let Some(built) = built else { return Ok(None) };
+        let Some(tree) = tree else { return Ok(None) };
         // A named context that is a directory is a build context too: its files belong to root.
-        let is_context = built
-            .tree
-            .is_some_and(|tree| matches!(self.definition.vertex(tree).op, Op::Source(Source::Local(_))));
+        let is_context =
+            tree.is_some_and(|tree| matches!(self.definition.vertex(tree).op, Op::Source(Source::Local(_))));
         let owner = if is_context { Owner::Root } else { Owner::Keep };
-        match built.tree {
+        match tree {
             Some(tree) => Ok(Some((tree, owner))),
             None => wrong(span, format!("{name:?} has no files to copy")),
         }

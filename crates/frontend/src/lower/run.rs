@@ -61,13 +61,14 @@ impl Lower<'_> {
             return Ok(false);
         }
         let created_by = format!("RUN {}{} # buildkit", self.declared_args(built), args.join(" "));
-        let mut env: Vec<(String, String)> = built.env.entries().to_vec();
+        let mut env: Vec<(String, String)> =
+            built.env.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
         if let Some(socket) = parts.ssh.first()
             && built.env.get("SSH_AUTH_SOCK").is_none()
         {
             env.push(("SSH_AUTH_SOCK".to_owned(), socket.clone()));
         }
-        let declared = |name: &str| built.args.iter().any(|(known, _)| known == name);
+        let declared = |name: &str| built.args.contains(name);
         let proxies = self.options.build_args.iter().filter(|(name, _)| is_proxy(name) && !declared(name));
         let unkeyed_env = proxies.map(|(name, value)| (name.clone(), value.clone())).collect();
         let choice =
@@ -145,7 +146,7 @@ impl Lower<'_> {
     /// `|2 A=1 B=2 `: what the history tells of declared ARGs.
     fn declared_args(&self, built: &Built) -> String {
         let value = |name: &str, own: &Option<String>| {
-            built.env.get(name).map(str::to_owned).or_else(|| own.clone()).unwrap_or_default()
+            built.env.get(name).or(own.as_ref()).cloned().unwrap_or_default()
         };
         let shown: Vec<String> =
             built.args.iter().map(|(name, own)| format!("{name}={}", value(name, own))).collect();
@@ -287,7 +288,7 @@ impl Lower<'_> {
         let field = fields.iter().find(|field| field.key == "from");
         let span = field.map_or(at.text_span(text), |field| at.part_span(text, field.start, field.end));
         let tree = match self.stages.origin(name, span, false)? {
-            Origin::Stage(stage) => self.done.get(&stage).cloned().flatten().map(|built| built.tree),
+            Origin::Stage(stage) => self.trees.get(&stage).copied().flatten(),
             Origin::Outside(name) => {
                 let platform = self.stages.list[step.stage].platform.clone();
                 let stages = self.stage_names();

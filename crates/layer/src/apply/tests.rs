@@ -346,3 +346,104 @@ fn limits_stop_a_tar_before_it_is_written() {
         assert!(!root.path().join("b").exists());
     }
 }
+
+/// Unpacks as `ADD` does, below `dst` of a tree that has a file beside it.
+fn extract_into(
+    prepare: impl FnOnce(&Path),
+    members: &[Vec<u8>],
+    owner: Option<(u32, u32)>,
+) -> (TempDir, Result<Applied, ApplyError>) {
+    let root = tempfile::tempdir().unwrap();
+    let dst = root.path().join("dst");
+    fs::create_dir(&dst).unwrap();
+    prepare(&dst);
+    let cancel = AtomicBool::new(false);
+    let options = ExtractOptions { owner, limits: Limits::default(), cancel: &cancel };
+    let result = extract(archive(members).as_slice(), File::open(&dst).unwrap().as_fd(), &options);
+    (root, result)
+}
+
+#[test]
+fn an_archive_stays_below_its_destination() {
+    let members = [
+        file("../up", "1"),
+        file("a/../../../b", "2"),
+        file("/abs//x", "3"),
+        link("out", "/"),
+        file("out/y", "4"),
+        link("above", "../.."),
+        dir("above/z"),
+        hard("h", "../../abs/x"),
+    ];
+    let (root, result) = extract_into(|_| {}, &members, None);
+    result.unwrap();
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    for (path, content) in [("up", "1"), ("b", "2"), ("abs/x", "3"), ("y", "4"), ("h", "3")] {
+        assert_eq!(text(&root, &format!("dst/{path}")), content, "{path}");
+    }
+    assert!(root.path().join("dst/z").is_dir());
+}
+
+#[test]
+fn in_an_archive_no_name_is_a_whiteout() {
+    let prepare = |dst: &Path| fs::write(dst.join("kept"), "kept").unwrap();
+    let (root, result) = extract_into(prepare, &[file(".wh.kept", "plain"), file(".wh..wh..opq", "")], None);
+    result.unwrap();
+    assert_eq!(text(&root, "dst/kept") + &text(&root, "dst/.wh.kept"), "keptplain");
+    assert!(root.path().join("dst/.wh..wh..opq").exists());
+}
+
+#[test]
+fn an_archives_directory_goes_where_a_link_at_its_place_leads() {
+    let prepare = |dst: &Path| {
+        fs::create_dir(dst.join("real")).unwrap();
+        fs::write(dst.join("real/old"), "old").unwrap();
+        symlink("/real", dst.join("link")).unwrap();
+        symlink("new", dst.join("dangling")).unwrap();
+        symlink("real/old", dst.join("file")).unwrap();
+        symlink("/", dst.join("top")).unwrap();
+    };
+    let members = [
+        dir("link/"),
+        file("link/x", "x"),
+        dir("dangling"),
+        dir("top"),
+        file("top/y", "y"),
+        file("file", "file replaces links"),
+    ];
+    let (root, result) = extract_into(prepare, &members, None);
+    result.unwrap();
+    assert_eq!(text(&root, "dst/real/old") + &text(&root, "dst/real/x") + &text(&root, "dst/y"), "oldxy");
+    assert!(fs::symlink_metadata(root.path().join("dst/link")).unwrap().is_symlink());
+    assert!(root.path().join("dst/new").is_dir());
+    assert!(fs::symlink_metadata(root.path().join("dst/file")).unwrap().is_file());
+}
+
+#[test]
+fn the_owner_of_an_archives_members_can_be_given() {
+    let mode = |root: &TempDir, path: &str| {
+        let stat = fs::metadata(root.path().join(path)).unwrap();
+        (stat.mode() & 0o7777, stat.uid(), stat.gid())
+    };
+    let mut top = tar::Header::new_ustar();
+    top.as_old_mut().name[..2].copy_from_slice(b"./");
+    top.as_old_mut().linkflag = [b'5'];
+    top.set_mode(0o700);
+    top.set_uid(9);
+    top.set_gid(9);
+    top.set_size(0);
+    top.set_mtime(1);
+    let members = [with_content(top, b""), file("made/x", "")];
+    let (root, result) = extract_into(|_| {}, &members, Some((7, 8)));
+    result.unwrap();
+    // The archive's root is not the destination, and who makes `made/` is not asked.
+    assert_eq!(mode(&root, "dst").1, 0);
+    assert_eq!(mode(&root, "dst/made"), (0o755, 0, 0));
+    assert_eq!(mode(&root, "dst/made/x"), (0o644, 7, 8));
+}
+
+#[test]
+fn an_archive_cannot_make_overlays_whiteout() {
+    let (_root, result) = extract_into(|_| {}, &[raw(b"null", b'3', b"", b"")], None);
+    assert!(matches!(result, Err(ApplyError::Refused { refusal: Refusal::OverlayDevice, .. })), "{result:?}");
+}

@@ -1,6 +1,6 @@
 //! Needs root: files get owners.
 
-use std::fs::{self, create_dir, hard_link, write};
+use std::fs::{self, File, create_dir, hard_link, write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use tempfile::TempDir;
@@ -26,16 +26,47 @@ fn run(
     destination: &str,
     owner: Option<(u32, u32)>,
 ) -> Result<Copied, CopyError> {
+    run_with(from, entries, strip, to, destination, &Options { owner, ..Options::default() })
+}
+
+/// How a `COPY` copies when nothing is asked for.
+struct Options<'o> {
+    passed: &'o [&'o str],
+    owner: Option<(u32, u32)>,
+    mode: Option<&'o ModeChange<'o>>,
+    parent_mode: u32,
+    top: TopDir,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self { passed: &[], owner: None, mode: None, parent_mode: 0o755, top: TopDir::Contents }
+    }
+}
+
+fn run_with(
+    from: &TempDir,
+    entries: &[Entry],
+    strip: &str,
+    to: &TempDir,
+    destination: &str,
+    options: &Options<'_>,
+) -> Result<Copied, CopyError> {
     let cancel = AtomicBool::new(false);
+    let passed = options.passed.iter().map(|path| path.as_bytes().to_vec()).collect();
     let (source, target) = (File::open(from.path()).unwrap(), File::open(to.path()).unwrap());
     copy(&CopyRequest {
         from: source.as_fd(),
+        frozen: false,
         entries,
+        passed: &passed,
         strip: strip.as_bytes(),
         to: target.as_fd(),
         destination: destination.as_bytes(),
-        owner,
-        keep_destination_dir_metadata: true,
+        owner: options.owner,
+        mode: options.mode,
+        parent_mode: options.parent_mode,
+        top: options.top,
         cancel: &cancel,
     })
 }
@@ -100,18 +131,18 @@ fn files_replace_files_and_links_but_not_directories() {
 }
 
 #[test]
-fn an_existing_destination_directory_keeps_its_metadata_and_its_files() {
+fn an_existing_destination_directory_keeps_its_mode_and_its_files() {
     let (from, to) = dirs();
     create_dir(from.path().join("src")).unwrap();
     write(from.path().join("src/new"), "").unwrap();
     create_dir(to.path().join("dst")).unwrap();
     write(to.path().join("dst/old"), "").unwrap();
     fs::set_permissions(to.path().join("dst"), fs::Permissions::from_mode(0o1777)).unwrap();
-    let before = fs::metadata(to.path().join("dst")).unwrap();
     symlink("/dst", to.path().join("link")).unwrap();
     copy_path(&from, "src", &to, "link").unwrap();
-    let after = fs::metadata(to.path().join("dst")).unwrap();
-    assert_eq!((after.mode(), after.mtime_nsec()), (before.mode(), before.mtime_nsec()));
+    let (after, source) = (fs::metadata(to.path().join("dst")), fs::metadata(from.path().join("src")));
+    let (after, source) = (after.unwrap(), source.unwrap());
+    assert_eq!((after.mode() & 0o7777, after.mtime_nsec()), (0o1777, source.mtime_nsec()));
     assert_eq!(fs::read_dir(to.path().join("dst")).unwrap().count(), 2);
 }
 
@@ -137,4 +168,91 @@ fn a_file_that_changed_since_the_scan_is_an_error_unless_its_content_is_the_same
     write(&path, "two").unwrap();
     let error = run(&from, &entries, "x", &to, "other", None).unwrap_err();
     assert!(matches!(error, CopyError::ChangedWhileReading { .. }), "{error}");
+}
+
+#[test]
+fn a_new_destination_directory_is_like_any_directory_made_on_the_way() {
+    let (from, to) = dirs();
+    create_dir(from.path().join("src")).unwrap();
+    write(from.path().join("src/x"), "").unwrap();
+    fs::set_permissions(from.path().join("src"), fs::Permissions::from_mode(0o2700)).unwrap();
+    let entries = entries_of(&from, "src");
+    let stat = |path: &str| {
+        let stat = fs::metadata(to.path().join(path)).unwrap();
+        (stat.mode() & 0o7777, stat.uid())
+    };
+    let run = |destination: &str, options: Options<'_>| {
+        run_with(&from, &entries, "src", &to, destination, &options).unwrap();
+    };
+    run("a/b", Options::default());
+    assert_eq!([stat("a"), stat("a/b")], [(0o755, 0), (0o755, 0)]);
+    run("c/d", Options { parent_mode: 0o710, owner: Some((7, 7)), ..Options::default() });
+    assert_eq!([stat("c"), stat("c/d"), stat("c/d/x")], [(0o710, 7), (0o710, 7), (0o644, 7)]);
+    run("e", Options { top: TopDir::Itself, ..Options::default() });
+    assert_eq!(stat("e"), (0o2700, 0));
+}
+
+#[test]
+fn modes_change_entry_by_entry_but_not_of_links() {
+    let (from, to) = dirs();
+    fs::create_dir_all(from.path().join("src/sub")).unwrap();
+    write(from.path().join("src/file"), "").unwrap();
+    symlink("file", from.path().join("src/link")).unwrap();
+    let entries = entries_of(&from, "src");
+    let change = |mode: u32, is_dir: bool| if is_dir { 0o711 } else { mode | 0o4000 };
+    let options = Options { mode: Some(&change), ..Options::default() };
+    run_with(&from, &entries, "src", &to, "dst", &options).unwrap();
+    let mode = |path: &str| fs::symlink_metadata(to.path().join("dst").join(path)).unwrap().mode() & 0o7777;
+    assert_eq!([mode("sub"), mode("file"), mode("link"), mode("")], [0o711, 0o4644, 0o777, 0o755]);
+}
+
+#[test]
+fn an_existing_directory_that_is_only_passed_keeps_its_owner() {
+    let (from, to) = dirs();
+    fs::create_dir_all(from.path().join("there")).unwrap();
+    fs::create_dir_all(from.path().join("new")).unwrap();
+    write(from.path().join("there/x"), "").unwrap();
+    write(from.path().join("new/x"), "").unwrap();
+    for name in ["there", "new"] {
+        fs::set_permissions(from.path().join(name), fs::Permissions::from_mode(0o750)).unwrap();
+        std::os::unix::fs::chown(from.path().join(name), Some(5), Some(5)).unwrap();
+    }
+    create_dir(to.path().join("there")).unwrap();
+    let entries = entries_of(&from, "");
+    let options = Options { passed: &["there", "new"], ..Options::default() };
+    run_with(&from, &entries, "", &to, "", &options).unwrap();
+    let stat = |path: &str| {
+        let stat = fs::metadata(to.path().join(path)).unwrap();
+        (stat.mode() & 0o7777, stat.uid())
+    };
+    assert_eq!([stat("there"), stat("new")], [(0o750, 0), (0o750, 5)]);
+}
+
+#[test]
+fn devices_and_fifos_of_a_tree_are_made_again() {
+    let (from, to) = dirs();
+    let fd = File::open(from.path()).unwrap();
+    let mode = Mode::from_raw_mode(0o640);
+    fs_mknod(&fd, "null", FileType::CharacterDevice, mode, rustix::fs::makedev(1, 3));
+    fs_mknod(&fd, "pipe", FileType::Fifo, mode, 0);
+    drop(std::os::unix::net::UnixListener::bind(from.path().join("socket")).unwrap());
+    copy_path(&from, "", &to, "").unwrap();
+    let kinds = |entries: Vec<Entry>| -> Vec<EntryKind> {
+        entries.into_iter().skip(1).map(|entry| entry.kind).collect()
+    };
+    assert_eq!(kinds(entries_of(&to, "")), [EntryKind::Char { major: 1, minor: 3 }, EntryKind::Fifo]);
+}
+
+fn fs_mknod(at: &File, name: &str, kind: FileType, mode: Mode, device: u64) {
+    rustix::fs::mknodat(at, name, kind, mode, device).unwrap();
+}
+
+#[test]
+fn a_link_is_not_a_directory_to_copy_into() {
+    let (from, to) = dirs();
+    fs::create_dir_all(from.path().join("src/sub")).unwrap();
+    create_dir(to.path().join("elsewhere")).unwrap();
+    symlink("elsewhere", to.path().join("sub")).unwrap();
+    let error = copy_path(&from, "src", &to, "").unwrap_err();
+    assert_eq!(error.to_string(), "cannot copy to non-directory \"sub\"");
 }

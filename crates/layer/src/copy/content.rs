@@ -1,0 +1,124 @@
+//! The content of one file, by the cheapest way that works.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{self, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{Copier, CopyError, host, make};
+use crate::index::{Entry, EntryKind, open_to_read};
+use crate::node::{self, Attributes, CallError, Named};
+
+/// Between two looks at the cancellation flag.
+const RANGE: usize = 64 << 20;
+/// How often a file is read that changes meanwhile.
+const ATTEMPTS: usize = 3;
+
+impl Copier<'_> {
+    pub(super) fn file(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        entry: &Entry,
+        attributes: &Attributes<'_>,
+    ) -> Result<(), CopyError> {
+        // Read too: the copy is what gets hashed when the source has changed.
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made =
+            make(parent, name, path, "openat", || fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR))?;
+        let mut made = File::from(made);
+        for _ in 0..ATTEMPTS {
+            if let Some(bytes) = self.attempt(&mut made, entry, path)? {
+                self.copied.bytes += bytes;
+                return node::set_on_fd(made.as_fd(), attributes).map_err(host(path));
+            }
+            // Somebody is writing: with luck the same content again, which is the one to wait for.
+            let fault = |call| move |source| CopyError::Host { call, path: path.into(), source };
+            made.set_len(0).map_err(fault("ftruncate"))?;
+            made.seek(SeekFrom::Start(0)).map_err(fault("lseek"))?;
+        }
+        Err(CopyError::ChangedWhileReading { path: entry.path.as_slice().into() })
+    }
+
+    /// Copies the file once; `None`: it is not what the scan saw.
+    fn attempt(&mut self, made: &mut File, entry: &Entry, path: &[u8]) -> Result<Option<u64>, CopyError> {
+        let source = open_to_read(self.request.from, &entry.path)?;
+        let stat = |fd: BorrowedFd<'_>| fs::fstat(fd).named("fstat").map_err(host(&entry.path));
+        if node::kind(&stat(source.as_fd())?) != FileType::RegularFile {
+            return Ok(None);
+        }
+        let EntryKind::File { size, content, .. } = &entry.kind else { return Ok(None) };
+        let mut source = File::from(source);
+        let bytes = self.content(&mut source, made, *size, entry, path)?;
+        // Looked at after the copy: equal to the scan's means the same content at every moment between.
+        if let Some(expected) = content
+            && !self.request.frozen
+            && !entry.is_as(&stat(source.as_fd())?)
+            && self.hash(made, path)? != *expected
+        {
+            return Ok(None);
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Copies everything, by the cheapest way that works.
+    fn content(
+        &mut self,
+        source: &mut File,
+        made: &mut File,
+        size: u64,
+        entry: &Entry,
+        path: &[u8],
+    ) -> Result<u64, CopyError> {
+        if self.clones && size > 0 {
+            match fs::ioctl_ficlone(&*made, &*source) {
+                Ok(()) => return Ok(size),
+                // Another file system, or one that cannot: so it stays for this copy.
+                Err(_) => self.clones = false,
+            }
+        }
+        let mut bytes = 0;
+        while self.ranges && bytes < size {
+            self.check_cancel()?;
+            match fs::copy_file_range(&*source, None, &*made, None, RANGE) {
+                Ok(0) => break,
+                Ok(length) => bytes += length as u64,
+                Err(Errno::INTR) => {}
+                Err(Errno::NOSPC) => {
+                    return Err(host(path)(CallError { call: "copy_file_range", errno: Errno::NOSPC }));
+                }
+                // Reading and writing says what is really wrong, if anything is.
+                Err(_) => self.ranges = false,
+            }
+        }
+        self.buffer.resize(256 << 10, 0);
+        loop {
+            self.check_cancel()?;
+            let fault = |call, path: &[u8], source| CopyError::Host { call, path: path.into(), source };
+            let length = match source.read(&mut self.buffer) {
+                Ok(0) => return Ok(bytes),
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(fault("read", &entry.path, error)),
+            };
+            made.write_all(&self.buffer[..length]).map_err(|error| fault("write", path, error))?;
+            bytes += length as u64;
+        }
+    }
+
+    fn hash(&mut self, made: &mut File, path: &[u8]) -> Result<[u8; 32], CopyError> {
+        let fault = |call| move |source| CopyError::Host { call, path: path.into(), source };
+        made.seek(SeekFrom::Start(0)).map_err(fault("lseek"))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(made).map_err(fault("read"))?;
+        Ok(hasher.finalize().into())
+    }
+
+    fn check_cancel(&self) -> Result<(), CopyError> {
+        if self.request.cancel.load(Ordering::Relaxed) { Err(CopyError::Cancelled) } else { Ok(()) }
+    }
+}
