@@ -16,6 +16,7 @@ mod cache_mounts;
 mod cancel;
 mod check;
 mod context;
+mod context_files;
 mod dockerfile;
 mod engine;
 mod entitlement;

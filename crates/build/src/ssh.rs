@@ -13,13 +13,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use kiln_llb::SecretMount;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, open, openat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, openat, unlinkat};
 
 use crate::OpError;
 use crate::secrets::SpecError;
@@ -31,6 +31,8 @@ const FAILURE: u8 = 5;
 const MAX_MESSAGE_BYTES: usize = 256 << 10;
 /// More at once than any step needs.
 const MAX_CONNECTIONS: usize = 64;
+/// The socket's name in its directory.
+const NAME: &str = "agent";
 
 /// One `--ssh`: an ID and the agent behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,30 +104,25 @@ impl SshAgents {
         Ok(Self { sockets })
     }
 
-    /// A socket for one step, in a directory of its own below `scratch`; `None`: the step goes on
-    /// without.
+    /// A socket for one step, in `dir`, which nobody else uses; `None`: the step goes on without.
     ///
     /// # Errors
     /// [`OpError::NoAgent`] when it is required and not there, [`OpError::Agent`].
-    pub(crate) fn for_step(
-        &self,
-        wanted: &SecretMount,
-        scratch: &Path,
-    ) -> Result<Option<AgentProxy>, OpError> {
+    pub(crate) fn for_step(&self, wanted: &SecretMount, dir: OwnedFd) -> Result<Option<AgentProxy>, OpError> {
         let Some(agent) = self.sockets.get(&wanted.id) else {
             return match wanted.required {
                 true => Err(OpError::NoAgent { id: wanted.id.clone() }),
                 false => Ok(None),
             };
         };
-        let proxy = AgentProxy::start(agent, wanted, scratch);
+        let proxy = AgentProxy::start(agent, wanted, dir);
         proxy.map(Some).map_err(|source| OpError::Agent { id: wanted.id.clone(), source })
     }
 }
 
 /// A socket that passes on what a step may ask; gone, with all its connections, when dropped.
 pub(crate) struct AgentProxy {
-    dir: PathBuf,
+    dir: OwnedFd,
     socket: OwnedFd,
     shared: Arc<Proxy>,
     stop: UnixStream,
@@ -140,32 +137,16 @@ struct Proxy {
 }
 
 impl AgentProxy {
-    fn start(agent: &Path, wanted: &SecretMount, scratch: &Path) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("ssh-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let dir = scratch.join(name);
-        // A process that had our id may have died before it could clean up.
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir)?;
-        let started = Self::start_in(dir.clone(), agent, wanted);
-        if started.is_err() {
-            let _ = fs::remove_dir_all(&dir);
-        }
-        started
-    }
-
-    fn start_in(dir: PathBuf, agent: &Path, wanted: &SecretMount) -> io::Result<Self> {
-        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
-        let open_dir = open(&dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    fn start(agent: &Path, wanted: &SecretMount, dir: OwnedFd) -> io::Result<Self> {
         // A socket's path has at most 107 bytes; the store's may be longer.
-        let short = PathBuf::from(format!("/proc/self/fd/{}/agent", open_dir.as_raw_fd()));
-        let listener = UnixListener::bind(&short)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}/{NAME}", dir.as_raw_fd()));
+        let listener = UnixListener::bind(&path)?;
         // Owner before mode: chown(2) clears setuid bits.
         let (uid, gid) = (Uid::from_raw(wanted.uid), Gid::from_raw(wanted.gid));
-        chownat(&open_dir, "agent", Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        fs::set_permissions(&short, Permissions::from_mode(wanted.mode & 0o777))?;
+        chownat(&dir, NAME, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        fs::set_permissions(&path, Permissions::from_mode(wanted.mode & 0o777))?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let socket = openat(&open_dir, "agent", flags, Mode::empty())?;
+        let socket = openat(&dir, NAME, flags, Mode::empty())?;
         let (stop, stopped) = UnixStream::pair()?;
         let shared = Arc::new(Proxy {
             agent: agent.to_owned(),
@@ -192,7 +173,7 @@ impl Drop for AgentProxy {
             let _ = accepting.join();
         }
         self.shared.close();
-        let _ = fs::remove_dir_all(&self.dir);
+        let _ = unlinkat(&self.dir, NAME, AtFlags::empty());
     }
 }
 
@@ -308,18 +289,23 @@ mod tests {
         let (path, seen) = echo_agent(dir);
         let spec = SshSpec { id: "default".to_owned(), socket: Some(path) };
         let agents = SshAgents::with_default([spec], None).unwrap();
-        (agents.for_step(&wanted(true), &dir.join("scratch")).unwrap().unwrap(), seen)
+        (agents.for_step(&wanted(true), scratch(dir)).unwrap().unwrap(), seen)
     }
 
-    fn connect(proxy: &AgentProxy) -> UnixStream {
-        UnixStream::connect(proxy.dir.join("agent")).unwrap()
+    fn scratch(dir: &Path) -> OwnedFd {
+        fs::create_dir_all(dir.join("scratch")).unwrap();
+        fs::File::open(dir.join("scratch")).unwrap().into()
+    }
+
+    fn connect(dir: &tempfile::TempDir) -> UnixStream {
+        UnixStream::connect(dir.path().join("scratch").join(NAME)).unwrap()
     }
 
     #[test]
     fn only_listing_and_signing_reach_the_agent() {
         let dir = tempfile::tempdir().unwrap();
-        let (proxy, seen) = proxy(dir.path());
-        let mut client = connect(&proxy);
+        let (_proxy, seen) = proxy(dir.path());
+        let mut client = connect(&dir);
         for kind in 0..=u8::MAX {
             write_message(&mut client, &[kind, 1, 2]).unwrap();
             let answer = read_message(&mut client).unwrap().unwrap();
@@ -332,8 +318,8 @@ mod tests {
     #[test]
     fn a_message_that_is_too_long_ends_the_connection() {
         let dir = tempfile::tempdir().unwrap();
-        let (proxy, seen) = proxy(dir.path());
-        let mut client = connect(&proxy);
+        let (_proxy, seen) = proxy(dir.path());
+        let mut client = connect(&dir);
         client.write_all(&u32::MAX.to_be_bytes()).unwrap();
         assert_eq!(client.read(&mut [0; 8]).unwrap_or(0), 0);
         assert!(seen.lock().unwrap().is_empty());
@@ -343,10 +329,10 @@ mod tests {
     fn nothing_is_left_when_the_step_has_ended() {
         let dir = tempfile::tempdir().unwrap();
         let (proxy, _) = proxy(dir.path());
-        let mut client = connect(&proxy);
+        let mut client = connect(&dir);
         write_message(&mut client, &[REQUEST_IDENTITIES]).unwrap();
         read_message(&mut client).unwrap().unwrap();
-        let mode = fs::metadata(proxy.dir.join("agent")).unwrap().mode();
+        let mode = fs::metadata(dir.path().join("scratch").join(NAME)).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(proxy);
         assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
@@ -357,8 +343,8 @@ mod tests {
     fn an_agent_that_was_not_given_is_an_error_only_where_it_is_required() {
         let dir = tempfile::tempdir().unwrap();
         let none = SshAgents::default();
-        assert!(none.for_step(&wanted(false), dir.path()).unwrap().is_none());
-        assert!(matches!(none.for_step(&wanted(true), dir.path()), Err(OpError::NoAgent { .. })));
+        assert!(none.for_step(&wanted(false), scratch(dir.path())).unwrap().is_none());
+        assert!(matches!(none.for_step(&wanted(true), scratch(dir.path())), Err(OpError::NoAgent { .. })));
     }
 
     #[test]
