@@ -70,6 +70,7 @@ pub async fn build(
         engine: engine.clone(),
         layers: Layers::new(engine.store.clone(), engine.snapshots.clone()),
         context,
+        sources: crate::SourceOptions::default(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
     });

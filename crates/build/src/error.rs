@@ -9,7 +9,7 @@ use kiln_frontend::Diagnostic;
 use kiln_llb::Location;
 use kiln_oci::{DiffId, Digest, Reference};
 
-use crate::{Dockerfile, Entitlement};
+use crate::{Dockerfile, Entitlement, SourceError};
 
 /// Why a build, import, load or export ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +80,9 @@ pub enum BuildError {
     /// Unpacking a layer.
     #[error("cannot unpack a layer")]
     Apply(#[from] kiln_layer::ApplyError),
+    /// A tree from outside.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// Processes.
     #[error(transparent)]
     Exec(#[from] ExecError),
@@ -143,6 +146,9 @@ pub enum OpError {
     /// Unpacking an archive of `ADD`.
     #[error("cannot unpack {path:?}")]
     Unpack { path: String, source: kiln_layer::ApplyError },
+    /// A tree from outside.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// Store, snapshots and the rest.
     #[error(transparent)]
     Build(Box<BuildError>),

@@ -31,6 +31,7 @@ mod redact;
 mod request;
 mod secrets;
 mod select;
+mod source;
 mod ssh;
 mod tree;
 
@@ -47,3 +48,4 @@ pub use load::{Loaded, load};
 pub use request::BuildRequest;
 pub use secrets::{Secret, SecretSpec, SecretStore, SpecError};
 pub use ssh::{SshAgents, SshSpec};
+pub use source::{Fault, NoSecrets, SecretSource, SourceError, SourceOptions};

@@ -259,10 +259,10 @@ fn load_layer(
         Compression::Gzip => media_type::OCI_LAYER_GZIP,
         Compression::Zstd => media_type::OCI_LAYER_ZSTD,
         Compression::None => media_type::OCI_LAYER,
-        Compression::Xz => {
+        Compression::Xz | Compression::Bzip2 => {
             return Err(broken(
                 archive.path(),
-                "a layer compressed with xz is not part of the OCI specification",
+                "a layer compressed with xz or bzip2 is not part of the OCI specification",
             ));
         }
     };
