@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kiln_build::{BuildError, Dockerfile, Fault, OpError, SourceError};
+use kiln_build::{BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
 use kiln_containers::RunError;
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
@@ -62,6 +62,15 @@ impl Failure {
     /// The command line asks for something that does not make sense.
     pub(crate) fn usage(message: impl AsRef<str>) -> Self {
         Self::new(exit::USAGE, message)
+    }
+
+    /// A `--build-context` that makes no sense, or that policy refuses.
+    pub(crate) fn named_context(error: &NamedContextError) -> Self {
+        let code = match error {
+            NamedContextError::Source { source, .. } => source_code(source),
+            _ => exit::USAGE,
+        };
+        Self { code, text: format!("error: {}", chain(error)), hint: None }
     }
 
     /// The store holds something wrong.
@@ -163,7 +172,9 @@ impl From<BuildError> for Failure {
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
             BuildError::Warnings { .. } => plain(exit::DOCKERFILE).hint("mend them, or remove `error=true`"),
             BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
-            BuildError::Change { .. } => plain(exit::USAGE),
+            BuildError::Change { .. } | BuildError::StdinTwice | BuildError::TwoDockerfiles => {
+                plain(exit::USAGE)
+            }
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }
             | BuildError::Ignore { .. }

@@ -41,6 +41,12 @@ pub enum BuildError {
         /// It was named by a `from`, which might have meant one of these stages.
         stages: Option<Vec<String>>,
     },
+    /// Standard input cannot be the context and the Dockerfile.
+    #[error("standard input cannot be both the context and the Dockerfile")]
+    StdinTwice,
+    /// The context turned out to be a Dockerfile, and `-f` names another one.
+    #[error("the context is a single Dockerfile, and `-f` names another one")]
+    TwoDockerfiles,
     /// `# check=error=true`, and there are warnings.
     #[error("{count} warnings, and `# check=error=true` makes them errors")]
     Warnings { count: usize },

@@ -7,6 +7,7 @@ mod merge;
 
 pub(crate) use self::exec::StepResources;
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +16,6 @@ use kiln_oci::{Digest, SnapshotId};
 use kiln_solver::{Identity, InputUse, Op, Scope, Stream, VertexInput};
 
 use crate::cancel::BuildCancel;
-use crate::context::Context;
 use crate::layers::Layers;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
@@ -26,7 +26,8 @@ use crate::{BuildError, Engine, OpError};
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) layers: Layers,
-    pub(crate) context: Option<Arc<Context>>,
+    /// Trees behind local sources, by name.
+    pub(crate) contexts: BTreeMap<String, Tree>,
     /// How trees from outside are fetched.
     pub(crate) sources: SourceOptions,
     pub(crate) cancel: BuildCancel,
@@ -161,9 +162,8 @@ impl Op for BuildOp {
                 })?;
                 Ok(record.snapshot.map_or(Tree::Empty, Tree::Snapshot))
             }
-            llb::Op::Source(llb::Source::Local(_)) => {
-                let context = self.shared.context.clone();
-                Ok(context.map_or(Tree::Empty, Tree::Context))
+            llb::Op::Source(llb::Source::Local(local)) => {
+                Ok(self.shared.contexts.get(&local.name).cloned().unwrap_or(Tree::Empty))
             }
             llb::Op::Source(llb::Source::Http(http)) => {
                 Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).http(http)?.snapshot))

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::BuildRequest;
 use crate::cache::BuildCache;
+use crate::context::Context;
 
 /// File ops start no processes.
 struct NoProcesses;
@@ -100,7 +101,7 @@ impl Bench {
             sources: Default::default(),
             engine: self.engine.clone(),
             layers: Layers::new(store.clone(), snapshots.clone()),
-            context: Some(self.context.clone()),
+            contexts: [("context".to_owned(), Tree::Context(self.context.clone()))].into(),
             cancel: BuildCancel::new().unwrap(),
             steps: StepResources::new(&self.engine, &BuildRequest::new(PathBuf::new())),
         });

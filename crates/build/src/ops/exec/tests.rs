@@ -194,13 +194,17 @@ impl Bench {
     fn solve(&self, target: VertexId, script: impl Fn(&Inside<'_, '_>) + Send + Sync + 'static) -> Solved {
         *self.executor.script.lock().unwrap() = Some(Box::new(script));
         let (store, snapshots) = (self.engine.store.clone(), self.engine.snapshots.clone());
-        let context =
-            Context::open(&self.request.context, self.ignore.clone(), &self.temp.path().join("state"))
-                .unwrap();
+        let context = Context::open(
+            &self.temp.path().join("context"),
+            self.ignore.clone(),
+            &self.temp.path().join("state"),
+        )
+        .unwrap();
         let shared = Arc::new(Shared {
             engine: self.engine.clone(),
             layers: Layers::new(store.clone(), snapshots.clone()),
-            context: Some(Arc::new(context)),
+            contexts: [("context".to_owned(), Tree::Context(Arc::new(context)))].into(),
+            sources: Default::default(),
             cancel: BuildCancel::new().unwrap(),
             steps: StepResources::new(&self.engine, &self.request),
         });
