@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kiln_build::{BuildError, Dockerfile, OpError};
+use kiln_build::{BuildError, Dockerfile, Fault, OpError, SourceError};
 use kiln_containers::RunError;
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
@@ -175,6 +175,8 @@ impl From<BuildError> for Failure {
             }
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
             BuildError::Apply(inner) => plain(apply_code(inner)),
+            BuildError::Source(inner) => plain(source_code(inner)),
+            BuildError::TooLarge { .. } => plain(exit::DOCKERFILE),
             _ => plain(exit::STORE),
         }
     }
@@ -186,6 +188,17 @@ fn apply_code(error: &kiln_layer::ApplyError) -> Code {
         kiln_layer::ApplyError::Refused { .. } => exit::POLICY,
         kiln_layer::ApplyError::Limit { .. } => exit::LIMIT,
         _ => exit::STORE,
+    }
+}
+
+fn source_code(error: &SourceError) -> Code {
+    match error.fault() {
+        Fault::Source => exit::SOURCE,
+        Fault::Network => exit::NETWORK,
+        Fault::Integrity | Fault::Store => exit::STORE,
+        Fault::Refused => exit::POLICY,
+        Fault::Limit => exit::LIMIT,
+        Fault::Cancelled => exit::INTERRUPTED,
     }
 }
 
@@ -210,7 +223,16 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         }
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
+        OpError::Copy(kiln_layer::CopyError::Host { source, .. })
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            plain(exit::LIMIT)
+        }
         OpError::Unpack { source, .. } => plain(apply_code(source)),
+        OpError::Source(inner) => plain(source_code(inner)),
         OpError::Build(inner) => match &**inner {
             BuildError::Store(error) if error.is_no_space() => plain(exit::LIMIT),
             _ => plain(exit::STORE),

@@ -115,3 +115,45 @@ fn an_error_ends_with_the_steps_that_were_done_still_cached() {
     let outcome = store.build(&context, &[]).expect(0);
     assert_eq!(outcome.ran(), ["RUN exit 0"]);
 }
+
+#[test]
+fn a_file_named_like_a_whiteout_is_the_fault_of_the_step_that_made_it() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let dockerfile = "FROM busybox\nRUN touch /fine\nRUN touch /etc/.wh.motd\nRUN true\n";
+    let context = Context::new(&[("Dockerfile", dockerfile)]);
+    // Once made, once out of the cache.
+    for _ in 0..2 {
+        let outcome = store.build(&context, &["-t", "bad"]).expect(6);
+        outcome.says(&["error: step `RUN touch /etc/.wh.motd` failed", "Dockerfile:3", "etc/.wh.motd"]);
+    }
+}
+
+#[test]
+fn several_files_onto_one_name_are_refused_with_a_hint() {
+    needs_root!();
+    check(
+        &[("Dockerfile", "FROM busybox\nCOPY *.txt /new\n"), ("a.txt", "a"), ("b.txt", "b")],
+        3,
+        &[
+            "error: step `COPY *.txt /new` failed",
+            "Dockerfile:2",
+            "\"/new\" is not a directory",
+            "hint:",
+            "/new/",
+        ],
+    );
+}
+
+#[test]
+fn a_link_to_a_host_file_never_shows_the_hosts_content() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY link /stolen\n")]);
+    std::os::unix::fs::symlink("/etc/hostname", std::path::Path::new(context.path()).join("link"))
+        .expect("ours to write");
+    store.build(&context, &["-t", "bad"]).expect(4).says(&["Dockerfile:2"]);
+    context.write("etc/hostname", "the context's own");
+    store.build(&context, &["-t", "fine"]).expect(0);
+    assert_eq!(store.shell("fine", "cat /stolen"), "the context's own");
+}

@@ -12,5 +12,6 @@ mod bad_input;
 mod build;
 mod build_process;
 mod crash;
+mod differential;
 mod interop;
 mod run;

@@ -17,7 +17,7 @@ use crate::dockerfile::{self, Dockerfile};
 use crate::engine::rfc3339;
 use crate::image::{read_config, store_image, with_layers};
 use crate::layers::Layers;
-use crate::ops::{BuildOp, Shared};
+use crate::ops::{BuildOp, Shared, StepResources};
 use crate::tree::Tree;
 use crate::{BuildError, BuildRequest, Engine, OpError};
 
@@ -70,7 +70,9 @@ pub async fn build(
         engine: engine.clone(),
         layers: Layers::new(engine.store.clone(), engine.snapshots.clone()),
         context,
+        sources: crate::SourceOptions::default(),
         cancel: cancel.clone(),
+        steps: StepResources::new(engine, request),
     });
     let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone(), request.no_cache));
     let tree = solve(&lowered, dockerfile, &shared, &cache, request, progress).await?;
@@ -194,6 +196,10 @@ async fn solve(
     let Some(target) = lowered.result else { return Ok(Tree::Empty) };
     let ids = || (0..lowered.definition.vertices().len()).map(VertexId);
     let titles: Vec<String> = ids().map(|id| lowered.source_map.title(id).to_owned()).collect();
+    for (id, vertex) in ids().zip(lowered.definition.vertices()) {
+        // Refused before anything runs, and even if the step's result is there already.
+        shared.steps.check(&vertex.op).map_err(|error| step_error(lowered, dockerfile, id, error))?;
+    }
     progress.plan(&titles);
     let vertices = lowered.definition.vertices().iter().zip(&titles);
     let events: EventSink = Arc::new(move |event| progress.event(event));

@@ -9,7 +9,7 @@ use kiln_frontend::Diagnostic;
 use kiln_llb::Location;
 use kiln_oci::{DiffId, Digest, Reference};
 
-use crate::Dockerfile;
+use crate::{Dockerfile, Entitlement, SourceError};
 
 /// Why a build, import, load or export ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,9 @@ pub enum BuildError {
     /// A rule of `.dockerignore` is wrong.
     #[error("{file}:{line}: {message}")]
     Ignore { file: String, line: usize, message: String },
+    /// A Dockerfile or the like is larger than any honest one.
+    #[error("{what} is larger than {limit_bytes} bytes")]
+    TooLarge { what: String, limit_bytes: u64 },
     /// A base image is not in the store.
     #[error("image {} is not in the store", reference.familiar())]
     NoImage {
@@ -80,6 +83,9 @@ pub enum BuildError {
     /// Unpacking a layer.
     #[error("cannot unpack a layer")]
     Apply(#[from] kiln_layer::ApplyError),
+    /// A tree from outside.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// Processes.
     #[error(transparent)]
     Exec(#[from] ExecError),
@@ -122,9 +128,30 @@ pub enum OpError {
     /// Making directories below the root.
     #[error("cannot make directory {path:?}")]
     Mkdir { path: String, source: kiln_layer::BeneathError },
+    /// A step asks for more than the build may do.
+    #[error("the step asks for {entitlement}, which this build does not allow")]
+    NotAllowed { entitlement: Entitlement },
+    /// A required secret was not given, or its variable is not set.
+    #[error("the step needs the secret {id:?}, which was not given")]
+    NoSecret { id: String },
+    /// A secret cannot be used.
+    #[error("cannot use the secret {id:?}")]
+    Secret { id: String, source: io::Error },
+    /// A required ssh agent was not given.
+    #[error("the step needs the ssh agent {id:?}, which was not given")]
+    NoAgent { id: String },
+    /// An ssh agent cannot be used.
+    #[error("cannot use the ssh agent {id:?}")]
+    Agent { id: String, source: io::Error },
+    /// A cache mount cannot be used.
+    #[error("cannot use the cache mount {id:?}")]
+    CacheMount { id: String, source: io::Error },
     /// Unpacking an archive of `ADD`.
     #[error("cannot unpack {path:?}")]
     Unpack { path: String, source: kiln_layer::ApplyError },
+    /// A tree from outside.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// Store, snapshots and the rest.
     #[error(transparent)]
     Build(Box<BuildError>),

@@ -1,10 +1,12 @@
 //! What to build.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use kiln_llb::Network;
 use kiln_oci::{Platform, Reference};
+
+use crate::{Entitlement, SecretStore, SshAgents};
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -25,6 +27,12 @@ pub struct BuildRequest {
     pub no_cache: bool,
     /// `--network`: of the steps that choose none.
     pub network: Network,
+    /// `--secret`
+    pub secrets: SecretStore,
+    /// `--ssh`
+    pub ssh: SshAgents,
+    /// `--allow`; [`Network::Host`] in `network` allows that to all steps as well.
+    pub allow: BTreeSet<Entitlement>,
 }
 
 impl BuildRequest {
@@ -39,6 +47,9 @@ impl BuildRequest {
             target: None,
             no_cache: false,
             network: Network::Default,
+            secrets: SecretStore::default(),
+            ssh: SshAgents::default(),
+            allow: BTreeSet::new(),
         }
     }
 

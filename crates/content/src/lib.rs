@@ -20,5 +20,5 @@ mod store;
 pub use blobs::Ingest;
 pub use error::Error;
 pub use lease::Lease;
-pub use records::{CacheRecord, ImageRecord, LayerBlob, LayerRecord};
+pub use records::{CacheRecord, ImageRecord, LayerBlob, LayerRecord, SourceRecord};
 pub use store::Store;

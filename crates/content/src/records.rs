@@ -60,6 +60,21 @@ pub struct CacheRecord {
     pub description: String,
 }
 
+/// A tree that came from outside, and how to ask whether it is still the newest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceRecord {
+    /// The tree.
+    pub snapshot: SnapshotId,
+    /// Digest of the one file in it; `None` for a tree of many.
+    pub content: Option<Digest>,
+    /// The server's `ETag`, as it was sent.
+    pub etag: Option<String>,
+    /// The server's `Last-Modified`, as it was sent.
+    pub last_modified: Option<String>,
+    /// When it came; seconds since 1970.
+    pub created_unix: i64,
+}
+
 /// A column that holds one of our words as text.
 fn word<T: FromStr<Err: Display>>(row: &Row<'_>, column: &str) -> Result<T, rusqlite::Error> {
     optional_word(row, column)?.ok_or_else(|| bad(column, "it is empty"))
@@ -245,6 +260,44 @@ impl Store {
         Ok(query.query_row([chain.to_string()], |row| word(row, "snapshot")).optional()?)
     }
 
+    /// Records a tree from outside whose snapshot is committed; replaces an older one of this key.
+    ///
+    /// `key` is a digest of where it came from and how it was asked for.
+    pub fn put_source(&self, key: &Digest, record: &SourceRecord) -> Result<(), Error> {
+        let SourceRecord { snapshot, content, etag, last_modified, created_unix } = record;
+        self.write(|db| {
+            db.execute(
+                "INSERT OR REPLACE INTO source VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    key.to_string(),
+                    snapshot.as_str(),
+                    content.map(|content| content.to_string()),
+                    etag,
+                    last_modified,
+                    created_unix,
+                    self.boot
+                ],
+            )
+            .map(drop)
+        })
+    }
+
+    /// The tree from outside with this key.
+    pub fn source(&self, key: &Digest) -> Result<Option<SourceRecord>, Error> {
+        let db = self.db();
+        let mut query = db.prepare_cached("SELECT * FROM source WHERE key = ?1")?;
+        let record = |row: &Row<'_>| {
+            Ok(SourceRecord {
+                snapshot: word(row, "snapshot")?,
+                content: optional_word(row, "content")?,
+                etag: row.get("etag")?,
+                last_modified: row.get("last_modified")?,
+                created_unix: row.get("created_unix")?,
+            })
+        };
+        Ok(query.query_row([key.to_string()], record).optional()?)
+    }
+
     /// The result saved under `key`.
     pub fn cache_get(&self, key: &Digest) -> Result<Option<CacheRecord>, Error> {
         let db = self.db();
@@ -336,6 +389,25 @@ mod tests {
         assert_eq!(store.cache_get(&key).unwrap(), Some(result("third")));
         store.cache_forget_snapshot(&"third".parse().unwrap()).unwrap();
         assert_eq!(store.cache_get(&key).unwrap(), None);
+    }
+
+    #[test]
+    fn newest_tree_from_outside_replaces_the_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let key = Digest::of(b"https://host/file");
+        let record = |etag: Option<&str>| SourceRecord {
+            snapshot: "s".parse().unwrap(),
+            content: etag.map(|etag| Digest::of(etag.as_bytes())),
+            etag: etag.map(str::to_owned),
+            last_modified: None,
+            created_unix: 3,
+        };
+        store.put_source(&key, &record(Some("\"1\""))).unwrap();
+        assert_eq!(store.source(&key).unwrap(), Some(record(Some("\"1\""))));
+        store.put_source(&key, &record(None)).unwrap();
+        assert_eq!(store.source(&key).unwrap(), Some(record(None)));
+        assert_eq!(store.source(&Digest::of(b"other")).unwrap(), None);
     }
 
     #[test]

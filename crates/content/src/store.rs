@@ -14,10 +14,12 @@ use rustix::fs::syncfs;
 use crate::Error;
 
 /// Version of the index; counted in SQLite's `user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = MIGRATIONS.len() as i64;
 const DIRS: [&str; 6] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots"];
 
-const SCHEMA: &str = "
+/// What each version adds to the one before; never changed, only added to.
+const MIGRATIONS: [&str; 2] = [
+    "
 CREATE TABLE image (config TEXT PRIMARY KEY, manifest TEXT NOT NULL, snapshot TEXT, size_bytes INTEGER NOT NULL, created_unix INTEGER NOT NULL, boot TEXT) STRICT;
 CREATE TABLE name (reference TEXT PRIMARY KEY, config TEXT NOT NULL, boot TEXT) STRICT;
 CREATE TABLE layer (snapshot TEXT PRIMARY KEY, diff_id TEXT NOT NULL, size_bytes INTEGER NOT NULL, blob TEXT, media_type TEXT, blob_bytes INTEGER, boot TEXT) STRICT;
@@ -25,10 +27,20 @@ CREATE TABLE chain (chain TEXT PRIMARY KEY, snapshot TEXT NOT NULL, boot TEXT) S
 CREATE TABLE cache (key TEXT PRIMARY KEY, canonical TEXT NOT NULL, snapshot TEXT NOT NULL, created_unix INTEGER NOT NULL, description TEXT NOT NULL, boot TEXT) STRICT;
 CREATE INDEX cache_snapshot ON cache (snapshot);
 CREATE INDEX name_config ON name (config);
-";
+CREATE INDEX image_boot ON image (boot) WHERE boot IS NOT NULL;
+CREATE INDEX name_boot ON name (boot) WHERE boot IS NOT NULL;
+CREATE INDEX layer_boot ON layer (boot) WHERE boot IS NOT NULL;
+CREATE INDEX chain_boot ON chain (boot) WHERE boot IS NOT NULL;
+CREATE INDEX cache_boot ON cache (boot) WHERE boot IS NOT NULL;
+",
+    "
+CREATE TABLE source (key TEXT PRIMARY KEY, snapshot TEXT NOT NULL, content TEXT, etag TEXT, last_modified TEXT, created_unix INTEGER NOT NULL, boot TEXT) STRICT;
+CREATE INDEX source_boot ON source (boot) WHERE boot IS NOT NULL;
+",
+];
 
 /// Tables whose records are trusted only when they are durable or of this boot.
-const TABLES: [&str; 5] = ["image", "name", "layer", "chain", "cache"];
+const TABLES: [&str; 6] = ["image", "name", "layer", "chain", "cache", "source"];
 
 /// Blobs and metadata below one directory. Any number of processes may have it open.
 pub struct Store {
@@ -174,14 +186,11 @@ fn open_index(root: &Path, index: &Path) -> Result<Connection, Error> {
     if found < VERSION {
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         // Another process may have come first while this one waited.
-        if version(&transaction)? == 0 {
-            transaction.execute_batch(SCHEMA)?;
-            for table in TABLES {
-                let sql = format!("CREATE INDEX {table}_boot ON {table} (boot) WHERE boot IS NOT NULL");
-                transaction.execute_batch(&sql)?;
-            }
-            transaction.pragma_update(None, "user_version", VERSION)?;
+        let found = usize::try_from(version(&transaction)?).unwrap_or(0);
+        for step in MIGRATIONS.iter().skip(found) {
+            transaction.execute_batch(step)?;
         }
+        transaction.pragma_update(None, "user_version", VERSION)?;
         transaction.commit()?;
     }
     Ok(db)
@@ -199,6 +208,24 @@ mod tests {
         store.db().pragma_update(None, "user_version", 99).unwrap();
         drop(store);
         assert!(matches!(Store::open(dir.path()), Err(Error::NewerStore { found: 99, .. })));
+    }
+
+    #[test]
+    fn store_of_an_older_kiln_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        for dir_name in DIRS {
+            fs::create_dir_all(dir.path().join(dir_name)).unwrap();
+        }
+        let db = Connection::open(dir.path().join("db/meta.sqlite")).unwrap();
+        db.execute_batch(MIGRATIONS[0]).unwrap();
+        db.pragma_update(None, "user_version", 1).unwrap();
+        let chain = "INSERT INTO chain VALUES (?1, 'old', NULL)";
+        let digest = kiln_oci::ChainId(Digest::of(b"old"));
+        db.execute(chain, [digest.to_string()]).unwrap();
+        drop(db);
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.snapshot_by_chain(&digest).unwrap().unwrap().as_str(), "old");
+        assert_eq!(store.source(&Digest::of(b"x")).unwrap(), None);
     }
 
     #[test]

@@ -121,6 +121,20 @@ pub fn parse(text: &str) -> Option<Result<Git, GitUrlError>> {
     parse_scp(text)
 }
 
+/// Checks the address of a repository alone, as a submodule names it: no fragment, no query, and a
+/// path of any form.
+///
+/// # Errors
+/// [`GitUrlError::Scheme`] for local paths and other transports, [`GitUrlError::Refused`].
+pub fn check_remote(text: &str) -> Result<(), GitUrlError> {
+    let checked = match split_scheme(text) {
+        Some((scheme, rest)) => parse_url(&scheme, rest, true),
+        None => parse_scp(text),
+    };
+    let local = || GitUrlError::Scheme { scheme: "a local path".to_owned() };
+    checked.ok_or_else(local)?.map(drop)
+}
+
 /// Whether `text` is a repository only by convention (`github.com/…`): a directory of that name
 /// goes first where paths are possible.
 pub fn is_schemeless(text: &str) -> bool {

@@ -53,8 +53,6 @@ impl Line {
 pub(crate) struct Lexed {
     pub(crate) directives: Directives,
     pub(crate) lines: Vec<Arc<Line>>,
-    /// The last line, counted from 1.
-    pub(crate) last_line: usize,
 }
 
 /// A physical line longer than this is refused, as BuildKit does.
@@ -99,7 +97,7 @@ pub(crate) fn lex(text: &str, stands_for: Option<Span>) -> Result<Lexed, Diagnos
         }
         lexer.next += 1;
     }
-    Ok(Lexed { directives, lines, last_line: lexer.physical.len().max(1) })
+    Ok(Lexed { directives, lines })
 }
 
 struct Lexer<'a> {

@@ -29,18 +29,21 @@ pub(crate) fn parse_as(text: &str, stands_for: Option<Span>) -> (Ast, Vec<Diagno
         Ok(lexed) => lexed,
         Err(diagnostic) => return (empty(), vec![diagnostic]),
     };
-    let Lexed { directives, lines, last_line } = lexed;
+    let Lexed { directives, lines } = lexed;
     let (mut instructions, mut diagnostics) = (Vec::new(), Vec::new());
     for line in &lines {
         match instruction(line, 0, directives.escape) {
-            Ok(instruction) => instructions.push(instruction),
+            Ok(instruction) => {
+                diagnostics.extend(almost_json(&instruction));
+                instructions.push(instruction);
+            }
             Err(diagnostic) => diagnostics.push(*diagnostic),
         }
     }
     if lines.is_empty() {
         let span = stands_for.unwrap_or(Span { start: 0, end: 0 });
-        let message = if last_line <= 1 && text.trim().is_empty() {
-            "the Dockerfile is empty"
+        let message = if text.trim().is_empty() {
+            "the Dockerfile has no instructions: it is empty"
         } else {
             "the Dockerfile has no instructions, only comments"
         };
@@ -416,6 +419,20 @@ impl Reader<'_> {
         }
         Ok(Body::Onbuild(Box::new(trigger), stored))
     }
+}
+
+/// A warning for `RUN ["a",`: what was meant as a list goes to the shell, as in docker.
+fn almost_json(instruction: &Instruction) -> Option<Diagnostic> {
+    let (Body::Run(command) | Body::Cmd(command) | Body::Entrypoint(command)) = &instruction.body else {
+        return None;
+    };
+    let Command::Shell(text) = command else { return None };
+    if !text.value.starts_with("[\"") {
+        return None;
+    }
+    let message = "this is no valid JSON list, so it is a command for the shell";
+    let hint = "a list looks like [\"program\", \"argument\"]".to_owned();
+    Some(Diagnostic::warning(instruction.rest_span(), None, message).with_hint(Some(hint)))
 }
 
 /// The exec form. Text that only looks like JSON is shell form, as in docker; a list that holds

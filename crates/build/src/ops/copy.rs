@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use kiln_layer::{CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, decoder};
+use kiln_layer::{
+    CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, decoder, is_tar,
+};
 use kiln_llb as llb;
 use kiln_solver::{Scope, Stream};
 use rustix::fs::OFlags;
@@ -166,15 +168,5 @@ fn archive(file: File) -> std::io::Result<Option<Box<dyn Read>>> {
     if plain.by_ref().take(HEADER as u64).read_to_end(&mut head).is_err() {
         return Ok(None);
     }
-    let is_tar = head.len() == HEADER && tar_checksum_holds(&head);
-    Ok(is_tar.then(|| Box::new(Cursor::new(head).chain(plain)) as Box<dyn Read>))
-}
-
-/// The sum of a tar header's bytes, its own field counted as blanks, stands at offset 148 (POSIX ustar).
-fn tar_checksum_holds(header: &[u8]) -> bool {
-    let field = &header[148..156];
-    let digits: String = field.iter().map(|&b| b as char).filter(|c| ('0'..='7').contains(c)).collect();
-    let sum: u32 = header.iter().map(|&b| u32::from(b)).sum();
-    let own: u32 = field.iter().map(|&b| u32::from(b)).sum();
-    u32::from_str_radix(&digits, 8).is_ok_and(|expected| expected == sum - own + 8 * 32)
+    Ok(is_tar(&head).then(|| Box::new(Cursor::new(head).chain(plain)) as Box<dyn Read>))
 }

@@ -5,17 +5,20 @@ mod exec;
 mod file;
 mod merge;
 
+pub(crate) use self::exec::StepResources;
+
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_llb as llb;
 use kiln_oci::{Digest, SnapshotId};
-use kiln_solver::{Identity, InputUse, Op, Scope, VertexInput};
+use kiln_solver::{Identity, InputUse, Op, Scope, Stream, VertexInput};
 
 use crate::cancel::BuildCancel;
 use crate::context::Context;
 use crate::layers::Layers;
 use crate::select::{Place, Selection, select};
+use crate::source::{Fetcher, SourceOptions};
 use crate::tree::Tree;
 use crate::{BuildError, Engine, OpError};
 
@@ -24,7 +27,10 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) layers: Layers,
     pub(crate) context: Option<Arc<Context>>,
+    /// How trees from outside are fetched.
+    pub(crate) sources: SourceOptions,
     pub(crate) cancel: BuildCancel,
+    pub(crate) steps: StepResources,
 }
 
 /// A vertex of the definition, ready to be solved.
@@ -43,14 +49,16 @@ impl BuildOp {
         Self { op: vertex.op.clone(), shared: shared.clone(), selections }
     }
 
-    /// How `vertex` uses its inputs: what a copy reads counts by content, all else by key.
+    /// How `vertex` uses its inputs: what a copy reads or a step mounts counts by content, all else
+    /// by key.
     pub(crate) fn inputs(vertex: &llb::Vertex) -> Vec<VertexInput> {
         let read = |position: usize| match &vertex.op {
             llb::Op::File(file) => file
                 .actions
                 .iter()
                 .any(|action| matches!(action, llb::FileAction::Copy(copy) if copy.from.0 == position)),
-            llb::Op::Source(_) | llb::Op::Exec(_) | llb::Op::Merge(_) => false,
+            llb::Op::Exec(exec) => exec::input_use(exec, position) == InputUse::Content,
+            llb::Op::Source(_) | llb::Op::Merge(_) => false,
         };
         let usage = |position| if read(position) { InputUse::Content } else { InputUse::Definition };
         let inputs = vertex.inputs.iter().enumerate();
@@ -96,12 +104,23 @@ impl BuildOp {
         Ok(selection)
     }
 
+    /// Brings trees from outside.
+    fn fetcher<'a>(&'a self, log: &'a dyn Fn(&str)) -> Fetcher<'a> {
+        let Shared { engine, sources, cancel, .. } = &*self.shared;
+        Fetcher { engine, options: sources, cancel, log }
+    }
+
     /// Commits `active` and starts to hash it.
     fn commit(&self, active: crate::engine::Active) -> Result<Tree, BuildError> {
         let id: SnapshotId = active.commit()?;
         self.shared.layers.start(&id);
         Ok(Tree::Snapshot(id))
     }
+}
+
+/// A line about the step itself.
+fn note(scope: &Scope<'_>, line: &str) {
+    scope.log(Stream::Stderr, format!("{line}\n").as_bytes());
 }
 
 impl Op for BuildOp {
@@ -119,6 +138,9 @@ impl Op for BuildOp {
     }
 
     fn content(&self, input: usize, output: &Tree, _scope: &Scope<'_>) -> Result<Digest, OpError> {
+        if let llb::Op::Exec(exec) = &self.op {
+            return self.shown_content(exec, input, output);
+        }
         let mut digests = String::new();
         for (at, copy) in self.copies(input) {
             // Owners that are given anyway make no difference.
@@ -143,8 +165,11 @@ impl Op for BuildOp {
                 let context = self.shared.context.clone();
                 Ok(context.map_or(Tree::Empty, Tree::Context))
             }
-            llb::Op::Source(llb::Source::Http(_) | llb::Source::Git(_)) => {
-                Err(BuildError::Bug { what: "an op without an implementation".to_owned() }.into())
+            llb::Op::Source(llb::Source::Http(http)) => {
+                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).http(http)?.snapshot))
+            }
+            llb::Op::Source(llb::Source::Git(git)) => {
+                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).git(git)?))
             }
             llb::Op::Exec(exec) => self.run_exec(exec, inputs, scope),
             llb::Op::File(file) => self.run_file(file, inputs, scope),

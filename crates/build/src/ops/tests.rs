@@ -1,12 +1,11 @@
 //! File ops as vertices of a solve. Needs root: files get owners, snapshots are mounted.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use kiln_content::Store;
-use kiln_executor::{Cancel, ExecError, Executor, Exit, ProcessSpec, Stdio};
+use kiln_executor::{Cancel, ExecError, Executor, Exit, Handles, ProcessSpec, Stdio};
 use kiln_frontend::ignore::Patterns;
 use kiln_layer::{ScanOptions, scan};
 use kiln_llb::{FileAction, InputIndex, Vertex, VertexId};
@@ -15,13 +14,14 @@ use kiln_solver::{Event, Job, SolveError};
 use tempfile::TempDir;
 
 use super::*;
+use crate::BuildRequest;
 use crate::cache::BuildCache;
 
 /// File ops start no processes.
 struct NoProcesses;
 
 impl Executor for NoProcesses {
-    fn run(&self, _: OwnedFd, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Exit, ExecError> {
+    fn run(&self, _: Handles, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Exit, ExecError> {
         Ok(Exit::Code(127))
     }
 
@@ -97,10 +97,12 @@ impl Bench {
     fn solve(&self, target: VertexId) -> (Result<SnapshotId, OpError>, Vec<usize>, String) {
         let (store, snapshots) = (self.engine.store.clone(), self.engine.snapshots.clone());
         let shared = Arc::new(Shared {
+            sources: Default::default(),
             engine: self.engine.clone(),
             layers: Layers::new(store.clone(), snapshots.clone()),
             context: Some(self.context.clone()),
             cancel: BuildCancel::new().unwrap(),
+            steps: StepResources::new(&self.engine, &BuildRequest::new(PathBuf::new())),
         });
         let seen: Arc<Mutex<(Vec<usize>, String)>> = Arc::default();
         let events = seen.clone();
@@ -384,7 +386,7 @@ fn another_base_does_not_copy_a_linked_layer_again() {
 }
 
 #[test]
-fn sockets_and_fifos_of_a_context_are_left_out_aloud_and_those_of_a_stage_copied() {
+fn fifos_of_a_context_are_left_out_aloud() {
     let Some(mut bench) = Bench::new() else { return };
     fs::write(bench.context("d/f"), "").unwrap();
     let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o644));

@@ -269,6 +269,12 @@ fn what_is_no_file_is_left_out_of_a_context_only() {
 }
 
 #[test]
+fn mount_points_inside_a_context_are_crossed() {
+    let selection = run(Path::new("/"), Some(""), &copy(&["proc/filesystems"])).unwrap();
+    assert_eq!(shown(&selection), ["filesystems"]);
+}
+
+#[test]
 fn of_a_contexts_attributes_only_capabilities_are_taken() {
     let dir = tree(&["x"]);
     let set = |name: &str, value: &[u8]| {

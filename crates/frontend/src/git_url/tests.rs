@@ -188,3 +188,16 @@ fn messages_do_not_hold_credentials() {
         assert!(!error(text).to_string().contains("canary"), "{text}");
     }
 }
+
+#[test]
+fn addresses_of_submodules_are_never_local() {
+    for text in
+        ["https://host/lib", "http://host:80/lib.git", "git@host:lib", "ssh://git@host/lib", "git://h/x"]
+    {
+        assert_eq!(check_remote(text), Ok(()), "{text}");
+    }
+    for text in ["/srv/lib.git", "../lib", "file:///srv/lib.git", "ext::sh -c id", "lib", "ext://x/y", ""] {
+        assert!(matches!(check_remote(text), Err(GitUrlError::Scheme { .. })), "{text}");
+    }
+    assert!(matches!(check_remote("ssh://-oX/y"), Err(GitUrlError::Refused { .. })));
+}

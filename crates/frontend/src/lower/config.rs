@@ -225,6 +225,7 @@ impl Lower<'_> {
             }
         }
         ports.sort();
+        ports.dedup();
         built.note(format!("EXPOSE {}", listed(&ports)));
         built.config.config.exposed_ports.extend(ports.into_iter().map(|port| (port, EmptyObject {})));
         Ok(())

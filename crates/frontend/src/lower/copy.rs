@@ -60,28 +60,27 @@ impl Lower<'_> {
         let destination = destination(built, at, files, &written)?;
         let linked = wanted.link && built.tree.is_some() && wanted.owner.as_deref().is_none_or(is_numeric);
         let mut inputs = Inputs { list: Vec::new(), offset: usize::from(built.tree.is_some() && !linked) };
-        let mut actions = Vec::new();
-        let mut local = Vec::new();
+        let mut actions: Vec<Copy> = Vec::new();
         for (text, path) in &paths {
-            match self.outside_source(at, text, path, &wanted, step, title)? {
-                Some((vertex, source)) => {
-                    // What is downloaded is a file unless it is asked for; a repository is a directory.
-                    let unpack = if wanted.unpack == Some(true) { Unpack::Archives } else { Unpack::Never };
-                    let from = inputs.add(vertex);
-                    actions.push(wanted.copy(from, vec![source], &destination, Owner::Keep, unpack));
-                }
-                None => local.push((*text, path.clone())),
+            if let Some((vertex, source)) = self.outside_source(at, text, path, &wanted, step, title)? {
+                // What is downloaded is a file unless it is asked for; a repository is a directory.
+                let unpack = if wanted.unpack == Some(true) { Unpack::Archives } else { Unpack::Never };
+                let from = inputs.add(vertex);
+                actions.push(wanted.copy(from, vec![source], &destination, Owner::Keep, unpack));
+                continue;
             }
-        }
-        if !local.is_empty() {
-            let Some((vertex, owner)) = self.local_source(step, at, &local)? else { return Ok(false) };
-            let unpack =
-                if wanted.unpack.unwrap_or(at.kind == Kind::Add) { Unpack::Archives } else { Unpack::Never };
+            let Some((vertex, owner)) = self.local_source(step, at, text, path)? else { return Ok(false) };
             let from = inputs.add(vertex);
-            let sources = local.iter().map(|(_, path)| source_path(path, wanted.parents)).collect();
-            let action = wanted.copy(from, sources, &destination, owner, unpack);
-            // Paths are copied in front of heredocs, in their order among themselves.
-            actions.insert(0, action);
+            let source = source_path(path, wanted.parents);
+            // Paths side by side are one selection: a pattern among them may match nothing.
+            match actions.last_mut().filter(|last| last.from == from) {
+                Some(last) => last.sources.push(source),
+                None => {
+                    let unpack = wanted.unpack.unwrap_or(at.kind == Kind::Add);
+                    let unpack = if unpack { Unpack::Archives } else { Unpack::Never };
+                    actions.push(wanted.copy(from, vec![source], &destination, owner, unpack));
+                }
+            }
         }
         for &number in &files.heredocs {
             let (vertex, name) = self.inline(built, at, number)?;
@@ -167,7 +166,8 @@ impl Lower<'_> {
     ) -> Result<Option<(VertexId, String)>> {
         let span = at.text_span(text);
         let is_web = path.starts_with("http://") || path.starts_with("https://");
-        let repository = match git_url::parse(path) {
+        // `github.com/x` may be a directory as well, and in a context it is one.
+        let repository = match git_url::parse(path).filter(|_| !git_url::is_schemeless(path)) {
             Some(Ok(git)) => Some(git),
             Some(Err(error @ git_url::GitUrlError::Refused { .. })) => {
                 return Err(Box::new(Diagnostic::refused(span, error.to_string())));
@@ -235,17 +235,16 @@ impl Lower<'_> {
         Ok(Some((vertex, source)))
     }
 
-    /// The tree that paths are taken from; `None` while an image is missing.
+    /// The tree that a path is taken from; `None` while an image is missing.
     fn local_source(
         &mut self,
         step: &Step,
         at: &Instruction,
-        paths: &[(&Text, String)],
+        path_text: &Text,
+        path: &str,
     ) -> Result<Option<(VertexId, Owner)>> {
         let Some(text) = at.flag("from").and_then(|flag| flag.value.as_ref()) else {
-            for (text, path) in paths {
-                self.check_ignored(at, text, path);
-            }
+            self.check_ignored(at, path_text, path);
             return Ok(Some((self.context(), Owner::Root)));
         };
         let span = at.text_span(text);

@@ -131,7 +131,7 @@ impl Lower<'_> {
             let from = Some(parts.input(vertex));
             let kind = MountKind::Bind(BindMount { from, source: String::new(), writable: false });
             parts.mounts.push(Mount { target: SCRIPTS.to_owned(), kind });
-            return Ok((vec![format!("{SCRIPTS}/{}", first.name)], summary));
+            return Ok((with_shell(config, &format!("{SCRIPTS}/{}", first.name)), summary));
         }
         // The shell reads the heredocs itself: it gets the text as it was written.
         let mut whole = text.value.clone();
