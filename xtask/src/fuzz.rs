@@ -164,6 +164,9 @@ fn one(target: &str, binaries: &Path, work: &Path, time: Duration) -> Result<Out
         command.arg(format!("-dict={}", dictionary.display()));
     }
     command.arg(&found).arg(home().join("corpus").join(target));
+    if target == "dockerfile" {
+        command.arg(parser_cases(&work.join("cases"))?);
+    }
 
     let path = logs.join(target);
     let log = File::create(&path).map_err(Failure::io("create", &path))?;
@@ -182,6 +185,26 @@ fn one(target: &str, binaries: &Path, work: &Path, time: Duration) -> Result<Out
         line: step::typed(&command),
         expected: "coverage counters and statistics",
     })
+}
+
+/// Copies the Dockerfiles of the parser's test cases into one directory, without what lies beside
+/// them. Returns it.
+fn parser_cases(dir: &Path) -> Result<&Path, Failure> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Failure::io("remove", dir)(error));
+        }
+        _ => fs::create_dir_all(dir).map_err(Failure::io("create", dir))?,
+    }
+    let cases = step::repository().join("testdata/dockerfile");
+    for case in fs::read_dir(&cases).map_err(Failure::io("read", &cases))? {
+        let case = case.map_err(Failure::io("read", &cases))?;
+        let dockerfile = case.path().join("Dockerfile");
+        if dockerfile.is_file() {
+            fs::copy(&dockerfile, dir.join(case.file_name())).map_err(Failure::io("copy", &dockerfile))?;
+        }
+    }
+    Ok(dir)
 }
 
 /// Reads libFuzzer's log: `#40 INITED cov: 172 ft: …`, `#590471 DONE cov: 236 ft: …`. `None` also

@@ -1,5 +1,5 @@
 //! Time to parse and lower large Dockerfiles, at three sizes each: `cargo bench -p kiln-frontend`.
-//! Prints a Markdown table; the last column is 2 where time is proportional to the size.
+//! Prints a Markdown table; the last column is 2 where time is proportional to the size. A word behind `--` chooses rows.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -30,17 +30,26 @@ const SHAPES: &[Shape] = &[
     Shape { what: "stages, parsed only", unit: "stages", sizes: STAGES, make: chain, run: parsed },
     Shape { what: "stages copied together", unit: "stages", sizes: STAGES, make: gathered, run: whole },
     Shape { what: ".dockerignore", unit: "rules", sizes: RULES, make: rules, run: ignore },
+    Shape { what: "20 ignore rules", unit: "paths", sizes: PATHS, make: paths, run: ignored },
 ];
 const SIZES: [usize; 3] = [MIB / 4, MIB / 2, MIB - 64];
 /// A physical line ends at 64 KiB.
 const LINE: [usize; 3] = [15_000, 30_000, 60_000];
 const STAGES: [usize; 3] = [2_500, 5_000, 10_000];
 const RULES: [usize; 3] = [250_000, 500_000, 1_000_000];
+const PATHS: [usize; 3] = [25_000, 50_000, 100_000];
+
+/// What such files usually hold.
+const USUAL: &str = ".git\n.github\n**/node_modules\n**/*.log\n**/*.tmp\n*.md\n!README.md\ntarget\ndist\nbuild\n.env*\n\
+    **/__pycache__\n**/*.pyc\n.vscode\n.idea\ncoverage\n**/.DS_Store\ndocs/**/*.pdf\nDockerfile*\ncompose.y*ml\n";
 
 fn main() {
     println!("### Large inputs, ms (least of {SAMPLES})\n");
     println!("| input | sizes | quarter | half | full | full / half |\n|---|---|--:|--:|--:|--:|");
-    for shape in SHAPES {
+    // Cargo itself adds `--bench`.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let chosen = |shape: &&Shape| words.is_empty() || words.iter().any(|word| shape.what.contains(word));
+    for shape in SHAPES.iter().filter(chosen) {
         let times = shape.sizes.map(|size| least(shape.run, &(shape.make)(size)));
         let [quarter, half, full] = times.map(|time| time.as_secs_f64() * 1e3);
         let [_, _, size] = shape.sizes;
@@ -80,6 +89,12 @@ fn whole(text: &str) {
 fn ignore(text: &str) {
     let rules = Patterns::parse(text).expect("rules");
     assert!(!rules.is_ignored("src/main.rs"));
+}
+
+fn ignored(paths: &str) {
+    let rules = Patterns::parse(USUAL).expect("rules");
+    let count = paths.lines().filter(|path| rules.is_ignored(path)).count();
+    assert!(count > 0 && count < paths.lines().count());
 }
 
 fn repeated(head: &str, unit: &str, size: usize) -> String {
@@ -125,4 +140,12 @@ fn gathered(count: usize) -> String {
 
 fn rules(count: usize) -> String {
     (0..count).map(|at| format!("**/dir{at}/*.o\n")).collect()
+}
+
+fn paths(count: usize) -> String {
+    let path = |at: usize| match at % 10 {
+        0 => format!("web/node_modules/package{at}/index.js\n"),
+        _ => format!("src/component{}/part{at}/source_file_{at}.rs\n", at % 100),
+    };
+    (0..count).map(path).collect()
 }
