@@ -186,6 +186,7 @@ impl From<BuildError> for Failure {
             }
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
             BuildError::Apply(inner) => plain(apply_code(inner)),
+            BuildError::Extract(inner) => plain(apply_code(&inner.0)),
             BuildError::Source(inner) => plain(source_code(inner)),
             BuildError::TooLarge { .. } => plain(exit::DOCKERFILE),
             _ => plain(exit::STORE),
@@ -242,7 +243,7 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         {
             plain(exit::LIMIT)
         }
-        OpError::Unpack { source, .. } => plain(apply_code(source)),
+        OpError::Unpack { source, .. } => plain(apply_code(&source.0)),
         OpError::Source(inner) => plain(source_code(inner)),
         OpError::Build(inner) => match &**inner {
             BuildError::Store(error) if error.is_no_space() => plain(exit::LIMIT),

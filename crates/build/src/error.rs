@@ -89,6 +89,9 @@ pub enum BuildError {
     /// Unpacking a layer.
     #[error("cannot unpack a layer")]
     Apply(#[from] kiln_layer::ApplyError),
+    /// Unpacking a build context.
+    #[error("cannot unpack the build context")]
+    Extract(#[from] kiln_layer::ExtractError),
     /// A tree from outside.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -154,7 +157,7 @@ pub enum OpError {
     CacheMount { id: String, source: io::Error },
     /// Unpacking an archive of `ADD`.
     #[error("cannot unpack {path:?}")]
-    Unpack { path: String, source: kiln_layer::ApplyError },
+    Unpack { path: String, source: kiln_layer::ExtractError },
     /// A tree from outside.
     #[error(transparent)]
     Source(#[from] SourceError),

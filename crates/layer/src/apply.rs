@@ -152,9 +152,13 @@ pub enum Defect {
     /// An attribute value the kernel does not take.
     #[error("has an unusable attribute value")]
     XattrValue,
-    /// Sparse files are not supported.
-    #[error("is a sparse file, which kiln does not read")]
-    Sparse,
+    /// A sparse file in a format after those that GNU tar is known to write.
+    #[error("is a sparse file of an unknown format")]
+    SparseFormat,
+    /// A sparse file whose segments overlap, are out of order or do not fit its sizes; or a map of
+    /// them that cannot be read.
+    #[error("has an unusable map of its segments")]
+    SparseMap,
     /// A member type nobody knows.
     #[error("has the unknown type {}", .0.escape_ascii())]
     Type(u8),
@@ -194,32 +198,12 @@ pub fn apply(
     unpack(tar, Unpacker::new(root, rules), options.limits)
 }
 
-/// How to unpack an archive that is no layer.
-pub struct ExtractOptions<'a> {
-    /// Owner of everything in the archive; `None`: as it says itself.
-    pub owner: Option<(u32, u32)>,
-    /// How much the archive may ask for.
-    pub limits: Limits,
-    /// Set by somebody else to stop.
-    pub cancel: &'a AtomicBool,
-}
-
-/// Unpacks the uncompressed `tar` below `root` as `ADD` does.
-///
-/// Like [`apply`] for the lower files that are there, but no name is a whiteout; `..` stops at the
-/// root; a directory's entry goes where a link at its place leads, inside the root; an entry for the
-/// root itself changes nothing.
-pub fn extract(
+/// Unpacks with any rules: a layer, or an archive.
+pub(crate) fn unpack(
     tar: impl Read,
-    root: BorrowedFd<'_>,
-    options: &ExtractOptions<'_>,
+    mut unpacker: Unpacker<'_>,
+    limits: Limits,
 ) -> Result<Applied, ApplyError> {
-    let owner = options.owner.map_or(Owner::Tar, |(uid, gid)| Owner::Fixed(uid, gid));
-    let rules = Rules { meaning: Meaning::Archive, owner, cancel: options.cancel };
-    unpack(tar, Unpacker::new(root, rules), options.limits)
-}
-
-fn unpack(tar: impl Read, mut unpacker: Unpacker<'_>, limits: Limits) -> Result<Applied, ApplyError> {
     let mut reader = TarReader::new(tar, limits);
     let rules = unpacker.rules();
     let mut entries = 0;

@@ -19,7 +19,10 @@ mod stat_cache;
 mod tree_digest;
 
 mod apply;
+mod extract;
+mod tar_header;
 mod tar_read;
+mod tar_sparse;
 mod unpack;
 
 mod diff;
@@ -28,13 +31,12 @@ mod tar_write;
 mod compression;
 mod copy;
 
-pub use apply::{
-    Applied, ApplyError, ApplyOptions, Defect, ExtractOptions, Limits, Refusal, Whiteouts, apply, extract,
-};
+pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
 pub use beneath::BeneathError;
 pub use compression::{Compression, decoder, detect, gzip_encoder, is_tar};
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
 pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff};
+pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };

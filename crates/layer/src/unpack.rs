@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, XattrFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 
 use crate::apply::{ApplyError, Defect, Refusal, Whiteouts};
@@ -15,7 +15,8 @@ use crate::beneath;
 use crate::index::Timestamp;
 use crate::node::{self, Attributes, CallError, Named};
 use crate::path::{self, PathError};
-use crate::tar_read::{Member, MemberKind, TarReader};
+use crate::tar_header::{Member, MemberKind};
+use crate::tar_read::TarReader;
 
 /// How members become files.
 #[derive(Clone, Copy)]
@@ -211,11 +212,33 @@ impl<'a> Unpacker<'a> {
         let mode = Mode::RUSR | Mode::WUSR;
         let fd = self.replace(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))?;
         let mut file = File::from(fd);
-        loop {
+        match &member.sparse {
+            None => self.content(reader, &mut file, path, u64::MAX)?,
+            Some(map) => {
+                for segment in &map.segments {
+                    fs::seek(&file, SeekFrom::Start(segment.offset)).named("lseek").map_err(host(path))?;
+                    self.content(reader, &mut file, path, segment.length)?;
+                }
+                // The last hole has nothing behind it that would make the file long enough.
+                fs::ftruncate(&file, map.size).named("ftruncate").map_err(host(path))?;
+            }
+        }
+        node::set_on_fd(file.as_fd(), &self.attributes(member)).map_err(host(path))
+    }
+
+    /// Writes `left` bytes of the member's content, or what there is.
+    fn content(
+        &self,
+        reader: &mut TarReader<impl Read>,
+        file: &mut File,
+        path: &[u8],
+        mut left: u64,
+    ) -> Result<(), ApplyError> {
+        while left > 0 {
             if self.rules.cancel.load(Ordering::Relaxed) {
                 return Err(ApplyError::Cancelled);
             }
-            let chunk = reader.chunk(path, usize::MAX)?;
+            let chunk = reader.chunk(path, usize::try_from(left).unwrap_or(usize::MAX))?;
             if chunk.is_empty() {
                 break;
             }
@@ -223,8 +246,9 @@ impl<'a> Unpacker<'a> {
             file.write_all(chunk).map_err(written)?;
             let length = chunk.len();
             reader.consume(length);
+            left -= length as u64;
         }
-        node::set_on_fd(file.as_fd(), &self.attributes(member)).map_err(host(path))
+        Ok(())
     }
 
     fn dir(
