@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
-use kiln_build::{BuildRequest, Progress, build};
+use kiln_build::{BuildRequest, Progress, SecretStore, SshAgents, build};
 use kiln_llb::Network;
 
 use super::call::{check, outline, targets};
@@ -24,6 +24,9 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
             NetworkMode::None => Network::None,
             NetworkMode::Host => Network::Host,
         },
+        secrets: SecretStore::new(args.secret)?,
+        ssh: SshAgents::new(args.ssh).map_err(|error| Failure::usage(format!("--ssh {error}")))?,
+        allow: args.allow.into_iter().collect(),
         ..BuildRequest::new(args.context)
     };
     for text in &args.build_arg {

@@ -70,7 +70,11 @@ pub async fn build(
         engine: engine.clone(),
         layers: Layers::new(engine.store.clone(), engine.snapshots.clone()),
         context,
-        sources: crate::SourceOptions::default(),
+        sources: crate::SourceOptions {
+            secrets: Arc::new(request.secrets.clone()),
+            ssh_agent: request.ssh.socket("default").map(std::path::Path::to_owned),
+            ..crate::SourceOptions::default()
+        },
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
     });

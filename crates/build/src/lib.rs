@@ -47,5 +47,5 @@ pub use import::{ImportRequest, import};
 pub use load::{Loaded, load};
 pub use request::BuildRequest;
 pub use secrets::{Secret, SecretSpec, SecretStore, SpecError};
-pub use ssh::{SshAgents, SshSpec};
 pub use source::{Fault, NoSecrets, SecretSource, SourceError, SourceOptions};
+pub use ssh::{SshAgents, SshSpec};

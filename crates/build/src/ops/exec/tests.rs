@@ -25,7 +25,7 @@ use crate::context::Context;
 use crate::layers::Layers;
 use crate::ops::Shared;
 use crate::secrets::SecretSpec;
-use crate::{Engine, SshSpec};
+use crate::{Engine, SourceOptions, SshSpec};
 
 /// What a step does, in place of its process.
 type Script = Box<dyn Fn(&Inside<'_, '_>) + Send + Sync>;
@@ -201,6 +201,7 @@ impl Bench {
             engine: self.engine.clone(),
             layers: Layers::new(store.clone(), snapshots.clone()),
             context: Some(Arc::new(context)),
+            sources: SourceOptions::default(),
             cancel: BuildCancel::new().unwrap(),
             steps: StepResources::new(&self.engine, &self.request),
         });
@@ -362,7 +363,7 @@ fn a_context_shows_what_is_not_ignored_as_roots_files() {
     for path in ["main.go", "debug.log", "out/drop", "out/keep", "sub/x"] {
         bench.write(path, path);
     }
-    rustix::fs::chown(&bench.write("owned", ""), Some(rustix::fs::Uid::from_raw(1000)), None).unwrap();
+    rustix::fs::chown(bench.write("owned", ""), Some(rustix::fs::Uid::from_raw(1000)), None).unwrap();
     fs::set_permissions(bench.write("script", ""), fs::Permissions::from_mode(0o755)).unwrap();
     let _socket = UnixListener::bind(bench.temp.path().join("context/socket")).unwrap();
     symlink("/etc/passwd", bench.temp.path().join("context/link")).unwrap();
