@@ -224,6 +224,14 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::Exec(ExecError::Network { .. }) => {
             plain(exit::NETWORK).hint("a step that needs no network builds with `RUN --network=none`")
         }
+        OpError::Exec(ExecError::Refused { .. }) => plain(exit::POLICY),
+        OpError::NotAllowed { entitlement } => {
+            plain(exit::POLICY).hint(format!("allow it with `--allow {entitlement}`"))
+        }
+        OpError::NoSecret { id } => plain(exit::RUN)
+            .hint(format!("pass it with `--secret id={id},src=FILE` or `--secret id={id},env=NAME`")),
+        OpError::NoAgent { id } => plain(exit::RUN).hint(format!("pass it with `--ssh {id}`")),
+        OpError::CacheMount { .. } => plain(exit::STORE),
         OpError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
         OpError::Exec(_) => plain(exit::STORE),
         OpError::NoSource { ignored_by: Some(line), .. } => {

@@ -15,3 +15,4 @@ mod crash;
 mod differential;
 mod interop;
 mod run;
+mod run_mounts;

@@ -366,7 +366,7 @@ fn a_context_shows_what_is_not_ignored_as_roots_files() {
     for path in ["main.go", "debug.log", "out/drop", "out/keep", "sub/x"] {
         bench.write(path, path);
     }
-    rustix::fs::chown(&bench.write("owned", ""), Some(rustix::fs::Uid::from_raw(1000)), None).unwrap();
+    rustix::fs::chown(bench.write("owned", ""), Some(rustix::fs::Uid::from_raw(1000)), None).unwrap();
     fs::set_permissions(bench.write("script", ""), fs::Permissions::from_mode(0o755)).unwrap();
     let _socket = UnixListener::bind(bench.temp.path().join("context/socket")).unwrap();
     symlink("/etc/passwd", bench.temp.path().join("context/link")).unwrap();
