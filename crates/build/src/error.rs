@@ -39,7 +39,7 @@ pub enum BuildError {
         stages: Option<Vec<String>>,
     },
     /// `# check=error=true`, and there are warnings.
-    #[error("{count} warnings, and `# check=error=true` makes them errors")]
+    #[error("{}", warnings_are_errors(*count))]
     Warnings { count: usize },
     /// A step failed.
     #[error("step `{title}` failed")]
@@ -101,6 +101,12 @@ pub enum OpError {
     /// A source of `COPY` or `ADD` does not exist.
     #[error("{path:?} does not exist in {place}")]
     NoSource { path: String, place: String, ignored_by: Option<usize>, similar: Option<String> },
+    /// A source of `COPY` or `ADD` is a symbolic link to nothing.
+    #[error("{path:?} is a link to {target:?}, which does not exist in {place}")]
+    Dangling { path: String, target: String, place: String },
+    /// A source of `COPY` or `ADD` is a FIFO, a socket or an overlayfs whiteout.
+    #[error("{path:?} is neither a file nor a directory, it cannot be copied")]
+    NotCopied { path: String },
     /// A pattern of `COPY` or `ADD` is malformed.
     #[error("{pattern:?} is not a valid pattern")]
     Pattern { pattern: String },
@@ -134,6 +140,13 @@ pub enum OpError {
     /// Store, snapshots and the rest.
     #[error(transparent)]
     Build(Box<BuildError>),
+}
+
+fn warnings_are_errors(count: usize) -> String {
+    match count {
+        1 => "1 warning, and `# check=error=true` makes it an error".to_owned(),
+        _ => format!("{count} warnings, and `# check=error=true` makes them errors"),
+    }
 }
 
 fn describe(exit: &Exit) -> String {
