@@ -220,6 +220,7 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::NoSource { similar: Some(similar), .. } => {
             plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))
         }
+        OpError::Owner { .. } => plain(exit::DOCKERFILE),
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
         OpError::Copy(kiln_layer::CopyError::Host { source, .. })

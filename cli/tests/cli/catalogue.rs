@@ -6,7 +6,7 @@ use crate::harness::{Context, Outcome, Store, needs_root};
 type Row<'a> = (&'a str, i32, &'a [u8], &'a [&'a str]);
 
 const DOCKERFILES: &[Row<'static>] = &[
-    ("D01", 3, b"", &["no instructions", "Dockerfile"]),
+    ("D01", 3, b"", &["the Dockerfile is empty", "hint:", "Dockerfile:1:1"]),
     ("D02", 3, b"# nothing but words\n", &["no instructions", "Dockerfile:1:1"]),
     ("D03", 3, b"\0\0\0\0", &["Dockerfile:1:1"]),
     ("D04", 0, b"\xef\xbb\xbfFROM busybox\n", &[]),
@@ -19,7 +19,7 @@ const DOCKERFILES: &[Row<'static>] = &[
     ("D14 number", 3, b"FROM busybox AS 0\n", &["Dockerfile:1:17"]),
     ("D14 dash", 3, b"FROM busybox AS -x\n", &["Dockerfile:1:17"]),
     ("D14 blank", 3, b"FROM busybox AS A B\n", &["Dockerfile:1:"]),
-    ("D15", 3, b"FROM busybox\nCOPY --from=later /a /a\nFROM busybox AS later\n", &["later", "Dockerfile:2:"]),
+    ("D15", 3, b"FROM busybox AS a\nCOPY --from=later /a /a\nFROM busybox AS later\nFROM a\n", &["later", "Dockerfile:2:13"]),
     ("D15 circle", 3, b"FROM busybox AS a\nCOPY --from=b /x /y\nFROM a AS b\n", &["itself", "Dockerfile:3:1"]),
     ("D16", 0, b"FROM busybox AS busybox\n", &[]),
     ("D18", 3, b"FROM busybox\nRUN <<EOF\necho\n", &["EOF", "Dockerfile:2:5"]),

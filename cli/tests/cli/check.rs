@@ -44,7 +44,6 @@ warning: FromAsCasing: `as` and `FROM` are cased differently
   Dockerfile:1:6
      1 | >>> FROM busybox as base
        |          ^^^^^^^^^^^^^^^
-     2 |     FROM base
 see https://docs.docker.com/go/dockerfile/rule/from-as-casing/
 
 warning: JSONArgsRecommended: CMD in shell form runs a shell, and signals do not reach the program
@@ -52,7 +51,7 @@ warning: JSONArgsRecommended: CMD in shell form runs a shell, and signals do not
      2 |     FROM base
      3 | >>> CMD echo hello
        |         ^^^^^^^^^^
-hint: write CMD [\"echo\", \"hello\"]
+hint: write CMD [\"program\", \"argument\"]
 see https://docs.docker.com/go/dockerfile/rule/json-args-recommended/
 
 Dockerfile: 2 warnings
@@ -172,7 +171,7 @@ warning: JSONArgsRecommended: CMD in shell form runs a shell, and signals do not
      3 |     RUN touch /ran
      4 | >>> CMD echo hello
        |         ^^^^^^^^^^
-hint: write CMD [\"echo\", \"hello\"]
+hint: write CMD [\"program\", \"argument\"]
 error: 1 warning, and `# check=error=true` makes it an error
 hint: mend what is warned of, or remove `error=true`
 "
@@ -205,11 +204,11 @@ fn targets_are_listed_in_file_order() {
         &["--call=targets"],
         0,
         "\
-TARGET                         BASE      DESCRIPTION
-base                           busybox   where all begins
-compile                        base
-final                          base
-(without a name) (default)     scratch
+TARGET                       BASE      DESCRIPTION
+base                         busybox   where all begins
+compile                      base
+final                        base
+(without a name) (default)   scratch
 ",
     );
     let json = answer(MANY_TARGETS, &["--call=targets,format=json"], 0);

@@ -66,7 +66,7 @@ fn copy_never_leaves_the_context() {
     let outer = Context::new(&[("x", "outside"), ("in/Dockerfile", "FROM busybox\nCOPY ../x /x\n")]);
     let inner = outer.at("in");
     let build = |code| store.bounded(store.command(&["build", "-t", "x", crate::harness::text(&inner)])).expect(code);
-    build(4).says(&["\"../x\" does not exist in the build context", "Dockerfile:2:1"]);
+    build(4).says(&["\"x\" does not exist in the build context", "Dockerfile:2:1"]);
     outer.write("in/x", "inside");
     build(0);
     assert_eq!(store.shell("x", "cat /x"), "inside");
@@ -91,7 +91,7 @@ fn absolute_copy_source_is_looked_up_in_the_context() {
     let store = Store::with_busybox();
     let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY /etc/passwd /got\n")]);
     let outcome = store.build_bounded(&context, &["-t", "x"]).expect(4);
-    outcome.says(&["\"/etc/passwd\" does not exist in the build context", "Dockerfile:2:1"]);
+    outcome.says(&["\"etc/passwd\" does not exist in the build context", "Dockerfile:2:1"]);
     context.write("etc/passwd", "the context's own");
     store.build_bounded(&context, &["-t", "x"]).expect(0);
     assert_eq!(store.shell("x", "cat /got"), "the context's own");
@@ -106,7 +106,7 @@ fn symlink_loop_is_stored_as_a_link() {
     symlink("a", context.at("b")).expect("ours to write");
     symlink(".", context.at("self")).expect("ours to write");
     store.build_bounded(&context, &["-t", "x"]).expect(0);
-    assert_eq!(store.shell("x", "cd /all && readlink a b self"), "b\na\n.");
+    assert_eq!(store.shell("x", "cd /all && for l in a b self; do readlink $l; done"), "b\na\n.");
     // Asked for by name it would have to be followed.
     context.write("Dockerfile", "FROM busybox\nCOPY a /a\n");
     store.build_bounded(&context, &[]).expect(4).says(&["\"a\"", "Dockerfile:2:1", "symbolic links"]);
@@ -121,7 +121,7 @@ fn symlink_out_of_the_context_never_gives_its_contents() {
     symlink("../../../../../../etc/passwd", context.at("d/relative")).expect("ours to write");
     symlink("/etc", context.at("dir")).expect("ours to write");
     store.build_bounded(&context, &["-t", "x"]).expect(0);
-    let links = store.shell("x", "cd /all && readlink absolute d/relative dir");
+    let links = store.shell("x", "cd /all && for l in absolute d/relative dir; do readlink $l; done");
     assert_eq!(links, "/etc/passwd\n../../../../../../etc/passwd\n/etc");
     for source in ["absolute", "d/relative", "dir", "dir/passwd", "dir/pass*"] {
         context.write("Dockerfile", &format!("FROM busybox\nCOPY {source} /got/\n"));
@@ -158,7 +158,8 @@ fn unreadable_directory_that_is_ignored_does_not_matter() {
     needs_root!();
     let store = Store::with_busybox();
     let context = Context::new(&[
-        ("Dockerfile", "FROM busybox\nCOPY . /all/\n"),
+        // Without these powers nobody mounts an overlay: one layer alone needs none.
+        ("Dockerfile", "FROM scratch\nCOPY . /all/\n"),
         (".dockerignore", "private\n"),
         ("private/key", "k"),
         ("f", "f"),
@@ -166,7 +167,8 @@ fn unreadable_directory_that_is_ignored_does_not_matter() {
     forbid(&context, "private");
     let Some(command) = bound_by_modes(&store, &context) else { return };
     store.bounded(command).expect(0);
-    assert_eq!(store.shell("x", "ls /all"), "Dockerfile\nf");
+    store.image("y", "FROM busybox\nCOPY --from=x / /\n");
+    assert_eq!(store.shell("y", "ls /all"), "Dockerfile\nf");
 }
 
 #[test]
@@ -239,7 +241,7 @@ fn large_context_stays_within_memory() {
         (".dockerignore", "many/*/9*\n"),
         ("few/f", "f"),
     ]);
-    for dir in 0..200 {
+    for dir in 0..50 {
         let dir = context.at(&format!("many/{dir}"));
         fs::create_dir_all(&dir).expect("ours to write");
         for file in 0..100 {
@@ -252,7 +254,7 @@ fn large_context_stays_within_memory() {
     assert_eq!(store.shell("x", "stat -c %s /large"), (320 << 20).to_string());
     context.write("Dockerfile", "FROM busybox\nCOPY many /many\n");
     store.build_bounded(&context, &["-t", "x"]).expect(0);
-    assert_eq!(store.shell("x", "find /many -type f | wc -l"), (200 * 89).to_string());
+    assert_eq!(store.shell("x", "find /many -type f | wc -l"), (50 * 89).to_string());
 }
 
 #[test]
@@ -423,12 +425,10 @@ fn only_needed_paths_are_read() {
 #[test]
 fn unchanged_context_is_not_read_again() {
     needs_root!();
+    let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY d /d\n"), ("d/a", "a"), ("d/b", "b")]);
+    // The files are older than a tick of the clock when they are first read: younger ones may
+    // change again without its showing.
     let store = Store::with_busybox();
-    let context = Context::new(&[
-        ("Dockerfile", "FROM busybox\nCOPY d /d\n"),
-        ("d/a", "a"),
-        ("d/b", "b"),
-    ]);
     let watch = Watch::on(&context.at("d"));
     store.build_bounded(&context, &["-t", "x"]).expect(0);
     assert_eq!(watch.opened(), ["a", "b"], "what is watched for is seen");

@@ -36,7 +36,7 @@ fn symlinks_are_followed_on_the_way_and_kept_inside() {
     // On the way to a source, and as the source itself, a link is followed.
     assert_eq!(store.shell("x", "cat /by-way /contents/deep/f; test ! -L /followed && cat /followed"), "fff");
     // Below a directory that is copied it stays a link.
-    assert_eq!(store.shell("x", "readlink /tree/out /tree/dangling"), "../real/deep/f\nnowhere");
+    assert_eq!(store.shell("x", "for l in out dangling; do readlink /tree/$l; done"), "../real/deep/f\nnowhere");
     // In the destination it is followed, inside the root.
     assert_eq!(store.shell("x", "ls /var/real /var/real/new; readlink /absolute"), "/var/real:\na\nb\nnew\n\n/var/real/new:\nf\n/var/real");
 }
@@ -88,11 +88,11 @@ fn owner_mode_time_and_hard_links_of_a_copy() {
     };
     assert_eq!(stat("%u:%g %a %h %Y", "plain/f"), "0:0 4751 2 1000000000");
     assert_eq!(stat("%u:%g %a", "plain/sub plain"), "0:0 750 0:0 755");
-    // A user alone is its own group; names are those of the image that is built.
-    assert_eq!(stat("%u:%g", "number user both"), "12:12 71:71 71:73");
+    // A number alone is its own group, a name has that of /etc/passwd in the image that is built.
+    assert_eq!(stat("%u:%g", "number user both"), "12:12 71:72 71:73");
     assert_eq!(stat("%a", "octal octal/f octal/sub octal/sub/s symbolic"), "711 711 711 711 4700");
     // Between stages everything is kept, owners too.
-    assert_eq!(store.shell("x", "stat -c '%u:%g %a %Y' /from/user /from/f"), "71:71 4751 1000000000\n0:0 4751 1000000000");
+    assert_eq!(store.shell("x", "stat -c '%u:%g %a %Y' /from/user /from/f"), "71:72 4751 1000000000\n0:0 4751 1000000000");
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn an_unknown_owner_is_an_error_and_never_root() {
     for owner in ["nobody-knows", "0:nobody-knows"] {
         let dockerfile = format!("FROM busybox\nCOPY --chown={owner} f /f\n");
         let context = Context::new(&[("Dockerfile", dockerfile.as_str()), ("f", "f")]);
-        let outcome = store.build_bounded(&context, &["-t", "x"]).expect(4);
+        let outcome = store.build_bounded(&context, &["-t", "x"]).expect(3);
         outcome.says(&["Dockerfile:2:1", "nobody-knows"]);
     }
 }
