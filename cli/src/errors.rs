@@ -161,7 +161,9 @@ impl From<BuildError> for Failure {
                 ))
             }
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
-            BuildError::Warnings { .. } => plain(exit::DOCKERFILE).hint("mend what is warned of, or remove `error=true`"),
+            BuildError::Warnings { .. } => {
+                plain(exit::DOCKERFILE).hint("mend what is warned of, or remove `error=true`")
+            }
             BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
             BuildError::Change { .. } => plain(exit::USAGE),
             BuildError::Unreadable { .. }

@@ -253,7 +253,7 @@ objects
     assert_eq!(
         json["args"][0],
         serde_json::json!({
-            "name": "VERSION", "value": "2", "description": "of what is built", "location": { "line": 8 },
+            "name": "VERSION", "value": "2", "description": "of what is built", "location": { "line": 2 },
         })
     );
     assert_eq!(json["secrets"], serde_json::json!([{ "name": "token", "required": true }]));
@@ -265,7 +265,9 @@ objects
 fn a_question_about_what_is_not_there_is_an_error() {
     needs_root!();
     let (store, context) = (Store::empty(), Context::new(&[("Dockerfile", MANY_TARGETS)]));
-    call(&store, &context, &["--call=outline", "--target=fnal"]).expect(3).says(&["error:", "fnal", "`final`"]);
+    call(&store, &context, &["--call=outline", "--target=fnal"])
+        .expect(3)
+        .says(&["error:", "fnal", "`final`"]);
     call(&store, &context, &["--call=guess"]).expect(2).says(&["guess", "outline"]);
     call(&store, &context, &["--check", "--call=targets"]).expect(2).says(&["--check"]);
     context.write("Dockerfile", "RNU\n");

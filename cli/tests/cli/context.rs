@@ -65,7 +65,8 @@ fn copy_never_leaves_the_context() {
     // What a climbing path means is looked up at the context's root (D28).
     let outer = Context::new(&[("x", "outside"), ("in/Dockerfile", "FROM busybox\nCOPY ../x /x\n")]);
     let inner = outer.at("in");
-    let build = |code| store.bounded(store.command(&["build", "-t", "x", crate::harness::text(&inner)])).expect(code);
+    let build =
+        |code| store.bounded(store.command(&["build", "-t", "x", crate::harness::text(&inner)])).expect(code);
     build(4).says(&["\"x\" does not exist in the build context", "Dockerfile:2:1"]);
     outer.write("in/x", "inside");
     build(0);
@@ -188,8 +189,11 @@ fn unreadable_directory_that_is_needed_is_an_error() {
 fn unreadable_ignore_file_is_an_error() {
     needs_root!();
     let store = Store::with_busybox();
-    let context =
-        Context::new(&[("Dockerfile", "FROM busybox\nCOPY . /all/\n"), (".dockerignore", "secret\n"), ("secret", "s")]);
+    let context = Context::new(&[
+        ("Dockerfile", "FROM busybox\nCOPY . /all/\n"),
+        (".dockerignore", "secret\n"),
+        ("secret", "s"),
+    ]);
     forbid(&context, ".dockerignore");
     let Some(command) = bound_by_modes(&store, &context) else { return };
     store.bounded(command).expect(4).says(&["error: cannot read", ".dockerignore", "Permission denied"]);
@@ -228,7 +232,10 @@ fn file_replaced_during_the_build_is_consistent() {
     for content in &contents {
         context.write("f", content);
         store.build(&context, &["-t", "x"]).expect(0);
-        assert_eq!(store.shell("x", "wc -c < /g; head -c 1 /f"), format!("{}\n{}", content.len(), &content[..1]));
+        assert_eq!(
+            store.shell("x", "wc -c < /g; head -c 1 /f"),
+            format!("{}\n{}", content.len(), &content[..1])
+        );
     }
 }
 
@@ -261,14 +268,18 @@ fn large_context_stays_within_memory() {
 fn names_that_are_not_utf8_are_kept() {
     needs_root!();
     let store = Store::with_busybox();
-    let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY d /d/\nCOPY d/*.bin /e/\n"), ("d/f", "f")]);
+    let context =
+        Context::new(&[("Dockerfile", "FROM busybox\nCOPY d /d/\nCOPY d/*.bin /e/\n"), ("d/f", "f")]);
     for name in [&b"\xff\xfe.bin"[..], b"new\nline", b"back\\slash"] {
         fs::write(context.at("d").join(std::ffi::OsStr::from_bytes(name)), "x").expect("ours to write");
     }
     store.build_bounded(&context, &["-t", "x"]).expect(0);
     let hex = store.shell("x", "cd /d && printf '%s|' * | od -An -tx1 -v | tr -d ' \\n'");
     assert_eq!(hex, hex_of(b"back\\slash|f|new\nline|\xff\xfe.bin|"));
-    assert_eq!(store.shell("x", "cd /e && printf %s * | od -An -tx1 | tr -d ' \\n'"), hex_of(b"\xff\xfe.bin"));
+    assert_eq!(
+        store.shell("x", "cd /e && printf %s * | od -An -tx1 | tr -d ' \\n'"),
+        hex_of(b"\xff\xfe.bin")
+    );
     assert_eq!(store.build(&context, &["-t", "x"]).expect(0).ran(), [""; 0]);
 }
 
@@ -282,7 +293,8 @@ fn mount_point_inside_the_context_is_crossed() {
     let store = Store::with_busybox();
     let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY . /all/\n"), ("m/below", "hidden")]);
     let mut command = Command::new("unshare");
-    let script = "mount -t tmpfs kiln-test \"$1/m\" && echo mounted > \"$1/m/f\" && exec \"$2\" build -t x \"$1\"";
+    let script =
+        "mount -t tmpfs kiln-test \"$1/m\" && echo mounted > \"$1/m/f\" && exec \"$2\" build -t x \"$1\"";
     command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh", context.path()]);
     command.arg(store.command(&[]).get_program()).env("KILN_ROOT", store.root());
     store.bounded(command).expect(0);
@@ -293,8 +305,10 @@ fn mount_point_inside_the_context_is_crossed() {
 fn hard_linked_pair_keeps_both_names() {
     needs_root!();
     let store = Store::with_busybox();
-    let context =
-        Context::new(&[("Dockerfile", "FROM busybox\nCOPY d /d/\nCOPY d/one d/two /e/\n"), ("d/one", "same")]);
+    let context = Context::new(&[
+        ("Dockerfile", "FROM busybox\nCOPY d /d/\nCOPY d/one d/two /e/\n"),
+        ("d/one", "same"),
+    ]);
     fs::hard_link(context.at("d/one"), context.at("d/two")).expect("ours to write");
     store.build_bounded(&context, &["-t", "x"]).expect(0);
     // One inode within one copied tree; sources of their own are files of their own.
@@ -405,7 +419,10 @@ fn only_needed_paths_are_read() {
     needs_root!();
     let store = Store::with_busybox();
     let context = Context::new(&[
-        ("Dockerfile", "FROM busybox AS unused\nCOPY for-nobody /\nFROM busybox\nCOPY needed link *.txt /got/\n"),
+        (
+            "Dockerfile",
+            "FROM busybox AS unused\nCOPY for-nobody /\nFROM busybox\nCOPY needed link *.txt /got/\n",
+        ),
         ("needed", "n"),
         ("behind", "b"),
         ("a.txt", "a"),

@@ -36,9 +36,15 @@ fn symlinks_are_followed_on_the_way_and_kept_inside() {
     // On the way to a source, and as the source itself, a link is followed.
     assert_eq!(store.shell("x", "cat /by-way /contents/deep/f; test ! -L /followed && cat /followed"), "fff");
     // Below a directory that is copied it stays a link.
-    assert_eq!(store.shell("x", "for l in out dangling; do readlink /tree/$l; done"), "../real/deep/f\nnowhere");
+    assert_eq!(
+        store.shell("x", "for l in out dangling; do readlink /tree/$l; done"),
+        "../real/deep/f\nnowhere"
+    );
     // In the destination it is followed, inside the root.
-    assert_eq!(store.shell("x", "ls /var/real /var/real/new; readlink /absolute"), "/var/real:\na\nb\nnew\n\n/var/real/new:\nf\n/var/real");
+    assert_eq!(
+        store.shell("x", "ls /var/real /var/real/new; readlink /absolute"),
+        "/var/real:\na\nb\nnew\n\n/var/real/new:\nf\n/var/real"
+    );
 }
 
 #[test]
@@ -48,7 +54,10 @@ fn a_link_to_nothing_is_named_with_where_it_leads() {
     let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY gone /f\n")]);
     symlink("no/such", context.at("gone")).expect("ours to write");
     let outcome = store.build_bounded(&context, &[]).expect(4);
-    outcome.says(&["Dockerfile:2:1", "\"gone\" is a link to \"no/such\", which does not exist in the build context"]);
+    outcome.says(&[
+        "Dockerfile:2:1",
+        "\"gone\" is a link to \"no/such\", which does not exist in the build context",
+    ]);
 }
 
 #[test]
@@ -92,7 +101,10 @@ fn owner_mode_time_and_hard_links_of_a_copy() {
     assert_eq!(stat("%u:%g", "number user both"), "12:12 71:72 71:73");
     assert_eq!(stat("%a", "octal octal/f octal/sub octal/sub/s symbolic"), "711 711 711 711 4700");
     // Between stages everything is kept, owners too.
-    assert_eq!(store.shell("x", "stat -c '%u:%g %a %Y' /from/user /from/f"), "71:72 4751 1000000000\n0:0 4751 1000000000");
+    assert_eq!(
+        store.shell("x", "stat -c '%u:%g %a %Y' /from/user /from/f"),
+        "71:72 4751 1000000000\n0:0 4751 1000000000"
+    );
 }
 
 #[test]
@@ -127,9 +139,13 @@ fn archives_are_told_by_content() {
     needs_root!();
     let store = Store::with_busybox();
     let context = Context::new(&[("from/inside/file", "packed\n"), ("no.tar.gz", "no archive\n")]);
-    for (name, program) in
-        [("plain.txt", None), ("a", Some("gzip")), ("b.jpg", Some("bzip2")), ("c.tar", Some("xz")), ("d.gz", Some("zstd"))]
-    {
+    for (name, program) in [
+        ("plain.txt", None),
+        ("a", Some("gzip")),
+        ("b.jpg", Some("bzip2")),
+        ("c.tar", Some("xz")),
+        ("d.gz", Some("zstd")),
+    ] {
         if !pack(&context, name, program) {
             continue;
         }
@@ -138,7 +154,8 @@ fn archives_are_told_by_content() {
         );
         context.write("Dockerfile", &dockerfile);
         store.build_bounded(&context, &["-t", "x"]).expect(0);
-        let shown = store.shell("x", "cat /added/inside/file; ls /added /copied /kept; stat -c %u:%g /owned/inside/file");
+        let shown = store
+            .shell("x", "cat /added/inside/file; ls /added /copied /kept; stat -c %u:%g /owned/inside/file");
         assert_eq!(shown, format!("packed\n/added:\ninside\n\n/copied:\n{name}\n\n/kept:\n{name}\n12:34"));
     }
     // A name makes no archive, and compression alone makes none either.
@@ -147,16 +164,26 @@ fn archives_are_told_by_content() {
     fs::write(context.at("broken.gz"), b"\x1f\x8b\x08\0broken").expect("ours to write");
     context.write("Dockerfile", "FROM busybox\nADD no.tar.gz text.gz broken.gz /added/\n");
     store.build_bounded(&context, &["-t", "x"]).expect(0);
-    assert_eq!(store.shell("x", "cd /added && ls && cat no.tar.gz && zcat text.gz"), "broken.gz\nno.tar.gz\ntext.gz\nno archive\nno archive");
+    assert_eq!(
+        store.shell("x", "cd /added && ls && cat no.tar.gz && zcat text.gz"),
+        "broken.gz\nno.tar.gz\ntext.gz\nno archive\nno archive"
+    );
 }
 
 #[test]
 fn an_archive_that_ends_too_soon_is_named() {
     needs_root!();
     let store = Store::with_busybox();
-    let context = Context::new(&[("from/inside/file", &"packed\n".repeat(2000)), ("Dockerfile", "FROM busybox\nADD cut /d/\n")]);
+    let context = Context::new(&[
+        ("from/inside/file", &"packed\n".repeat(2000)),
+        ("Dockerfile", "FROM busybox\nADD cut /d/\n"),
+    ]);
     assert!(pack(&context, "cut", None));
-    fs::File::options().write(true).open(context.at("cut")).and_then(|file| file.set_len(2048)).expect("ours");
+    fs::File::options()
+        .write(true)
+        .open(context.at("cut"))
+        .and_then(|file| file.set_len(2048))
+        .expect("ours");
     let outcome = store.build_bounded(&context, &["-t", "x"]).expect(6);
     outcome.says(&["Dockerfile:2:1", "cannot unpack \"cut\""]);
 }

@@ -150,5 +150,5 @@ fn mistakes_are_said_plainly() {
 #[test]
 fn no_control_character_of_a_dockerfile_reaches_the_terminal() {
     check_error("FROM debian\nRN\u{1b}[31mU x\n", "unknown instruction `RN\u{fffd}[31mU`");
-    check_error("FROM debian\nENV A=${B\u{7}}\n", "unknown modifier `\u{fffd}`");
+    check_error("FROM debian\nENV A=${B\u{7}}\n", "unsupported modifier `\u{fffd}`");
 }
