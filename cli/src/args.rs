@@ -45,9 +45,13 @@ pub(crate) struct BuildArgs {
     /// Name for the image; may be given several times
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     pub(crate) tag: Vec<Reference>,
-    /// Dockerfile [default: Dockerfile in the context]
+    /// Dockerfile: a file, a URL, or - for standard input [default: Dockerfile in the context]
     #[arg(short, long, value_name = "FILE")]
-    pub(crate) file: Option<PathBuf>,
+    pub(crate) file: Option<String>,
+    /// Another place for FROM and COPY --from: a directory, docker-image://, oci-layout://, a git
+    /// repository or a URL
+    #[arg(long, value_name = "NAME=PLACE")]
+    pub(crate) build_context: Vec<String>,
     /// Value for an ARG; without a value, the one of the environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) build_arg: Vec<String>,
@@ -75,9 +79,10 @@ pub(crate) struct BuildArgs {
     /// Print only the image ID
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Directory with the files to copy
+    /// Where the files to copy are: a directory, a git repository, the URL of an archive, or - for
+    /// an archive or a Dockerfile on standard input
     #[arg(value_name = "CONTEXT", default_value = ".")]
-    pub(crate) context: PathBuf,
+    pub(crate) context: String,
 }
 
 /// What `kiln build` does with a Dockerfile.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kiln_build::{BuildError, Dockerfile, Fault, OpError, SourceError};
+use kiln_build::{BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
 use kiln_containers::RunError;
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
@@ -62,6 +62,15 @@ impl Failure {
     /// The command line asks for something that does not make sense.
     pub(crate) fn usage(message: impl AsRef<str>) -> Self {
         Self::new(exit::USAGE, message)
+    }
+
+    /// A `--build-context` that makes no sense, or that policy refuses.
+    pub(crate) fn named_context(error: &NamedContextError) -> Self {
+        let code = match error {
+            NamedContextError::Source { source, .. } => source_code(source),
+            _ => exit::USAGE,
+        };
+        Self { code, text: format!("error: {}", chain(error)), hint: None }
     }
 
     /// The store holds something wrong.
@@ -165,7 +174,9 @@ impl From<BuildError> for Failure {
                 plain(exit::DOCKERFILE).hint("mend what is warned of, or remove `error=true`")
             }
             BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
-            BuildError::Change { .. } => plain(exit::USAGE),
+            BuildError::Change { .. } | BuildError::StdinTwice | BuildError::TwoDockerfiles => {
+                plain(exit::USAGE)
+            }
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }
             | BuildError::Ignore { .. }
@@ -178,6 +189,7 @@ impl From<BuildError> for Failure {
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
             BuildError::Apply(inner) => plain(apply_code(inner)),
             BuildError::Source(inner) => plain(source_code(inner)),
+            BuildError::TooLarge { .. } => plain(exit::DOCKERFILE),
             _ => plain(exit::STORE),
         }
     }

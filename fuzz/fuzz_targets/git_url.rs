@@ -13,7 +13,10 @@ fuzz_target!(|text: &str| {
         // `scheme://user@host:port/path` or `user@host:path`.
         let is_scheme = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+');
         let url = remote.split_once("://").filter(|(scheme, _)| is_scheme(scheme));
-        let authority = url.map_or(remote, |(_, rest)| rest).split(['/', ':']).next().unwrap_or("");
+        let authority = match url {
+            Some((_, rest)) => rest.split('/').next().unwrap_or(""),
+            None => remote.split(':').next().unwrap_or(""),
+        };
         let host = authority.rsplit('@').next().unwrap_or("");
         assert!(is_harmless(authority) && is_harmless(host), "{remote:?}");
         assert!(is_harmless(&git.reference), "{:?}", git.reference);

@@ -2,7 +2,7 @@
 //! bounded, and what comes out of it is not expanded again.
 #![no_main]
 
-use kiln_fuzz::lowered;
+use kiln_fuzz::{lowered, options};
 use libfuzzer_sys::fuzz_target;
 
 /// What one expansion may grow to, and some room for what stands around it.
@@ -18,7 +18,9 @@ fuzz_target!(|text: &str| {
     let dockerfile = format!(
         "# escape={escape}\nFROM scratch\nARG A\nARG EMPTY=\nENV LONG=abcabcabc/x/abc.tar.gz\nENV X={text}\nENV Y=\"{text}\"\nLABEL {text}\nLABEL again=$X\nWORKDIR /{text}\n"
     );
-    let Some(lowered) = lowered(&dockerfile, &[("A", "a b"), ("HIDDEN", "never declared")]) else { return };
+    let Some(lowered) = lowered(&dockerfile, &options(&[("A", "a b"), ("HIDDEN", "never declared")])) else {
+        return;
+    };
     let env = lowered.config.config.env;
     let value = |name: &str| env.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='));
     for entry in &env {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Options, Severity, lower, parse};
+use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Options, lower, parse};
 use kiln_oci::image::ImageConfig;
 use kiln_oci::{DiffId, Digest, Platform, Reference};
 
@@ -13,43 +13,39 @@ pub fn platform() -> Platform {
     "linux/amd64".parse().expect("a platform")
 }
 
-/// Parses and lowers a Dockerfile as a build does, with `build_args`; every image it asks for is
-/// a small one. Checks what holds for any text; `None` when the text has an error.
-pub fn lowered(text: &str, build_args: &[(&str, &str)]) -> Option<Lowered> {
+/// No choices but these build arguments.
+pub fn options(build_args: &[(&str, &str)]) -> Options {
+    let mut options = Options::new(platform());
+    options.build_args = build_args.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    options
+}
+
+/// Parses and lowers a Dockerfile as a build does; every image it asks for is a small one. Checks
+/// what holds for any text; `None` when the text has an error.
+pub fn lowered(text: &str, options: &Options) -> Option<Lowered> {
     let (ast, diagnostics) = parse(text);
     check(&diagnostics, text);
-    if diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error) {
+    if diagnostics.iter().any(Diagnostic::is_error) {
         return None;
     }
-    let options = options(build_args);
     let mut images = BTreeMap::new();
     loop {
-        match lower(&ast, &options, &images) {
+        match lower(&ast, options, &images) {
             Ok(Lowering::Done(lowered)) => {
                 check(&lowered.warnings, text);
                 return Some(*lowered);
             }
             Ok(Lowering::Needs(needs)) => {
                 let known = images.len();
-                images.extend(needs.into_iter().map(|(reference, _)| (reference.clone(), image(&reference))));
+                images.extend(needs.into_iter().map(|need| (need.reference.clone(), image(&need.reference))));
                 assert!(images.len() > known, "it asks again for what it has got");
             }
             Err(diagnostics) => {
-                assert!(!diagnostics.is_empty(), "an error without a message");
+                assert!(diagnostics.iter().any(Diagnostic::is_error), "an error without a message");
                 check(&diagnostics, text);
                 return None;
             }
         }
-    }
-}
-
-fn options(build_args: &[(&str, &str)]) -> Options {
-    Options {
-        build_args: build_args.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
-        target: None,
-        platform: platform(),
-        labels: BTreeMap::new(),
-        ignore: Vec::new(),
     }
 }
 
@@ -60,7 +56,7 @@ fn image(reference: &Reference) -> BaseImage {
     if reference.path().contains("onbuild") {
         config.config.on_build = vec!["ENV FROM_BASE=$BASE".into()];
     }
-    BaseImage { config_digest: Digest::of(b"config"), config }
+    BaseImage { config_digest: Digest::of(b"config"), config, unknown: false }
 }
 
 /// Every message can be shown at its place.

@@ -19,7 +19,8 @@ pub(crate) fn release() -> Result<PathBuf, Failure> {
     Ok(step::target_dir()?.join(triple).join("release").join("kiln"))
 }
 
-fn host_triple() -> Result<String, Failure> {
+/// Triple that the running compiler builds for.
+pub(crate) fn host_triple() -> Result<String, Failure> {
     let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     rustc.current_dir(step::repository()).arg("-vV");
     let version = step::read(&mut rustc)?;

@@ -3,16 +3,19 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::step::{self, Failure};
-use crate::{bases, packages};
+use crate::{bases, fuzz, packages};
 
 /// Cargo's own tools that the checks run: name, version, what for.
 const TOOLS: [(&str, &str, &str); 2] = [
     ("cargo-nextest", "0.9.143", "runs the tests"),
     ("cargo-deny", "0.20.2", "checks licences and advisories"),
 ];
+
+/// How long each fuzz target runs here.
+const FUZZ_EACH: Duration = Duration::from_secs(5);
 
 /// The task. Stops at the first step that fails.
 pub(crate) fn run() -> Result<(), Failure> {
@@ -31,6 +34,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     let mut dir = None;
     timed("Bases", "", || bases::ensure().map(|bases| dir = Some(bases.dir)))?;
     timed("Tests", "unit tests, then the real binary against real stores", || tests(dir.as_deref()))?;
+    timed("Fuzzing", "a short run of every target; `cargo xtask fuzz` for longer ones", fuzzing)?;
     timed("Examples in documentation", "", || show(&["test", "--doc", "--workspace"]))?;
     println!("\nall checks passed in {}", spoken(start));
     Ok(())
@@ -103,6 +107,12 @@ fn tests(bases: Option<&Path>) -> Result<(), Failure> {
     // Tests choose their own stores; a user's must not be touched by one that forgets.
     command.env_remove("KILN_ROOT");
     step::show(&mut command).map(drop)
+}
+
+fn fuzzing() -> Result<(), Failure> {
+    // A workspace of its own, which the steps above do not see.
+    step::show(step::cargo().current_dir(step::repository().join("fuzz")).args(["fmt", "--check"]))?;
+    fuzz::each(FUZZ_EACH)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod bench;
 mod binary;
 mod check;
 mod demo;
+mod fuzz;
 mod mirror;
 mod packages;
 mod peers;
@@ -40,6 +41,11 @@ const TASKS: &[Task] = &[
         what: "measure rebuilds and RUN steps, beside buildah and podman",
         run: bench::run,
     },
+    Task {
+        name: "fuzz",
+        what: "fuzz every parser of foreign bytes: fuzz [TARGET] [--seconds N]",
+        run: || fuzz::run(&[]),
+    },
     Task { name: "bases", what: "make the base trees that tests and the demo start from", run: bases::run },
     Task { name: "help", what: "this list", run: help },
 ];
@@ -48,6 +54,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.as_slice() {
         [] => help(),
+        [name, rest @ ..] if name == "fuzz" => fuzz::run(rest),
         [name] => dispatch(name.trim_start_matches('-')),
         [_, extra, ..] => Err(Failure::Usage { word: extra.clone() }),
     };

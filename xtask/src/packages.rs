@@ -40,6 +40,7 @@ pub(crate) const DEMO: &[Package] = packages![
 
 /// What the tests and benches need besides.
 pub(crate) const TEST: &[Package] = packages![
+    "g++", Probe::Program("c++"), "compiles libFuzzer, which runs the fuzz targets";
     "podman", Probe::Program("podman"), "must load and run what kiln saves";
     "runc", Probe::Program("runc"), "runs podman's and buildah's containers";
     "skopeo", Probe::Program("skopeo"), "must accept what kiln saves";

@@ -170,7 +170,8 @@ fn prompt(command: &Command) {
     flush();
 }
 
-fn spawn_failure(command: &Command) -> impl FnOnce(io::Error) -> Failure + use<> {
+/// The failure of a command that could not be started.
+pub(crate) fn spawn_failure(command: &Command) -> impl FnOnce(io::Error) -> Failure + use<> {
     let program = command.get_program().to_string_lossy().into_owned();
     move |source| Failure::Spawn { program, source }
 }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
-use kiln_build::{BuildRequest, Progress, build};
+use kiln_build::{BuildError, BuildRequest, ContextSource, DockerfileSource, NamedContext, Progress, build};
 use kiln_llb::Network;
 
 use super::call::{check, outline, targets};
@@ -14,8 +14,16 @@ use crate::progress::{Live, Plain, Quiet};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
+    let context = ContextSource::parse(&args.context).map_err(BuildError::from)?;
+    let contexts = args
+        .build_context
+        .iter()
+        .map(|text| NamedContext::parse(text).map_err(|error| Failure::named_context(&error)));
+    let contexts = contexts.collect::<Result<Vec<_>, _>>()?;
     let mut request = BuildRequest {
-        dockerfile: args.file,
+        context,
+        dockerfile: args.file.as_deref().map(DockerfileSource::parse).unwrap_or_default(),
+        contexts,
         tags: args.tag,
         target: args.target,
         no_cache: args.no_cache,
@@ -24,7 +32,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
             NetworkMode::None => Network::None,
             NetworkMode::Host => Network::Host,
         },
-        ..BuildRequest::new(args.context)
+        ..BuildRequest::new(Default::default())
     };
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);
@@ -38,7 +46,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         Method::Build => {}
         Method::Check => return check(session, &request, call.json),
         Method::Outline => return outline(session, &request, call.json),
-        Method::Targets => return targets(&request, call.json),
+        Method::Targets => return targets(session, &request, call.json),
     }
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
     let progress: Arc<dyn Progress> = match args.progress {

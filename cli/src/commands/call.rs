@@ -10,7 +10,7 @@ use crate::session::Session;
 
 /// Exit codes: 0 nothing found, 1 warnings, that of a failed build when there are errors.
 pub(super) fn check(session: &Session, request: &BuildRequest, as_json: bool) -> Result<u8, Failure> {
-    let checked = kiln_build::check(&session.engine, request)?;
+    let checked = kiln_build::check(&session.engine, request, &session.cancel)?;
     let (file, text) = (&checked.dockerfile.name, &checked.dockerfile.text);
     let code = match checked.errors.first() {
         Some(error) if error.severity == kiln_frontend::Severity::Refused => exit::POLICY.number(),
@@ -71,7 +71,7 @@ fn location_json(found: &Diagnostic, text: &str) -> Value {
 }
 
 pub(super) fn outline(session: &Session, request: &BuildRequest, as_json: bool) -> Result<u8, Failure> {
-    let outline = kiln_build::outline(&session.engine, request)?;
+    let outline = kiln_build::outline(&session.engine, request, &session.cancel)?;
     let Outline { name, description, args, secrets, ssh, caches } = &outline;
     if as_json {
         let document = json!({
@@ -124,8 +124,8 @@ fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(|&cell| cell.to_owned()).collect()
 }
 
-pub(super) fn targets(request: &BuildRequest, as_json: bool) -> Result<u8, Failure> {
-    let targets = kiln_build::targets(request)?;
+pub(super) fn targets(session: &Session, request: &BuildRequest, as_json: bool) -> Result<u8, Failure> {
+    let targets = kiln_build::targets(&session.engine, request, &session.cancel)?;
     if as_json {
         let list: Vec<Value> = targets
             .iter()

@@ -20,16 +20,17 @@ macro_rules! needs {
         }
     };
 }
+pub(crate) use needs;
 
 /// podman, buildah, skopeo and umoci with a store of their own.
-struct Tools {
+pub(crate) struct Tools {
     dir: TempDir,
     /// podman refuses a run root whose path has more than 50 characters.
     run: TempDir,
 }
 
 impl Tools {
-    fn new() -> Tools {
+    pub(crate) fn new() -> Tools {
         let dir = tempfile::tempdir().expect("temporary directories can be made");
         // Both raise limits above what a root without CAP_SYS_RESOURCE may. Ours are always allowed.
         let limits = fs::read_to_string("/proc/self/limits").expect("/proc is mounted");
@@ -49,12 +50,12 @@ impl Tools {
         Tools { dir, run }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     #[track_caller]
-    fn podman(&self, args: &[&str]) -> String {
+    pub(crate) fn podman(&self, args: &[&str]) -> String {
         self.with_store("podman", &["--runtime", "runc", "--cgroup-manager", "cgroupfs"], args)
     }
 
@@ -71,10 +72,16 @@ impl Tools {
 
     #[track_caller]
     fn with_store(&self, program: &str, flags: &[&str], args: &[&str]) -> String {
+        finish(&mut self.command(program, flags, args))
+    }
+
+    /// A command line of podman or buildah on this store.
+    pub(crate) fn command(&self, program: &str, flags: &[&str], args: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(flags).arg("--root").arg(self.path("root")).arg("--runroot").arg(self.run.path());
         command.args(["--storage-driver", "overlay"]).args(args);
-        finish(command.env("CONTAINERS_CONF", self.path("containers.conf")))
+        command.env("CONTAINERS_CONF", self.path("containers.conf"));
+        command
     }
 }
 

@@ -16,5 +16,6 @@ mod check;
 mod context;
 mod copy;
 mod crash;
+mod differential;
 mod interop;
 mod run;

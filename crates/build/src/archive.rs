@@ -1,9 +1,13 @@
-//! An image archive on disk: which entry stands where.
+//! An image archive or an image layout directory: files by name, never by path.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Take};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+use kiln_layer::beneath;
+use rustix::fs::{Mode, OFlags, open};
 
 use crate::BuildError;
 
@@ -17,11 +21,15 @@ enum Place {
     Link { target: String },
 }
 
-/// The entries of an uncompressed tar, found by name without unpacking it.
+/// Named files: the entries of an uncompressed tar, found without unpacking it, or a directory's.
 pub(crate) struct Archive {
     path: PathBuf,
-    file: File,
-    places: HashMap<String, Place>,
+    backing: Backing,
+}
+
+enum Backing {
+    Tar { file: File, places: HashMap<String, Place> },
+    Directory(OwnedFd),
 }
 
 impl Archive {
@@ -49,7 +57,15 @@ impl Archive {
                 return Err(self::broken(path, "more than 100,000 entries: not an image archive"));
             }
         }
-        Ok(Self { path: path.to_owned(), file, places })
+        Ok(Self { path: path.to_owned(), backing: Backing::Tar { file, places } })
+    }
+
+    /// The files below the directory `path`. Links are followed inside it.
+    pub(crate) fn open_dir(path: &Path) -> Result<Self, BuildError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = open(path, flags, Mode::empty())
+            .map_err(|errno| BuildError::Unreadable { path: path.to_owned(), source: errno.into() })?;
+        Ok(Self { path: path.to_owned(), backing: Backing::Directory(root) })
     }
 
     /// The archive's path, for messages.
@@ -58,21 +74,30 @@ impl Archive {
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
-        self.places.contains_key(&clean(name))
+        match &self.backing {
+            Backing::Tar { places, .. } => places.contains_key(&clean(name)),
+            Backing::Directory(root) => {
+                beneath::open_file(root.as_fd(), clean(name).as_bytes(), OFlags::PATH).is_ok()
+            }
+        }
     }
 
     /// A reader over one entry's content, and its size in bytes.
     pub(crate) fn read(&self, name: &str) -> Result<(BufReader<Take<File>>, u64), BuildError> {
         let mut name = clean(name);
+        let (own_file, places) = match &self.backing {
+            Backing::Tar { file, places } => (file, places),
+            Backing::Directory(root) => return self.read_file(root.as_fd(), &name),
+        };
         for _ in 0..MAX_LINKS {
-            match self.places.get(&name) {
+            match places.get(&name) {
                 None => return Err(broken(&self.path, &format!("{name} is missing in the archive"))),
                 Some(Place::Link { target }) => name = target.clone(),
                 Some(Place::File { offset, size_bytes }) => {
                     let io = |error: io::Error| broken(&self.path, &format!("cannot be read ({error})"));
                     // A file of its own: readers must not move each other's position.
                     let mut file =
-                        File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file)))
+                        File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(own_file)))
                             .map_err(io)?;
                     file.seek(SeekFrom::Start(*offset)).map_err(io)?;
                     return Ok((BufReader::with_capacity(256 << 10, file.take(*size_bytes)), *size_bytes));
@@ -80,6 +105,27 @@ impl Archive {
             }
         }
         Err(broken(&self.path, &format!("{name} is a loop of links")))
+    }
+
+    fn read_file(
+        &self,
+        root: BorrowedFd<'_>,
+        name: &str,
+    ) -> Result<(BufReader<Take<File>>, u64), BuildError> {
+        // NONBLOCK: a named pipe must not hold us here.
+        let opened = beneath::open_file(root, name.as_bytes(), OFlags::RDONLY | OFlags::NONBLOCK);
+        let file = File::from(opened.map_err(|error| match error.host_kind() {
+            Some(io::ErrorKind::NotFound) => broken(&self.path, &format!("{name} is missing")),
+            _ => broken(&self.path, &format!("{name} cannot be opened ({error})")),
+        })?);
+        let metadata = file.metadata();
+        let metadata =
+            metadata.map_err(|error| broken(&self.path, &format!("{name} cannot be read ({error})")))?;
+        if !metadata.is_file() {
+            return Err(broken(&self.path, &format!("{name} is not a file")));
+        }
+        let size_bytes = metadata.len();
+        Ok((BufReader::with_capacity(256 << 10, file.take(size_bytes)), size_bytes))
     }
 
     /// A small entry as a whole.

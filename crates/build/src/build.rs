@@ -1,23 +1,22 @@
 //! One build as a walk: Dockerfile, definition, solve, image, names.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
-use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Need, Options, ignore::Patterns};
-use kiln_llb::{Location, Op, Source, VertexId};
+use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Need, Options};
+use kiln_llb::{Location, Op, Source, Vertex, VertexId};
 use kiln_oci::{Digest, Reference, SnapshotId};
 use kiln_solver::{EventSink, Job, SolveError};
 
 use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
-use crate::context::Context;
-use crate::dockerfile::{self, Dockerfile};
+use crate::dockerfile::Dockerfile;
 use crate::engine::rfc3339;
 use crate::image::{read_config, store_image, with_layers};
+use crate::input::{Input, Reader};
 use crate::layers::Layers;
-use crate::ops::{BuildOp, Shared};
+use crate::ops::{BuildOp, Shared, StepResources};
 use crate::tree::Tree;
 use crate::{BuildError, BuildRequest, Engine, OpError};
 
@@ -51,7 +50,9 @@ pub async fn build(
     progress: Arc<dyn Progress>,
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
-    let input = Input::read(request)?;
+    let reader = Reader { engine, request, cancel };
+    // Fetching waits for networks and disks: not on a thread that others need.
+    let input = tokio::task::block_in_place(|| reader.read())?;
     let lowered = lower(engine, request, &input, Purpose::Build)?;
     let dockerfile = &input.dockerfile;
     for warning in &lowered.warnings {
@@ -61,24 +62,25 @@ pub async fn build(
         return Err(BuildError::Warnings { count: lowered.warnings.len() });
     }
 
-    let context = if lowered.definition.vertices().iter().any(|vertex| is_local(&vertex.op)) {
-        Some(Arc::new(Context::open(&request.context, input.ignore, &engine.store.root().join("state"))?))
-    } else {
-        None
-    };
+    let dockerfile = dockerfile.clone();
+    let used: BTreeSet<&str> = lowered.definition.vertices().iter().filter_map(local_name).collect();
+    let contexts = input.trees(&engine.store.root().join("state"), |name| used.contains(name))?;
     let shared = Arc::new(Shared {
         engine: engine.clone(),
         layers: Layers::new(engine.store.clone(), engine.snapshots.clone()),
-        context,
-        sources: crate::SourceOptions::default(),
+        contexts,
+        sources: request.source_options(),
         cancel: cancel.clone(),
+        steps: StepResources::new(engine, request),
     });
     let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone(), request.no_cache));
-    let tree = solve(&lowered, dockerfile, &shared, &cache, request, progress).await?;
-    if let Some(context) = &shared.context {
-        context.save_digests();
+    let tree = solve(&lowered, &dockerfile, &shared, &cache, request, progress).await?;
+    for tree in shared.contexts.values() {
+        if let Tree::Context(context) = tree {
+            context.save_digests();
+        }
     }
-    let image = finish(engine, &lowered, dockerfile, &shared.layers, &cache, &tree).await?;
+    let image = finish(engine, &lowered, &dockerfile, &shared.layers, &cache, &tree).await?;
     for tag in &request.tags {
         engine.store.set_name(tag, &image.config)?;
     }
@@ -86,28 +88,10 @@ pub async fn build(
     Ok(Built { image, steps_run: cache.saved() })
 }
 
-fn is_local(op: &Op) -> bool {
-    matches!(op, Op::Source(Source::Local(_)))
-}
-
-/// What a build reads before it starts.
-pub(crate) struct Input {
-    pub(crate) dockerfile: Arc<Dockerfile>,
-    pub(crate) ignore: Patterns,
-}
-
-impl Input {
-    pub(crate) fn read(request: &BuildRequest) -> Result<Self, BuildError> {
-        if !request.context.is_dir() {
-            return Err(match fs::metadata(&request.context) {
-                Ok(_) => BuildError::ContextKind { path: request.context.clone() },
-                Err(source) => BuildError::Unreadable { path: request.context.clone(), source },
-            });
-        }
-        let path = dockerfile::find(&request.context, request.dockerfile.as_deref())?;
-        let dockerfile = Arc::new(dockerfile::read(&path)?);
-        let ignore = dockerfile::read_ignore(&request.context, Some(&path))?;
-        Ok(Self { dockerfile, ignore })
+fn local_name(vertex: &Vertex) -> Option<&str> {
+    match &vertex.op {
+        Op::Source(Source::Local(local)) => Some(&local.name),
+        _ => None,
     }
 }
 
@@ -132,7 +116,7 @@ pub(crate) fn lower(
     input: &Input,
     purpose: Purpose,
 ) -> Result<Lowered, BuildError> {
-    let Input { dockerfile, ignore } = input;
+    let Input { dockerfile, ignore, named, .. } = input;
     let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
     let (ast, mut warnings) = kiln_frontend::parse(&dockerfile.text);
     if warnings.iter().any(Diagnostic::is_error) {
@@ -143,6 +127,7 @@ pub(crate) fn lower(
         target: request.target.clone(),
         labels: request.labels.clone(),
         ignore: ignore.lines().to_vec(),
+        contexts: named.clone(),
         network: request.network,
         all_stages: purpose == Purpose::Check && request.target.is_none(),
         ..Options::new(request.platform())
@@ -195,6 +180,10 @@ async fn solve(
     let Some(target) = lowered.result else { return Ok(Tree::Empty) };
     let ids = || (0..lowered.definition.vertices().len()).map(VertexId);
     let titles: Vec<String> = ids().map(|id| lowered.source_map.title(id).to_owned()).collect();
+    for (id, vertex) in ids().zip(lowered.definition.vertices()) {
+        // Refused before anything runs, and even if the step's result is there already.
+        shared.steps.check(&vertex.op).map_err(|error| step_error(lowered, dockerfile, id, error))?;
+    }
     progress.plan(&titles);
     let vertices = lowered.definition.vertices().iter().zip(&titles);
     let events: EventSink = Arc::new(move |event| progress.event(event));

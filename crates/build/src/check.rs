@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use kiln_frontend::{Diagnostic, Outline, Target};
 
-use crate::build::{Input, Purpose, lower};
+use crate::build::{Purpose, lower};
 use crate::dockerfile::Dockerfile;
-use crate::{BuildError, BuildRequest, Engine};
+use crate::input::Reader;
+use crate::{BuildCancel, BuildError, BuildRequest, Engine};
 
 /// What a check found.
 #[derive(Debug)]
@@ -24,8 +25,8 @@ pub struct Checked {
 ///
 /// # Errors
 /// When the Dockerfile or the context cannot be read; what is wrong inside is in the result.
-pub fn check(engine: &Engine, request: &BuildRequest) -> Result<Checked, BuildError> {
-    let input = Input::read(request)?;
+pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Checked, BuildError> {
+    let input = Reader { engine, request, cancel }.read()?;
     match lower(engine, request, &input, Purpose::Check) {
         Ok(lowered) => {
             Ok(Checked { dockerfile: input.dockerfile, warnings: lowered.warnings, errors: Vec::new() })
@@ -42,8 +43,8 @@ pub fn check(engine: &Engine, request: &BuildRequest) -> Result<Checked, BuildEr
 ///
 /// # Errors
 /// [`BuildError::Dockerfile`] and what keeps it from being read.
-pub fn outline(engine: &Engine, request: &BuildRequest) -> Result<Outline, BuildError> {
-    let input = Input::read(request)?;
+pub fn outline(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Outline, BuildError> {
+    let input = Reader { engine, request, cancel }.read()?;
     Ok(lower(engine, request, &input, Purpose::Look)?.outline)
 }
 
@@ -51,8 +52,12 @@ pub fn outline(engine: &Engine, request: &BuildRequest) -> Result<Outline, Build
 ///
 /// # Errors
 /// [`BuildError::Dockerfile`] and what keeps it from being read.
-pub fn targets(request: &BuildRequest) -> Result<Vec<Target>, BuildError> {
-    let input = Input::read(request)?;
+pub fn targets(
+    engine: &Engine,
+    request: &BuildRequest,
+    cancel: &BuildCancel,
+) -> Result<Vec<Target>, BuildError> {
+    let input = Reader { engine, request, cancel }.read()?;
     let (ast, diagnostics) = kiln_frontend::parse(&input.dockerfile.text);
     if diagnostics.iter().any(Diagnostic::is_error) {
         return Err(BuildError::Dockerfile { dockerfile: input.dockerfile, diagnostics });

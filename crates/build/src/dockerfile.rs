@@ -26,7 +26,7 @@ pub(crate) const NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"
 const IGNORE_NAMES: [&str; 2] = [".dockerignore", ".containerignore"];
 
 /// A Dockerfile or ignore file beyond this size is refused before it is read.
-const MAX_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_BYTES: u64 = 1 << 20;
 
 /// `-f`, or the first of [`NAMES`] in `context`.
 pub(crate) fn find(context: &Path, chosen: Option<&Path>) -> Result<PathBuf, BuildError> {

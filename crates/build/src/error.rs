@@ -9,7 +9,7 @@ use kiln_frontend::Diagnostic;
 use kiln_llb::Location;
 use kiln_oci::{DiffId, Digest, Reference};
 
-use crate::{Dockerfile, SourceError};
+use crate::{Dockerfile, Entitlement, SourceError};
 
 /// Why a build, import, load or export ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,9 @@ pub enum BuildError {
     /// A rule of `.dockerignore` is wrong.
     #[error("{file}:{line}: {message}")]
     Ignore { file: String, line: usize, message: String },
+    /// A Dockerfile or the like is larger than any honest one.
+    #[error("{what} is larger than {limit_bytes} bytes")]
+    TooLarge { what: String, limit_bytes: u64 },
     /// A base image is not in the store.
     #[error("image {} is not in the store", reference.familiar())]
     NoImage {
@@ -38,6 +41,12 @@ pub enum BuildError {
         /// It was named by a `from`, which might have meant one of these stages.
         stages: Option<Vec<String>>,
     },
+    /// Standard input cannot be the context and the Dockerfile.
+    #[error("standard input cannot be both the context and the Dockerfile")]
+    StdinTwice,
+    /// The context turned out to be a Dockerfile, and `-f` names another one.
+    #[error("the context is a single Dockerfile, and `-f` names another one")]
+    TwoDockerfiles,
     /// `# check=error=true`, and there are warnings.
     #[error("{}", warnings_are_errors(*count))]
     Warnings { count: usize },
@@ -131,6 +140,24 @@ pub enum OpError {
     /// Making directories below the root.
     #[error("cannot make directory {path:?}")]
     Mkdir { path: String, source: kiln_layer::BeneathError },
+    /// A step asks for more than the build may do.
+    #[error("the step asks for {entitlement}, which this build does not allow")]
+    NotAllowed { entitlement: Entitlement },
+    /// A required secret was not given, or its variable is not set.
+    #[error("the step needs the secret {id:?}, which was not given")]
+    NoSecret { id: String },
+    /// A secret cannot be used.
+    #[error("cannot use the secret {id:?}")]
+    Secret { id: String, source: io::Error },
+    /// A required ssh agent was not given.
+    #[error("the step needs the ssh agent {id:?}, which was not given")]
+    NoAgent { id: String },
+    /// An ssh agent cannot be used.
+    #[error("cannot use the ssh agent {id:?}")]
+    Agent { id: String, source: io::Error },
+    /// A cache mount cannot be used.
+    #[error("cannot use the cache mount {id:?}")]
+    CacheMount { id: String, source: io::Error },
     /// Unpacking an archive of `ADD`.
     #[error("cannot unpack {path:?}")]
     Unpack { path: String, source: kiln_layer::ApplyError },

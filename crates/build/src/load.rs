@@ -29,7 +29,7 @@ pub struct Loaded {
 }
 
 /// Manifests and indexes beyond this size are refused, as containerd does.
-const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 /// Indexes within indexes are followed this far.
 const MAX_INDEX_DEPTH: usize = 4;
 
@@ -118,31 +118,44 @@ fn load_oci(engine: &Engine, archive: &Archive, cancel: &BuildCancel) -> Result<
     let mut loaded = Vec::new();
     for descriptor in &index.manifests {
         let manifest = pick_manifest(archive, descriptor, 0)?;
-        let config = read_verified(archive, &manifest.config, MAX_CONFIG_BYTES)?;
-        let layers = manifest.layers.iter().map(|layer| LayerSource {
-            name: blob_name(&layer.digest),
-            expected: Some((layer.digest, layer.size)),
-        });
-        let image = load_image(engine, archive, &config, layers.collect(), cancel)?;
+        let image = load_manifest(engine, archive, &manifest, cancel)?;
         loaded.push(Loaded { image, names: oci_name(descriptor).into_iter().collect() });
     }
     Ok(loaded)
 }
 
+pub(crate) fn load_manifest(
+    engine: &Engine,
+    archive: &Archive,
+    manifest: &Manifest,
+    cancel: &BuildCancel,
+) -> Result<ImageRecord, BuildError> {
+    let config = read_verified(archive, &manifest.config, MAX_CONFIG_BYTES)?;
+    let layers = manifest.layers.iter().map(|layer| LayerSource {
+        name: blob_name(&layer.digest),
+        expected: Some((layer.digest, layer.size)),
+    });
+    load_image(engine, archive, &config, layers.collect(), cancel)
+}
+
 /// The name in an index's annotations. A bare tag (`latest`) says nothing about the repository.
-fn oci_name(descriptor: &Descriptor) -> Option<Reference> {
+pub(crate) fn oci_name(descriptor: &Descriptor) -> Option<Reference> {
     let full = descriptor.annotations.get("io.containerd.image.name");
     let short = descriptor.annotations.get("org.opencontainers.image.ref.name");
     let name = full.or(short.filter(|name| name.contains([':', '/', '@'])))?;
     name.parse().ok()
 }
 
-fn blob_name(digest: &Digest) -> String {
+pub(crate) fn blob_name(digest: &Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
 /// The manifest for this platform behind `descriptor`, through nested indexes.
-fn pick_manifest(archive: &Archive, descriptor: &Descriptor, depth: usize) -> Result<Manifest, BuildError> {
+pub(crate) fn pick_manifest(
+    archive: &Archive,
+    descriptor: &Descriptor,
+    depth: usize,
+) -> Result<Manifest, BuildError> {
     if depth > MAX_INDEX_DEPTH {
         return Err(broken(archive.path(), "indexes are nested too deeply"));
     }

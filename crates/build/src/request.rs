@@ -1,18 +1,29 @@
 //! What to build.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiln_llb::Network;
 use kiln_oci::{Platform, Reference};
 
+use crate::{
+    ContextSource, DockerfileSource, Entitlement, NamedContext, SecretSource, SecretStore, SourceOptions,
+    SshAgents, StandardInput,
+};
+
 /// What to build.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
-    /// The context directory.
-    pub context: PathBuf,
-    /// `-f`; `None`: `Dockerfile`, `dockerfile` or `Containerfile` in the context.
-    pub dockerfile: Option<PathBuf>,
+    /// The context.
+    pub context: ContextSource,
+    /// `-f`
+    pub dockerfile: DockerfileSource,
+    /// `--build-context`
+    pub contexts: Vec<NamedContext>,
+    /// What `-` stands for.
+    pub stdin: StandardInput,
     /// Names for the result.
     pub tags: Vec<Reference>,
     /// `--build-arg`.
@@ -25,25 +36,49 @@ pub struct BuildRequest {
     pub no_cache: bool,
     /// `--network`: of the steps that choose none.
     pub network: Network,
+    /// `--secret`
+    pub secrets: SecretStore,
+    /// `--ssh`
+    pub ssh: SshAgents,
+    /// `--allow`; [`Network::Host`] in `network` allows that to all steps as well.
+    pub allow: BTreeSet<Entitlement>,
 }
 
 impl BuildRequest {
     /// A build of the directory `context` without any choice.
     pub fn new(context: PathBuf) -> Self {
         Self {
-            context,
-            dockerfile: None,
+            context: ContextSource::Directory(context),
+            dockerfile: DockerfileSource::default(),
+            contexts: Vec::new(),
+            stdin: StandardInput::default(),
             tags: Vec::new(),
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),
             target: None,
             no_cache: false,
             network: Network::Default,
+            secrets: SecretStore::default(),
+            ssh: SshAgents::default(),
+            allow: BTreeSet::new(),
         }
+    }
+
+    /// How trees from outside are fetched: with this request's secrets and agent.
+    pub(crate) fn source_options(&self) -> SourceOptions {
+        SourceOptions { secrets: Arc::new(self.secrets.clone()), ..SourceOptions::default() }
     }
 
     /// What is built for: this machine.
     pub fn platform(&self) -> Platform {
         Platform::host()
+    }
+}
+
+/// Credentials for sources are secrets with agreed names.
+impl SecretSource for SecretStore {
+    fn secret(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let value = self.get(name).map_err(io::Error::other)?;
+        Ok(value.map(|secret| secret.bytes().to_vec()))
     }
 }

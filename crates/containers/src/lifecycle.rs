@@ -1,7 +1,7 @@
 //! A container from start to end.
 
 use kiln_content::Lease;
-use kiln_executor::{Cancel, ExecError, Executor, Exit, Network, ProcessSpec, Stdio};
+use kiln_executor::{Cancel, ExecError, Executor, Exit, Network, ProcessSpec, Security, Stdio};
 use kiln_oci::image::RunConfig;
 use kiln_oci::{ActiveKey, Mount, SnapshotId};
 use kiln_snapshotter::{OpenOptions, Snapshotter};
@@ -89,6 +89,7 @@ pub fn run(
             .or_else(|| Some(request.config.user.clone()).filter(|user| !user.is_empty())),
         hostname: key.as_str().chars().take(12).collect(),
         network: request.network,
+        security: Security::Sandbox,
         mounts: request.mounts.clone(),
         extra_hosts: Vec::new(),
         no_new_privileges: false,
@@ -98,7 +99,7 @@ pub fn run(
         Tty::Streams => Stdio::Inherit,
         Tty::Terminal => Stdio::Terminal,
     };
-    let exit = executor.run(root, &spec, stdio, cancel)?;
+    let exit = executor.run(root.into(), &spec, stdio, cancel)?;
     Ok(exit)
 }
 

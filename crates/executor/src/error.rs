@@ -39,6 +39,14 @@ pub enum ExecError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// A mount where none may be.
+    #[error("a mount on {target:?} is refused: {reason}")]
+    Refused {
+        /// Where it was asked for.
+        target: String,
+        /// Why not there.
+        reason: String,
+    },
     /// The network could not be set up.
     #[error("the container's network could not be set up ({step})")]
     Network {

@@ -19,5 +19,5 @@ mod spec;
 
 pub use cancel::Cancel;
 pub use error::ExecError;
-pub use linux::{Linux, UserIds, init_if_asked, resolve_user};
-pub use spec::{Executor, Exit, Network, ProcessSpec, Stdio, Stream};
+pub use linux::{Linux, UserIds, check_mount_target, detach, init_if_asked, resolve_user};
+pub use spec::{Executor, Exit, Handles, Network, ProcessSpec, Security, Stdio, Stream};

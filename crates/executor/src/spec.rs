@@ -25,6 +25,8 @@ pub struct ProcessSpec {
     pub hostname: String,
     /// What network it sees.
     pub network: Network,
+    /// How much it is held back.
+    pub security: Security,
     /// Mounts below the root, in order.
     pub mounts: Vec<Mount>,
     /// Lines for `/etc/hosts`: name and address.
@@ -43,6 +45,34 @@ pub enum Network {
     None,
     /// The host's.
     Host,
+}
+
+/// How much a process is held back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Security {
+    /// The default profile.
+    #[default]
+    Sandbox,
+    /// All capabilities of the caller; `/proc` and `/sys` are whole and writable, devices work.
+    /// The process can take over the host: whoever asks for this has been asked whether it may be.
+    Insecure,
+}
+
+/// The open files that a [`ProcessSpec`] refers to.
+#[derive(Debug)]
+pub struct Handles {
+    /// A detached mount of the process's whole tree.
+    pub root: OwnedFd,
+    /// What [`Mount::Tree`] and [`Mount::File`] name by position: detached mounts, and files to
+    /// read from.
+    pub inputs: Vec<OwnedFd>,
+}
+
+impl From<OwnedFd> for Handles {
+    /// A root and nothing beside it.
+    fn from(root: OwnedFd) -> Self {
+        Self { root, inputs: Vec::new() }
+    }
 }
 
 /// Which of a process's outputs.
@@ -87,16 +117,17 @@ impl Exit {
 
 /// Runs processes.
 pub trait Executor: Send + Sync {
-    /// Runs a process on `root`, a detached mount of its whole tree, until it and all its
-    /// children ended. Blocks; costs a few milliseconds besides what the process does.
+    /// Runs a process on `handles.root` until it and all its children ended. Blocks; costs a few
+    /// milliseconds besides what the process does.
     ///
     /// # Errors
     /// [`ExecError::Cancelled`] after `cancel`; [`ExecError::NotFound`] and
-    /// [`ExecError::NotExecutable`] when the program cannot be started; others when the kernel
-    /// refuses a part of the sandbox. Nothing is left behind in any case.
+    /// [`ExecError::NotExecutable`] when the program cannot be started; [`ExecError::Refused`] for
+    /// a mount where none may be; others when the kernel refuses a part of the sandbox. Nothing is
+    /// left behind in any case.
     fn run(
         &self,
-        root: OwnedFd,
+        handles: Handles,
         spec: &ProcessSpec,
         stdio: Stdio<'_>,
         cancel: &Cancel,

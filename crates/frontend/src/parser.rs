@@ -43,7 +43,7 @@ pub(crate) fn parse_as(text: &str, stands_for: Option<Span>) -> (Ast, Vec<Diagno
     if lines.is_empty() {
         let span = stands_for.unwrap_or(Span { start: 0, end: 0 });
         let message = if text.trim().is_empty() {
-            "the Dockerfile is empty"
+            "the Dockerfile has no instructions: it is empty"
         } else {
             "the Dockerfile has no instructions, only comments"
         };

@@ -8,7 +8,7 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     let lower = word.to_lowercase();
     let near = known.into_iter().take(MOST).map(|name| (distance(&lower, &name.to_lowercase()), name));
     let (far, name) = near.min_by_key(|(far, _)| *far)?;
-    (far <= (word.len() / 3).clamp(1, 3) && far < word.len() && name != word).then_some(name)
+    (far <= ((word.len() + 1) / 3).clamp(1, 3) && far < word.len() && name != word).then_some(name)
 }
 
 /// [`nearest`] as a hint.

@@ -68,6 +68,18 @@ pub fn decoder<'a>(mut reader: impl BufRead + 'a) -> io::Result<(Compression, Bo
     Ok((compression, plain))
 }
 
+/// Whether a stream that begins with `head` is a tar: its first block is a header whose checksum
+/// holds. Fewer than 512 bytes are none.
+pub fn is_tar(head: &[u8]) -> bool {
+    // POSIX ustar: the sum of all bytes, its own eight counted as blanks, in octal at offset 148.
+    let Some(header) = head.get(..512) else { return false };
+    let sum = |bytes: &[u8]| bytes.iter().map(|&b| u32::from(b)).sum::<u32>();
+    let field = &header[148..156];
+    let digits: String = field.iter().map(|&b| char::from(b)).filter(|c| ('0'..='7').contains(c)).collect();
+    let expected = sum(header) - sum(field) + 8 * u32::from(b' ');
+    u32::from_str_radix(&digits, 8).is_ok_and(|written| written == expected)
+}
+
 /// Compresses into `out`; the same bytes in give the same bytes out. End it with `finish`.
 pub fn gzip_encoder<W: Write>(out: W, level: u32) -> GzEncoder<W> {
     // 255: no operating system named. No time either, and no file name.
@@ -144,6 +156,19 @@ mod tests {
         check(b"BZh9\x17\x72\x45\x38\x50\x90\0\0\0\0", Compression::Bzip2, b"");
         let (_, mut plain) = decoder(&one[..one.len() - 4]).unwrap();
         assert!(plain.read_to_end(&mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_tar_is_told_by_its_checksum() {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("file").unwrap();
+        header.set_cksum();
+        assert!(is_tar(header.as_bytes()) && is_tar(&[header.as_bytes(), &b"more"[..]].concat()));
+        assert!(!is_tar(&header.as_bytes()[..511]));
+        assert!(!is_tar(&[0; 512]) && !is_tar(&[b'0'; 512]));
+        let mut other = *header.as_bytes();
+        other[0] = b'F';
+        assert!(!is_tar(&other));
     }
 
     #[test]

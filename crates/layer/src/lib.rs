@@ -32,7 +32,7 @@ pub use apply::{
     Applied, ApplyError, ApplyOptions, Defect, ExtractOptions, Limits, Refusal, Whiteouts, apply, extract,
 };
 pub use beneath::BeneathError;
-pub use compression::{Compression, decoder, detect, gzip_encoder};
+pub use compression::{Compression, decoder, detect, gzip_encoder, is_tar};
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
 pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff};
 pub use index::{

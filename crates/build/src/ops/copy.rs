@@ -4,13 +4,15 @@ use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use kiln_layer::{CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, decoder};
+use kiln_layer::{
+    CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, decoder, is_tar,
+};
 use kiln_llb as llb;
 use kiln_solver::{Scope, Stream};
 use rustix::fs::OFlags;
 
 use super::BuildOp;
-use super::file::{GroupDefault, is_dir, make_dirs, path_error, relative, resolve_owner};
+use super::file::{is_dir, make_dirs, path_error, relative, resolve_owner};
 use crate::OpError;
 use crate::select::{Match, join};
 use crate::tree::Tree;
@@ -64,7 +66,7 @@ impl BuildOp {
             owner: match &copy.owner {
                 llb::Owner::Keep => None,
                 llb::Owner::Root => Some((0, 0)),
-                llb::Owner::Named(owner) => Some(resolve_owner(to, owner, GroupDefault::SameAsUser)?),
+                llb::Owner::Named(owner) => Some(resolve_owner(to, owner)?),
             },
             // An octal mode is for these too, as far as it speaks of reading, writing and searching;
             // a symbolic one changes what is there (as in BuildKit).
@@ -171,15 +173,5 @@ fn archive(file: File) -> std::io::Result<Option<Box<dyn Read>>> {
     if plain.by_ref().take(HEADER as u64).read_to_end(&mut head).is_err() {
         return Ok(None);
     }
-    let is_tar = head.len() == HEADER && tar_checksum_holds(&head);
-    Ok(is_tar.then(|| Box::new(Cursor::new(head).chain(plain)) as Box<dyn Read>))
-}
-
-/// The sum of a tar header's bytes, its own field counted as blanks, stands at offset 148 (POSIX ustar).
-fn tar_checksum_holds(header: &[u8]) -> bool {
-    let field = &header[148..156];
-    let digits: String = field.iter().map(|&b| b as char).filter(|c| ('0'..='7').contains(c)).collect();
-    let sum: u32 = header.iter().map(|&b| u32::from(b)).sum();
-    let own: u32 = field.iter().map(|&b| u32::from(b)).sum();
-    u32::from_str_radix(&digits, 8).is_ok_and(|expected| expected == sum - own + 8 * 32)
+    Ok(is_tar(&head).then(|| Box::new(Cursor::new(head).chain(plain)) as Box<dyn Read>))
 }

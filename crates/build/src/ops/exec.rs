@@ -1,18 +1,98 @@
 //! `RUN`: a process on a tree.
 
-use kiln_executor::{Exit, Network, ProcessSpec, Stdio};
+mod mounts;
+
+use std::collections::BTreeSet;
+
+use kiln_executor::{Exit, Handles, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
+use kiln_oci::Digest;
 use kiln_snapshotter::OpenOptions;
-use kiln_solver::{Scope, Stream};
+use kiln_solver::{InputUse, Scope, Stream};
 
+use self::mounts::StepMounts;
 use super::BuildOp;
-use crate::OpError;
+use crate::cache_mounts::CacheMounts;
+use crate::context_files::ContextFiles;
+use crate::entitlement;
 use crate::tree::Tree;
+use crate::{BuildRequest, Engine, Entitlement, OpError, SecretStore, SshAgents};
 
-/// The host name of build steps, as BuildKit sets it.
-const HOSTNAME: &str = "buildkitsandbox";
+/// What the steps of one build may use besides their inputs.
+pub(crate) struct StepResources {
+    secrets: SecretStore,
+    ssh: SshAgents,
+    allow: BTreeSet<Entitlement>,
+    caches: CacheMounts,
+    contexts: ContextFiles,
+}
+
+impl StepResources {
+    pub(crate) fn new(engine: &Engine, request: &BuildRequest) -> Self {
+        let mut allow = request.allow.clone();
+        if request.network == llb::Network::Host {
+            // The user said it himself, of all steps.
+            allow.insert(Entitlement::NetworkHost);
+        }
+        Self {
+            secrets: request.secrets.clone(),
+            ssh: request.ssh.clone(),
+            allow,
+            caches: CacheMounts::new(engine.store.root(), request.no_cache),
+            contexts: ContextFiles::default(),
+        }
+    }
+
+    /// Whether `op` may run.
+    ///
+    /// # Errors
+    /// [`OpError::NotAllowed`].
+    pub(crate) fn check(&self, op: &llb::Op) -> Result<(), OpError> {
+        match op {
+            llb::Op::Exec(exec) => entitlement::check(exec, &self.allow),
+            llb::Op::Source(_) | llb::Op::File(_) | llb::Op::Merge(_) => Ok(()),
+        }
+    }
+}
+
+/// How a step uses an input: what it mounts, or seeds a cache with, counts by content; what it runs
+/// on counts by key, mounted as well or not.
+pub(super) fn input_use(exec: &llb::Exec, position: usize) -> InputUse {
+    let input = llb::InputIndex(position);
+    let mut shown = exec.mounts.iter().filter_map(shows);
+    if exec.base != Some(input) && shown.any(|(from, _)| from == input) {
+        InputUse::Content
+    } else {
+        InputUse::Definition
+    }
+}
+
+/// Which input a mount shows something of, and what.
+fn shows(mount: &llb::Mount) -> Option<(llb::InputIndex, &str)> {
+    match &mount.kind {
+        llb::MountKind::Bind(bind) => bind.from.map(|from| (from, bind.source.as_str())),
+        llb::MountKind::Cache(cache) => cache.from.map(|from| (from, cache.source.as_str())),
+        llb::MountKind::Tmpfs { .. } | llb::MountKind::Secret(_) | llb::MountKind::Ssh(_) => None,
+    }
+}
 
 impl BuildOp {
+    /// Digest of what the mounts show of input number `input`.
+    pub(super) fn shown_content(
+        &self,
+        exec: &llb::Exec,
+        input: usize,
+        tree: &Tree,
+    ) -> Result<Digest, OpError> {
+        let mut digests = String::new();
+        for (from, source) in exec.mounts.iter().filter_map(shows) {
+            if from == llb::InputIndex(input) {
+                digests.push_str(&self.part_digest(tree, source)?.to_string());
+            }
+        }
+        Ok(Digest::of(digests.as_bytes()))
+    }
+
     pub(super) fn run_exec(
         &self,
         exec: &llb::Exec,
@@ -20,38 +100,70 @@ impl BuildOp {
         scope: &Scope<'_>,
     ) -> Result<Tree, OpError> {
         let engine = &self.shared.engine;
+        entitlement::check(exec, &self.shared.steps.allow)?;
+        let mut mounts = StepMounts::prepare(self, exec, inputs, scope)?;
         let base = exec.base.and_then(|index| inputs[index.0].snapshot());
         let active = engine.prepare(base)?;
-        let stubs = vec![engine.executor.stub_dir().to_owned()];
-        let root = engine.snapshots.open_active(active.key(), &OpenOptions { extra_lower: stubs })?;
+        let mut extra_lower = Vec::from_iter(mounts.stubs_path());
+        extra_lower.push(engine.executor.stub_dir().to_owned());
+        let root = engine.snapshots.open_active(active.key(), &OpenOptions { extra_lower })?;
         let spec = ProcessSpec {
             args: exec.args.clone(),
-            env: exec.env.clone(),
+            env: environment(exec, mounts.take_env()),
             cwd: exec.cwd.clone(),
             create_cwd: true,
             user: exec.user.clone(),
-            hostname: HOSTNAME.to_owned(),
+            hostname: exec.hostname.clone(),
             network: match exec.network {
                 llb::Network::Default => Network::Default,
                 llb::Network::None => Network::None,
                 llb::Network::Host => Network::Host,
             },
-            mounts: Vec::new(),
+            security: match exec.security {
+                llb::Security::Sandbox => Security::Sandbox,
+                llb::Security::Insecure => Security::Insecure,
+            },
+            mounts: mounts.take_mounts(),
             extra_hosts: Vec::new(),
             no_new_privileges: false,
         };
+        let mut redactors = [mounts.redactor(), mounts.redactor()];
         let mut log = |stream: kiln_executor::Stream, bytes: &[u8]| {
-            let stream = match stream {
-                kiln_executor::Stream::Stdout => Stream::Stdout,
-                kiln_executor::Stream::Stderr => Stream::Stderr,
+            let (stream, redactor) = match stream {
+                kiln_executor::Stream::Stdout => (Stream::Stdout, &mut redactors[0]),
+                kiln_executor::Stream::Stderr => (Stream::Stderr, &mut redactors[1]),
             };
-            scope.log(stream, bytes);
+            redactor.push(bytes, &mut |bytes| scope.log(stream, bytes));
         };
-        let exit =
-            engine.executor.run(root, &spec, Stdio::Captured(&mut log), self.shared.cancel.processes())?;
-        match exit {
+        let handles = Handles { root, inputs: mounts.take_handles() };
+        let cancel = self.shared.cancel.processes();
+        let exit = engine.executor.run(handles, &spec, Stdio::Captured(&mut log), cancel);
+        let [stdout, stderr] = &mut redactors;
+        stdout.finish(&mut |bytes| scope.log(Stream::Stdout, bytes));
+        stderr.finish(&mut |bytes| scope.log(Stream::Stderr, bytes));
+        // Locks, sockets and what was written to throw-away trees end with the step.
+        drop(mounts);
+        match exit? {
             Exit::Code(0) => Ok(self.commit(active)?),
             exit => Err(OpError::Exit { exit }),
         }
     }
 }
+
+/// Each name once: of several the last. What is in the key stands before what is not.
+fn environment(exec: &llb::Exec, secrets: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> = Vec::with_capacity(exec.env.len());
+    let mut set =
+        |entry: &(String, String), replace: bool| match env.iter_mut().find(|(name, _)| *name == entry.0) {
+            Some(known) if replace => known.1.clone_from(&entry.1),
+            Some(_) => {}
+            None => env.push(entry.clone()),
+        };
+    exec.env.iter().for_each(|entry| set(entry, true));
+    exec.unkeyed_env.iter().for_each(|entry| set(entry, false));
+    secrets.iter().for_each(|entry| set(entry, true));
+    env
+}
+
+#[cfg(test)]
+mod tests;

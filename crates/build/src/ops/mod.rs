@@ -5,6 +5,9 @@ mod exec;
 mod file;
 mod merge;
 
+pub(crate) use self::exec::StepResources;
+
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +16,6 @@ use kiln_oci::{Digest, SnapshotId};
 use kiln_solver::{Identity, InputUse, Op, Scope, Stream, VertexInput};
 
 use crate::cancel::BuildCancel;
-use crate::context::Context;
 use crate::layers::Layers;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
@@ -24,10 +26,12 @@ use crate::{BuildError, Engine, OpError};
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) layers: Layers,
-    pub(crate) context: Option<Arc<Context>>,
+    /// Trees behind local sources, by name.
+    pub(crate) contexts: BTreeMap<String, Tree>,
     /// How trees from outside are fetched.
     pub(crate) sources: SourceOptions,
     pub(crate) cancel: BuildCancel,
+    pub(crate) steps: StepResources,
 }
 
 /// A vertex of the definition, ready to be solved.
@@ -46,14 +50,16 @@ impl BuildOp {
         Self { op: vertex.op.clone(), shared: shared.clone(), selections }
     }
 
-    /// How `vertex` uses its inputs: what a copy reads counts by content, all else by key.
+    /// How `vertex` uses its inputs: what a copy reads or a step mounts counts by content, all else
+    /// by key.
     pub(crate) fn inputs(vertex: &llb::Vertex) -> Vec<VertexInput> {
         let read = |position: usize| match &vertex.op {
             llb::Op::File(file) => file
                 .actions
                 .iter()
                 .any(|action| matches!(action, llb::FileAction::Copy(copy) if copy.from.0 == position)),
-            llb::Op::Source(_) | llb::Op::Exec(_) | llb::Op::Merge(_) => false,
+            llb::Op::Exec(exec) => exec::input_use(exec, position) == InputUse::Content,
+            llb::Op::Source(_) | llb::Op::Merge(_) => false,
         };
         let usage = |position| if read(position) { InputUse::Content } else { InputUse::Definition };
         let inputs = vertex.inputs.iter().enumerate();
@@ -133,6 +139,9 @@ impl Op for BuildOp {
     }
 
     fn content(&self, input: usize, output: &Tree, _scope: &Scope<'_>) -> Result<Digest, OpError> {
+        if let llb::Op::Exec(exec) = &self.op {
+            return self.shown_content(exec, input, output);
+        }
         let mut digests = String::new();
         for (at, copy) in self.copies(input) {
             // Owners that are given anyway make no difference.
@@ -153,9 +162,8 @@ impl Op for BuildOp {
                 })?;
                 Ok(record.snapshot.map_or(Tree::Empty, Tree::Snapshot))
             }
-            llb::Op::Source(llb::Source::Local(_)) => {
-                let context = self.shared.context.clone();
-                Ok(context.map_or(Tree::Empty, Tree::Context))
+            llb::Op::Source(llb::Source::Local(local)) => {
+                Ok(self.shared.contexts.get(&local.name).cloned().unwrap_or(Tree::Empty))
             }
             llb::Op::Source(llb::Source::Http(http)) => {
                 Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).http(http)?.snapshot))

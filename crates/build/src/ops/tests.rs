@@ -1,12 +1,11 @@
 //! File ops as vertices of a solve. Needs root: files get owners, snapshots are mounted.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use kiln_content::Store;
-use kiln_executor::{Cancel, ExecError, Executor, Exit, ProcessSpec, Stdio};
+use kiln_executor::{Cancel, ExecError, Executor, Exit, Handles, ProcessSpec, Stdio};
 use kiln_frontend::ignore::Patterns;
 use kiln_layer::{ScanOptions, scan};
 use kiln_llb::{FileAction, InputIndex, Vertex, VertexId};
@@ -15,13 +14,15 @@ use kiln_solver::{Event, Job, SolveError};
 use tempfile::TempDir;
 
 use super::*;
+use crate::BuildRequest;
 use crate::cache::BuildCache;
+use crate::context::Context;
 
 /// File ops start no processes.
 struct NoProcesses;
 
 impl Executor for NoProcesses {
-    fn run(&self, _: OwnedFd, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Exit, ExecError> {
+    fn run(&self, _: Handles, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Exit, ExecError> {
         Ok(Exit::Code(127))
     }
 
@@ -100,8 +101,9 @@ impl Bench {
             sources: Default::default(),
             engine: self.engine.clone(),
             layers: Layers::new(store.clone(), snapshots.clone()),
-            context: Some(self.context.clone()),
+            contexts: [("context".to_owned(), Tree::Context(self.context.clone()))].into(),
             cancel: BuildCancel::new().unwrap(),
+            steps: StepResources::new(&self.engine, &BuildRequest::new(PathBuf::new())),
         });
         let seen: Arc<Mutex<(Vec<usize>, String)>> = Arc::default();
         let events = seen.clone();

@@ -241,7 +241,7 @@ fn shown(url: &Url) -> String {
 }
 
 /// Text that should have been a URL, without what may be a password.
-fn strip_user(text: &str) -> String {
+pub(crate) fn strip_user(text: &str) -> String {
     let start = text.find("://").map_or(0, |at| at + 3);
     let authority = text[start..].find(['/', '?', '#']).map_or(text.len(), |at| start + at);
     match text[start..authority].rfind('@') {

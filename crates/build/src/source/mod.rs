@@ -29,6 +29,8 @@ use crate::cancel::BuildCancel;
 use crate::{BuildError, Engine};
 
 pub use error::{Fault, SourceError};
+pub(crate) use http::Downloaded;
+pub(crate) use http_client::strip_user;
 
 /// Where credentials come from.
 ///
@@ -104,12 +106,12 @@ impl Fetcher<'_> {
     }
 
     /// What was fetched under `key` before, if its snapshot is still there.
-    fn known(&self, key: &Digest) -> Result<Option<SourceRecord>, SourceError> {
+    pub(crate) fn known(&self, key: &Digest) -> Result<Option<SourceRecord>, SourceError> {
         let record = self.engine.store.source(key).map_err(BuildError::from)?;
         Ok(record.filter(|record| self.engine.snapshots.contains(&record.snapshot)))
     }
 
-    fn remember(&self, key: &Digest, record: &SourceRecord) -> Result<(), SourceError> {
+    pub(crate) fn remember(&self, key: &Digest, record: &SourceRecord) -> Result<(), SourceError> {
         Ok(self.engine.store.put_source(key, record).map_err(BuildError::from)?)
     }
 
@@ -156,7 +158,7 @@ fn check_file_name(name: &str) -> Result<(), SourceError> {
 }
 
 /// A digest of parts that cannot run into each other.
-fn key_of(parts: &[&str]) -> Digest {
+pub(crate) fn key_of(parts: &[&str]) -> Digest {
     let mut text = String::new();
     for part in parts {
         text.push_str(&format!("{} {part}\n", part.len()));
@@ -174,4 +176,4 @@ fn open_plain_dir(root: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<std::
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::spec::ProcessSpec;
 use crate::{ExecError, Exit};
 
-/// The helper's whole task, in a memory file that travels with the first message.
+/// The helper's whole task, in a memory file that travels with the first message, beside the root
+/// and the standard streams. Messages with the inputs follow.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Task {
     pub(super) spec: ProcessSpec,
@@ -23,6 +24,8 @@ pub(super) struct Task {
     /// An empty directory to attach the root at, in the helper's own mount namespace.
     pub(super) attach_at: String,
     pub(super) terminal: bool,
+    /// How many inputs follow, [`MAX_FDS`] a message.
+    pub(super) inputs: usize,
     /// The container's address; `None`: no network of its own.
     pub(super) lease: Option<super::net::Lease>,
 }
@@ -44,6 +47,7 @@ pub(super) enum Failure {
     NotExecutable { program: String, errno: i32 },
     BadUser { user: String, reason: String },
     BadCwd { cwd: String, errno: i32 },
+    Refused { target: String, reason: String },
     Network { step: String, errno: i32 },
     Start { step: String, errno: i32 },
 }
@@ -58,6 +62,7 @@ impl From<Failure> for ExecError {
             }
             Failure::BadUser { user, reason } => ExecError::BadUser { user, reason },
             Failure::BadCwd { cwd, errno } => ExecError::BadCwd { cwd, source: os(errno) },
+            Failure::Refused { target, reason } => ExecError::Refused { target, reason },
             Failure::Network { step, errno } => ExecError::Network { step, source: os(errno) },
             Failure::Start { step, errno } => ExecError::Start { step, source: os(errno) },
         }
@@ -74,6 +79,7 @@ impl From<ExecError> for Failure {
             }
             ExecError::BadUser { user, reason } => Failure::BadUser { user, reason },
             ExecError::BadCwd { cwd, source } => Failure::BadCwd { cwd, errno: errno(source) },
+            ExecError::Refused { target, reason } => Failure::Refused { target, reason },
             ExecError::Network { step, source } => Failure::Network { step, errno: errno(source) },
             ExecError::Start { step, source } => Failure::Start { step, errno: errno(source) },
             ExecError::Cancelled => Failure::Start { step: "cancelled".to_owned(), errno: libc::ECANCELED },
@@ -82,8 +88,8 @@ impl From<ExecError> for Failure {
     }
 }
 
-/// At most this many descriptors travel with one message: root, three streams, task.
-pub(super) const MAX_FDS: usize = 6;
+/// At most this many descriptors travel with one message; the kernel's own limit is 253.
+pub(super) const MAX_FDS: usize = 32;
 /// Reports are small; the task travels in a memory file.
 const MAX_MESSAGE_BYTES: usize = 16 << 10;
 

@@ -17,12 +17,13 @@ use super::channel::{Report, Task, report};
 use super::paths::{Created, make_dirs, open_inside};
 use super::user::{UserIds, resolve_user};
 use super::{mounts, outer, pty, sys};
-use crate::{ExecError, ProcessSpec};
+use crate::{ExecError, ProcessSpec, Security};
 
 /// What process 1 works with.
 pub(super) struct Inside<'a> {
     pub(super) task: &'a Task,
     pub(super) root: BorrowedFd<'a>,
+    pub(super) inputs: &'a [OwnedFd],
     pub(super) socket: BorrowedFd<'a>,
     pub(super) streams: [OwnedFd; 3],
     pub(super) created: OwnedFd,
@@ -56,13 +57,13 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::AUDIT_WRITE);
 
 fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
-    let Inside { task, root, socket, streams, created: created_pipe } = inside;
+    let Inside { task, root, inputs, socket, streams, created: created_pipe } = inside;
     let spec = &task.spec;
     // The helper is outside this process namespace: getppid(2) shows it as 0.
     outer::die_with_parent(0)?;
 
     let mut created = Created::default();
-    let devpts = mounts::mount_all(task, root, &mut created)?;
+    let devpts = mounts::mount_all(task, root, inputs, &mut created)?;
     let streams = if task.terminal {
         let (master, terminal) = pty::allocate(&devpts).map_err(ExecError::start("terminal"))?;
         report(socket, &Report::Terminal, &[master.as_fd()]);
@@ -136,7 +137,13 @@ fn limit() -> Result<(), ExecError> {
 /// Capabilities and user. Order: the bounding set needs CAP_SETPCAP, groups need CAP_SETGID, and
 /// the user goes last because it takes both away.
 fn take_identity(spec: &ProcessSpec, ids: &UserIds) -> Result<(), ExecError> {
-    for capability in CapabilitySet::all().iter().filter(|capability| !CAPABILITIES.contains(*capability)) {
+    let allowed = match spec.security {
+        Security::Sandbox => CAPABILITIES,
+        Security::Insecure => {
+            rustix::thread::capabilities(None).map_err(ExecError::start("capget"))?.permitted
+        }
+    };
+    for capability in CapabilitySet::all().iter().filter(|capability| !allowed.contains(*capability)) {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             // EINVAL: a capability newer than this kernel.
             Ok(()) | Err(Errno::INVAL) => {}
@@ -151,7 +158,7 @@ fn take_identity(spec: &ProcessSpec, ids: &UserIds) -> Result<(), ExecError> {
     let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
     nix::unistd::setresgid(gid, gid, gid).map_err(nix_failed("setresgid"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(nix_failed("setresuid"))?;
-    let kept = if ids.uid == 0 { CAPABILITIES } else { CapabilitySet::empty() };
+    let kept = if ids.uid == 0 { allowed } else { CapabilitySet::empty() };
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(ExecError::start("capset"))?;
     if spec.no_new_privileges {

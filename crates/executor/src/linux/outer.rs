@@ -32,6 +32,7 @@ pub fn init_if_asked() {
 struct Helper {
     socket: OwnedFd,
     root: OwnedFd,
+    inputs: Vec<OwnedFd>,
     task: Task,
 }
 
@@ -44,7 +45,15 @@ fn help() -> i32 {
     let Ok(Some((_, fds))) = receive(socket.as_fd()) else { return 1 };
     let Ok([memory, root, stdin, stdout, stderr]) = <[OwnedFd; 5]>::try_from(fds) else { return 1 };
     let Some(task) = read_task(memory) else { return 1 };
-    let helper = Helper { socket, root, task };
+    let mut inputs = Vec::with_capacity(task.inputs);
+    while inputs.len() < task.inputs {
+        let Ok(Some((_, fds))) = receive(socket.as_fd()) else { return 1 };
+        if fds.is_empty() {
+            return 1;
+        }
+        inputs.extend(fds);
+    }
+    let helper = Helper { socket, root, inputs, task };
     match helper.run([stdin, stdout, stderr]) {
         Ok(exit) => report(&helper.socket, &Report::Ended(exit), &[]),
         Err(error) => report(&helper.socket, &Report::Failed(error.into()), &[]),
@@ -84,6 +93,7 @@ impl Helper {
                 let inside = Inside {
                     task: &self.task,
                     root: self.root.as_fd(),
+                    inputs: &self.inputs,
                     socket: self.socket.as_fd(),
                     streams,
                     created: created_write,

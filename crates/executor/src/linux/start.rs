@@ -14,10 +14,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::channel::{Report, Task, receive, send};
+use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
-use crate::{Cancel, ExecError, Executor, Exit, Network, ProcessSpec, Stdio, Stream};
+use crate::{Cancel, ExecError, Executor, Exit, Handles, Network, ProcessSpec, Stdio, Stream};
 
 /// The name under which this binary is executed again as the helper.
 pub(super) const HELPER_NAME: &str = "kiln-init";
@@ -122,7 +122,7 @@ impl Streams {
 impl Executor for Linux {
     fn run(
         &self,
-        root: OwnedFd,
+        handles: Handles,
         spec: &ProcessSpec,
         stdio: Stdio<'_>,
         cancel: &Cancel,
@@ -137,6 +137,7 @@ impl Executor for Linux {
             parent_pid: i32::try_from(std::process::id()).unwrap_or(0),
             attach_at: self.attach_at.display().to_string(),
             terminal: matches!(stdio, Stdio::Terminal),
+            inputs: handles.inputs.len(),
             lease,
         };
         let Streams { theirs, ours } = Streams::for_stdio(&stdio)?;
@@ -152,13 +153,9 @@ impl Executor for Linux {
             .stderr(null(OFlags::WRONLY)?)
             .spawn()
             .map_err(|source| ExecError::Start { step: "start of the helper".to_owned(), source })?;
-        let sent = write_task(&task).and_then(|memory| {
-            let [stdin, stdout, stderr] = &theirs;
-            let fds = [memory.as_fd(), root.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-            send(here.as_fd(), b"task", &fds).map_err(ExecError::start("task"))
-        });
+        let sent = send_task(&here, &task, &handles, &theirs);
         // Only the container may hold the writing ends, or the reading ones never see the end.
-        drop((theirs, root));
+        drop((theirs, handles));
         let outcome = sent.and_then(|()| follow(&here, ours, stdio, cancel));
         drop(here);
         finish(&mut child);
@@ -176,6 +173,23 @@ impl Executor for Linux {
 /// The helper ends by itself once its socket closed; nothing here outlives the call.
 fn finish(child: &mut Child) {
     let _ = child.wait();
+}
+
+fn send_task(
+    socket: &OwnedFd,
+    task: &Task,
+    handles: &Handles,
+    streams: &[OwnedFd; 3],
+) -> Result<(), ExecError> {
+    let memory = write_task(task)?;
+    let [stdin, stdout, stderr] = streams;
+    let fds = [memory.as_fd(), handles.root.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    send(socket.as_fd(), b"task", &fds).map_err(ExecError::start("task"))?;
+    for inputs in handles.inputs.chunks(MAX_FDS) {
+        let fds: Vec<BorrowedFd<'_>> = inputs.iter().map(AsFd::as_fd).collect();
+        send(socket.as_fd(), b"inputs", &fds).map_err(ExecError::start("inputs"))?;
+    }
+    Ok(())
 }
 
 fn write_task(task: &Task) -> Result<OwnedFd, ExecError> {

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::unistd::ForkResult;
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result < 0 {
@@ -41,10 +42,10 @@ pub(super) fn mark_cloexec_from(first: RawFd) -> Result<(), Errno> {
     check(result).map(drop)
 }
 
-/// `mount_setattr(2)`: makes the mount behind `fd` read-only, with all below it.
-pub(super) fn mount_read_only(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let attr =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+/// `mount_setattr(2)`: adds `attributes` to the mount behind `fd` and to all below it.
+pub(super) fn restrict_mount(fd: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
+    let attr_set = attributes.bits().into();
+    let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
     // SAFETY: the path is an empty C string, `attr` lives across the call and its size is given.
     let result = unsafe {

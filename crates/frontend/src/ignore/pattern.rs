@@ -51,6 +51,8 @@ pub fn glob_path(pattern: &[u8], path: &[u8]) -> Option<bool> {
 #[derive(Debug, Clone)]
 pub struct PathGlob {
     tokens: Box<[Token]>,
+    /// The token whose text every match holds; `None` where looking for it would gain nothing.
+    needle: Option<usize>,
 }
 
 impl PathGlob {
@@ -76,7 +78,10 @@ impl PathGlob {
         if tokens.iter().any(reversed) {
             return None;
         }
-        Some(Self { tokens: tokens.into() })
+        let length = |token: &Token| if let Token::Text(text) = token { text.len() } else { 0 };
+        let longest = (0..tokens.len()).max_by_key(|at| length(&tokens[*at]));
+        let needle = longest.filter(|_| !matches!(tokens.first(), Some(Token::Text(_))));
+        Some(Self { tokens: tokens.into(), needle })
     }
 
     /// Whether the whole path (relative, `/` between components) matches.
@@ -96,6 +101,11 @@ impl PathGlob {
 
     /// Whether the path or a directory above it matches. `at` is scratch space.
     pub(super) fn matches_path_or_parent(&self, path: &Units, at: &mut Vec<usize>) -> bool {
+        if let Some(Token::Text(text)) = self.needle.map(|at| &self.tokens[at])
+            && !path.windows(text.len()).any(|window| *window == **text)
+        {
+            return false;
+        }
         walk(&self.tokens, path, at) || at.iter().any(|&place| path.get(place) == Some(&SLASH))
     }
 

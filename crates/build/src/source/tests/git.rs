@@ -13,6 +13,7 @@ use super::web::{GitServer, Web};
 use super::{Bench, chain};
 use crate::SourceError;
 use crate::source::error::Fault;
+use crate::source::git_command::Git;
 
 /// Repositories on the server's disk.
 struct Origin {
@@ -466,8 +467,11 @@ fn a_repository_without_commits_or_without_a_server_is_said() {
     let found = error(&bench, &web.url("/absent/.git"));
     assert_eq!(found.fault(), Fault::Network);
     assert!(found.to_string().contains("not found"), "{found}");
-    let found = error(&bench, "http://127.0.0.1:1/a.git");
-    assert!(found.to_string().contains("127.0.0.1"), "{found}");
+    for url in ["http://127.0.0.1:1/a.git", "git://127.0.0.1:1/a", "ssh://git@127.0.0.1:1/a"] {
+        let found = error(&bench, url);
+        assert_eq!(found.fault(), Fault::Network);
+        assert!(found.to_string().starts_with(&format!("git could not list {url}: ")), "{found}");
+    }
 }
 
 #[test]
@@ -486,6 +490,26 @@ fn ops_that_no_text_made_are_checked_too() {
         let local = llb::Git { remote: remote.to_owned(), ..good.clone() };
         assert!(matches!(refused(local), GitUrlError::Scheme { .. }), "{remote}");
     }
+}
+
+#[test]
+fn git_itself_knows_no_transport_but_ours() {
+    let origin = Origin::new();
+    let repo = origin.repo("a", &[]);
+    repo.write("file", "one");
+    repo.commit();
+    let (bench, path) = (Bench::new(), repo.path.to_str().unwrap().to_owned());
+    let marker = origin.dir.path().join("ran");
+    for remote in [path.clone(), format!("file://{path}"), format!("ext::touch {}", marker.display())] {
+        let output = bench.fetch(|fetcher| {
+            let git = Git::new(fetcher, bench.dir.path(), None);
+            let mut command = git.command(None);
+            command.args(["ls-remote", "--end-of-options", &remote]);
+            git.run(command).unwrap()
+        });
+        assert!(!output.success && output.said.contains("not allowed"), "{remote}: {}", output.said);
+    }
+    assert!(!marker.exists());
 }
 
 #[test]

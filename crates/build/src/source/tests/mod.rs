@@ -2,17 +2,17 @@
 
 mod git;
 mod http;
-mod web;
+pub(crate) mod web;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use kiln_content::Store;
-use kiln_executor::{Cancel, ExecError, Executor, Exit, ProcessSpec, Stdio};
+use kiln_executor::{Cancel, ExecError, Executor, Exit, Handles, ProcessSpec, Stdio};
 use kiln_oci::SnapshotId;
 use kiln_snapshotter::Overlay;
 
@@ -23,7 +23,7 @@ use crate::{BuildCancel, Engine};
 struct NoProcesses;
 
 impl Executor for NoProcesses {
-    fn run(&self, _: OwnedFd, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Exit, ExecError> {
+    fn run(&self, _: Handles, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Exit, ExecError> {
         Err(ExecError::Cancelled)
     }
 

@@ -1,96 +1,12 @@
-//! Real processes in real namespaces, on a tree with busybox. Needs root and busybox-static.
+//! What a process sees of the world, and how it ends.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kiln_executor::{Cancel, ExecError, Executor, Exit, Linux, Network, ProcessSpec, Stdio, Stream};
-use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use kiln_executor::{Cancel, ExecError, Exit, Network, ProcessSpec};
 
-struct Sandbox {
-    dir: tempfile::TempDir,
-    linux: Linux,
-}
-
-impl Sandbox {
-    /// `None`, said aloud, where the tests cannot run.
-    fn new() -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED ALOUD: needs root");
-            return None;
-        }
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|path| path.exists());
-        let Some(busybox) = busybox else {
-            eprintln!("SKIPPED ALOUD: needs the package busybox-static");
-            return None;
-        };
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("root");
-        for path in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
-            fs::create_dir_all(root.join(path)).unwrap();
-        }
-        fs::copy(busybox, root.join("bin/busybox")).unwrap();
-        for applet in [
-            "sh", "cat", "ls", "ps", "id", "sleep", "echo", "true", "setsid", "hostname", "mount", "nc",
-            "ip", "touch", "readlink", "kill", "env", "pwd",
-        ] {
-            symlink("busybox", root.join("bin").join(applet)).unwrap();
-        }
-        for file in ["resolv.conf", "hosts", "hostname"] {
-            fs::write(root.join("etc").join(file), "").unwrap();
-        }
-        fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n")
-            .unwrap();
-        fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\naudio:x:29:app\n").unwrap();
-        let probe = PathBuf::from(env!("CARGO_BIN_EXE_kiln-init-probe"));
-        let linux = Linux::open_with(&dir.path().join("state"), probe).unwrap();
-        Some(Self { dir, linux })
-    }
-
-    fn path(&self, inside: &str) -> PathBuf {
-        self.dir.path().join("root").join(inside)
-    }
-
-    fn tree(&self) -> OwnedFd {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, self.path(""), flags).unwrap()
-    }
-
-    fn run_spec(&self, spec: &ProcessSpec, cancel: &Cancel) -> (Result<Exit, ExecError>, String, String) {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut collect = |stream: Stream, bytes: &[u8]| match stream {
-            Stream::Stdout => out.extend_from_slice(bytes),
-            Stream::Stderr => err.extend_from_slice(bytes),
-        };
-        let result = self.linux.run(self.tree(), spec, Stdio::Captured(&mut collect), cancel);
-        (result, String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned())
-    }
-
-    /// Runs a shell script that must succeed; its output.
-    fn sh(&self, script: &str) -> String {
-        let (result, out, err) = self.run_spec(&shell(script), &Cancel::new().unwrap());
-        assert_eq!(result.unwrap(), Exit::Code(0), "{script}: {err}");
-        out
-    }
-}
-
-fn shell(script: &str) -> ProcessSpec {
-    ProcessSpec {
-        args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
-        env: vec![("PATH".to_owned(), "/bin".to_owned())],
-        cwd: "/".to_owned(),
-        create_cwd: false,
-        user: None,
-        hostname: "sandbox".to_owned(),
-        network: Network::None,
-        mounts: Vec::new(),
-        extra_hosts: Vec::new(),
-        no_new_privileges: false,
-    }
-}
+use crate::harness::{Sandbox, shell};
 
 #[test]
 fn exit_codes_and_signals_come_back() {
@@ -283,7 +199,7 @@ nft add table inet strict
 nft 'add chain inet strict forward { type filter hook forward priority 0; policy drop; }'
 ip netns exec outside busybox nc -l -p 7000 -e /bin/echo reached </dev/null >/dev/null 2>&1 &
 sleep 0.3
-exec "$PROBE" --exact network_probe --nocapture --ignored
+exec "$PROBE" --exact process::network_probe --nocapture --ignored
 "#;
     let output = std::process::Command::new("unshare")
         .args(["--net", "--mount", "sh", "-c", script])

@@ -1,0 +1,251 @@
+//! What a build reads before it starts: its contexts and its Dockerfile.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kiln_frontend::ignore::Patterns;
+use kiln_frontend::{BaseImage, NamedContext as Known};
+use kiln_oci::Reference;
+
+use crate::context::Context;
+use crate::dockerfile::{self, Dockerfile};
+use crate::image::read_config;
+use crate::remote_context::{ContextOpener, ContextSource, MainContext, TreeContext};
+use crate::tree::Tree;
+use crate::{BuildCancel, BuildError, BuildRequest, Engine, NamedSource, SourceOptions, load_layout};
+
+/// Where the Dockerfile comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum DockerfileSource {
+    /// One of the usual names in the context.
+    #[default]
+    Usual,
+    /// A file: of this machine for a directory as context, inside the context otherwise.
+    File(PathBuf),
+    /// `-f -`
+    Stdin,
+    /// `-f https://…`
+    Url(String),
+}
+
+impl DockerfileSource {
+    /// Tells what the text behind `-f` names.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "-" => Self::Stdin,
+            text if crate::remote_context::is_web(text) => Self::Url(text.to_owned()),
+            text => Self::File(text.into()),
+        }
+    }
+}
+
+/// The stream that `-` stands for; read at most once.
+#[derive(Clone)]
+pub struct StandardInput(Arc<Mutex<Box<dyn Read + Send>>>);
+
+impl StandardInput {
+    /// `stream` in the place of this process's standard input.
+    pub fn new(stream: impl Read + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Box::new(stream))))
+    }
+}
+
+impl Default for StandardInput {
+    fn default() -> Self {
+        Self::new(io::stdin())
+    }
+}
+
+impl Read for StandardInput {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(buffer)
+    }
+}
+
+impl fmt::Debug for StandardInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StandardInput").finish_non_exhaustive()
+    }
+}
+
+/// What was read.
+pub(crate) struct Input {
+    pub(crate) dockerfile: Arc<Dockerfile>,
+    /// Rules of the main context.
+    pub(crate) ignore: Patterns,
+    /// For the frontend: what names stand for.
+    pub(crate) named: BTreeMap<String, Known>,
+    main: Files,
+    /// Named contexts that are directories, with their rules.
+    directories: BTreeMap<String, (PathBuf, Patterns)>,
+}
+
+/// Files of the main context.
+enum Files {
+    Directory(PathBuf),
+    Tree(TreeContext),
+    None,
+}
+
+/// How contexts are fetched.
+pub(crate) struct Reader<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) request: &'a BuildRequest,
+    pub(crate) cancel: &'a BuildCancel,
+}
+
+impl Reader<'_> {
+    fn opener<'o>(&'o self, options: &'o SourceOptions) -> ContextOpener<'o> {
+        ContextOpener { engine: self.engine, options, cancel: self.cancel, log: &|_| {} }
+    }
+
+    /// Opens the main context, reads the Dockerfile and the ignore files. Blocks; fetches what is
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// As [`ContextOpener::open`]; [`BuildError::TwoDockerfiles`]; what is wrong with the files.
+    pub(crate) fn read(&self) -> Result<Input, BuildError> {
+        let request = self.request;
+        let options = request.source_options();
+        let opener = self.opener(&options);
+        let stdin_twice =
+            request.context == ContextSource::Stdin && request.dockerfile == DockerfileSource::Stdin;
+        if stdin_twice {
+            return Err(BuildError::StdinTwice);
+        }
+        let context = opener.open(&request.context, request.stdin.clone())?;
+        let chosen = self.chosen_dockerfile(&opener)?;
+        let usual = request.dockerfile == DockerfileSource::Usual;
+        let (dockerfile, ignore, main) = match context {
+            MainContext::Directory(directory) => {
+                let (dockerfile, path) = match (chosen, &request.dockerfile) {
+                    (Some(dockerfile), _) => (dockerfile, None),
+                    (None, DockerfileSource::File(path)) => {
+                        self.read_file(&directory, Some(path.as_path()))?
+                    }
+                    (None, _) => self.read_file(&directory, None)?,
+                };
+                let ignore = dockerfile::read_ignore(&directory, path.as_deref())?;
+                (dockerfile, ignore, Files::Directory(directory))
+            }
+            // As in BuildKit, a context from elsewhere has no ignore rules.
+            MainContext::Tree(tree) => {
+                let dockerfile = match (chosen, &request.dockerfile) {
+                    (Some(dockerfile), _) => dockerfile,
+                    (None, source) => {
+                        let path = if let DockerfileSource::File(path) = source {
+                            Some(path.as_path())
+                        } else {
+                            None
+                        };
+                        let (name, bytes) = tree.dockerfile(self.engine, path)?;
+                        dockerfile::from_bytes(name, &bytes)?
+                    }
+                };
+                (dockerfile, dockerfile::no_rules(), Files::Tree(tree))
+            }
+            MainContext::DockerfileOnly { .. } if !usual => return Err(BuildError::TwoDockerfiles),
+            MainContext::DockerfileOnly { name, bytes } => {
+                (dockerfile::from_bytes(name, &bytes)?, dockerfile::no_rules(), Files::None)
+            }
+        };
+        let (named, directories) = self.named()?;
+        Ok(Input { dockerfile: Arc::new(dockerfile), ignore, named, main, directories })
+    }
+
+    fn read_file(
+        &self,
+        directory: &Path,
+        path: Option<&Path>,
+    ) -> Result<(Dockerfile, Option<PathBuf>), BuildError> {
+        let path = dockerfile::find(directory, path)?;
+        Ok((dockerfile::read(&path)?, Some(path)))
+    }
+
+    /// A Dockerfile that does not stand in a file.
+    fn chosen_dockerfile(&self, opener: &ContextOpener<'_>) -> Result<Option<Dockerfile>, BuildError> {
+        let (name, bytes) = match &self.request.dockerfile {
+            DockerfileSource::Usual | DockerfileSource::File(_) => return Ok(None),
+            DockerfileSource::Stdin => {
+                let mut bytes = Vec::new();
+                let stream =
+                    self.request.stdin.clone().take(dockerfile::MAX_BYTES + 1).read_to_end(&mut bytes);
+                stream.map_err(|source| BuildError::Unreadable { path: "-".into(), source })?;
+                ("standard input".to_owned(), bytes)
+            }
+            DockerfileSource::Url(url) => (url.clone(), opener.dockerfile_at(url)?),
+        };
+        dockerfile::from_bytes(name, &bytes).map(Some)
+    }
+
+    #[allow(clippy::type_complexity, reason = "two maps, taken apart at once by the only caller")]
+    fn named(&self) -> Result<(BTreeMap<String, Known>, BTreeMap<String, (PathBuf, Patterns)>), BuildError> {
+        let (mut named, mut directories) = (BTreeMap::new(), BTreeMap::new());
+        for context in &self.request.contexts {
+            let name = context.name.clone();
+            let known = match &context.source {
+                NamedSource::Image(reference) => Known::Image(reference.clone()),
+                NamedSource::Layout { path, image } => {
+                    let record = load_layout(self.engine, path, image, self.cancel)?;
+                    let config = read_config(self.engine, &record.config)?;
+                    let image = BaseImage { config_digest: record.config, config, unknown: false };
+                    Known::Layout(layout_name(&name, path), Box::new(image))
+                }
+                NamedSource::Files(ContextSource::Git(git)) => Known::Git(git.clone()),
+                NamedSource::Files(ContextSource::Http(url)) => Known::Http(url.clone()),
+                NamedSource::Files(ContextSource::Directory(path)) => {
+                    if !path.is_dir() {
+                        let source = io::Error::from(io::ErrorKind::NotADirectory);
+                        return Err(BuildError::Unreadable { path: path.clone(), source });
+                    }
+                    let rules = dockerfile::read_ignore(path, None)?;
+                    let ignore = rules.lines().to_vec();
+                    directories.insert(name.clone(), (path.clone(), rules));
+                    Known::Local { ignore }
+                }
+                // The reader of named contexts refuses it.
+                NamedSource::Files(ContextSource::Stdin) => continue,
+            };
+            named.insert(name, known);
+        }
+        Ok((named, directories))
+    }
+}
+
+/// What progress lines call an image of a layout.
+fn layout_name(name: &str, path: &Path) -> Reference {
+    let bare = name.split("::").next().unwrap_or(name);
+    bare.parse()
+        .or_else(|_| path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default().parse())
+        .unwrap_or_else(|_| {
+            "oci-layout".parse().unwrap_or_else(|_| unreachable!("a lower-case word is a reference"))
+        })
+}
+
+impl Input {
+    /// The trees behind the local sources that the definition uses, by name; opened, not read.
+    pub(crate) fn trees(
+        self,
+        state: &Path,
+        is_used: impl Fn(&str) -> bool,
+    ) -> Result<BTreeMap<String, Tree>, BuildError> {
+        let mut trees = BTreeMap::new();
+        if is_used("context") {
+            let tree = match self.main {
+                Files::Directory(path) => Tree::Context(Arc::new(Context::open(&path, self.ignore, state)?)),
+                Files::Tree(tree) => Tree::Snapshot(tree.snapshot),
+                Files::None => Tree::Empty,
+            };
+            trees.insert("context".to_owned(), tree);
+        }
+        for (name, (path, rules)) in self.directories {
+            if is_used(&name) {
+                trees.insert(name, Tree::Context(Arc::new(Context::open(&path, rules, state)?)));
+            }
+        }
+        Ok(trees)
+    }
+}

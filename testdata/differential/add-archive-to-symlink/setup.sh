@@ -1,0 +1,1 @@
+echo t > t; tar -cf a.tar t; rm t

@@ -1,0 +1,1 @@
+echo hi > f; mkdir -p d/sub; echo g > d/sub/g; chmod 750 d/sub

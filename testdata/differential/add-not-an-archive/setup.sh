@@ -1,0 +1,1 @@
+echo text > fake.tar; : > empty.tar.gz; echo just compressed | gzip -n > text.gz

@@ -1,0 +1,1 @@
+echo hi > f; mkdir d; echo d > d/in-d

@@ -1,0 +1,1 @@
+echo first > a; echo second > b; chmod 755 b

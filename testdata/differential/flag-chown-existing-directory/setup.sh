@@ -1,0 +1,1 @@
+mkdir -p d/sub; echo g > d/sub/g; echo f > d/f

@@ -1,0 +1,1 @@
+echo f > f; mkdir d; echo new > d/new

@@ -1,0 +1,1 @@
+echo s > secret; echo secret > .dockerignore

@@ -1,0 +1,1 @@
+printf '*.md\nd\n' > .dockerignore
