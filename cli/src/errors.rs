@@ -170,7 +170,9 @@ impl From<BuildError> for Failure {
                 ))
             }
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
-            BuildError::Warnings { .. } => plain(exit::DOCKERFILE).hint("mend them, or remove `error=true`"),
+            BuildError::Warnings { .. } => {
+                plain(exit::DOCKERFILE).hint("mend what is warned of, or remove `error=true`")
+            }
             BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
             BuildError::Change { .. } | BuildError::StdinTwice | BuildError::TwoDockerfiles => {
                 plain(exit::USAGE)
@@ -240,6 +242,7 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::NoSource { similar: Some(similar), .. } => {
             plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))
         }
+        OpError::Owner { .. } => plain(exit::DOCKERFILE),
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
         OpError::Copy(kiln_layer::CopyError::Host { source, .. })

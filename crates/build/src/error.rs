@@ -48,7 +48,7 @@ pub enum BuildError {
     #[error("the context is a single Dockerfile, and `-f` names another one")]
     TwoDockerfiles,
     /// `# check=error=true`, and there are warnings.
-    #[error("{count} warnings, and `# check=error=true` makes them errors")]
+    #[error("{}", warnings_are_errors(*count))]
     Warnings { count: usize },
     /// A step failed.
     #[error("step `{title}` failed")]
@@ -110,6 +110,12 @@ pub enum OpError {
     /// A source of `COPY` or `ADD` does not exist.
     #[error("{path:?} does not exist in {place}")]
     NoSource { path: String, place: String, ignored_by: Option<usize>, similar: Option<String> },
+    /// A source of `COPY` or `ADD` is a symbolic link to nothing.
+    #[error("{path:?} is a link to {target:?}, which does not exist in {place}")]
+    Dangling { path: String, target: String, place: String },
+    /// A source of `COPY` or `ADD` is a FIFO, a socket or an overlayfs whiteout.
+    #[error("{path:?} is neither a file nor a directory, it cannot be copied")]
+    NotCopied { path: String },
     /// A pattern of `COPY` or `ADD` is malformed.
     #[error("{pattern:?} is not a valid pattern")]
     Pattern { pattern: String },
@@ -161,6 +167,13 @@ pub enum OpError {
     /// Store, snapshots and the rest.
     #[error(transparent)]
     Build(Box<BuildError>),
+}
+
+fn warnings_are_errors(count: usize) -> String {
+    match count {
+        1 => "1 warning, and `# check=error=true` makes it an error".to_owned(),
+        _ => format!("{count} warnings, and `# check=error=true` makes them errors"),
+    }
 }
 
 fn describe(exit: &Exit) -> String {

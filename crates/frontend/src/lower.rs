@@ -196,7 +196,6 @@ struct Built {
     workdir_set: bool,
     /// The base's environment is not known.
     unknown: bool,
-    wishes: Vec<Wish>,
 }
 
 struct Lower<'a> {
@@ -216,6 +215,8 @@ struct Lower<'a> {
     /// How many stages stand on each, and the target on itself.
     uses: Vec<usize>,
     used_args: BTreeSet<String>,
+    /// What the target would like to be given, and the stages it stands on or copies from.
+    wishes: Vec<Wish>,
     ignore: Option<Patterns>,
 }
 
@@ -270,6 +271,7 @@ impl<'a> Lower<'a> {
             trees: BTreeMap::new(),
             uses,
             used_args: BTreeSet::new(),
+            wishes: Vec::new(),
             ignore: ignore.and_then(|lines| Patterns::from_lines(lines).ok()),
         }
     }
@@ -291,7 +293,7 @@ impl<'a> Lower<'a> {
         config.config.env = built.image_env.to_entries();
         config.config.labels.extend(self.options.labels.clone());
         let warnings = self.unused_args();
-        let outline = Outline::new(&self.stages, target, &built.wishes);
+        let outline = Outline::new(&self.stages, target, &self.wishes);
         Ok(Lowering::Done(Box::new(Lowered {
             definition: self.definition,
             result: built.tree,
@@ -601,7 +603,6 @@ fn bare(config: ImageConfig) -> Built {
         image_env: Scope::default(),
         workdir_set: false,
         unknown: false,
-        wishes: Vec::new(),
     }
 }
 

@@ -42,6 +42,11 @@ impl BuildOp {
         scope: &Scope<'_>,
     ) -> Result<(), OpError> {
         let selection = self.selection(at, copy, from)?;
+        if selection.matches.is_empty()
+            && let Some(path) = selection.skipped.first()
+        {
+            return Err(OpError::NotCopied { path: String::from_utf8_lossy(path).into_owned() });
+        }
         for path in &selection.skipped {
             let text = format!("warning: {} is no file to copy, left out\n", path.escape_ascii());
             scope.log(Stream::Stderr, text.as_bytes());
