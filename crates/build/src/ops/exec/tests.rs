@@ -477,7 +477,7 @@ fn a_missing_source_is_told_as_copy_tells_it() {
     };
     assert_eq!(missing(local, "mian.go"), ("mian.go".to_owned(), None, Some("main.go".to_owned())));
     assert_eq!(missing(local, "a.log").1, Some(1));
-    assert_eq!(missing(stage, "sauce"), ("sauce".to_owned(), None, Some("source".to_owned())));
+    assert_eq!(missing(stage, "sorce"), ("sorce".to_owned(), None, Some("source".to_owned())));
     let target = bench.mounting(&[], vec![bind(None, "x", "/mnt", false)]);
     assert!(matches!(bench.solve(target, |_| {}).error(), OpError::NoSource { .. }));
 }
