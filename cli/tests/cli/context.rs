@@ -55,7 +55,7 @@ fn bound_by_modes(store: &Store, context: &Context) -> Option<Command> {
 }
 
 fn forbid(context: &Context, name: &str) {
-    fs::set_permissions(context.at(name), fs::Permissions::from_mode(0)).expect("ours");
+    fs::set_permissions(context.at(name), fs::Permissions::from_mode(0o000)).expect("ours");
 }
 
 #[test]
