@@ -6,7 +6,7 @@ use crate::harness::{Context, Outcome, Store, needs_root};
 type Row<'a> = (&'a str, i32, &'a [u8], &'a [&'a str]);
 
 const DOCKERFILES: &[Row<'static>] = &[
-    ("D01", 3, b"", &["the Dockerfile is empty", "hint:", "Dockerfile:1:1"]),
+    ("D01", 3, b"", &["the Dockerfile has no instructions", "hint:", "Dockerfile:1:1"]),
     ("D02", 3, b"# nothing but words\n", &["no instructions", "Dockerfile:1:1"]),
     ("D03", 3, b"\0\0\0\0", &["Dockerfile:1:1"]),
     ("D04", 0, b"\xef\xbb\xbfFROM busybox\n", &[]),

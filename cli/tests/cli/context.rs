@@ -347,6 +347,37 @@ fn every_kind_of_context() {
 }
 
 #[test]
+fn standard_input_is_a_dockerfile_or_a_context() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY f /f\n"), ("f", "f")]);
+    let piped = |args: &[&str], input: &std::path::Path| {
+        let mut all = vec!["build", "-t", "x"];
+        all.extend(args);
+        let mut command = store.command(&all);
+        command.stdin(fs::File::open(input).expect("ours to read"));
+        store.bounded(command)
+    };
+    let outside =
+        Context::new(&[("text", "FROM busybox\nLABEL of=stdin\n"), ("copies", "FROM busybox\nCOPY f /g\n")]);
+    piped(&["-"], &outside.at("text")).expect(0);
+    assert_eq!(store.inspect("x")["Config"]["Labels"]["of"], "stdin");
+    piped(&["-f", "-", context.path()], &outside.at("copies")).expect(0);
+    assert_eq!(store.shell("x", "cat /g"), "f");
+    for flags in ["-cf", "-czf"] {
+        let tar = outside.at("context.tar");
+        let packed = Command::new("tar").arg("-C").arg(context.path()).arg(flags).arg(&tar).arg(".").status();
+        assert!(packed.expect("tar runs").success());
+        piped(&["-"], &tar).expect(0);
+        assert_eq!(store.shell("x", "cat /f"), "f");
+    }
+    // A Dockerfile alone has no files to copy; nothing at all is no Dockerfile.
+    piped(&["-"], &outside.at("copies")).expect(4).says(&["\"f\"", ":2:1"]);
+    outside.write("empty", "");
+    piped(&["-"], &outside.at("empty")).expect(3).says(&["error: the Dockerfile has no instructions"]);
+}
+
+#[test]
 fn dockerfile_is_found_by_either_name() {
     needs_root!();
     let store = Store::with_busybox();
