@@ -172,9 +172,11 @@ impl From<BuildError> for Failure {
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
             BuildError::Warnings { .. } => plain(exit::DOCKERFILE).hint("mend them, or remove `error=true`"),
             BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
-            BuildError::Change { .. } | BuildError::StdinTwice | BuildError::TwoDockerfiles => {
-                plain(exit::USAGE)
-            }
+            BuildError::Change { .. }
+            | BuildError::BuildArg { .. }
+            | BuildError::StdinTwice
+            | BuildError::TwoDockerfiles => plain(exit::USAGE),
+            BuildError::NoTime { .. } => plain(exit::SOURCE).hint("give it the seconds since 1970"),
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }
             | BuildError::Ignore { .. }

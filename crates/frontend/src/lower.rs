@@ -52,6 +52,8 @@ pub struct Options {
     pub contexts: BTreeMap<String, NamedContext>,
     /// The network of steps that choose none.
     pub network: kiln_llb::Network,
+    /// The context came as an archive: a copy keeps its files' owners.
+    pub keep_owners: bool,
     /// Look at every stage, not only at what the target needs (`--check`).
     pub all_stages: bool,
     /// The time that `SOURCE_DATE_EPOCH` names, where it names something.
@@ -70,6 +72,7 @@ impl Options {
             ignore: Vec::new(),
             contexts: BTreeMap::new(),
             network: kiln_llb::Network::Default,
+            keep_owners: false,
             all_stages: false,
             epoch: EpochTime::default(),
         }
