@@ -174,9 +174,11 @@ impl From<BuildError> for Failure {
                 plain(exit::DOCKERFILE).hint("mend what is warned of, or remove `error=true`")
             }
             BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
-            BuildError::Change { .. } | BuildError::StdinTwice | BuildError::TwoDockerfiles => {
-                plain(exit::USAGE)
-            }
+            BuildError::Change { .. }
+            | BuildError::BuildArg { .. }
+            | BuildError::StdinTwice
+            | BuildError::TwoDockerfiles => plain(exit::USAGE),
+            BuildError::NoTime { .. } => plain(exit::SOURCE).hint("give it the seconds since 1970"),
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }
             | BuildError::Ignore { .. }

@@ -47,6 +47,12 @@ pub enum BuildError {
     /// The context turned out to be a Dockerfile, and `-f` names another one.
     #[error("the context is a single Dockerfile, and `-f` names another one")]
     TwoDockerfiles,
+    /// A build argument that speaks to the builder has a value that it does not take.
+    #[error("--build-arg {name} takes true or false, not {value:?}")]
+    BuildArg { name: &'static str, value: String },
+    /// What `SOURCE_DATE_EPOCH` names has no time of its own.
+    #[error("SOURCE_DATE_EPOCH={name}: neither a commit nor a Last-Modified of a server says a time")]
+    NoTime { name: String },
     /// `# check=error=true`, and there are warnings.
     #[error("{}", warnings_are_errors(*count))]
     Warnings { count: usize },

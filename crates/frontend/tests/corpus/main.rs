@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use kiln_frontend::ignore::Patterns;
-use kiln_frontend::{Diagnostic, Lowered, Lowering, Severity, Span, decode, lower, parse};
+use kiln_frontend::{Diagnostic, EpochTime, Lowered, Lowering, Severity, Span, decode, lower, parse};
 
 use crate::case::{Case, Shows, Verdict};
 
@@ -70,12 +70,16 @@ impl Outcome {
             return Self::failed(text.as_bytes(), diagnostics, dump, text.to_owned());
         }
         let mut images = case.images.clone();
+        let mut options = case.options.clone();
         for _ in 0..20 {
-            match lower(&ast, &case.options, &images) {
+            match lower(&ast, &options, &images) {
                 Ok(Lowering::Done(lowered)) => {
                     diagnostics.extend(lowered.warnings.iter().cloned());
                     let outcome = Self::failed(text.as_bytes(), diagnostics, dump, text.to_owned());
                     return Self { lowered: Some(lowered), ..outcome };
+                }
+                Ok(Lowering::NeedsTime(_)) => {
+                    options.epoch = EpochTime::At(case.time.expect("a case with a named time says which"));
                 }
                 Ok(Lowering::Needs(needs)) => {
                     for need in needs {
