@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiln_build::{Entitlement, SecretSpec, SshSpec};
 use kiln_oci::Reference;
 
 /// Builds container images from Dockerfiles, runs them, and moves them. No daemon.
@@ -67,6 +68,15 @@ pub(crate) struct BuildArgs {
     /// Network of the RUN steps that choose none
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,
+    /// A secret for RUN --mount=type=secret; without src and env, the variable or file of that name
+    #[arg(long, value_name = "id=ID[,src=FILE|,env=NAME]")]
+    pub(crate) secret: Vec<SecretSpec>,
+    /// An ssh agent for RUN --mount=type=ssh; without a socket, the one in SSH_AUTH_SOCK
+    #[arg(long, value_name = "default|ID[=SOCKET]")]
+    pub(crate) ssh: Vec<SshSpec>,
+    /// Let steps ask for network.host or security.insecure
+    #[arg(long, value_name = "ENTITLEMENT")]
+    pub(crate) allow: Vec<Entitlement>,
     /// Look for mistakes and build nothing; the same as --call=check
     #[arg(long, conflicts_with = "call")]
     pub(crate) check: bool,

@@ -170,11 +170,15 @@ impl From<BuildError> for Failure {
                 ))
             }
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
-            BuildError::Warnings { .. } => plain(exit::DOCKERFILE).hint("mend them, or remove `error=true`"),
-            BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
-            BuildError::Change { .. } | BuildError::StdinTwice | BuildError::TwoDockerfiles => {
-                plain(exit::USAGE)
+            BuildError::Warnings { .. } => {
+                plain(exit::DOCKERFILE).hint("mend what is warned of, or remove `error=true`")
             }
+            BuildError::Cancelled => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
+            BuildError::Change { .. }
+            | BuildError::BuildArg { .. }
+            | BuildError::StdinTwice
+            | BuildError::TwoDockerfiles => plain(exit::USAGE),
+            BuildError::NoTime { .. } => plain(exit::SOURCE).hint("give it the seconds since 1970"),
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }
             | BuildError::Ignore { .. }
@@ -225,6 +229,14 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::Exec(ExecError::Network { .. }) => {
             plain(exit::NETWORK).hint("a step that needs no network builds with `RUN --network=none`")
         }
+        OpError::Exec(ExecError::Refused { .. }) => plain(exit::POLICY),
+        OpError::NotAllowed { entitlement } => {
+            plain(exit::POLICY).hint(format!("allow it with `--allow {entitlement}`"))
+        }
+        OpError::NoSecret { id } => plain(exit::RUN)
+            .hint(format!("pass it with `--secret id={id},src=FILE` or `--secret id={id},env=NAME`")),
+        OpError::NoAgent { id } => plain(exit::RUN).hint(format!("pass it with `--ssh {id}`")),
+        OpError::CacheMount { .. } => plain(exit::STORE),
         OpError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
         OpError::Exec(_) => plain(exit::STORE),
         OpError::NoSource { ignored_by: Some(line), .. } => {
@@ -233,6 +245,7 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::NoSource { similar: Some(similar), .. } => {
             plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))
         }
+        OpError::Owner { .. } => plain(exit::DOCKERFILE),
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
         OpError::Copy(kiln_layer::CopyError::Host { source, .. })

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Options, lower, parse};
+use kiln_frontend::{BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Options, lower, parse};
 use kiln_oci::image::ImageConfig;
 use kiln_oci::{DiffId, Digest, Platform, Reference};
 
@@ -28,9 +28,9 @@ pub fn lowered(text: &str, options: &Options) -> Option<Lowered> {
     if diagnostics.iter().any(Diagnostic::is_error) {
         return None;
     }
-    let mut images = BTreeMap::new();
+    let (mut images, mut options) = (BTreeMap::new(), options.clone());
     loop {
-        match lower(&ast, options, &images) {
+        match lower(&ast, &options, &images) {
             Ok(Lowering::Done(lowered)) => {
                 check(&lowered.warnings, text);
                 return Some(*lowered);
@@ -39,6 +39,10 @@ pub fn lowered(text: &str, options: &Options) -> Option<Lowered> {
                 let known = images.len();
                 images.extend(needs.into_iter().map(|need| (need.reference.clone(), image(&need.reference))));
                 assert!(images.len() > known, "it asks again for what it has got");
+            }
+            Ok(Lowering::NeedsTime(_)) => {
+                assert_eq!(options.epoch, EpochTime::Unasked, "it asks again for what it has got");
+                options.epoch = EpochTime::At(1);
             }
             Err(diagnostics) => {
                 assert!(diagnostics.iter().any(Diagnostic::is_error), "an error without a message");

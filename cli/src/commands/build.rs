@@ -3,7 +3,10 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
-use kiln_build::{BuildError, BuildRequest, ContextSource, DockerfileSource, NamedContext, Progress, build};
+use kiln_build::{
+    BuildError, BuildRequest, ContextSource, DockerfileSource, NamedContext, Progress, SecretStore,
+    SshAgents, build,
+};
 use kiln_llb::Network;
 
 use super::call::{check, outline, targets};
@@ -32,6 +35,9 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
             NetworkMode::None => Network::None,
             NetworkMode::Host => Network::Host,
         },
+        secrets: SecretStore::new(args.secret)?,
+        ssh: SshAgents::new(args.ssh).map_err(|error| Failure::usage(format!("--ssh {error}")))?,
+        allow: args.allow.into_iter().collect(),
         ..BuildRequest::new(Default::default())
     };
     for text in &args.build_arg {

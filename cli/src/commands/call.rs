@@ -41,6 +41,7 @@ pub(super) fn check(session: &Session, request: &BuildRequest, as_json: bool) ->
     out.push_str(&match (checked.warnings.len(), checked.errors.len()) {
         (0, 0) => format!("{file}: no warnings\n"),
         (warnings, 0) => format!("{file}: {}\n", count(warnings, "warning")),
+        (0, errors) => format!("{file}: {}\n", count(errors, "error")),
         (warnings, errors) => format!("{file}: {}, {}\n", count(errors, "error"), count(warnings, "warning")),
     });
     print(&out);

@@ -157,3 +157,31 @@ fn a_link_to_a_host_file_never_shows_the_hosts_content() {
     store.build(&context, &["-t", "fine"]).expect(0);
     assert_eq!(store.shell("fine", "cat /stolen"), "the context's own");
 }
+
+#[test]
+fn a_dockerfile_of_one_gibibyte_is_refused_unread() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[]);
+    let file = std::fs::File::create(context.at("Dockerfile")).expect("ours to write");
+    file.set_len(1 << 30).expect("a file with a hole takes no room");
+    let before = store.holds();
+    let outcome = store.build_bounded(&context, &["-t", "bad"]).expect(3);
+    outcome.says(&["error: the Dockerfile has 1073741824 bytes, 1 MiB is the limit", "Dockerfile"]);
+    assert_eq!(store.holds(), before);
+}
+
+#[test]
+fn user_ids_beyond_32_bits_never_become_root() {
+    needs_root!();
+    for user in ["4294967296", "4294967295", "0:4294967296", "99999999999999999999"] {
+        let shapes = [
+            (format!("FROM busybox\nUSER {user}\nRUN id -u > /who\n"), "Dockerfile:2:6"),
+            (format!("FROM busybox\nARG U={user}\nUSER $U\nRUN id -u > /who\n"), "Dockerfile:3:6"),
+            (format!("FROM busybox\nCOPY --chown={user} a /a\n"), "Dockerfile:2:"),
+        ];
+        for (dockerfile, place) in &shapes {
+            check(&[("Dockerfile", dockerfile.as_str()), ("a", "a")], 3, &["error:", place]);
+        }
+    }
+}

@@ -50,6 +50,36 @@ fn what_sandboxing_needs_does_not_show_in_the_layer() {
 }
 
 #[test]
+fn sandbox_has_its_own_hosts_and_leaves_no_stubs() {
+    needs_root!();
+    let store = Store::with_busybox();
+    // A root with nothing but programs: all that a sandbox needs has to be put there and taken away.
+    store.image(
+        "x",
+        "FROM scratch\nCOPY --from=busybox /bin /bin\n\
+         RUN cat /etc/hosts > /hosts && hostname > /name && cat /etc/resolv.conf > /resolv && ls / > /seen\n\
+         RUN ! touch /etc/hosts && mkdir /etc/kept && echo own > /etc/kept/file\n",
+    );
+    store.image("y", "FROM busybox\nCOPY --from=x / /x\n");
+    let hosts = store.shell("y", "cat /x/hosts");
+    let names = |line: &str| line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>();
+    let all: Vec<String> = hosts.lines().flat_map(names).collect();
+    for name in ["localhost", "buildkitsandbox"] {
+        assert!(all.iter().any(|known| known == name), "{hosts}");
+    }
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("Linux has one");
+    assert!(!all.iter().any(|known| known == host.trim()), "the host's own name is in {hosts}");
+    assert_eq!(store.shell("y", "cat /x/name"), "buildkitsandbox");
+    assert!(store.shell("y", "cat /x/resolv").contains("nameserver"));
+    let seen = store.shell("y", "cat /x/seen");
+    for dir in ["dev", "etc", "proc", "sys"] {
+        assert!(seen.lines().any(|name| name == dir), "{seen}");
+    }
+    let left = store.shell("y", "cd /x && find . ! -path './bin/*' | sort");
+    assert_eq!(left, ".\n./bin\n./etc\n./etc/kept\n./etc/kept/file\n./hosts\n./name\n./resolv\n./seen");
+}
+
+#[test]
 fn two_builds_at_once_do_not_disturb_each_other() {
     needs_root!();
     let store = Store::with_busybox();

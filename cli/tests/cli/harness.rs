@@ -1,12 +1,14 @@
 //! A store with the busybox image in it, build contexts, and the ways to run `kiln` on them.
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use wait4::Wait4;
 
 const PATH: &str = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -135,6 +137,44 @@ impl Store {
         self.kiln(&all)
     }
 
+    /// Builds as [`Store::build`] does, and holds kiln to what every input is bound to.
+    #[track_caller]
+    pub(crate) fn build_bounded(&self, context: &Context, args: &[&str]) -> Outcome {
+        let mut all = vec!["build", "--progress", "plain"];
+        all.extend(args);
+        all.push(context.path());
+        self.bounded(self.command(&all))
+    }
+
+    /// Runs a command to its end, and holds kiln to what every input is bound to: ten seconds,
+    /// 256 MiB of memory, no panic, nothing left mounted or half-written.
+    #[track_caller]
+    pub(crate) fn bounded(&self, mut command: Command) -> Outcome {
+        // Files, because wait4(2) reaps the child: nobody may be left to empty a pipe.
+        let file = || tempfile::tempfile().expect("temporary files can be made");
+        let (mut stdout, mut stderr) = (file(), file());
+        let handle = |file: &fs::File| file.try_clone().expect("there are file descriptors left");
+        let started = Instant::now();
+        let child = command.stdout(handle(&stdout)).stderr(handle(&stderr)).spawn().expect("kiln starts");
+        let used = child.wait4().expect("our child");
+        let took = started.elapsed();
+        let read = |file: &mut fs::File| {
+            let mut bytes = Vec::new();
+            file.rewind().and_then(|()| file.read_to_end(&mut bytes)).expect("ours to read");
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let outcome =
+            Outcome { code: used.status.code(), stdout: read(&mut stdout), stderr: read(&mut stderr) };
+        assert!(outcome.code.is_some_and(|code| code != 101), "panic or signal: {outcome:?}");
+        assert!(!outcome.stderr.contains("panicked at"), "{}", outcome.stderr);
+        assert!(took < Duration::from_secs(10), "took {took:?}:\n{}", outcome.stderr);
+        let rss_mib = used.rusage.maxrss >> 20;
+        assert!(rss_mib < 256, "{rss_mib} MiB of memory:\n{}", outcome.stderr);
+        assert_eq!(self.active_snapshots(), [""; 0], "active snapshots are left");
+        assert_eq!(self.mounts(), [""; 0], "mounts are left");
+        outcome
+    }
+
     /// Builds a Dockerfile that needs no context, as `name`.
     #[track_caller]
     pub(crate) fn image(&self, name: &str, dockerfile: &str) {
@@ -218,6 +258,11 @@ impl Context {
     /// As an argument.
     pub(crate) fn path(&self) -> &str {
         text(self.dir.path())
+    }
+
+    /// A place in it.
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
-use kiln_frontend::{BaseImage, Diagnostic, Lowered, Lowering, Need, Options};
+use kiln_frontend::{BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Need, Options};
 use kiln_llb::{Location, Op, Source, Vertex, VertexId};
 use kiln_oci::{Digest, Reference, SnapshotId};
 use kiln_solver::{EventSink, Job, SolveError};
@@ -52,8 +52,11 @@ pub async fn build(
 ) -> Result<Built, BuildError> {
     let reader = Reader { engine, request, cancel };
     // Fetching waits for networks and disks: not on a thread that others need.
-    let input = tokio::task::block_in_place(|| reader.read())?;
-    let lowered = lower(engine, request, &input, Purpose::Build)?;
+    let (input, lowered) = tokio::task::block_in_place(|| {
+        let input = reader.read()?;
+        let lowered = lower(&reader, &input, Purpose::Build)?;
+        Ok::<_, BuildError>((input, lowered))
+    })?;
     let dockerfile = &input.dockerfile;
     for warning in &lowered.warnings {
         progress.warning(dockerfile, warning);
@@ -109,20 +112,17 @@ pub(crate) enum Purpose {
 /// Rounds of asking for base images; each round needs one more, and stages are bounded.
 const MAX_ROUNDS: usize = 1000;
 
-/// Parses and lowers the Dockerfile of `request`, with the images it needs.
-pub(crate) fn lower(
-    engine: &Engine,
-    request: &BuildRequest,
-    input: &Input,
-    purpose: Purpose,
-) -> Result<Lowered, BuildError> {
+/// Parses and lowers the Dockerfile of a request, with the images it needs. Blocks when it asks for
+/// the time of something.
+pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Result<Lowered, BuildError> {
+    let Reader { engine, request, .. } = *reader;
     let Input { dockerfile, ignore, named, .. } = input;
     let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
     let (ast, mut warnings) = kiln_frontend::parse(&dockerfile.text);
     if warnings.iter().any(Diagnostic::is_error) {
         return Err(wrong(warnings));
     }
-    let options = Options {
+    let mut options = Options {
         build_args: request.build_args.clone(),
         target: request.target.clone(),
         labels: request.labels.clone(),
@@ -130,6 +130,8 @@ pub(crate) fn lower(
         contexts: named.clone(),
         network: request.network,
         all_stages: purpose == Purpose::Check && request.target.is_none(),
+        keep_owners: input.has_owners(),
+        epoch: if purpose == Purpose::Build { EpochTime::Unasked } else { EpochTime::Unknown },
         ..Options::new(request.platform())
     };
     let mut images: BTreeMap<Reference, BaseImage> = BTreeMap::new();
@@ -140,6 +142,7 @@ pub(crate) fn lower(
                 lowered.warnings = warnings;
                 return Ok(*lowered);
             }
+            Lowering::NeedsTime(asked) => options.epoch = EpochTime::At(reader.time_of(input, &asked)?),
             Lowering::Needs(needs) => {
                 for Need { reference, span, stages } in needs {
                     let image = match engine.store.resolve(&reference)? {
@@ -268,7 +271,7 @@ async fn finish(
         history.created = Some(created.clone().unwrap_or_else(|| rfc3339(0)));
         config.history.push(history);
     }
-    config.created = created.or_else(|| Some(rfc3339(0)));
+    config.created = lowered.epoch.map(rfc3339).or(created).or_else(|| Some(rfc3339(0)));
     store_image(engine, &with_layers(config, &records), &records, tree.snapshot().cloned())
 }
 

@@ -99,8 +99,10 @@ pub(crate) trait Waiting {
     fn is_cancelled(&self) -> bool;
 }
 
-/// Fills a new cache's directory.
-pub(crate) type Seed<'a> = &'a dyn Fn(BorrowedFd<'_>) -> Result<(), OpError>;
+/// Fills a new cache's directory; told by its position which one of those wanted it is.
+pub(crate) type Seed<'a> = &'a dyn Fn(usize, BorrowedFd<'_>) -> Result<(), OpError>;
+
+type Fill<'a> = &'a dyn Fn(BorrowedFd<'_>) -> Result<(), OpError>;
 
 impl CacheMounts {
     /// The cache mounts below `store`'s directory.
@@ -109,36 +111,38 @@ impl CacheMounts {
     }
 
     /// Takes a step's cache mounts, in whatever order they were asked for; the same cache twice is
-    /// one use. New ones are filled by the seed that stands beside them.
+    /// one use. New ones are filled by `seed`.
     ///
     /// # Errors
     /// [`OpError::CacheMount`]; [`ExecError::Cancelled`](kiln_executor::ExecError::Cancelled) when
     /// the step was given up while it waited.
     pub(crate) fn acquire(
         &self,
-        wanted: &[(Want, Seed<'_>)],
+        wanted: &[Want],
+        seed: Seed<'_>,
         waiting: &dyn Waiting,
     ) -> Result<Vec<Arc<CacheUse>>, OpError> {
         // Two steps that want the same caches take them in the same order, so that neither waits
         // for the other for ever.
         let mut order: Vec<(String, usize)> =
-            wanted.iter().enumerate().map(|(position, (want, _))| (want.name(), position)).collect();
+            wanted.iter().enumerate().map(|(position, want)| (want.name(), position)).collect();
         order.sort();
         let mut held: HashMap<String, Arc<CacheUse>> = HashMap::new();
         for (name, position) in &order {
             if !held.contains_key(name) {
-                let (want, seed) = &wanted[*position];
-                held.insert(name.clone(), Arc::new(self.acquire_one(name, want, *seed, waiting)?));
+                let fill = |dir: BorrowedFd<'_>| seed(*position, dir);
+                let cache = self.acquire_one(name, &wanted[*position], &fill, waiting)?;
+                held.insert(name.clone(), Arc::new(cache));
             }
         }
-        Ok(wanted.iter().map(|(want, _)| held[&want.name()].clone()).collect())
+        Ok(wanted.iter().map(|want| held[&want.name()].clone()).collect())
     }
 
     fn acquire_one(
         &self,
         name: &str,
         want: &Want,
-        seed: Seed<'_>,
+        fill: Fill<'_>,
         waiting: &dyn Waiting,
     ) -> Result<CacheUse, OpError> {
         let failed = |source| OpError::CacheMount { id: want.id.clone(), source };
@@ -152,7 +156,7 @@ impl CacheMounts {
                 if renew {
                     cache.retire().map_err(failed)?;
                 }
-                let found = cache.take(want, seed)?;
+                let found = cache.take(want, fill)?;
                 if renew {
                     self.renewed().insert(name.to_owned());
                 }
@@ -319,7 +323,7 @@ impl Cache {
     }
 
     /// The first copy that `want` may use, made if need be; `None`: wait. Needs the lock.
-    fn take(&self, want: &Want, seed: Seed<'_>) -> Result<Option<CacheUse>, OpError> {
+    fn take(&self, want: &Want, fill: Fill<'_>) -> Result<Option<CacheUse>, OpError> {
         let failed = |source| OpError::CacheMount { id: want.id.clone(), source };
         let kind = match want.sharing {
             Sharing::Shared => Kind::Shared,
@@ -328,7 +332,7 @@ impl Cache {
         for nth in 0u32.. {
             let copy = self.dir.join(nth.to_string());
             if !copy.exists() {
-                self.make(want, seed, &copy)?;
+                self.make(want, fill, &copy)?;
             }
             if let Some(lock) = try_lock(&copy.join("lock"), kind).map_err(failed)? {
                 self.touch(&want.id).map_err(failed)?;
@@ -343,7 +347,7 @@ impl Cache {
     }
 
     /// Makes a copy, complete before it has its name.
-    fn make(&self, want: &Want, seed: Seed<'_>, copy: &Path) -> Result<(), OpError> {
+    fn make(&self, want: &Want, fill: Fill<'_>, copy: &Path) -> Result<(), OpError> {
         let failed = |source| OpError::CacheMount { id: want.id.clone(), source };
         let new = self.dir.join("tmp");
         let data = || -> io::Result<File> {
@@ -361,7 +365,7 @@ impl Cache {
             Ok(fchmod(&data, Mode::from_raw_mode(want.mode & 0o7777))?)
         };
         owned().map_err(failed)?;
-        seed(data.as_fd())?;
+        fill(data.as_fd())?;
         renameat_with(CWD, &new, CWD, copy, RenameFlags::NOREPLACE).map_err(|errno| failed(errno.into()))
     }
 }

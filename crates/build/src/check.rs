@@ -26,8 +26,9 @@ pub struct Checked {
 /// # Errors
 /// When the Dockerfile or the context cannot be read; what is wrong inside is in the result.
 pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Checked, BuildError> {
-    let input = Reader { engine, request, cancel }.read()?;
-    match lower(engine, request, &input, Purpose::Check) {
+    let reader = Reader { engine, request, cancel };
+    let input = reader.read()?;
+    match lower(&reader, &input, Purpose::Check) {
         Ok(lowered) => {
             Ok(Checked { dockerfile: input.dockerfile, warnings: lowered.warnings, errors: Vec::new() })
         }
@@ -44,8 +45,9 @@ pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> R
 /// # Errors
 /// [`BuildError::Dockerfile`] and what keeps it from being read.
 pub fn outline(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Outline, BuildError> {
-    let input = Reader { engine, request, cancel }.read()?;
-    Ok(lower(engine, request, &input, Purpose::Look)?.outline)
+    let reader = Reader { engine, request, cancel };
+    let input = reader.read()?;
+    Ok(lower(&reader, &input, Purpose::Look)?.outline)
 }
 
 /// The stages that `--target` can name, in file order.

@@ -47,8 +47,14 @@ pub enum BuildError {
     /// The context turned out to be a Dockerfile, and `-f` names another one.
     #[error("the context is a single Dockerfile, and `-f` names another one")]
     TwoDockerfiles,
+    /// A build argument that speaks to the builder has a value that it does not take.
+    #[error("--build-arg {name} takes true or false, not {value:?}")]
+    BuildArg { name: &'static str, value: String },
+    /// What `SOURCE_DATE_EPOCH` names has no time of its own.
+    #[error("SOURCE_DATE_EPOCH={name}: neither a commit nor a Last-Modified of a server says a time")]
+    NoTime { name: String },
     /// `# check=error=true`, and there are warnings.
-    #[error("{count} warnings, and `# check=error=true` makes them errors")]
+    #[error("{}", warnings_are_errors(*count))]
     Warnings { count: usize },
     /// A step failed.
     #[error("step `{title}` failed")]
@@ -113,6 +119,12 @@ pub enum OpError {
     /// A source of `COPY` or `ADD` does not exist.
     #[error("{path:?} does not exist in {place}")]
     NoSource { path: String, place: String, ignored_by: Option<usize>, similar: Option<String> },
+    /// A source of `COPY` or `ADD` is a symbolic link to nothing.
+    #[error("{path:?} is a link to {target:?}, which does not exist in {place}")]
+    Dangling { path: String, target: String, place: String },
+    /// A source of `COPY` or `ADD` is a FIFO, a socket or an overlayfs whiteout.
+    #[error("{path:?} is neither a file nor a directory, it cannot be copied")]
+    NotCopied { path: String },
     /// A pattern of `COPY` or `ADD` is malformed.
     #[error("{pattern:?} is not a valid pattern")]
     Pattern { pattern: String },
@@ -164,6 +176,13 @@ pub enum OpError {
     /// Store, snapshots and the rest.
     #[error(transparent)]
     Build(Box<BuildError>),
+}
+
+fn warnings_are_errors(count: usize) -> String {
+    match count {
+        1 => "1 warning, and `# check=error=true` makes it an error".to_owned(),
+        _ => format!("{count} warnings, and `# check=error=true` makes them errors"),
+    }
 }
 
 fn describe(exit: &Exit) -> String {

@@ -1,5 +1,6 @@
 //! What a build reads before it starts: its contexts and its Dockerfile.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_frontend::ignore::Patterns;
-use kiln_frontend::{BaseImage, NamedContext as Known};
+use kiln_frontend::{BaseImage, NamedContext as Known, NeedsTime, TimeOf, git_url, without_credentials};
 use kiln_oci::Reference;
 
 use crate::context::Context;
@@ -71,6 +72,9 @@ impl fmt::Debug for StandardInput {
     }
 }
 
+/// `--build-arg` of this name: whether a repository that is the context keeps its `.git`.
+const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
+
 /// What was read.
 pub(crate) struct Input {
     pub(crate) dockerfile: Arc<Dockerfile>,
@@ -116,7 +120,8 @@ impl Reader<'_> {
         if stdin_twice {
             return Err(BuildError::StdinTwice);
         }
-        let context = opener.open(&request.context, request.stdin.clone())?;
+        let source = self.context()?;
+        let context = opener.open(&source, request.stdin.clone())?;
         let chosen = self.chosen_dockerfile(&opener)?;
         let usual = request.dockerfile == DockerfileSource::Usual;
         let (dockerfile, ignore, main) = match context {
@@ -156,6 +161,38 @@ impl Reader<'_> {
         Ok(Input { dockerfile: Arc::new(dockerfile), ignore, named, main, directories })
     }
 
+    /// The main context, with what build arguments say of it.
+    fn context(&self) -> Result<Cow<'_, ContextSource>, BuildError> {
+        let (context, name) = (&self.request.context, KEEP_GIT_DIR);
+        let (ContextSource::Git(git), Some(value)) = (context, self.request.build_args.get(name)) else {
+            return Ok(Cow::Borrowed(context));
+        };
+        let keep_git_dir = match value.as_str() {
+            "" => git.keep_git_dir,
+            value => git_url::parse_bool(value)
+                .ok_or_else(|| BuildError::BuildArg { name, value: value.to_owned() })?,
+        };
+        Ok(Cow::Owned(ContextSource::Git(kiln_llb::Git { keep_git_dir, ..git.clone() })))
+    }
+
+    /// The time of what `SOURCE_DATE_EPOCH` names; seconds since 1970. Blocks; fetches it.
+    ///
+    /// # Errors
+    /// [`BuildError::NoTime`]; as [`ContextOpener::open`].
+    pub(crate) fn time_of(&self, input: &Input, asked: &NeedsTime) -> Result<i64, BuildError> {
+        let time = match &asked.of {
+            TimeOf::Context => match &input.main {
+                Files::Tree(tree) => tree.modified_unix,
+                Files::Directory(_) | Files::None => None,
+            },
+            TimeOf::Source(source) => {
+                let options = self.request.source_options();
+                self.opener(&options).time_of(source)?
+            }
+        };
+        time.ok_or_else(|| BuildError::NoTime { name: asked.name.clone() })
+    }
+
     fn read_file(
         &self,
         directory: &Path,
@@ -176,7 +213,7 @@ impl Reader<'_> {
                 stream.map_err(|source| BuildError::Unreadable { path: "-".into(), source })?;
                 ("standard input".to_owned(), bytes)
             }
-            DockerfileSource::Url(url) => (url.clone(), opener.dockerfile_at(url)?),
+            DockerfileSource::Url(url) => (without_credentials(url).into_owned(), opener.dockerfile_at(url)?),
         };
         dockerfile::from_bytes(name, &bytes).map(Some)
     }
@@ -226,6 +263,12 @@ fn layout_name(name: &str, path: &Path) -> Reference {
 }
 
 impl Input {
+    /// Whether the main context's files have owners that mean something: they came in an archive,
+    /// and could be kept.
+    pub(crate) fn has_owners(&self) -> bool {
+        matches!(self.main, Files::Tree(_)) && rustix::process::geteuid().is_root()
+    }
+
     /// The trees behind the local sources that the definition uses, by name; opened, not read.
     pub(crate) fn trees(
         self,

@@ -62,6 +62,8 @@ pub struct TreeContext {
     pub snapshot: SnapshotId,
     /// Where they came from; for messages, without credentials.
     pub origin: String,
+    /// Time of its commit, or when the web server says it was changed; seconds since 1970.
+    pub modified_unix: Option<i64>,
 }
 
 /// Everything that is needed to bring a context in.
@@ -132,14 +134,21 @@ impl ContextOpener<'_> {
                 }
             }
             ContextSource::Git(git) => {
-                let (snapshot, origin) = (self.fetcher().git(git)?, shown(&git.remote));
-                Ok(MainContext::Tree(TreeContext { snapshot, origin }))
+                let found = self.fetcher().git(git)?;
+                Ok(MainContext::Tree(TreeContext {
+                    snapshot: found.snapshot,
+                    origin: shown(&git.remote),
+                    modified_unix: Some(found.commit_unix),
+                }))
             }
             ContextSource::Http(url) => {
                 let file = self.download(url)?;
                 let origin = shown(url);
                 match self.unpack_download(&file)? {
-                    Some(snapshot) => Ok(MainContext::Tree(TreeContext { snapshot, origin })),
+                    Some(snapshot) => {
+                        let modified_unix = file.modified_unix;
+                        Ok(MainContext::Tree(TreeContext { snapshot, origin, modified_unix }))
+                    }
                     None => dockerfile_only(self.open_download(&file)?, &origin),
                 }
             }
@@ -152,16 +161,32 @@ impl ContextOpener<'_> {
     /// # Errors
     /// As for [`ContextOpener::open`]; `None` for sources that have no tree in the store.
     pub fn open_tree(&self, source: &ContextSource) -> Result<Option<TreeContext>, BuildError> {
-        let (snapshot, origin) = match source {
+        let (snapshot, origin, modified_unix) = match source {
             ContextSource::Directory(_) | ContextSource::Stdin => return Ok(None),
-            ContextSource::Git(git) => (self.fetcher().git(git)?, shown(&git.remote)),
+            ContextSource::Git(git) => {
+                let found = self.fetcher().git(git)?;
+                (found.snapshot, shown(&git.remote), Some(found.commit_unix))
+            }
             ContextSource::Http(url) => {
                 let file = self.download(url)?;
                 let unpacked = self.unpack_download(&file)?;
-                (unpacked.unwrap_or(file.snapshot), shown(url))
+                (unpacked.unwrap_or(file.snapshot), shown(url), file.modified_unix)
             }
         };
-        Ok(Some(TreeContext { snapshot, origin }))
+        Ok(Some(TreeContext { snapshot, origin, modified_unix }))
+    }
+
+    /// When a commit was made, or a file changed by what its server says; seconds since 1970.
+    /// Fetches it, so that whoever needs it next finds it in the store. Blocks.
+    ///
+    /// # Errors
+    /// [`BuildError::Source`]; `None`: it has no such time.
+    pub(crate) fn time_of(&self, source: &llb::Source) -> Result<Option<i64>, BuildError> {
+        match source {
+            llb::Source::Git(git) => Ok(Some(self.fetcher().git(git)?.commit_unix)),
+            llb::Source::Http(http) => Ok(self.fetcher().http(http)?.modified_unix),
+            llb::Source::Image(_) | llb::Source::Local(_) => Ok(None),
+        }
     }
 
     /// The Dockerfile at a URL (`-f https://…`). Blocks.
@@ -219,7 +244,7 @@ impl ContextOpener<'_> {
         let options = ExtractOptions { owner, limits: Limits::default(), cancel: self.cancel.flag() };
         kiln_layer::extract(tar, root.as_fd(), &options)?;
         drop(root);
-        Ok(TreeContext { snapshot: active.commit()?, origin: origin.to_owned() })
+        Ok(TreeContext { snapshot: active.commit()?, origin: origin.to_owned(), modified_unix: None })
     }
 }
 

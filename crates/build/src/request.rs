@@ -1,16 +1,15 @@
 //! What to build.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_llb::Network;
 use kiln_oci::{Platform, Reference};
 
 use crate::{
-    ContextSource, DockerfileSource, Entitlement, NamedContext, SecretSource, SecretStore, SourceOptions,
-    SshAgents, StandardInput,
+    ContextSource, DockerfileSource, Entitlement, NamedContext, SecretStore, SourceOptions, SshAgents,
+    StandardInput,
 };
 
 /// What to build.
@@ -66,19 +65,15 @@ impl BuildRequest {
 
     /// How trees from outside are fetched: with this request's secrets and agent.
     pub(crate) fn source_options(&self) -> SourceOptions {
-        SourceOptions { secrets: Arc::new(self.secrets.clone()), ..SourceOptions::default() }
+        SourceOptions {
+            secrets: Arc::new(self.secrets.clone()),
+            ssh_agent: self.ssh.socket("default").map(Path::to_owned),
+            ..SourceOptions::default()
+        }
     }
 
     /// What is built for: this machine.
     pub fn platform(&self) -> Platform {
         Platform::host()
-    }
-}
-
-/// Credentials for sources are secrets with agreed names.
-impl SecretSource for SecretStore {
-    fn secret(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        let value = self.get(name).map_err(io::Error::other)?;
-        Ok(value.map(|secret| secret.bytes().to_vec()))
     }
 }

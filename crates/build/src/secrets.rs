@@ -8,12 +8,13 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_frontend::nearest;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::{BuildError, OpError};
+use crate::{BuildError, OpError, SecretSource};
 
 /// As in BuildKit.
 const MAX_SECRET_BYTES: u64 = 500 << 10;
@@ -92,6 +93,14 @@ impl SecretSpec {
             (None, None) => Source::Either(id.clone()),
         };
         Ok(Self { id, source })
+    }
+}
+
+impl FromStr for SecretSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        Self::parse(text)
     }
 }
 
@@ -203,6 +212,17 @@ impl SecretStore {
         match self.get(id)? {
             None if required => Err(OpError::NoSecret { id: id.to_owned() }),
             found => Ok(found),
+        }
+    }
+}
+
+/// Credentials of git and web servers.
+impl SecretSource for SecretStore {
+    fn secret(&self, name: &str) -> std::io::Result<Option<Vec<u8>>> {
+        match self.get(name) {
+            Ok(found) => Ok(found.map(|secret| secret.bytes().to_vec())),
+            Err(OpError::Secret { source, .. }) => Err(source),
+            Err(other) => Err(std::io::Error::other(other)),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -66,6 +67,14 @@ impl SshSpec {
 const NO_KEY_FILES: &str =
     "key files are not supported yet: start an agent (`eval $(ssh-agent); ssh-add KEY`) and name its socket";
 
+impl FromStr for SshSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        Self::parse(text)
+    }
+}
+
 /// The ssh agents of one build.
 #[derive(Debug, Clone, Default)]
 pub struct SshAgents {
@@ -102,6 +111,11 @@ impl SshAgents {
             sockets.insert(id, path);
         }
         Ok(Self { sockets })
+    }
+
+    /// The agent's own socket, for git over ssh; never for a step.
+    pub(crate) fn socket(&self, id: &str) -> Option<&Path> {
+        self.sockets.get(id).map(PathBuf::as_path)
     }
 
     /// A socket for one step, in `dir`, which nobody else uses; `None`: the step goes on without.

@@ -69,7 +69,7 @@ pub struct SourceRecord {
     pub content: Option<Digest>,
     /// The server's `ETag`, as it was sent.
     pub etag: Option<String>,
-    /// The server's `Last-Modified`, as it was sent.
+    /// The server's `Last-Modified`, as it was sent; for a commit its time, in seconds since 1970.
     pub last_modified: Option<String>,
     /// When it came; seconds since 1970.
     pub created_unix: i64,

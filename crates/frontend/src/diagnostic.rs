@@ -1,6 +1,7 @@
 //! What is wrong, and where.
 
 use crate::Rule;
+use crate::redact::{masked_credentials, without_credentials};
 
 /// Bytes of the Dockerfile: `start` inclusive, `end` exclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,8 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// An error without a hint.
     pub(crate) fn error(span: Span, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, span, message: message.into(), hint: None, rule: None }
+        let message = without_credentials(&message.into()).into_owned();
+        Self { severity: Severity::Error, span, message, hint: None, rule: None }
     }
 
     /// What security policy refuses.
@@ -60,7 +62,7 @@ impl Diagnostic {
 
     /// The same with a hint, where there is one.
     pub(crate) fn with_hint(mut self, hint: Option<String>) -> Self {
-        self.hint = hint;
+        self.hint = hint.map(|hint| without_credentials(&hint).into_owned());
         self
     }
 
@@ -116,7 +118,7 @@ fn frame(span: Span, file: &str, text: &str) -> String {
 }
 
 fn clean(line: &str) -> String {
-    visible(line).chars().take(400).collect()
+    visible(&masked_credentials(line)).chars().take(400).collect()
 }
 
 /// A Dockerfile may come from anybody: no control byte of it reaches the terminal.

@@ -426,7 +426,8 @@ fn prefixed(prefix: &str, name: &str) -> Result<String, GitUrlError> {
     Ok(if name.starts_with(prefix) { name } else { format!("{prefix}{name}") })
 }
 
-fn parse_bool(text: &str) -> Option<bool> {
+/// Reads a switch as Go's `strconv.ParseBool` does.
+pub fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),

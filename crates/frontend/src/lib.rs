@@ -32,6 +32,7 @@ mod mount;
 mod outline;
 mod parser;
 mod pattern;
+mod redact;
 mod scope;
 mod stages;
 mod suggest;
@@ -42,11 +43,12 @@ pub use check::{CheckOptions, Rule};
 pub use decode::decode;
 pub use diagnostic::{Diagnostic, Severity, Span};
 pub use lower::{
-    BaseImage, ChangeError, HistoryEntry, Lowered, Lowering, NamedContext, Need, Options, apply_changes,
-    lower,
+    BaseImage, ChangeError, EpochTime, HistoryEntry, Lowered, Lowering, NamedContext, Need, NeedsTime,
+    Options, TimeOf, apply_changes, lower,
 };
 pub use outline::{Outline, OutlineArg, Target, targets};
 pub use parser::parse;
+pub use redact::{masked_credentials, without_credentials};
 pub use suggest::nearest;
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 mod command;
 mod config;
 mod copy;
+mod epoch;
 mod onbuild;
 mod run;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_llb::{
@@ -19,13 +21,17 @@ use crate::ast::{Ast, Instruction, Kind, Text};
 use crate::ignore::Patterns;
 use crate::lint::Lint;
 use crate::outline::{Outline, Wish};
+use crate::redact::without_credentials;
 use crate::scope::Scope;
 use crate::stages::{Base, Result, Stage, Stages, is_proxy, wrong};
 use crate::suggest::did_you_mean;
 use crate::words::{Expanded, Quotes, expand};
 use crate::{Diagnostic, Rule, Span};
 
+use epoch::Epoch;
+
 pub use config::{ChangeError, apply_changes};
+pub use epoch::{EpochTime, NeedsTime, TimeOf};
 
 /// What the caller chose.
 #[derive(Debug, Clone)]
@@ -46,8 +52,12 @@ pub struct Options {
     pub contexts: BTreeMap<String, NamedContext>,
     /// The network of steps that choose none.
     pub network: kiln_llb::Network,
+    /// The context came as an archive: a copy keeps its files' owners.
+    pub keep_owners: bool,
     /// Look at every stage, not only at what the target needs (`--check`).
     pub all_stages: bool,
+    /// The time that `SOURCE_DATE_EPOCH` names, where it names something.
+    pub epoch: EpochTime,
 }
 
 impl Options {
@@ -62,7 +72,9 @@ impl Options {
             ignore: Vec::new(),
             contexts: BTreeMap::new(),
             network: kiln_llb::Network::Default,
+            keep_owners: false,
             all_stages: false,
+            epoch: EpochTime::default(),
         }
     }
 }
@@ -100,6 +112,8 @@ pub enum Lowering {
     Done(Box<Lowered>),
     /// These images' configs are needed first.
     Needs(Vec<Need>),
+    /// The time of this is needed first, in [`Options::epoch`].
+    NeedsTime(Box<NeedsTime>),
 }
 
 /// An image whose config is needed.
@@ -150,7 +164,7 @@ pub struct HistoryEntry {
 const COMMENT: &str = "buildkit.dockerfile.v0";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Lowers `ast`. Ask again with the images it needs, until it is done.
+/// Lowers `ast`. Ask again with what it needs, until it is done.
 ///
 /// # Errors
 /// What is wrong with the Dockerfile or the options, each at its place.
@@ -162,8 +176,12 @@ pub fn lower(
     let mut lint = Lint::new(ast.directives.check.clone());
     lint.whole_file(ast);
     let run = |lint: &mut Lint| {
-        let stages = Stages::find(ast, options, lint)?;
-        Lower::new(ast, options, images, stages, lint).run()
+        let mut stages = Stages::find(ast, options, lint)?;
+        let mut options = Cow::Borrowed(options);
+        match epoch::find(ast, &mut options, images, &mut stages)? {
+            Epoch::Known(epoch) => Lower::new(ast, &options, images, stages, lint).run(epoch),
+            Epoch::Needs(time) => Ok(Lowering::NeedsTime(Box::new(time))),
+        }
     };
     match run(&mut lint) {
         Ok(Lowering::Done(mut lowered)) => {
@@ -196,7 +214,6 @@ struct Built {
     workdir_set: bool,
     /// The base's environment is not known.
     unknown: bool,
-    wishes: Vec<Wish>,
 }
 
 struct Lower<'a> {
@@ -216,6 +233,8 @@ struct Lower<'a> {
     /// How many stages stand on each, and the target on itself.
     uses: Vec<usize>,
     used_args: BTreeSet<String>,
+    /// What the target would like to be given, and the stages it stands on or copies from.
+    wishes: Vec<Wish>,
     ignore: Option<Patterns>,
 }
 
@@ -235,7 +254,7 @@ impl Step {
     fn title(&self, text: &str) -> String {
         let width = self.total.to_string().len();
         let label = if self.label.is_empty() { String::new() } else { format!("{} ", self.label) };
-        format!("[{label}{:>width$}/{}] {text}", self.number, self.total)
+        format!("[{label}{:>width$}/{}] {}", self.number, self.total, without_credentials(text))
     }
 }
 
@@ -270,11 +289,12 @@ impl<'a> Lower<'a> {
             trees: BTreeMap::new(),
             uses,
             used_args: BTreeSet::new(),
+            wishes: Vec::new(),
             ignore: ignore.and_then(|lines| Patterns::from_lines(lines).ok()),
         }
     }
 
-    fn run(mut self) -> Result<Lowering> {
+    fn run(mut self, epoch: Option<i64>) -> Result<Lowering> {
         let target = self.stages.target(self.options.target.as_deref())?;
         self.uses[target] += 1;
         self.ensure(target)?;
@@ -291,7 +311,7 @@ impl<'a> Lower<'a> {
         config.config.env = built.image_env.to_entries();
         config.config.labels.extend(self.options.labels.clone());
         let warnings = self.unused_args();
-        let outline = Outline::new(&self.stages, target, &built.wishes);
+        let outline = Outline::new(&self.stages, target, &self.wishes);
         Ok(Lowering::Done(Box::new(Lowered {
             definition: self.definition,
             result: built.tree,
@@ -300,7 +320,7 @@ impl<'a> Lower<'a> {
             source_map: self.source_map,
             warnings,
             warnings_are_errors: false,
-            epoch: epoch(self.options, &self.stages)?,
+            epoch,
             outline,
         })))
     }
@@ -446,8 +466,12 @@ impl<'a> Lower<'a> {
         step: Option<&Step>,
     ) -> Result<Option<Built>> {
         let context = self.options.context(name, platform).cloned();
-        let title =
-            |what: &str| step.map_or_else(|| format!("[internal] load {what}"), |step| step.title(what));
+        let title = |what: &str| {
+            step.map_or_else(
+                || format!("[internal] load {}", without_credentials(what)),
+                |step| step.title(what),
+            )
+        };
         let (reference, image) = match context {
             Some(NamedContext::Layout(reference, image)) => (reference, Some(*image)),
             Some(NamedContext::Image(reference)) => {
@@ -512,8 +536,8 @@ impl<'a> Lower<'a> {
 
     /// A named context on a web server: an archive is unpacked, another file stands for itself.
     fn download(&mut self, url: &str, title: String, platform: &Platform) -> Built {
-        let filename = copy::file_name(url);
-        let http = Http { url: url.to_owned(), filename: filename.clone(), checksum: None, mode: 0o644 };
+        let http = named_download(url);
+        let filename = http.filename.clone();
         let file = self.source(Op::Source(Source::Http(http)), title.clone(), platform);
         let action = FileAction::Copy(kiln_llb::Copy {
             from: InputIndex(0),
@@ -575,10 +599,17 @@ impl<'a> Lower<'a> {
         let id = self.definition.push(vertex);
         self.source_map.insert(id, title, Some(location(at)));
         built.tree = Some(id);
-        let history =
-            History { created_by: Some(created_by), comment: Some(COMMENT.to_owned()), ..History::default() };
+        let history = History {
+            created_by: Some(shown(created_by)),
+            comment: Some(COMMENT.to_owned()),
+            ..History::default()
+        };
         built.history.push(HistoryEntry { history, vertex: Some(id) });
     }
+}
+
+fn named_download(url: &str) -> Http {
+    Http { url: url.to_owned(), filename: copy::file_name(url), checksum: None, mode: 0o644 }
 }
 
 fn makes_layer(kind: Kind) -> bool {
@@ -601,7 +632,6 @@ fn bare(config: ImageConfig) -> Built {
         image_env: Scope::default(),
         workdir_set: false,
         unknown: false,
-        wishes: Vec::new(),
     }
 }
 
@@ -612,9 +642,14 @@ impl Built {
     }
 }
 
+/// A history is for everybody who has the image.
+fn shown(created_by: String) -> String {
+    without_credentials(&created_by).into_owned()
+}
+
 fn entry(created_by: String) -> History {
     History {
-        created_by: Some(created_by),
+        created_by: Some(shown(created_by)),
         comment: Some(COMMENT.to_owned()),
         empty_layer: true,
         ..History::default()
@@ -623,20 +658,6 @@ fn entry(created_by: String) -> History {
 
 fn location(instruction: &Instruction) -> Location {
     Location { first_line: instruction.line.first_line, last_line: instruction.line.last_line }
-}
-
-/// `SOURCE_DATE_EPOCH` as a build argument, or as the default of a global ARG.
-fn epoch(options: &Options, stages: &Stages<'_>) -> Result<Option<i64>> {
-    const NAME: &str = "SOURCE_DATE_EPOCH";
-    let declared = stages.global_args.iter().rev().find(|(_, name, _)| name == NAME);
-    let span = declared.map_or(Span { start: 0, end: 0 }, |(at, _, _)| at.span());
-    let value = options.build_args.get(NAME).or_else(|| stages.globals.get(NAME)).map(String::as_str);
-    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
-    match value.parse::<i64>() {
-        // Four-digit years: what image configs can hold (RFC 3339).
-        Ok(seconds) if (0..253_402_300_800).contains(&seconds) => Ok(Some(seconds)),
-        _ => wrong(span, format!("{NAME} takes seconds since 1970, not {value:?}")),
-    }
 }
 
 /// An absolute, clean path: `path` seen from `base`.

@@ -226,6 +226,11 @@ impl<'a> Stages<'a> {
         })
     }
 
+    /// The stage of this name.
+    pub(crate) fn named(&self, name: &str) -> Option<usize> {
+        self.by_name.get(&name.to_lowercase()).copied()
+    }
+
     /// What `--from=text` names.
     ///
     /// # Errors

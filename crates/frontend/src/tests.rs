@@ -28,6 +28,7 @@ fn try_lower(text: &str, options: &Options) -> Result<Lowered, String> {
     match lower(&ast, options, &images()) {
         Ok(Lowering::Done(lowered)) => Ok(*lowered),
         Ok(Lowering::Needs(needs)) => Err(format!("needs {needs:?}")),
+        Ok(Lowering::NeedsTime(time)) => Err(format!("needs {time:?}")),
         Err(diagnostics) => Err(diagnostics[0].render("Dockerfile", text)),
     }
 }

@@ -25,6 +25,7 @@ fn build(text: &str) -> Result<Box<Lowered>, String> {
     match lower(&ast, &Options::new(platform()), &images) {
         Ok(Lowering::Done(lowered)) => Ok(lowered),
         Ok(Lowering::Needs(needs)) => Err(format!("needs {needs:?}")),
+        Ok(Lowering::NeedsTime(time)) => Err(format!("needs {time:?}")),
         Err(errors) => Err(errors[0].message.clone()),
     }
 }

@@ -28,7 +28,7 @@ fn patience(cancelled: bool) -> Patience {
     Patience { told: AtomicUsize::new(0), cancelled: AtomicBool::new(cancelled) }
 }
 
-fn nothing(_: BorrowedFd<'_>) -> Result<(), OpError> {
+fn nothing(_: usize, _: BorrowedFd<'_>) -> Result<(), OpError> {
     Ok(())
 }
 
@@ -56,7 +56,7 @@ impl Store {
 }
 
 fn take(build: &CacheMounts, want: Want) -> Result<Arc<CacheUse>, OpError> {
-    Ok(build.acquire(&[(want, &nothing)], &patience(true))?.remove(0))
+    Ok(build.acquire(&[want], &nothing, &patience(true))?.remove(0))
 }
 
 /// A path below a cache's directory, for `std::fs`.
@@ -103,7 +103,7 @@ fn waiting_is_told_once_and_ends_when_the_other_step_does() {
     let waiter = patience(false);
     std::thread::scope(|scope| {
         let second =
-            scope.spawn(|| build.acquire(&[(want("go", Sharing::Locked), &nothing)], &waiter).map(drop));
+            scope.spawn(|| build.acquire(&[want("go", Sharing::Locked)], &nothing, &waiter).map(drop));
         while waiter.told.load(Ordering::SeqCst) == 0 {
             assert!(!second.is_finished(), "the cache is locked");
             std::thread::yield_now();
@@ -123,9 +123,7 @@ fn steps_that_want_the_same_caches_in_different_order_both_end() {
             let build = store.build(false);
             scope.spawn(move || {
                 for _ in 0..20 {
-                    let wanted: Vec<(Want, Seed<'_>)> =
-                        ids.iter().map(|id| (locked(id), &nothing as Seed<'_>)).collect();
-                    drop(build.acquire(&wanted, &patience(false)).unwrap());
+                    drop(build.acquire(&ids.map(locked), &nothing, &patience(false)).unwrap());
                 }
             })
         });
@@ -138,9 +136,8 @@ fn steps_that_want_the_same_caches_in_different_order_both_end() {
 #[test]
 fn one_step_with_the_same_cache_twice_does_not_wait_for_itself() {
     let store = Store::new();
-    let wanted: Vec<(Want, Seed<'_>)> =
-        (0..2).map(|_| (want("go", Sharing::Locked), &nothing as Seed<'_>)).collect();
-    let both = store.build(false).acquire(&wanted, &patience(true)).unwrap();
+    let wanted = [want("go", Sharing::Locked), want("go", Sharing::Locked)];
+    let both = store.build(false).acquire(&wanted, &nothing, &patience(true)).unwrap();
     write(&both[0], "x", "seen");
     assert_eq!(read(&both[1], "x").as_deref(), Some("seen"));
 }
@@ -182,13 +179,13 @@ fn a_new_cache_has_the_mode_and_owner_asked_for_and_these_tell_caches_apart() {
 fn a_seed_fills_a_new_cache_only_and_a_failed_one_leaves_none() {
     let store = Store::new();
     let seeded = || Want { seed: Some("tree /src".to_owned()), ..want("go", Sharing::Shared) };
-    let acquire = |seed: Seed<'_>| store.build(false).acquire(&[(seeded(), seed)], &patience(true));
-    let fail = |dir: BorrowedFd<'_>| {
+    let acquire = |seed: Seed<'_>| store.build(false).acquire(&[seeded()], seed, &patience(true));
+    let fail = |_: usize, dir: BorrowedFd<'_>| {
         fs::write(format!("/proc/self/fd/{}/half", dir.as_raw_fd()), "").unwrap();
         Err(OpError::NoSecret { id: "any error".to_owned() })
     };
     assert!(acquire(&fail).is_err());
-    let fill = |dir: BorrowedFd<'_>| {
+    let fill = |_: usize, dir: BorrowedFd<'_>| {
         fs::write(format!("/proc/self/fd/{}/seed", dir.as_raw_fd()), "planted").unwrap();
         Ok(())
     };

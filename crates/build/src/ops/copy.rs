@@ -12,7 +12,7 @@ use kiln_solver::{Scope, Stream};
 use rustix::fs::OFlags;
 
 use super::BuildOp;
-use super::file::{GroupDefault, is_dir, make_dirs, path_error, relative, resolve_owner};
+use super::file::{is_dir, make_dirs, path_error, relative, resolve_owner};
 use crate::OpError;
 use crate::select::{Match, join};
 use crate::tree::Tree;
@@ -42,6 +42,11 @@ impl BuildOp {
         scope: &Scope<'_>,
     ) -> Result<(), OpError> {
         let selection = self.selection(at, copy, from)?;
+        if selection.matches.is_empty()
+            && let Some(path) = selection.skipped.first()
+        {
+            return Err(OpError::NotCopied { path: String::from_utf8_lossy(path).into_owned() });
+        }
         for path in &selection.skipped {
             let text = format!("warning: {} is no file to copy, left out\n", path.escape_ascii());
             scope.log(Stream::Stderr, text.as_bytes());
@@ -61,7 +66,7 @@ impl BuildOp {
             owner: match &copy.owner {
                 llb::Owner::Keep => None,
                 llb::Owner::Root => Some((0, 0)),
-                llb::Owner::Named(owner) => Some(resolve_owner(to, owner, GroupDefault::SameAsUser)?),
+                llb::Owner::Named(owner) => Some(resolve_owner(to, owner)?),
             },
             // An octal mode is for these too, as far as it speaks of reading, writing and searching;
             // a symbolic one changes what is there (as in BuildKit).

@@ -29,7 +29,7 @@ impl BuildOp {
             match action {
                 llb::FileAction::Mkdir(mkdir) => {
                     let owner = match &mkdir.owner {
-                        Some(owner) => resolve_owner(root.as_fd(), owner, GroupDefault::Primary)?,
+                        Some(owner) => resolve_owner(root.as_fd(), owner)?,
                         None => (0, 0),
                     };
                     make_dirs(root.as_fd(), relative(&mkdir.path), mkdir.mode, owner)?;
@@ -73,25 +73,13 @@ fn make_file(root: BorrowedFd<'_>, mkfile: &llb::Mkfile) -> Result<(), OpError> 
     fchmod(&file, Mode::from_raw_mode(mode & 0o7777)).map_err(|errno| failed(errno.into()))
 }
 
-/// What a user without a group means for the group.
-pub(super) enum GroupDefault {
-    /// The user's own group in `/etc/passwd` (a process's identity).
-    Primary,
-    /// For a number, the same number (`--chown=1000` in BuildKit).
-    SameAsUser,
-}
-
-pub(super) fn resolve_owner(
-    root: BorrowedFd<'_>,
-    owner: &str,
-    default: GroupDefault,
-) -> Result<(u32, u32), OpError> {
+/// User and group of what a step makes. A number alone is its own group, whatever `/etc/passwd`
+/// says of it (docker's documentation of `--chown`); a name has the group it has there.
+pub(super) fn resolve_owner(root: BorrowedFd<'_>, owner: &str) -> Result<(u32, u32), OpError> {
     let ids = kiln_executor::resolve_user(root, owner)
         .map_err(|source| OpError::Owner { owner: owner.to_owned(), source })?;
-    match default {
-        GroupDefault::SameAsUser if owner.parse() == Ok(ids.uid) => Ok((ids.uid, ids.uid)),
-        _ => Ok((ids.uid, ids.gid)),
-    }
+    let is_number = owner.parse() == Ok(ids.uid);
+    Ok((ids.uid, if is_number { ids.uid } else { ids.gid }))
 }
 
 /// Absolute path inside to bytes below the root.

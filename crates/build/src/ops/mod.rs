@@ -169,7 +169,7 @@ impl Op for BuildOp {
                 Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).http(http)?.snapshot))
             }
             llb::Op::Source(llb::Source::Git(git)) => {
-                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).git(git)?))
+                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).git(git)?.snapshot))
             }
             llb::Op::Exec(exec) => self.run_exec(exec, inputs, scope),
             llb::Op::File(file) => self.run_file(file, inputs, scope),

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use kiln_frontend::ignore::glob;
 use kiln_frontend::nearest;
 use kiln_layer::{BeneathError, beneath};
-use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat2, readlinkat};
 use rustix::io::Errno;
 
 use super::{Place, has_meta, join};
@@ -69,6 +69,9 @@ pub(super) fn find(place: &Place<'_>, source: &str) -> Result<Found, OpError> {
             found.ignored.get_or_insert(path);
         } else {
             let real = real_path(place.root, &path)?;
+            if real != path && !exists(place.root, &real)? {
+                return Err(dangling(place, &named, &path));
+            }
             found.paths.push((named, real));
         }
     }
@@ -136,13 +139,35 @@ fn list(root: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Vec<u8>>, OpError> {
     Ok(names)
 }
 
+/// The error for the link at `path` that leads to nothing inside the root.
+fn dangling(place: &Place<'_>, named: &[u8], path: &[u8]) -> OpError {
+    let (above, name) = match path.iter().rposition(|&b| b == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&b""[..], path),
+    };
+    let link = open(place.root, above, OFlags::PATH | OFlags::DIRECTORY)
+        .and_then(|above| readlinkat(above, name, Vec::new()));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match link {
+        Ok(target) => OpError::Dangling {
+            path: text(named),
+            target: text(target.as_bytes()),
+            place: what(place).to_owned(),
+        },
+        Err(errno) => read_error(path, errno),
+    }
+}
+
+fn what(place: &Place<'_>) -> &'static str {
+    if place.ignore.is_some() { "the build context" } else { "the source stage" }
+}
+
 /// The error for a source that means nothing, with what may help.
 pub(super) fn missing(place: &Place<'_>, source: &str, ignored: Option<Vec<u8>>) -> OpError {
     let ignored = ignored.map(|path| String::from_utf8_lossy(&path).into_owned());
     let ignored_by = ignored.and_then(|path| place.ignore?.deciding_line(&path));
-    let what = if place.ignore.is_some() { "the build context" } else { "the source stage" };
     let similar = if ignored_by.is_none() { similar(place, source) } else { None };
-    OpError::NoSource { path: source.to_owned(), place: what.to_owned(), ignored_by, similar }
+    OpError::NoSource { path: source.to_owned(), place: what(place).to_owned(), ignored_by, similar }
 }
 
 /// What `source` would be with its first missing component named like one that is there.

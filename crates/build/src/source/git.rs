@@ -26,6 +26,15 @@ use super::{Fetcher, SourceError, key_of};
 use crate::BuildError;
 use crate::engine::now_unix;
 
+/// A commit's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CheckedOut {
+    /// Where they are.
+    pub(crate) snapshot: SnapshotId,
+    /// When the commit was made; seconds since 1970.
+    pub(crate) commit_unix: i64,
+}
+
 /// A commit and how it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Resolved {
@@ -41,7 +50,7 @@ impl Fetcher<'_> {
     /// # Errors
     /// [`SourceError::Commit`] when it is not the expected commit, [`SourceError::NoReference`],
     /// [`SourceError::NoSubdir`], [`SourceError::RefusedSubdir`], [`SourceError::Git`].
-    pub(crate) fn git(&self, op: &llb::Git) -> Result<SnapshotId, SourceError> {
+    pub(crate) fn git(&self, op: &llb::Git) -> Result<CheckedOut, SourceError> {
         // Not every op comes out of a text that was parsed.
         let reference = git_url::parse_reference(&op.reference)?;
         let subdir = git_url::parse_subdir(&op.subdir)?;
@@ -70,10 +79,10 @@ impl Fetcher<'_> {
         (self.log)(&format!("{named} of {} is commit {}", remote.shown, resolved.commit));
 
         let key = git_key(op, &remote, &subdir, &resolved);
-        if let Some(record) = self.known(&key)? {
-            return Ok(record.snapshot);
+        if let Some(found) = self.known_checkout(&key)? {
+            return Ok(found);
         }
-        let snapshot = match git.check_out_whole(op, &remote, &subdir, &resolved, &key) {
+        let found = match git.check_out_whole(op, &remote, &subdir, &resolved, &key) {
             // Fetched well, but not checked out: the shared repository is damaged. It is a cache.
             Err(SourceError::Git { .. }) if git.discard(&remote, resolved.commit.len())? => {
                 git.check_out_whole(op, &remote, &subdir, &resolved, &key)?
@@ -81,14 +90,20 @@ impl Fetcher<'_> {
             other => other?,
         };
         let record = SourceRecord {
-            snapshot: snapshot.clone(),
+            snapshot: found.snapshot.clone(),
             content: None,
             etag: None,
-            last_modified: None,
+            last_modified: Some(found.commit_unix.to_string()),
             created_unix: now_unix(),
         };
         self.remember(&key, &record)?;
-        Ok(snapshot)
+        Ok(found)
+    }
+
+    fn known_checkout(&self, key: &Digest) -> Result<Option<CheckedOut>, SourceError> {
+        let Some(record) = self.known(key)? else { return Ok(None) };
+        let time = record.last_modified.and_then(|time| time.parse().ok());
+        Ok(time.map(|commit_unix| CheckedOut { snapshot: record.snapshot, commit_unix }))
     }
 
     /// git with the credentials for `remote`; `main` is the repository that the user named.
@@ -340,10 +355,10 @@ impl Git<'_> {
         subdir: &str,
         resolved: &Resolved,
         key: &Digest,
-    ) -> Result<SnapshotId, SourceError> {
+    ) -> Result<CheckedOut, SourceError> {
         let (repository, lock) = self.repository(remote, resolved.commit.len())?;
-        if let Some(record) = self.fetcher.known(key)? {
-            return Ok(record.snapshot);
+        if let Some(found) = self.fetcher.known_checkout(key)? {
+            return Ok(found);
         }
         let kept_tag = resolved.tag.as_ref().filter(|_| op.keep_git_dir);
         let object = kept_tag.map_or(&resolved.commit, |(object, _)| object);
@@ -370,13 +385,13 @@ impl Git<'_> {
         if subdir.is_empty() {
             self.fetcher.normalise(root.as_fd(), mtime)?;
             drop(root);
-            return Ok(active.commit()?);
+            return Ok(CheckedOut { snapshot: active.commit()?, commit_unix: time });
         }
         let part = engine.prepare(None)?;
         let part_root = engine.snapshots.open_layer(part.key()).map_err(BuildError::from)?;
         self.fetcher.move_subdir(root.as_fd(), part_root.as_fd(), remote, subdir)?;
         self.fetcher.normalise(part_root.as_fd(), mtime)?;
         drop((part_root, root));
-        Ok(part.commit()?)
+        Ok(CheckedOut { snapshot: part.commit()?, commit_unix: time })
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Downloaded {
     pub(crate) snapshot: SnapshotId,
     /// Digest of its bytes.
     pub(crate) content: Digest,
+    /// When the server says it was changed; seconds since 1970.
+    pub(crate) modified_unix: Option<i64>,
 }
 
 /// What the store has of a URL.
@@ -44,7 +46,8 @@ impl Fetcher<'_> {
         let key = key_of(&["http", &op.url, &op.filename, &format!("{:o}", op.mode)]);
         let known = match self.known(&key)? {
             Some(SourceRecord { snapshot, content: Some(content), etag, last_modified, .. }) => {
-                let file = Downloaded { snapshot, content };
+                let modified_unix = last_modified.as_deref().and_then(http_date);
+                let file = Downloaded { snapshot, content, modified_unix };
                 Some(Known { file, conditions: Conditions { etag, last_modified } })
             }
             _ => None,
@@ -81,6 +84,7 @@ impl Fetcher<'_> {
             (Answer::Body(body), _) => body,
         };
         let conditions = body.conditions();
+        let modified_unix = conditions.last_modified.as_deref().and_then(http_date);
         let mut content = None;
         let fresh = self.one_file(&op.filename, op.mode, |file| {
             let mut out = Sha256Writer::new(file);
@@ -93,11 +97,10 @@ impl Fetcher<'_> {
                 known.file.content == actual && known.conditions.last_modified == conditions.last_modified
             });
             // BuildKit's choice for servers that do not say.
-            let mtime = conditions.last_modified.as_deref().and_then(http_date).unwrap_or(0);
-            Ok((!same).then_some(mtime))
+            Ok((!same).then_some(modified_unix.unwrap_or(0)))
         })?;
         let file = match (fresh, content, known) {
-            (Some(snapshot), Some(content), _) => Downloaded { snapshot, content },
+            (Some(snapshot), Some(content), _) => Downloaded { snapshot, content, modified_unix },
             (_, _, Some(known)) => known.file.clone(),
             (_, _, None) => {
                 let what = "a file that is neither new nor known".to_owned();

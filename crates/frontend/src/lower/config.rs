@@ -158,10 +158,13 @@ impl Lower<'_> {
         for Definition { name, default } in definitions {
             let name_text = name.value.clone();
             let passed = self.options.build_args.get(&name_text).cloned();
-            let (value, inherited) = match (passed, default) {
-                (Some(value), _) => (Some(value), false),
-                (None, Some(default)) => (Some(self.expand(built, at, default)?), false),
-                (None, None) => (self.stages.globals.get(&name_text).cloned(), true),
+            let global = self.stages.globals.get(&name_text).cloned();
+            // The outline then has the ARG in front of the first FROM.
+            let inherited = default.is_none() && global.is_some();
+            let value = match (passed, default) {
+                (Some(value), _) => Some(value),
+                (None, Some(default)) => Some(self.expand(built, at, default)?),
+                (None, None) => global,
             };
             self.used_args.insert(name_text.clone());
             // These two speak to the builder, not to the steps.
@@ -171,7 +174,7 @@ impl Lower<'_> {
                 built.env.set(&name_text, value.clone());
             }
             if !inherited {
-                built.wishes.push(Wish::arg(at, name, value.as_deref()));
+                self.wishes.push(Wish::arg(at, name, value.as_deref()));
             }
             shown.push(match &value {
                 Some(value) => format!("{name_text}={value}"),

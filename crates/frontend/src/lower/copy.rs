@@ -245,7 +245,9 @@ impl Lower<'_> {
     ) -> Result<Option<(VertexId, Owner)>> {
         let Some(text) = at.flag("from").and_then(|flag| flag.value.as_ref()) else {
             self.check_ignored(at, path_text, path);
-            return Ok(Some((self.context(), Owner::Root)));
+            // As in BuildKit: only what a client sends file by file belongs to root.
+            let owner = if self.options.keep_owners { Owner::Keep } else { Owner::Root };
+            return Ok(Some((self.context(), owner)));
         };
         let span = at.text_span(text);
         let name = &text.value;

@@ -214,7 +214,7 @@ impl Lower<'_> {
             Type::Tmpfs => MountKind::Tmpfs { size_bytes: spec.size_bytes },
             Type::Secret => {
                 let secret = secret(&spec, 0o400);
-                built.wishes.push(Wish::secret(&secret.id, secret.required));
+                self.wishes.push(Wish::secret(&secret.id, secret.required));
                 if let Some(name) = &spec.env {
                     let (id, required) = (secret.id.clone(), secret.required);
                     parts.secret_env.push(SecretEnv { name: name.clone(), id, required });
@@ -229,7 +229,7 @@ impl Lower<'_> {
                     id: spec.id.clone().or(spec.source.clone()).unwrap_or_else(|| "default".to_owned()),
                     ..secret(&spec, 0o600)
                 };
-                built.wishes.push(Wish::ssh(&agent.id, agent.required));
+                self.wishes.push(Wish::ssh(&agent.id, agent.required));
                 parts.ssh.push(target.clone());
                 MountKind::Ssh(agent)
             }
@@ -242,7 +242,7 @@ impl Lower<'_> {
                     MountKind::Bind(BindMount { from, source, writable: !spec.read_only })
                 } else {
                     let id = self.cache_id(spec.id.as_deref().unwrap_or(&target));
-                    built.wishes.push(Wish::cache(&id));
+                    self.wishes.push(Wish::cache(&id));
                     MountKind::Cache(CacheMount {
                         id,
                         sharing: spec.sharing,

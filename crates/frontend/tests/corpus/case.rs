@@ -31,6 +31,8 @@ pub(crate) struct Case {
     pub(crate) shows: Shows,
     pub(crate) options: Options,
     pub(crate) images: BTreeMap<Reference, BaseImage>,
+    /// What the caller answers when it is asked for the time of something.
+    pub(crate) time: Option<i64>,
     pub(crate) verdict: Verdict,
     /// Line and column of the error, or the line of the warnings in `warns`; counted from 1.
     pub(crate) at: Option<(usize, Option<usize>)>,
@@ -57,6 +59,7 @@ impl Case {
             shows: Shows::Dag,
             options: Options::new(platform),
             images: BTreeMap::new(),
+            time: None,
             verdict: Verdict::Accepts,
             at: None,
             warns: Vec::new(),
@@ -90,6 +93,9 @@ impl Case {
                 "context" => {
                     let (name, text) = pair(value, '=')?;
                     case.options.contexts.insert(name, context(&text)?);
+                }
+                "time" => {
+                    case.time = Some(value.parse().map_err(|_| format!("{value:?} is no time"))?);
                 }
                 "accepts" => judged = true,
                 "rejects" => {
@@ -147,6 +153,11 @@ fn context(text: &str) -> Result<NamedContext, String> {
         (kind, name) if kind == "image" => {
             Ok(NamedContext::Image(name.parse().map_err(|error| format!("{name}: {error}"))?))
         }
+        (kind, url) if kind == "git" => match kiln_frontend::git_url::parse(&url) {
+            Some(git) => Ok(NamedContext::Git(git.map_err(|error| error.to_string())?)),
+            None => Err(format!("{url:?} is no repository")),
+        },
+        (kind, url) if kind == "http" => Ok(NamedContext::Http(url)),
         (kind, _) => Err(format!("no context is of the kind {kind:?}")),
     }
 }

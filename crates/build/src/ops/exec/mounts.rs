@@ -15,7 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
 
 use super::BuildOp;
 use crate::OpError;
-use crate::cache_mounts::{CacheUse, Seed, Waiting, Want};
+use crate::cache_mounts::{CacheUse, Waiting, Want};
 use crate::context_files::{FILE, Files, copy_selection, select_path};
 use crate::engine::Active;
 use crate::redact::Redactor;
@@ -233,24 +233,28 @@ impl StepMounts {
         inputs: &[Tree],
         scope: &Scope<'_>,
     ) -> Result<Vec<Arc<CacheUse>>, OpError> {
-        let caches = mounts.iter().filter_map(|mount| match &mount.kind {
-            llb::MountKind::Cache(cache) => Some(cache),
-            llb::MountKind::Bind(_)
-            | llb::MountKind::Tmpfs { .. }
-            | llb::MountKind::Secret(_)
-            | llb::MountKind::Ssh(_) => None,
-        });
-        let mut wanted: Vec<(Want, Box<dyn Fn(BorrowedFd<'_>) -> Result<(), OpError> + '_>)> = Vec::new();
-        for cache in caches {
-            let tree = cache.from.map_or(&Tree::Empty, |index| &inputs[index.0]);
+        let caches: Vec<&llb::CacheMount> = mounts
+            .iter()
+            .filter_map(|mount| match &mount.kind {
+                llb::MountKind::Cache(cache) => Some(cache),
+                llb::MountKind::Bind(_)
+                | llb::MountKind::Tmpfs { .. }
+                | llb::MountKind::Secret(_)
+                | llb::MountKind::Ssh(_) => None,
+            })
+            .collect();
+        let tree = |cache: &llb::CacheMount| cache.from.map_or(&Tree::Empty, |index| &inputs[index.0]);
+        let mut wanted = Vec::with_capacity(caches.len());
+        for cache in &caches {
             let llb::CacheMount { id, sharing, mode, uid, gid, source, .. } = cache;
-            let seed = op.seed_name(tree, source)?;
-            let want = Want { id: id.clone(), sharing: *sharing, mode: *mode, uid: *uid, gid: *gid, seed };
-            wanted.push((want, Box::new(move |dir| op.seed(tree, source, dir))));
+            let seed = op.seed_name(tree(cache), source)?;
+            wanted.push(Want { id: id.clone(), sharing: *sharing, mode: *mode, uid: *uid, gid: *gid, seed });
         }
-        let wanted: Vec<(Want, Seed<'_>)> =
-            wanted.iter().map(|(want, seed)| (want.clone(), &**seed as Seed<'_>)).collect();
-        op.shared.steps.caches.acquire(&wanted, &StepWaits { scope })
+        let seed = |position: usize, dir: BorrowedFd<'_>| {
+            let cache: &llb::CacheMount = caches[position];
+            op.seed(tree(cache), &cache.source, dir)
+        };
+        op.shared.steps.caches.acquire(&wanted, &seed, &StepWaits { scope })
     }
 }
 

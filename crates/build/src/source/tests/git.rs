@@ -90,7 +90,7 @@ fn op(text: &str) -> llb::Git {
 }
 
 fn get(bench: &Bench, op: &llb::Git) -> Result<SnapshotId, SourceError> {
-    bench.fetch(|fetcher| fetcher.git(op))
+    bench.fetch(|fetcher| fetcher.git(op)).map(|found| found.snapshot)
 }
 
 fn check_out(bench: &Bench, url: &str) -> PathBuf {
