@@ -210,6 +210,15 @@ impl Store {
         all[0].take()
     }
 
+    /// An image's config as it is in the store, history and all.
+    #[track_caller]
+    pub(crate) fn config(&self, image: &str) -> serde_json::Value {
+        let id = self.inspect(image)["Id"].as_str().expect("a digest").replace("sha256:", "");
+        let blob = self.root().join("blobs/sha256").join(&id[..2]).join(&id);
+        let json = fs::read(blob).expect("configs are blobs");
+        serde_json::from_slice(&json).expect("JSON")
+    }
+
     /// All that the store holds which is no temporary file: images, blobs, committed snapshots.
     #[track_caller]
     pub(crate) fn holds(&self) -> (String, Vec<String>) {

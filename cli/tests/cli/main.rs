@@ -29,6 +29,7 @@ mod remote;
 mod remote_add;
 mod remote_contexts;
 mod remote_git;
+mod remote_git_contexts;
 mod remote_named;
 mod run;
 mod run_mounts;
