@@ -465,7 +465,8 @@ impl<'a> Lower<'a> {
         stages: Option<Vec<String>>,
         step: Option<&Step>,
     ) -> Result<Option<Built>> {
-        let context = self.options.context(name, platform).cloned();
+        let (known, context) = self.options.context(name, platform).unzip();
+        let (known, context) = (known.unwrap_or(name).to_owned(), context.cloned());
         let title = |what: &str| {
             step.map_or_else(
                 || format!("[internal] load {}", without_credentials(what)),
@@ -479,7 +480,7 @@ impl<'a> Lower<'a> {
                 (reference, image)
             }
             Some(NamedContext::Local { ignore }) => {
-                let op = Op::Source(Source::Local(Local { name: name.to_owned(), ignore }));
+                let op = Op::Source(Source::Local(Local { name: known, ignore }));
                 return Ok(Some(self.source(op, title(&format!("build context {name}")), platform)));
             }
             Some(NamedContext::Git(git)) => {
