@@ -253,13 +253,8 @@ fn every_row_is_named() {
         let (file, name) =
             test.split_once("::").unwrap_or_else(|| panic!("ELSEWHERE: {test:?} is no test's name"));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
-        // These two are being written; from the day they are there they have to have it too.
-        let awaited = ["cli/tests/cli/mounts.rs", "cli/tests/cli/remote.rs"].contains(&file);
-        if !awaited || source.exists() {
-            let source =
-                fs::read_to_string(source).unwrap_or_else(|error| panic!("ELSEWHERE: {file}: {error}"));
-            assert!(source.contains(&format!("#[test]\nfn {name}(")), "ELSEWHERE: {file} has no test {name}");
-        }
+        let source = fs::read_to_string(source).unwrap_or_else(|error| panic!("ELSEWHERE: {file}: {error}"));
+        assert!(source.contains(&format!("#[test]\nfn {name}(")), "ELSEWHERE: {file} has no test {name}");
         named.entry(row.to_owned()).or_default().insert(test.to_owned());
     }
     let rows = rows::all();
