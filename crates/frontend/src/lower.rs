@@ -44,8 +44,8 @@ pub struct Options {
     pub build_platform: Platform,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
-    /// Lines of the context's ignore file.
-    pub ignore: Vec<String>,
+    /// The context's ignore file.
+    pub ignore: Patterns,
     /// `--build-context`, by name; `name::platform` counts for that platform only.
     pub contexts: BTreeMap<String, NamedContext>,
     /// The network of steps that choose none.
@@ -67,7 +67,7 @@ impl Options {
             build_platform: platform.clone(),
             platform,
             labels: BTreeMap::new(),
-            ignore: Vec::new(),
+            ignore: Patterns::default(),
             contexts: BTreeMap::new(),
             network: kiln_llb::Network::Default,
             keep_owners: false,
@@ -233,7 +233,7 @@ struct Lower<'a> {
     used_args: BTreeSet<String>,
     /// What the target would like to be given, and the stages it stands on or copies from.
     wishes: Vec<Wish>,
-    ignore: Option<Patterns>,
+    ignore: Option<&'a Patterns>,
 }
 
 /// Where in its stage an instruction stands, and what the stage has seen.
@@ -265,8 +265,7 @@ impl<'a> Lower<'a> {
         lint: &'a mut Lint,
     ) -> Self {
         // Rules with `!` may take files back, so that nothing certain can be said of a path.
-        let plain = !options.ignore.iter().any(|line| line.trim_start().starts_with('!'));
-        let ignore = Some(&options.ignore).filter(|lines| plain && !lines.is_empty());
+        let plain = !options.ignore.lines().iter().any(|line| line.trim_start().starts_with('!'));
         let mut uses = vec![0; stages.list.len()];
         for stage in &stages.list {
             if let Base::Stage(base) = stage.base {
@@ -288,7 +287,7 @@ impl<'a> Lower<'a> {
             uses,
             used_args: BTreeSet::new(),
             wishes: Vec::new(),
-            ignore: ignore.and_then(|lines| Patterns::from_lines(lines).ok()),
+            ignore: plain.then_some(&options.ignore),
         }
     }
 
