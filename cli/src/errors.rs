@@ -239,8 +239,8 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::CacheMount { .. } => plain(exit::STORE),
         OpError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
         OpError::Exec(_) => plain(exit::STORE),
-        OpError::NoSource { ignored_by: Some(line), .. } => {
-            plain(exit::SOURCE).hint(format!("line {line} of .dockerignore excludes it"))
+        OpError::NoSource { ignored_by: Some(rule), .. } => {
+            plain(exit::SOURCE).hint(format!("{rule} excludes it"))
         }
         OpError::NoSource { similar: Some(similar), .. } => {
             plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))

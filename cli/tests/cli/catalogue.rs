@@ -57,6 +57,7 @@ const DOCKERFILES: &[Row<'static>] = &[
 const MOUNTS: &[Row<'static>] = &[
     ("M01", 3, b"FROM busybox\nRUN --mount=type=bnid,target=/x true\n", &["bnid", "Dockerfile:2:"]),
     ("M02", 3, b"FROM busybox\nRUN --mount=type=cache true\n", &["target", "Dockerfile:2:"]),
+    ("M02 bind", 3, b"FROM busybox\nRUN --mount=type=bind true\n", &["target", "Dockerfile:2:"]),
     ("M03", 7, b"FROM busybox\nRUN --mount=type=cache,target=/ true\n", &["Dockerfile:2:"]),
     ("M04 proc", 7, b"FROM busybox\nRUN --mount=type=tmpfs,target=/proc true\n", &["/proc", "Dockerfile:2:"]),
     ("M04 sys", 7, b"FROM busybox\nRUN --mount=type=tmpfs,target=/sys true\n", &["/sys", "Dockerfile:2:"]),
@@ -65,6 +66,12 @@ const MOUNTS: &[Row<'static>] = &[
         7,
         b"FROM busybox\nRUN --mount=type=bind,source=a,target=/dev/null true\n",
         &["/dev/null", "Dockerfile:2:"],
+    ),
+    (
+        "M07 missing",
+        4,
+        b"FROM busybox\nRUN --mount=type=bind,source=nothing,target=/x true\n",
+        &["nothing", "Dockerfile:2:"],
     ),
     (
         "M08",

@@ -44,9 +44,44 @@ fn a_directory_comes_with_its_own_rules() {
     assert_eq!(build(&store, dockerfile, &[&place]).expect(0).ran().len(), 3);
     let ignored = build(&store, "FROM busybox\nCOPY --from=src b.log /\n", &[&place]).expect(4);
     ignored.says(&["\"b.log\" does not exist", "Dockerfile:2:1"]);
-    build(&store, "FROM src\nCOPY of /of\n", &[&place]).expect(0);
+}
+
+#[test]
+fn files_without_an_image_are_something_to_stand_on() {
+    needs_root!();
+    let (store, origin) = (Store::with_busybox(), Origin::new());
+    let files = Context::new(&[("f", "files")]);
+    let repo = origin.repo("a", &[]);
+    repo.write("f", "files");
+    repo.commit();
+    let git = origin.serve(GitServer::Today).url("/a/.git");
+    let web = Web::serve(|_| response("200 OK", &[], b"files"));
+    for place in [files.path().to_owned(), git, web.url("/f")] {
+        let context = format!("src={place}");
+        // With more on top, alone, under a stage, and in the place of one.
+        for (dockerfile, layers) in [
+            ("FROM src\nCOPY of /of\n", 2),
+            ("FROM src\n", 1),
+            ("FROM src AS first\nFROM first\nCOPY --from=src f /g\n", 2),
+            ("FROM absent AS src\nRUN false\nFROM src\nLABEL a=b\n", 1),
+            ("FROM absent AS src\nRUN false\n", 1),
+        ] {
+            build(&store, dockerfile, &[&context]).expect(0);
+            let config = store.config("x");
+            let history = config["history"].as_array().expect("a list").iter();
+            let told = history.filter(|entry| entry["empty_layer"] != true).count();
+            assert_eq!((told, &config["rootfs"]["diff_ids"].as_array().expect("a list").len()), (layers, &layers));
+            store.image("y", "FROM busybox\nCOPY --from=x / /x/\n");
+            assert_eq!(store.shell("y", "cat /x/f"), "files", "{place} {dockerfile}");
+            let again = build(&store, dockerfile, &[&context]).expect(0);
+            assert!(again.stdout.contains("everything from the cache"), "{}", again.stderr);
+        }
+    }
+    files.write("f", "changed");
+    let context = format!("src={}", files.path());
+    build(&store, "FROM src\nCOPY of /of\n", &[&context]).expect(0);
     store.image("y", "FROM busybox\nCOPY --from=x / /x/\n");
-    assert_eq!(store.shell("y", "cat /x/a /x/of; ls /x"), "changedmain contexta\nd\nof");
+    assert_eq!(store.shell("y", "cat /x/f /x/of"), "changedmain context");
 }
 
 #[test]

@@ -325,35 +325,6 @@ fn a_step_that_asks_for_too_much_is_refused_with_the_flag_that_allows_it() {
     store.build(&insecure, &["--allow", "security.insecure"]).expect(0);
 }
 
-/// The catalogue of bad mounts: instruction, exit code, what the message says.
-const BAD_MOUNTS: [(&str, i32, &str); 14] = [
-    ("type=nonsense,target=/x", 3, "nonsense"),
-    ("type=bind", 3, "target"),
-    ("type=bind,target=/", 7, "/"),
-    ("type=tmpfs,target=/proc", 7, "/proc"),
-    ("type=tmpfs,target=/sys/x", 7, "/sys"),
-    ("type=tmpfs,target=/dev/null", 7, "/dev/null"),
-    ("type=bind,target=/x,from=nosuchstage", 3, "nosuchstage"),
-    ("type=cache,target=/x,mode=0777777", 3, "mode"),
-    ("type=cache,target=/x,uid=-1", 3, "uid"),
-    ("type=tmpfs,target=/x,size=1e99", 3, "size"),
-    ("type=tmpfs,target=/x --mount=type=tmpfs,target=/x", 3, "/x"),
-    ("type=bind,target=/x,bind-propagation=shared", 3, "bind-propagation"),
-    ("type=bind,source=/../..,target=/x,from=none", 3, "none"),
-    ("type=bind,source=nothing,target=/x", 4, "nothing"),
-];
-
-#[test]
-fn bad_mounts_are_refused() {
-    needs_root!();
-    let store = Store::with_busybox();
-    for (mount, code, part) in BAD_MOUNTS {
-        let context = on_busybox(&format!("RUN --mount={mount} touch /ran"), &[]);
-        store.build(&context, &[]).expect(code).says(&[part, "Dockerfile:2"]);
-    }
-    assert_eq!(store.active_snapshots(), [""; 0]);
-}
-
 #[test]
 fn odd_mounts_stay_inside() {
     needs_root!();

@@ -5,15 +5,13 @@ mod config;
 mod copy;
 mod epoch;
 mod onbuild;
+mod outside;
 mod run;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_llb::{
-    Definition, File, FileAction, Git, Http, InputIndex, Local, Location, Op, Source, SourceImage, SourceMap,
-    Vertex, VertexId,
-};
+use kiln_llb::{Definition, Git, Location, SourceMap, Vertex, VertexId};
 use kiln_oci::image::{History, ImageConfig};
 use kiln_oci::{Digest, Platform, Reference};
 
@@ -46,8 +44,8 @@ pub struct Options {
     pub build_platform: Platform,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
-    /// Lines of the context's ignore file.
-    pub ignore: Vec<String>,
+    /// The context's ignore file.
+    pub ignore: Patterns,
     /// `--build-context`, by name; `name::platform` counts for that platform only.
     pub contexts: BTreeMap<String, NamedContext>,
     /// The network of steps that choose none.
@@ -69,7 +67,7 @@ impl Options {
             build_platform: platform.clone(),
             platform,
             labels: BTreeMap::new(),
-            ignore: Vec::new(),
+            ignore: Patterns::default(),
             contexts: BTreeMap::new(),
             network: kiln_llb::Network::Default,
             keep_owners: false,
@@ -235,7 +233,7 @@ struct Lower<'a> {
     used_args: BTreeSet<String>,
     /// What the target would like to be given, and the stages it stands on or copies from.
     wishes: Vec<Wish>,
-    ignore: Option<Patterns>,
+    ignore: Option<&'a Patterns>,
 }
 
 /// Where in its stage an instruction stands, and what the stage has seen.
@@ -267,8 +265,7 @@ impl<'a> Lower<'a> {
         lint: &'a mut Lint,
     ) -> Self {
         // Rules with `!` may take files back, so that nothing certain can be said of a path.
-        let plain = !options.ignore.iter().any(|line| line.trim_start().starts_with('!'));
-        let ignore = Some(&options.ignore).filter(|lines| plain && !lines.is_empty());
+        let plain = !options.ignore.lines().iter().any(|line| line.trim_start().starts_with('!'));
         let mut uses = vec![0; stages.list.len()];
         for stage in &stages.list {
             if let Base::Stage(base) = stage.base {
@@ -290,7 +287,7 @@ impl<'a> Lower<'a> {
             uses,
             used_args: BTreeSet::new(),
             wishes: Vec::new(),
-            ignore: ignore.and_then(|lines| Patterns::from_lines(lines).ok()),
+            ignore: plain.then_some(&options.ignore),
         }
     }
 
@@ -304,9 +301,10 @@ impl<'a> Lower<'a> {
             }
         }
         let built = self.take(target);
-        let Some(built) = built.filter(|_| self.needs.is_empty()) else {
+        let Some(mut built) = built.filter(|_| self.needs.is_empty()) else {
             return Ok(Lowering::Needs(self.needs));
         };
+        self.based_on_files(&mut built, self.stages.list[target].from);
         let mut config = built.config;
         config.config.env = built.image_env.to_entries();
         config.config.labels.extend(self.options.labels.clone());
@@ -421,6 +419,7 @@ impl<'a> Lower<'a> {
             }
         };
         let Some(mut built) = built else { return Ok(None) };
+        self.based_on_files(&mut built, from);
         // What an image or a stage asks of its children is done here, and not handed on.
         let triggers = std::mem::take(&mut built.config.config.on_build);
         if built.env.get("PATH").is_none() {
@@ -447,114 +446,6 @@ impl<'a> Lower<'a> {
             complete &= self.instruction(&mut step, &mut built, instruction, &title)?;
         }
         Ok(complete.then_some(built))
-    }
-
-    /// A stage whose place a named context takes: none of its instructions count.
-    fn replaced(&mut self, index: usize, name: &str, from: &Instruction) -> Result<Option<Built>> {
-        let platform = self.stages.list[index].platform.clone();
-        self.outside(name, from, from.rest_span(), &platform, None, None)
-    }
-
-    /// An image or a named context; `None`, and a need, while its config is missing.
-    fn outside(
-        &mut self,
-        name: &str,
-        at: &Instruction,
-        span: Span,
-        platform: &Platform,
-        stages: Option<Vec<String>>,
-        step: Option<&Step>,
-    ) -> Result<Option<Built>> {
-        let (known, context) = self.options.context(name, platform).unzip();
-        let (known, context) = (known.unwrap_or(name).to_owned(), context.cloned());
-        let title = |what: &str| {
-            step.map_or_else(
-                || format!("[internal] load {}", without_credentials(what)),
-                |step| step.title(what),
-            )
-        };
-        let (reference, image) = match context {
-            Some(NamedContext::Layout(reference, image)) => (reference, Some(*image)),
-            Some(NamedContext::Image(reference)) => {
-                let image = self.images.get(&reference).cloned();
-                (reference, image)
-            }
-            Some(NamedContext::Local { ignore }) => {
-                let op = Op::Source(Source::Local(Local { name: known, ignore }));
-                return Ok(Some(self.source(op, title(&format!("build context {name}")), platform)));
-            }
-            Some(NamedContext::Git(git)) => {
-                let shown = format!("{}#{}", git.remote, git.reference);
-                return Ok(Some(self.source(Op::Source(Source::Git(git)), title(&shown), platform)));
-            }
-            Some(NamedContext::Http(url)) => return Ok(Some(self.download(&url, title(&url), platform))),
-            None if name == "scratch" => return Ok(Some(scratch(platform))),
-            None => {
-                let reference: Reference = name.parse().map_err(|error: kiln_oci::ReferenceError| {
-                    let known = self.stages.list.iter().filter_map(|stage| stage.name.as_deref());
-                    let hint = did_you_mean(name, known);
-                    Box::new(Diagnostic::error(span, error.to_string()).with_hint(hint))
-                })?;
-                let image = self.images.get(&reference).cloned();
-                (reference, image)
-            }
-        };
-        let Some(image) = image else {
-            if self.needed.insert(reference.clone()) {
-                self.needs.push(Need { reference, span, stages });
-            }
-            return Ok(None);
-        };
-        let config = image.config;
-        if !image.unknown && (config.os != platform.os || config.architecture != platform.architecture) {
-            let message = format!(
-                "{} is for {}/{}, not for {platform}",
-                reference.familiar(),
-                config.os,
-                config.architecture
-            );
-            self.lint.warn(Rule::InvalidBaseImagePlatform, at, span, message, None);
-        }
-        let mut tree = None;
-        if !config.rootfs.diff_ids.is_empty() {
-            let title = title(&format!("FROM {reference}"));
-            let source = SourceImage { reference, config: image.config_digest };
-            let id =
-                self.definition.push(Vertex { op: Op::Source(Source::Image(source)), inputs: Vec::new() });
-            self.source_map.insert(id, title, Some(location(at)));
-            tree = Some(id);
-        }
-        let env = Scope::of(&config.config.env);
-        Ok(Some(Built { tree, image_env: env.clone(), env, unknown: image.unknown, ..bare(config) }))
-    }
-
-    /// A tree without a config.
-    fn source(&mut self, op: Op, title: String, platform: &Platform) -> Built {
-        let id = self.definition.push(Vertex { op, inputs: Vec::new() });
-        self.source_map.insert(id, title, None);
-        Built { tree: Some(id), ..scratch(platform) }
-    }
-
-    /// A named context on a web server: an archive is unpacked, another file stands for itself.
-    fn download(&mut self, url: &str, title: String, platform: &Platform) -> Built {
-        let http = named_download(url);
-        let filename = http.filename.clone();
-        let file = self.source(Op::Source(Source::Http(http)), title.clone(), platform);
-        let action = FileAction::Copy(kiln_llb::Copy {
-            from: InputIndex(0),
-            sources: vec![filename],
-            destination: "/".to_owned(),
-            destination_is_dir: true,
-            owner: kiln_llb::Owner::Keep,
-            mode: None,
-            parents: false,
-            exclude: Vec::new(),
-            unpack: kiln_llb::Unpack::Archives,
-        });
-        let op = Op::File(File { base: None, actions: vec![action] });
-        let id = self.definition.push(Vertex { op, inputs: file.tree.into_iter().collect() });
-        self.source_map.insert(id, title, None);
-        Built { tree: Some(id), ..file }
     }
 
     /// Expands a word where `built` stands; unknown variables are reported.
@@ -600,17 +491,14 @@ impl<'a> Lower<'a> {
         let id = self.definition.push(vertex);
         self.source_map.insert(id, title, Some(location(at)));
         built.tree = Some(id);
-        let history = History {
-            created_by: Some(shown(created_by)),
-            comment: Some(COMMENT.to_owned()),
-            ..History::default()
-        };
-        built.history.push(HistoryEntry { history, vertex: Some(id) });
+        built.history.push(history_entry(created_by, id));
     }
 }
 
-fn named_download(url: &str) -> Http {
-    Http { url: url.to_owned(), filename: copy::file_name(url), checksum: None, mode: 0o644 }
+/// A layer as image histories tell it.
+fn history_entry(created_by: String, layer: VertexId) -> HistoryEntry {
+    let (created_by, comment) = (Some(shown(created_by)), Some(COMMENT.to_owned()));
+    HistoryEntry { history: History { created_by, comment, ..History::default() }, vertex: Some(layer) }
 }
 
 fn makes_layer(kind: Kind) -> bool {

@@ -133,9 +133,9 @@ fn broken_archives_leave_nothing() {
     let bench = Bench::new();
     let mut cut = tar(&[("file", &"x".repeat(5000))]);
     cut.truncate(2000);
-    assert!(matches!(open(&bench, &ContextSource::Stdin, &cut), Err(BuildError::Apply(_))));
+    assert!(matches!(open(&bench, &ContextSource::Stdin, &cut), Err(BuildError::Extract(_))));
     let junk = [&[0x1f, 0x8b, 8, 0][..], b"no gzip"].concat();
-    assert!(matches!(open(&bench, &ContextSource::Stdin, &junk), Err(BuildError::Apply(_))));
+    assert!(matches!(open(&bench, &ContextSource::Stdin, &junk), Err(BuildError::Extract(_))));
     let (committed, active) = bench.engine.snapshots.list().unwrap();
     assert!(committed.is_empty() && active.is_empty());
 }

@@ -106,7 +106,7 @@ fn time_of(
     let source = |source| Ok(TimeOf::Source(Box::new(source)));
     match options.context(name, &options.platform).map(|(_, context)| context) {
         Some(NamedContext::Git(git)) => return source(Source::Git(git.clone())),
-        Some(NamedContext::Http(url)) => return source(Source::Http(super::named_download(url))),
+        Some(NamedContext::Http(url)) => return source(Source::Http(super::outside::named_download(url))),
         Some(NamedContext::Local { .. } | NamedContext::Image(_) | NamedContext::Layout(..)) => {
             let what = "it is neither a repository nor a file of a web server";
             return wrong(span, format!("{NAME}: the context {name} has no time: {what}"));
