@@ -135,9 +135,12 @@ fn an_unchanged_download_is_asked_for_but_not_sent_again() {
     needs_root!();
     let store = Store::with_busybox();
     // What the server says of its file, and what it is asked the second time.
-    for (headers, asked) in
-        [(&["ETag", "Last-Modified"][..], (0, 1)), (&["ETag"], (0, 1)), (&["Last-Modified"], (0, 1)), (&[], (1, 0))]
-    {
+    for (headers, asked) in [
+        (&["ETag", "Last-Modified"][..], (0, 1)),
+        (&["ETag"], (0, 1)),
+        (&["Last-Modified"], (0, 1)),
+        (&[], (1, 0)),
+    ] {
         let server = Changing::new(headers);
         let url = server.web.url("/f");
         let build = || add(&store, &format!("ADD {url} /f\nWORKDIR /w")).expect(0);

@@ -135,7 +135,10 @@ fn the_dockerfile_of_an_archive_is_chosen_inside_it() {
         store.build_piped(&bytes, "-", args).expect(0);
         assert_eq!(label(&store), expected);
     }
-    assert_eq!(store.shell("x", "cd /all && find . -type f | sort"), "./.dockerignore\n./Dockerfile\n./sub/other");
+    assert_eq!(
+        store.shell("x", "cd /all && find . -type f | sort"),
+        "./.dockerignore\n./Dockerfile\n./sub/other"
+    );
     store.build_piped(&bytes, "-", &["-f", "absent"]).expect(4).says(&["no Dockerfile", "absent", "hint: "]);
     let none = tar(&[file("f", "")]);
     store.build_piped(&none, "-", &[]).expect(4).says(&["error: no Dockerfile at standard input"]);

@@ -56,9 +56,13 @@ fn branches_tags_commits_and_directories_are_added() {
     .map(|(name, url)| format!("ADD {url} /{name}\n"))
     .concat();
     add(&store, &instructions).expect(0);
-    let shown = store.shell("x", "for d in main head branch tag query commit sub; do cat /$d/file; echo; done");
+    let shown =
+        store.shell("x", "for d in main head branch tag query commit sub; do cat /$d/file; echo; done");
     assert_eq!(shown, "two\ntwo\none\none\none\none\ndeep");
-    assert_eq!(store.shell("x", "ls -A /main /sub /query-sub"), "/main:\nfile\nsub\n\n/query-sub:\ndeep\n\n/sub:\nfile");
+    assert_eq!(
+        store.shell("x", "ls -A /main /sub /query-sub"),
+        "/main:\nfile\nsub\n\n/query-sub:\ndeep\n\n/sub:\nfile"
+    );
     assert_eq!(
         store.shell("x", "stat -c '%a %u:%g' /main/file /main/sub"),
         "644 0:0\n755 0:0",
@@ -85,7 +89,9 @@ fn a_new_commit_is_seen() {
     add(&store, &instructions).expect(0);
     repo.write("file", "three");
     let commit = repo.commit();
-    add(&store, &instructions).expect(0).says(&[&format!("main of {} is commit {commit}", web.url("/a/.git"))]);
+    add(&store, &instructions)
+        .expect(0)
+        .says(&[&format!("main of {} is commit {commit}", web.url("/a/.git"))]);
     assert_eq!(store.shell("x", "cat /d/file"), "three");
     // A commit with the same files is the same content: the copy is not made again.
     repo.git(&["commit", "--quiet", "--allow-empty", "--message=empty"]);
@@ -103,10 +109,14 @@ fn a_git_directory_is_kept_when_asked_for() {
     let (_repo, _, two) = two_commits(&origin);
     let web = origin.serve(GitServer::Today);
     let url = web.url("/a/.git");
-    let instructions =
-        format!("ADD --keep-git-dir {url} /flag\nADD {url}?keep-git-dir=1 /query\nADD --keep-git-dir=false {url} /none");
+    let instructions = format!(
+        "ADD --keep-git-dir {url} /flag\nADD {url}?keep-git-dir=1 /query\nADD --keep-git-dir=false {url} /none"
+    );
     add(&store, &instructions).expect(0);
-    assert_eq!(store.shell("x", "cat /flag/.git/HEAD /query/.git/HEAD; ls -A /none"), format!("{two}\n{two}\nfile\nsub"));
+    assert_eq!(
+        store.shell("x", "cat /flag/.git/HEAD /query/.git/HEAD; ls -A /none"),
+        format!("{two}\n{two}\nfile\nsub")
+    );
     let both = format!("ADD --keep-git-dir=false {url}?keep-git-dir=1 /d");
     add(&store, &both).expect(3).says(&["contradict each other"]);
 }
@@ -142,7 +152,8 @@ fn a_commit_that_is_another_one_is_refused() {
     let (_repo, one, two) = two_commits(&origin);
     let web = origin.serve(GitServer::Today);
     let url = web.url("/a/.git");
-    add(&store, &format!("ADD --checksum={two} {url}#main /d\nADD {url}?checksum={}#v1 /e", &one[..8])).expect(0);
+    add(&store, &format!("ADD --checksum={two} {url}#main /d\nADD {url}?checksum={}#v1 /e", &one[..8]))
+        .expect(0);
     for wrong in [format!("--checksum={one} {url}#main"), format!("{url}?checksum={}#main", &one[..8])] {
         let outcome = add(&store, &format!("ADD {wrong} /d")).expect(6);
         outcome.says(&["Dockerfile:2:1", &two, &one[..8], "is expected"]);
@@ -176,7 +187,10 @@ fn what_would_reach_options_or_other_files_is_refused() {
         // Before anything is asked.
         add(&store, &format!("ADD {url} /d")).expect(7).says(&["Dockerfile:2:", "is refused"]);
         store.build_from(&url, &[]).expect(7).says(&["is refused"]);
-        store.build_bounded(&context, &["--build-context", &format!("n={url}")]).expect(7).says(&["is refused"]);
+        store
+            .build_bounded(&context, &["--build-context", &format!("n={url}")])
+            .expect(7)
+            .says(&["is refused"]);
     }
     assert_eq!(web.take_seen().len(), 0);
     add(&store, &format!("ADD {url}#main:out /d")).expect(7).says(&["\"out\"", "a symbolic link"]);

@@ -67,7 +67,10 @@ fn a_context_keeps_its_git_directory_when_told_to() {
     assert_eq!(kept(&url, &["--build-arg", &argument("0")]), "none");
     assert_eq!(kept(&format!("{url}?keep-git-dir=1"), &[]), commit);
     let wrong = argument("perhaps");
-    store.build_from(&url, &["--build-arg", &wrong]).expect(2).says(&["BUILDKIT_CONTEXT_KEEP_GIT_DIR", "\"perhaps\""]);
+    store
+        .build_from(&url, &["--build-arg", &wrong])
+        .expect(2)
+        .says(&["BUILDKIT_CONTEXT_KEEP_GIT_DIR", "\"perhaps\""]);
     // What speaks to other builders is nothing to warn of.
     let spoken = ["BUILDKIT_BUILD_NAME=x", "BUILDKIT_SYNTAX=docker/dockerfile:1", "BUILDKIT_INLINE_CACHE=1"];
     let args: Vec<&str> = spoken.iter().flat_map(|argument| ["--build-arg", argument]).collect();
@@ -158,7 +161,8 @@ fn an_image_is_as_old_as_a_named_context_or_a_stage() {
     assert_eq!(named(&git), [COMMITTED]);
     assert_eq!(named(&web.url("/f")), ["1994-11-06T08:49:37Z"]);
     let staged = |from: &str, add: &str| {
-        directory.write("Dockerfile", &format!("FROM {from} AS src\n{add}\nFROM busybox\nCOPY --from=src / /\n"));
+        directory
+            .write("Dockerfile", &format!("FROM {from} AS src\n{add}\nFROM busybox\nCOPY --from=src / /\n"));
     };
     staged("scratch", &format!("ADD {git} /"));
     assert_eq!(twins.build(directory.path(), &["--build-arg", &epoch("src")]), [COMMITTED]);
@@ -166,12 +170,17 @@ fn an_image_is_as_old_as_a_named_context_or_a_stage() {
     assert_eq!(twins.build(directory.path(), &["--build-arg", &epoch("src")]), ["1994-11-06T08:49:37Z"]);
     // What has more to it, or nothing that tells a time, has none.
     let Twins([store, _]) = &twins;
-    for (from, add) in [("busybox", format!("ADD {git} /")), ("scratch", format!("ADD {git} /\nADD {git} /d"))] {
+    for (from, add) in
+        [("busybox", format!("ADD {git} /")), ("scratch", format!("ADD {git} /\nADD {git} /d"))]
+    {
         staged(from, &add);
         let outcome = store.build_bounded(&directory, &["--build-arg", &epoch("src")]).expect(3);
         outcome.says(&["stage src has no time", "hint: "]);
     }
     let undated = Web::serve(|_| response("200 OK", &[], b"f"));
     staged("scratch", &format!("ADD {} /", undated.url("/f")));
-    store.build_bounded(&directory, &["--build-arg", &epoch("src")]).expect(4).says(&["SOURCE_DATE_EPOCH=src"]);
+    store
+        .build_bounded(&directory, &["--build-arg", &epoch("src")])
+        .expect(4)
+        .says(&["SOURCE_DATE_EPOCH=src"]);
 }

@@ -17,7 +17,8 @@ fn build(store: &Store, dockerfile: &str, contexts: &[&str]) -> Outcome {
 
 /// A layout with `image`, as kiln saves it, unpacked.
 fn layout(store: &Store, image: &str) -> PathBuf {
-    let (tar, dir) = (store.beside("layout.tar"), store.beside(&format!("layout-{}", image.replace(':', "-"))));
+    let (tar, dir) =
+        (store.beside("layout.tar"), store.beside(&format!("layout-{}", image.replace(':', "-"))));
     store.ok(&["save", "--format", "oci", "-o", text(&tar), image]);
     std::fs::create_dir(&dir).expect("ours to write");
     let unpacked = Command::new("tar").arg("-C").arg(&dir).arg("-xf").arg(&tar).status();
@@ -35,11 +36,18 @@ fn a_directory_comes_with_its_own_rules() {
     let dockerfile = "FROM busybox\nCOPY --from=src . /all/\nCOPY of /of\n\
         RUN --network=none --mount=from=src,target=/m ls /m > /listed\n";
     build(&store, dockerfile, &[&place]).expect(0);
-    assert_eq!(store.shell("x", "ls /all /all/d; cat /listed /of"), "/all:\na\nd\n\n/all/d:\nc\na\nd\nmain context");
+    assert_eq!(
+        store.shell("x", "ls /all /all/d; cat /listed /of"),
+        "/all:\na\nd\n\n/all/d:\nc\na\nd\nmain context"
+    );
     assert_eq!(store.shell("x", "stat -c %u:%g /all/a"), "0:0", "a build context's files are root's");
     assert_eq!(build(&store, dockerfile, &[&place]).expect(0).ran(), [""; 0]);
     other.write("b.log", "changed");
-    assert_eq!(build(&store, dockerfile, &[&place]).expect(0).ran(), [""; 0], "what is ignored does not count");
+    assert_eq!(
+        build(&store, dockerfile, &[&place]).expect(0).ran(),
+        [""; 0],
+        "what is ignored does not count"
+    );
     other.write("a", "changed");
     assert_eq!(build(&store, dockerfile, &[&place]).expect(0).ran().len(), 3);
     let ignored = build(&store, "FROM busybox\nCOPY --from=src b.log /\n", &[&place]).expect(4);
@@ -70,12 +78,15 @@ fn files_without_an_image_are_something_to_stand_on() {
             let config = store.config("x");
             let history = config["history"].as_array().expect("a list").iter();
             let told = history.filter(|entry| entry["empty_layer"] != true).count();
-            assert_eq!((told, &config["rootfs"]["diff_ids"].as_array().expect("a list").len()), (layers, &layers));
-            store.image("y", "FROM busybox\nCOPY --from=x / /x/\n");
-            assert_eq!(store.shell("y", "cat /x/f"), "files", "{place} {dockerfile}");
-            let again = build(&store, dockerfile, &[&context]).expect(0);
-            assert!(again.stdout.contains("everything from the cache"), "{}", again.stderr);
+            assert_eq!(
+                (told, &config["rootfs"]["diff_ids"].as_array().expect("a list").len()),
+                (layers, &layers)
+            );
         }
+        store.image("y", "FROM busybox\nCOPY --from=x / /x/\n");
+        assert_eq!(store.shell("y", "cat /x/f"), "files", "{place}");
+        let again = build(&store, "FROM src\nCOPY of /of\n", &[&context]).expect(0);
+        assert!(again.stdout.contains("everything from the cache"), "{}", again.stderr);
     }
     files.write("f", "changed");
     let context = format!("src={}", files.path());
@@ -100,7 +111,11 @@ fn a_name_goes_before_a_stage_and_an_image() {
     }
     // A directory under such a name, too.
     let files = Context::new(&[("f", "named")]);
-    for (written, named) in [("absent", "docker.io/library/absent"), ("absent:latest", "absent"), ("docker.io/library/absent", "absent")] {
+    for (written, named) in [
+        ("absent", "docker.io/library/absent"),
+        ("absent:latest", "absent"),
+        ("docker.io/library/absent", "absent"),
+    ] {
         let context = format!("{named}={}", files.path());
         build(&store, &format!("FROM busybox\nCOPY --from={written} f /{named}/f\n"), &[&context]).expect(0);
         assert_eq!(store.shell("x", &format!("cat /{named}/f")), "named", "{written} {named}");
@@ -123,7 +138,11 @@ fn a_name_may_be_for_one_platform() {
     let store = Store::with_busybox();
     store.image("mine", "FROM busybox\nLABEL of=mine\n");
     let config = store.inspect("busybox");
-    let host = format!("{}/{}", config["Os"].as_str().expect("text"), config["Architecture"].as_str().expect("text"));
+    let host = format!(
+        "{}/{}",
+        config["Os"].as_str().expect("text"),
+        config["Architecture"].as_str().expect("text")
+    );
     let other = if host.ends_with("amd64") { "linux/riscv64" } else { "linux/amd64" };
     let mine = format!("base::{host}=docker-image://mine");
     let theirs = format!("base::{other}=docker-image://absent");
@@ -149,7 +168,10 @@ fn a_layout_is_an_image_by_tag_or_digest() {
     let path = text(&dir);
     for place in [path.to_owned(), format!("{path}:1"), format!("{path}@{manifest}")] {
         build(&fresh, dockerfile, &[&format!("base=oci-layout://{place}")]).expect(0);
-        assert_eq!(fresh.inspect("x")["RootFS"]["Layers"][0], store.inspect("busybox")["RootFS"]["Layers"][0]);
+        assert_eq!(
+            fresh.inspect("x")["RootFS"]["Layers"][0],
+            store.inspect("busybox")["RootFS"]["Layers"][0]
+        );
     }
     build(&store, "FROM busybox\nCOPY --from=l /a /copied\n", &[&format!("l=oci-layout://{path}")]).expect(0);
     assert_eq!(store.shell("x", "cat /copied"), "a");
@@ -189,7 +211,9 @@ fn a_layout_that_skopeo_made_is_an_image() {
     build(&fresh, "FROM base\n", &[&format!("{place}:two")]).expect(0);
     assert_eq!(fresh.shell("x", "echo $A"), "1");
     assert_eq!(fresh.inspect("x")["RootFS"]["Layers"], store.inspect("a:1")["RootFS"]["Layers"]);
-    build(&fresh, "FROM base\n", &[&format!("{place}:three")]).expect(4).says(&["no image with the tag \"three\""]);
+    build(&fresh, "FROM base\n", &[&format!("{place}:three")])
+        .expect(4)
+        .says(&["no image with the tag \"three\""]);
 }
 
 #[test]
@@ -230,7 +254,8 @@ fn a_repository_and_files_of_a_web_server_have_names() {
     assert!(again.stdout.contains("everything from the cache"), "{}", again.stderr);
     // What no stage needs is not fetched.
     (git.take_seen(), web.take_seen());
-    build(&store, "FROM busybox\n", &[contexts[0], contexts[1], &format!("no={}", web.url("/absent"))]).expect(0);
+    build(&store, "FROM busybox\n", &[contexts[0], contexts[1], &format!("no={}", web.url("/absent"))])
+        .expect(0);
     assert_eq!((git.take_seen().len(), web.take_seen().len()), (0, 0));
     let absent = format!("no={}", web.url("/absent"));
     build(&store, "FROM busybox\nCOPY --from=no / /\n", &[&absent]).expect(5).says(&["404"]);
@@ -252,7 +277,9 @@ fn names_that_mean_nothing_are_said() {
         build(&store, "FROM busybox\n", &[context]).expect(code).says(&[says]);
     }
     let absent = "n=docker-image://absent";
-    build(&store, "FROM n\n", &[absent]).expect(4).says(&["absent:latest is not in the store", "Dockerfile:1:1"]);
+    build(&store, "FROM n\n", &[absent])
+        .expect(4)
+        .says(&["absent:latest is not in the store", "Dockerfile:1:1"]);
     let context = Context::new(&[]);
     let place = format!("sources={}", context.path());
     let outcome = build(&store, "FROM busybox\nCOPY --from=source / /\n", &[&place]).expect(3);
