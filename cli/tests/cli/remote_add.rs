@@ -1,8 +1,9 @@
 //! `ADD` of a file of a web server.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
-use crate::harness::{Context, Outcome, Store, needs_root};
+use crate::harness::{Context, Outcome, Running, Store, needs_root};
 use crate::web::{Request, Web, response};
 
 const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -236,4 +237,30 @@ fn a_file_that_does_not_come_is_said_with_where_and_why() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
     let closed = format!("http://{}/f", port.expect("loopback is there"));
     add(&store, &format!("ADD {closed} /f")).expect(5).says(&["the transfer from 127.0.0.1"]);
+}
+
+#[test]
+fn a_build_that_waits_for_a_server_is_stopped_at_once() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let (asked, heard) = mpsc::channel();
+    let (_release, held) = mpsc::channel::<()>();
+    let (asked, held) = (Mutex::new(asked), Mutex::new(held));
+    let web = Web::serve(move |_| {
+        asked.lock().expect("nobody panics").send(()).expect("the test waits");
+        // Ends with the test, which drops the other side.
+        let _ = held.lock().expect("nobody panics").recv();
+        response("200 OK", &[], b"late")
+    });
+    let context = Context::new(&[("Dockerfile", &format!("FROM busybox\nADD {} /f\n", web.url("/f")))]);
+    // A step that waits, and a build that has not begun yet.
+    for place in [context.path().to_owned(), web.url("/context.tar")] {
+        let running = Running::start(store.command(&["build", "--progress", "plain", &place]));
+        heard.recv().expect("the server lives");
+        let signalled = Instant::now();
+        running.signal(rustix::process::Signal::TERM);
+        let outcome = running.end().expect(130);
+        assert!(signalled.elapsed() < Duration::from_secs(2), "{}", outcome.stderr);
+        assert_eq!(store.active_snapshots(), [""; 0]);
+    }
 }

@@ -9,7 +9,7 @@ use kiln_llb as llb;
 use kiln_oci::SnapshotId;
 
 use super::repo::{Origin, Repo};
-use super::web::GitServer;
+use super::web::{GitServer, Web};
 use super::{Bench, chain};
 use crate::SourceError;
 use crate::source::error::Fault;

@@ -8,7 +8,7 @@ use super::web::{GitServer, Web};
 
 /// Repositories on the server's disk.
 pub(crate) struct Origin {
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 /// A repository with a working tree; the server gives out its `.git`.
