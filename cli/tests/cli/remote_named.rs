@@ -253,7 +253,7 @@ fn a_repository_and_files_of_a_web_server_have_names() {
     let again = build(&store, dockerfile, &contexts).expect(0);
     assert!(again.stdout.contains("everything from the cache"), "{}", again.stderr);
     // What no stage needs is not fetched.
-    (git.take_seen(), web.take_seen());
+    drop((git.take_seen(), web.take_seen()));
     build(&store, "FROM busybox\n", &[contexts[0], contexts[1], &format!("no={}", web.url("/absent"))])
         .expect(0);
     assert_eq!((git.take_seen().len(), web.take_seen().len()), (0, 0));
