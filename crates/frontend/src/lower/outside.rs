@@ -5,7 +5,7 @@ use kiln_llb::{
 };
 use kiln_oci::{Platform, Reference};
 
-use super::{Built, Lower, NamedContext, Need, Step, bare, copy, history_entry, location, scratch};
+use super::{Built, Lower, NamedContext, Need, Step, bare, history_entry, location, scratch};
 use crate::ast::Instruction;
 use crate::redact::without_credentials;
 use crate::scope::Scope;
@@ -35,7 +35,7 @@ impl Lower<'_> {
         let Some(owner) = owner else {
             return built.history.push(history_entry(created_by, tree));
         };
-        let action = FileAction::Copy(everything(String::new(), owner, Unpack::Never));
+        let action = FileAction::Copy(everything(owner));
         let vertex = Vertex { op: Op::File(File { base: None, actions: vec![action] }), inputs: vec![tree] };
         let title = format!("[internal] {}", without_credentials(&from.title()));
         self.layer(built, from, title, vertex, created_by);
@@ -73,7 +73,10 @@ impl Lower<'_> {
                 let shown = format!("{}#{}", git.remote, git.reference);
                 return Ok(Some(self.source(Op::Source(Source::Git(git)), title(&shown), platform)));
             }
-            Some(NamedContext::Http(url)) => return Ok(Some(self.download(&url, title(&url), platform))),
+            Some(NamedContext::Http(url)) => {
+                let op = Op::Source(Source::Http(named_download(&url)));
+                return Ok(Some(self.source(op, title(&url), platform)));
+            }
             None if name == "scratch" => return Ok(Some(scratch(platform))),
             None => {
                 let reference: Reference = name.parse().map_err(|error: kiln_oci::ReferenceError| {
@@ -120,35 +123,24 @@ impl Lower<'_> {
         self.source_map.insert(id, title, None);
         Built { tree: Some(id), ..scratch(platform) }
     }
-
-    /// A named context on a web server: an archive is unpacked, another file stands for itself.
-    fn download(&mut self, url: &str, title: String, platform: &Platform) -> Built {
-        let http = named_download(url);
-        let filename = http.filename.clone();
-        let file = self.source(Op::Source(Source::Http(http)), title.clone(), platform);
-        let action = FileAction::Copy(everything(filename, Owner::Keep, Unpack::Archives));
-        let op = Op::File(File { base: None, actions: vec![action] });
-        let id = self.definition.push(Vertex { op, inputs: file.tree.into_iter().collect() });
-        self.source_map.insert(id, title, None);
-        Built { tree: Some(id), ..file }
-    }
 }
 
-/// A copy of `source` out of the first input, to the root.
-fn everything(source: String, owner: Owner, unpack: Unpack) -> Copy {
+/// A copy of all of the first input, to the root.
+fn everything(owner: Owner) -> Copy {
     Copy {
         from: InputIndex(0),
-        sources: vec![source],
+        sources: vec![String::new()],
         destination: "/".to_owned(),
         destination_is_dir: true,
         owner,
         mode: None,
         parents: false,
         exclude: Vec::new(),
-        unpack,
+        unpack: Unpack::Never,
     }
 }
 
+/// A named context on a web server: one file called `context`, as BuildKit has it, an archive or not.
 pub(super) fn named_download(url: &str) -> Http {
-    Http { url: url.to_owned(), filename: copy::file_name(url), checksum: None, mode: 0o644 }
+    Http { url: url.to_owned(), filename: "context".to_owned(), checksum: None, mode: 0o600 }
 }
