@@ -41,8 +41,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "kiln-executor",
             "kiln-build",
             "kiln-containers",
+            // For its tests.
+            "kiln-testkit",
         ],
     ),
+    ("kiln-testkit", &[]),
     ("xtask", &[]),
 ];
 

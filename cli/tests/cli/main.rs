@@ -24,6 +24,7 @@ mod context;
 mod copy;
 mod crash;
 mod differential;
+mod faults;
 mod interop;
 mod remote;
 mod remote_add;
