@@ -230,6 +230,12 @@ impl Store {
         (self.ok(&["images", "--quiet"]).stdout, files)
     }
 
+    /// Checks everything that the store holds; what is wrong with it.
+    pub(crate) fn sound(&self) -> Result<(), String> {
+        let outcome = self.kiln(&["fsck", "--deep"]);
+        if outcome.code == Some(0) { Ok(()) } else { Err(format!("{}{}", outcome.stdout, outcome.stderr)) }
+    }
+
     /// Active snapshots: what steps in flight write to.
     pub(crate) fn active_snapshots(&self) -> Vec<String> {
         let mut found = Vec::new();

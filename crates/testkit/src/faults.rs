@@ -312,7 +312,9 @@ impl Tracer {
                 self.threads.entry(id).and_modify(|thread| thread.answer = Some(errno));
             }
             Fault::Short => {
-                registers.rdx = (registers.rdx / 2).max(1);
+                // Reads and writes have their length third, copy_file_range(2) fifth.
+                let length = if name == "copy_file_range" { &mut registers.r8 } else { &mut registers.rdx };
+                *length = (*length / 2).max(1);
                 ptrace::setregs(id, registers).map_err(failed("PTRACE_SETREGS"))?;
             }
             Fault::Kill => {

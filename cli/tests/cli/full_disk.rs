@@ -1,0 +1,116 @@
+//! A store on a file system that is too small: whatever does not fit is said with exit code 8, nothing
+//! is named that is not whole, and with more room the same command does its work.
+
+use std::path::PathBuf;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+
+use crate::harness::{Context, Outcome, Store, needs_root, text};
+
+/// A tmpfs where the store is, unmounted with this value.
+struct Small {
+    store: Store,
+    place: PathBuf,
+}
+
+impl Small {
+    fn new(options: &str) -> Self {
+        let store = Store::empty();
+        let place = store.root();
+        std::fs::create_dir(&place).expect("ours to write");
+        let options = std::ffi::CString::new(options).expect("no NUL");
+        mount("tmpfs", &place, "tmpfs", MountFlags::empty(), Some(options.as_c_str()))
+            .expect("root may mount");
+        Self { store, place }
+    }
+
+    fn grow(&self) {
+        let options = c"size=256m,nr_inodes=100000";
+        mount_remount(&self.place, MountFlags::empty(), options).expect("root may mount");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // The store's mounts are detached and go with their processes.
+        let _ = unmount(&self.place, UnmountFlags::DETACH);
+    }
+}
+
+/// Base, build and archive: the commands that write most.
+fn commands(small: &Small, tar: &str, context: &Context) -> Vec<Outcome> {
+    let out = small.store.beside("out.tar");
+    let lines: [&[&str]; 3] = [
+        &["import", tar, "busybox", "-c", "CMD [\"sh\"]"],
+        &["build", "--progress", "plain", "-t", "made", context.path()],
+        &["save", "-o", text(&out), "made"],
+    ];
+    let mut outcomes = Vec::new();
+    for line in lines {
+        let outcome = small.store.kiln(line);
+        let code = outcome.code;
+        outcomes.push(outcome);
+        if code != Some(0) {
+            break;
+        }
+    }
+    outcomes
+}
+
+/// How many sizes were too small.
+fn sweep(sizes: impl Iterator<Item = String>) -> usize {
+    let base = Store::empty();
+    let tar = crate::harness::busybox_tar(base.beside("").as_path());
+    let run = "FROM busybox\nCOPY . /all/\nRUN --network=none head -c 3000000 /dev/urandom > /made\n";
+    let data = "x".repeat(2_000_000);
+    let context = Context::new(&[("Dockerfile", run), ("data", &data), ("d/a", "a"), ("d/b", "b")]);
+    let (mut refused, mut wrong) = (0, Vec::new());
+    for size in sizes {
+        let small = Small::new(&size);
+        let outcomes = commands(&small, text(&tar), &context);
+        let last = outcomes.last().expect("at least one command ran");
+        let mut complain = |what: &str, outcome: &Outcome| {
+            wrong.push(format!("{size}: {what}: {:?}\n{}", outcome.code, outcome.stderr));
+        };
+        if last.stderr.contains("panicked at") {
+            complain("it panics", last);
+        }
+        match last.code {
+            Some(0) => continue,
+            // The step's own command may be the one that finds the disk full.
+            Some(1) if last.stderr.contains("No space left") => refused += 1,
+            Some(8) if last.stderr.contains("No space left") => refused += 1,
+            _ => complain("neither done nor refused for want of space", last),
+        }
+        if small.store.kiln(&["images"]).stdout.contains("made") {
+            complain("an image has its name without being there", last);
+        }
+        small.grow();
+        for outcome in commands(&small, text(&tar), &context) {
+            if outcome.code != Some(0) {
+                complain("with room enough", &outcome);
+            }
+        }
+        if let Err(what) = small.store.sound() {
+            wrong.push(format!("{size}: {what}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    refused
+}
+
+#[test]
+fn a_store_on_a_small_disk_says_so_and_goes_on_with_more_room() {
+    needs_root!();
+    let refused = sweep((1..=16).map(|mib| format!("size={mib}m")));
+    println!("16 sizes, {refused} too small");
+    assert!((2..16).contains(&refused), "{refused} of 16 sizes were too small");
+}
+
+#[test]
+fn a_store_without_inodes_says_so_and_goes_on_with_more() {
+    needs_root!();
+    let refused = sweep((1..=16).map(|tens| format!("size=256m,nr_inodes={}", tens * 40)));
+    println!("16 numbers of inodes, {refused} too small");
+    assert!((2..16).contains(&refused), "{refused} of 16 numbers of inodes were too small");
+}

@@ -1,0 +1,182 @@
+//! Killed at random moments: whatever kiln was doing, the store is sound and the same command does
+//! its work the next time.
+//!
+//! A run of the test command kills some hundred times with a seed of its own, which it prints;
+//! `KILN_KILLS=N` kills N times for each kind of command, `KILN_SEED=N` repeats a run.
+
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::BuildHasher;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::harness::{Context, Store, needs_root, text};
+
+/// Kills for each kind of command in a run of the test command.
+const KILLS: usize = 100;
+
+/// SplitMix64: a seed repeats a run.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let given = std::env::var("KILN_SEED").ok().map(|seed| seed.parse().expect("KILN_SEED is a number"));
+        Self(given.unwrap_or_else(|| RandomState::new().hash_one(std::process::id())))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Less than `most`.
+    fn duration(&mut self, most: Duration) -> Duration {
+        most.mul_f64((self.next() >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}
+
+/// A command, what has to be done before it, and what its result is told by.
+struct Scenario<'s> {
+    store: &'s Store,
+    line: Vec<String>,
+    prepare: Box<dyn Fn() + 's>,
+    result: Box<dyn Fn(&str) -> String + 's>,
+}
+
+impl Scenario<'_> {
+    fn command(&self) -> Command {
+        self.store.command(&self.line.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Runs it to its end; its result.
+    fn complete(&self) -> Result<String, String> {
+        let output = self.command().output().expect("kiln starts");
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if !output.status.success() {
+            return Err(format!("{}: {stderr}", output.status));
+        }
+        Ok((self.result)(&stdout))
+    }
+
+    /// Starts it and kills its whole process group; whether it was still running.
+    fn cut(&self, after: Duration) -> bool {
+        let mut command = self.command();
+        command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("kiln starts");
+        // Not a wait for something: the moment is what is random here.
+        std::thread::sleep(after);
+        let group = Pid::from_child(&child);
+        let running = child.try_wait().expect("our child").is_none();
+        let _ = kill_process_group(group, Signal::KILL);
+        child.wait().expect("our child");
+        running
+    }
+
+    fn campaign(&self, name: &str) {
+        let mut random = Random::new();
+        let (seed, started) = (random.0, Instant::now());
+        (self.prepare)();
+        let begun = Instant::now();
+        let golden = self.complete().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let whole = begun.elapsed().mul_f64(1.1);
+        let given =
+            std::env::var("KILN_KILLS").ok().map(|count| count.parse().expect("KILN_KILLS is a number"));
+        let (kills, mut hit, mut wrong) = (given.unwrap_or(KILLS), 0, Vec::new());
+        for number in 0..kills {
+            (self.prepare)();
+            let after = random.duration(whole);
+            hit += usize::from(self.cut(after));
+            let mut complain = |what: String| wrong.push(format!("kill {number} after {after:?}: {what}"));
+            if let Err(what) = self.store.sound() {
+                complain(what);
+            }
+            match self.complete() {
+                Ok(result) if result == golden => {}
+                Ok(result) => complain(format!("{result}, not {golden}")),
+                Err(error) => complain(error),
+            }
+        }
+        let took = started.elapsed().as_secs_f64();
+        println!(
+            "{name}: {kills} kills ({hit} before its end), seed {seed}, {took:.1} s, {} violations",
+            wrong.len()
+        );
+        assert!(wrong.is_empty(), "seed {seed}\n{}", wrong.join("\n"));
+    }
+}
+
+fn nothing() -> Box<dyn Fn()> {
+    Box::new(|| {})
+}
+
+fn lines(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// A store with an image of several layers, and its files for other commands.
+fn with_image() -> (Store, Context, PathBuf) {
+    let store = Store::with_busybox();
+    let run = "FROM busybox\nCOPY . /\nRUN --network=none echo made > /made && touch -d @7 /made\n";
+    let context = Context::new(&[("Dockerfile", run), ("a", "a"), ("d/b", "b")]);
+    let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=0", "-t", "image"];
+    store.build(&context, &epoch).expect(0);
+    let saved = store.beside("saved.tar");
+    store.ok(&["save", "-o", text(&saved), "image"]);
+    (store, context, saved)
+}
+
+fn digest(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().expect("coreutils are there");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_killed_build_loses_nothing() {
+    needs_root!();
+    let (store, context, _) = with_image();
+    let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=0", "-t", "image"];
+    let line = [&["build", "--progress", "plain", "--no-cache"][..], &epoch, &[context.path()]].concat();
+    let result = |stdout: &str| stdout.lines().next().unwrap_or_default().to_owned();
+    Scenario { store: &store, line: lines(&line), prepare: nothing(), result: Box::new(result) }
+        .campaign("build");
+}
+
+#[test]
+fn a_killed_save_loses_nothing() {
+    needs_root!();
+    let (store, _context, _) = with_image();
+    let out = store.beside("out.tar");
+    let line = lines(&["save", "-o", text(&out), "image"]);
+    let prepare = || drop(fs::remove_file(&out));
+    let result = |_: &str| digest(&out);
+    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("save");
+}
+
+#[test]
+fn a_killed_load_loses_nothing() {
+    needs_root!();
+    let (_store, _context, saved) = with_image();
+    let other = Store::empty();
+    let line = lines(&["load", "-i", text(&saved)]);
+    let result = |stdout: &str| format!("{stdout}{}", other.ok(&["inspect", "image"]).stdout);
+    Scenario { store: &other, line, prepare: nothing(), result: Box::new(result) }.campaign("load");
+}
+
+#[test]
+fn a_killed_import_loses_nothing() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let tar = crate::harness::busybox_tar(store.beside("").as_path());
+    let line = lines(&["import", text(&tar), "imported", "-c", "CMD [\"sh\"]"]);
+    let result = |_: &str| store.inspect("imported")["RootFS"].to_string();
+    Scenario { store: &store, line, prepare: nothing(), result: Box::new(result) }.campaign("import");
+}
