@@ -40,6 +40,8 @@ pub enum BuildError {
         at: Option<(Arc<Dockerfile>, Location)>,
         /// It was named by a `from`, which might have meant one of these stages.
         stages: Option<Vec<String>>,
+        /// The stage or image that was meant, perhaps.
+        similar: Option<String>,
     },
     /// Standard input cannot be the context and the Dockerfile.
     #[error("standard input cannot be both the context and the Dockerfile")]

@@ -180,7 +180,8 @@ impl Lower<'_> {
                 Some(value) => format!("{name_text}={value}"),
                 None => name_text.clone(),
             });
-            built.args.set(&name_text, value);
+            // One that is declared again keeps its place in the histories of RUN (BuildKit).
+            built.args.replace(&name_text, value);
         }
         built.note(format!("ARG {}", shown.join(" ")));
         Ok(())
