@@ -151,7 +151,14 @@ impl From<BuildError> for Failure {
             BuildError::NoDockerfile { .. } => plain(exit::SOURCE).hint("name the file with `-f FILE`"),
             BuildError::NoImage { reference, at, stages: Some(stages), .. } => {
                 let name = reference.familiar();
-                let message = format!("{name} is neither a stage nor an image in the store");
+                // FROM itself names no stage: it stands for a trigger that does.
+                let of_trigger = at.as_ref().is_some_and(|(dockerfile, location)| {
+                    let line = dockerfile.text.lines().nth(location.first_line.saturating_sub(1));
+                    line.and_then(|line| line.split_whitespace().next())
+                        .is_some_and(|word| word.eq_ignore_ascii_case("FROM"))
+                });
+                let asked = if of_trigger { ", which an ONBUILD trigger of this base asks for," } else { "" };
+                let message = format!("{name}{asked} is neither a stage nor an image in the store");
                 let failure =
                     Failure { code: exit::DOCKERFILE, text: frame(message, at.as_ref()), hint: None };
                 let bare = name.trim_end_matches(":latest");

@@ -279,7 +279,8 @@ fn a_question_about_what_is_not_there_is_an_error() {
 #[test]
 fn a_check_takes_images_that_are_not_there_for_granted() {
     needs_root!();
-    let dockerfile = "FROM nowhere\nCOPY --from=tools /bin/tool /bin/\nRUN --mount=from=other,target=/x true\n";
+    let dockerfile =
+        "FROM nowhere\nCOPY --from=tools /bin/tool /bin/\nRUN --mount=from=other,target=/x true\n";
     check_screen(dockerfile, &["--check"], 0, "Dockerfile: no warnings\n");
 }
 

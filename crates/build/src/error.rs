@@ -146,7 +146,7 @@ pub enum OpError {
     #[error("cannot read the files to copy")]
     Scan(#[from] kiln_layer::ScanError),
     /// Copying.
-    #[error("cannot copy")]
+    #[error(transparent)]
     Copy(#[from] kiln_layer::CopyError),
     /// Making directories below the root.
     #[error("cannot make directory {path:?}")]

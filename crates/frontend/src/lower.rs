@@ -253,6 +253,8 @@ struct Lower<'a> {
     /// What the target would like to be given, and the stages it stands on or copies from.
     wishes: Vec<Wish>,
     ignore: Option<Patterns>,
+    /// `SOURCE_DATE_EPOCH`.
+    epoch: Option<i64>,
 }
 
 /// Where in its stage an instruction stands, and what the stage has seen.
@@ -308,10 +310,12 @@ impl<'a> Lower<'a> {
             used_args: BTreeSet::new(),
             wishes: Vec::new(),
             ignore: ignore.and_then(|lines| Patterns::from_lines(lines).ok()),
+            epoch: None,
         }
     }
 
     fn run(mut self, epoch: Option<i64>) -> Result<Lowering> {
+        self.epoch = epoch;
         let target = self.stages.target(self.options.target.as_deref())?;
         self.uses[target] += 1;
         self.ensure(target)?;
