@@ -231,3 +231,13 @@ fn a_working_directory_is_as_old_as_the_build_says() {
     let later = store.build(&context, &["-t", "aged", "--build-arg", "SOURCE_DATE_EPOCH=2000"]).expect(0);
     assert_eq!(later.ran(), ["WORKDIR /old/new/er"]);
 }
+
+#[test]
+fn a_history_shows_whole_instructions_when_asked_to() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let long = format!("LABEL a={}", "x".repeat(100));
+    store.image("long", &format!("FROM busybox\n{long}\n"));
+    assert!(!store.ok(&["history", "long"]).stdout.contains(&long));
+    assert!(store.ok(&["history", "--no-trunc", "long"]).stdout.contains(&long));
+}

@@ -441,6 +441,9 @@ fn almost_json(instruction: &Instruction) -> Option<Diagnostic> {
         Body::Run(Command::Shell(_)) | Body::Cmd(Command::Shell(_)) | Body::Entrypoint(Command::Shell(_)) => {
             ("this is no valid JSON list, so it is a command for the shell", "[\"program\", \"argument\"]")
         }
+        Body::Copy(files) | Body::Add(files) if files.destination.exact => {
+            ("this is no valid JSON list, so each word is a path", "[\"source\", \"destination\"]")
+        }
         Body::Volume(words) if not_json(words) => {
             ("this is no valid JSON list, so each word is a path", "[\"/path\", \"/other\"]")
         }
