@@ -78,6 +78,14 @@ impl Failure {
         Self::new(exit::STORE, message)
     }
 
+    /// Standard output does not take what a command says.
+    pub(crate) fn output(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let full = matches!(error.kind(), StorageFull | QuotaExceeded);
+        let code = if full { exit::LIMIT } else { exit::SOURCE };
+        Self::new(code, format!("cannot write to standard output: {error}"))
+    }
+
     /// Reading or writing a file of the user's.
     pub(crate) fn source(message: impl AsRef<str>) -> Self {
         Self::new(exit::SOURCE, message)
@@ -248,8 +256,8 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::CacheMount { .. } => plain(exit::STORE),
         OpError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
         OpError::Exec(_) => plain(exit::STORE),
-        OpError::NoSource { ignored_by: Some(line), .. } => {
-            plain(exit::SOURCE).hint(format!("line {line} of .dockerignore excludes it"))
+        OpError::NoSource { ignored_by: Some(rule), .. } => {
+            plain(exit::SOURCE).hint(format!("{rule} excludes it"))
         }
         OpError::NoSource { similar: Some(similar), .. } => {
             plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))

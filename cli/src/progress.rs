@@ -10,12 +10,52 @@ use kiln_build::{Dockerfile, Progress};
 use kiln_frontend::Diagnostic;
 use kiln_solver::{Event, Stream};
 
-/// Shows nothing but warnings.
+/// What is seen of a build: its steps while they run, warnings when all is done, so that the
+/// output of the steps does not push them off the screen.
+pub(crate) struct Shown {
+    steps: Box<dyn Steps>,
+    warnings: Mutex<Vec<String>>,
+}
+
+/// How steps are shown.
+pub(crate) trait Steps: Send + Sync {
+    fn plan(&self, titles: &[String]);
+    fn event(&self, event: Event);
+}
+
+impl Shown {
+    pub(crate) fn new(steps: impl Steps + 'static) -> Self {
+        Self { steps: Box::new(steps), warnings: Mutex::default() }
+    }
+
+    /// Writes the warnings to standard error.
+    pub(crate) fn finish(&self) {
+        for warning in std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner)) {
+            line(warning.trim_end());
+        }
+    }
+}
+
+impl Progress for Shown {
+    fn plan(&self, titles: &[String]) {
+        self.steps.plan(titles);
+    }
+
+    fn warning(&self, dockerfile: &Dockerfile, warning: &Diagnostic) {
+        let text = warning.render(&dockerfile.name, &dockerfile.text);
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+    }
+
+    fn event(&self, event: Event) {
+        self.steps.event(event);
+    }
+}
+
+/// Shows nothing at all.
 pub(crate) struct Quiet;
 
-impl Progress for Quiet {
+impl Steps for Quiet {
     fn plan(&self, _titles: &[String]) {}
-    fn warning(&self, _dockerfile: &Dockerfile, _warning: &Diagnostic) {}
     fn event(&self, _event: Event) {}
 }
 
@@ -128,13 +168,9 @@ fn seconds(took: Duration) -> String {
     format!("{:.1}s", took.as_secs_f64())
 }
 
-impl Progress for Plain {
+impl Steps for Plain {
     fn plan(&self, titles: &[String]) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).titles = titles.to_vec();
-    }
-
-    fn warning(&self, dockerfile: &Dockerfile, warning: &Diagnostic) {
-        eprint!("{}", warning.render(&dockerfile.name, &dockerfile.text));
     }
 
     fn event(&self, event: Event) {
@@ -193,13 +229,9 @@ impl Live {
     }
 }
 
-impl Progress for Live {
+impl Steps for Live {
     fn plan(&self, titles: &[String]) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).titles = titles.to_vec();
-    }
-
-    fn warning(&self, dockerfile: &Dockerfile, warning: &Diagnostic) {
-        self.say(warning.render(&dockerfile.name, &dockerfile.text).trim_end());
     }
 
     fn event(&self, event: Event) {

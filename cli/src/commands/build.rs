@@ -13,7 +13,7 @@ use super::call::{check, outline, targets};
 use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, ProgressMode};
 use crate::errors::Failure;
-use crate::progress::{Live, Plain, Quiet};
+use crate::progress::{Live, Plain, Quiet, Shown};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
@@ -55,22 +55,27 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         Method::Targets => return targets(session, &request, call.json),
     }
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
-    let progress: Arc<dyn Progress> = match args.progress {
-        _ if args.quiet => Arc::new(Quiet),
-        ProgressMode::Quiet => Arc::new(Quiet),
-        ProgressMode::Auto if live => Arc::new(Live::new()),
-        ProgressMode::Auto | ProgressMode::Plain => Arc::new(Plain::default()),
-    };
+    let quiet = args.quiet || args.progress == ProgressMode::Quiet;
+    let shown = Arc::new(match args.progress {
+        _ if quiet => Shown::new(Quiet),
+        ProgressMode::Auto if live => Shown::new(Live::new()),
+        _ => Shown::new(Plain::default()),
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
     let runtime = runtime.map_err(|error| Failure::store(format!("threads cannot be started: {error}")))?;
-    let built = runtime.block_on(build(&session.engine, &request, progress, &session.cancel))?;
+    let progress = Arc::clone(&shown) as Arc<dyn Progress>;
+    let built = runtime.block_on(build(&session.engine, &request, progress, &session.cancel));
+    if !quiet {
+        shown.finish();
+    }
+    let built = built?;
     if args.quiet {
-        print(&format!("{}\n", built.image_id()));
+        print(&format!("{}\n", built.image_id()))?;
     } else {
         let cached = if built.steps_run == 0 { ", everything from the cache" } else { "" };
-        print(&format!("image {}{cached}\n", built.image_id()));
+        print(&format!("image {}{cached}\n", built.image_id()))?;
         for tag in &request.tags {
-            print(&format!("named {}\n", tag.familiar()));
+            print(&format!("named {}\n", tag.familiar()))?;
         }
     }
     Ok(0)

@@ -407,6 +407,11 @@ fn ignore_file_beside_the_dockerfile_comes_first() {
     assert_eq!(store.shell("x", "cd /all && ls a b 2>/dev/null || true"), "b");
     store.build_bounded(&context, &["-f", crate::harness::text(&other), "-t", "x"]).expect(0);
     assert_eq!(store.shell("x", "cd /all && ls a b 2>/dev/null || true"), "a");
+    // A file that is left out is told with the rule that did it.
+    context.write("other/Dockerfile", "FROM busybox\nCOPY b /all/\n");
+    let outcome = store.build_bounded(&context, &["-f", crate::harness::text(&other)]).expect(4);
+    let rule = format!("line 1 of {}.dockerignore", other.display());
+    outcome.says(&[&format!("excluded by {rule}"), &format!("hint: {rule} excludes it")]);
     // A rule that cannot be read is named by file and line.
     context.write("other/Dockerfile.dockerignore", "b\n!\n");
     let outcome = store.build_bounded(&context, &["-f", crate::harness::text(&other)]).expect(4);

@@ -128,7 +128,7 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
         build_args: request.build_args.clone(),
         target: request.target.clone(),
         labels: request.labels.clone(),
-        ignore: ignore.lines().to_vec(),
+        ignore: ignore.clone(),
         contexts: named.clone(),
         network: request.network,
         all_stages: purpose == Purpose::Check && request.target.is_none(),

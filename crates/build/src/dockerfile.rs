@@ -87,7 +87,7 @@ fn read_bounded(path: &Path) -> io::Result<Result<Vec<u8>, u64>> {
     Ok(if bytes.len() as u64 > MAX_BYTES { Err(bytes.len() as u64) } else { Ok(bytes) })
 }
 
-/// The rules for a context, and the name of the file they come from.
+/// The rules for a context, with the name of the file they come from.
 ///
 /// `<Dockerfile>.dockerignore` beside the Dockerfile, else `.dockerignore` or `.containerignore`
 /// at the context's root.
@@ -97,7 +97,9 @@ pub(crate) fn read_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<P
         beside.push(".dockerignore");
         PathBuf::from(beside)
     });
-    for path in beside.into_iter().chain(IGNORE_NAMES.iter().map(|name| context.join(name))) {
+    let beside = beside.map(|path| (path.display().to_string(), path));
+    let at_root = IGNORE_NAMES.iter().map(|&name| (name.to_owned(), context.join(name)));
+    for (name, path) in beside.into_iter().chain(at_root) {
         let bytes = match read_bounded(&path) {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(size)) => {
@@ -109,11 +111,14 @@ pub(crate) fn read_ignore(context: &Path, dockerfile: Option<&Path>) -> Result<P
         };
         // Paths are bytes, rules are text: what is no UTF-8 matches nothing.
         let text = String::from_utf8_lossy(&bytes);
-        return Patterns::parse(&text).map_err(|error| BuildError::Ignore {
-            file: path.display().to_string(),
-            line: error.line,
-            message: error.message,
-        });
+        return match Patterns::parse(&text) {
+            Ok(rules) => Ok(rules.named(name)),
+            Err(error) => Err(BuildError::Ignore {
+                file: path.display().to_string(),
+                line: error.line,
+                message: error.message,
+            }),
+        };
     }
     Ok(no_rules())
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kiln_executor::{ExecError, Exit};
 use kiln_frontend::Diagnostic;
+use kiln_frontend::ignore::RulePlace;
 use kiln_llb::Location;
 use kiln_oci::{DiffId, Digest, Reference};
 
@@ -120,7 +121,7 @@ pub enum OpError {
     Exec(#[from] ExecError),
     /// A source of `COPY` or `ADD` does not exist.
     #[error("{path:?} does not exist in {place}")]
-    NoSource { path: String, place: String, ignored_by: Option<usize>, similar: Option<String> },
+    NoSource { path: String, place: String, ignored_by: Option<RulePlace>, similar: Option<String> },
     /// A source of `COPY` or `ADD` is a symbolic link to nothing.
     #[error("{path:?} is a link to {target:?}, which does not exist in {place}")]
     Dangling { path: String, target: String, place: String },

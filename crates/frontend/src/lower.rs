@@ -45,8 +45,8 @@ pub struct Options {
     pub build_platform: Platform,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
-    /// Lines of the context's ignore file.
-    pub ignore: Vec<String>,
+    /// The context's ignore file.
+    pub ignore: Patterns,
     /// `--build-context`, by name; `name::platform` counts for that platform only.
     pub contexts: BTreeMap<String, NamedContext>,
     /// The network of steps that choose none.
@@ -68,7 +68,7 @@ impl Options {
             build_platform: platform.clone(),
             platform,
             labels: BTreeMap::new(),
-            ignore: Vec::new(),
+            ignore: Patterns::default(),
             contexts: BTreeMap::new(),
             network: kiln_llb::Network::Default,
             keep_owners: false,
@@ -252,7 +252,7 @@ struct Lower<'a> {
     used_args: BTreeSet<String>,
     /// What the target would like to be given, and the stages it stands on or copies from.
     wishes: Vec<Wish>,
-    ignore: Option<Patterns>,
+    ignore: Option<&'a Patterns>,
     /// `SOURCE_DATE_EPOCH`.
     epoch: Option<i64>,
 }
@@ -286,8 +286,7 @@ impl<'a> Lower<'a> {
         lint: &'a mut Lint,
     ) -> Self {
         // Rules with `!` may take files back, so that nothing certain can be said of a path.
-        let plain = !options.ignore.iter().any(|line| line.trim_start().starts_with('!'));
-        let ignore = Some(&options.ignore).filter(|lines| plain && !lines.is_empty());
+        let plain = !options.ignore.lines().iter().any(|line| line.trim_start().starts_with('!'));
         let mut uses = vec![0; stages.list.len()];
         for stage in &stages.list {
             if let Base::Stage(base) = stage.base {
@@ -309,7 +308,7 @@ impl<'a> Lower<'a> {
             uses,
             used_args: BTreeSet::new(),
             wishes: Vec::new(),
-            ignore: ignore.and_then(|lines| Patterns::from_lines(lines).ok()),
+            ignore: plain.then_some(&options.ignore),
             epoch: None,
         }
     }
@@ -325,9 +324,10 @@ impl<'a> Lower<'a> {
             }
         }
         let built = self.take(target);
-        let Some(built) = built.filter(|_| self.needs.is_empty()) else {
+        let Some(mut built) = built.filter(|_| self.needs.is_empty()) else {
             return Ok(Lowering::Needs(self.needs));
         };
+        self.based_on_files(&mut built, self.stages.list[target].from);
         let mut config = built.config;
         config.config.env = built.image_env.to_entries();
         config.config.labels.extend(self.options.labels.clone());
@@ -443,6 +443,7 @@ impl<'a> Lower<'a> {
             }
         };
         let Some(mut built) = built else { return Ok(None) };
+        self.based_on_files(&mut built, from);
         // What an image or a stage asks of its children is done here, and not handed on.
         let triggers = std::mem::take(&mut built.config.config.on_build);
         if built.env.get("PATH").is_none() {
@@ -517,13 +518,14 @@ impl<'a> Lower<'a> {
         let id = self.definition.push(vertex);
         self.source_map.insert(id, title, Some(location(at)));
         built.tree = Some(id);
-        let history = History {
-            created_by: Some(shown(created_by)),
-            comment: Some(COMMENT.to_owned()),
-            ..History::default()
-        };
-        built.history.push(HistoryEntry { history, vertex: Some(id) });
+        built.history.push(history_entry(created_by, id));
     }
+}
+
+/// A layer as image histories tell it.
+fn history_entry(created_by: String, layer: VertexId) -> HistoryEntry {
+    let (created_by, comment) = (Some(shown(created_by)), Some(COMMENT.to_owned()));
+    HistoryEntry { history: History { created_by, comment, ..History::default() }, vertex: Some(layer) }
 }
 
 fn makes_layer(kind: Kind) -> bool {

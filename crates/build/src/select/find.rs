@@ -165,7 +165,7 @@ fn what(place: &Place<'_>) -> &'static str {
 /// The error for a source that means nothing, with what may help.
 pub(super) fn missing(place: &Place<'_>, source: &str, ignored: Option<Vec<u8>>) -> OpError {
     let ignored = ignored.map(|path| String::from_utf8_lossy(&path).into_owned());
-    let ignored_by = ignored.and_then(|path| place.ignore?.deciding_line(&path));
+    let ignored_by = ignored.and_then(|path| place.ignore?.deciding_rule(&path));
     let similar = if ignored_by.is_none() { similar(place, source) } else { None };
     OpError::NoSource { path: source.to_owned(), place: what(place).to_owned(), ignored_by, similar }
 }

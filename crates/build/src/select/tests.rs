@@ -88,6 +88,7 @@ fn check_missing(
 ) {
     match run(tree(names).path(), ignore, copy) {
         Err(OpError::NoSource { ignored_by, similar, .. }) => {
+            let ignored_by = ignored_by.map(|rule| rule.line);
             assert_eq!((ignored_by, similar.as_deref()), (line, near), "{copy:?}");
         }
         other => panic!("{copy:?}: {other:?}"),

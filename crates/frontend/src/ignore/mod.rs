@@ -13,6 +13,7 @@ mod pattern;
 mod tests;
 
 use std::borrow::Cow;
+use std::fmt;
 
 pub use pattern::{PathGlob, glob, glob_path};
 use pattern::{Units, units_of_path};
@@ -29,8 +30,25 @@ pub struct IgnoreError {
 /// The rules of an ignore file.
 #[derive(Debug, Clone, Default)]
 pub struct Patterns {
+    /// Empty where nobody said: then it is called as it usually is.
+    file: String,
     lines: Vec<String>,
     rules: Vec<Rule>,
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RulePlace {
+    /// The ignore file, as its user would call it.
+    pub file: String,
+    /// From 1.
+    pub line: usize,
+}
+
+impl fmt::Display for RulePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {} of {}", self.line, self.file)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -92,7 +110,13 @@ impl Patterns {
             };
             rules.push(Rule { line, negated, glob });
         }
-        Ok(Self { lines: lines.to_vec(), rules })
+        Ok(Self { file: String::new(), lines: lines.to_vec(), rules })
+    }
+
+    /// The same rules with the name of their file, for messages.
+    #[must_use]
+    pub fn named(self, file: String) -> Self {
+        Self { file, ..self }
     }
 
     /// The lines as they were read.
@@ -108,9 +132,11 @@ impl Patterns {
         self.deciding(&units_of_path(path.as_bytes())).is_some_and(|at| !self.rules[at].negated)
     }
 
-    /// The line of the rule that decided over `path`; `None` when no rule matches it.
-    pub fn deciding_line(&self, path: &str) -> Option<usize> {
-        self.deciding(&units_of_path(path.as_bytes())).map(|at| self.rules[at].line)
+    /// The rule that decided over `path`; `None` when no rule matches it.
+    pub fn deciding_rule(&self, path: &str) -> Option<RulePlace> {
+        let at = self.deciding(&units_of_path(path.as_bytes()))?;
+        let file = if self.file.is_empty() { ".dockerignore" } else { &self.file };
+        Some(RulePlace { file: file.to_owned(), line: self.rules[at].line })
     }
 
     /// Whether something below the directory `dir` may exist for the build: `dir` is not ignored,

@@ -231,7 +231,7 @@ fn patterns_that_are_no_file_know_no_comments() {
     assert!(!patterns(&["/a"]).is_ignored("a"));
     assert!(patterns(&["*", "", "!a/./b"]).is_ignored("a"));
     assert!(!patterns(&["*", "", "!a/./b"]).is_ignored("a/b"));
-    assert_eq!(patterns(&["*", "", "!a"]).deciding_line("a"), Some(3));
+    assert_eq!(patterns(&["*", "", "!a"]).deciding_rule("a").map(|rule| rule.line), Some(3));
 }
 
 #[test]
@@ -243,8 +243,8 @@ fn directories_are_entered_only_for_what_may_be_taken_back() {
     assert!(!rules.may_contain_included("target/other"));
     assert!(!rules.may_contain_included("node_modules"));
     assert!(rules.may_contain_included("elsewhere"));
-    assert_eq!(rules.deciding_line("node_modules/x"), Some(2));
-    assert_eq!(rules.deciding_line("elsewhere"), None);
+    assert_eq!(rules.deciding_rule("node_modules/x").unwrap().to_string(), "line 2 of .dockerignore");
+    assert_eq!(rules.deciding_rule("elsewhere"), None);
 
     assert!(!Patterns::parse("!d/keep\nd").unwrap().may_contain_included("d"));
     assert!(Patterns::parse("d\n!**/keep").unwrap().may_contain_included("d/e/f"));
@@ -372,7 +372,7 @@ fn hostile_patterns_take_polynomial_time() {
 fn a_million_patterns_are_read() {
     let text = "**/a*/b?c\n".repeat(1_000_000);
     let rules = Patterns::parse(&text).unwrap();
-    assert_eq!(rules.deciding_line("x/aa/bbc"), Some(1_000_000));
+    assert_eq!(rules.deciding_rule("x/aa/bbc").map(|rule| rule.line), Some(1_000_000));
     assert!(!rules.is_ignored("x/y"));
 }
 

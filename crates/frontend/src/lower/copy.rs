@@ -271,13 +271,13 @@ impl Lower<'_> {
     }
 
     fn check_ignored(&mut self, at: &Instruction, text: &Text, path: &str) {
-        let Some(ignore) = &self.ignore else { return };
+        let Some(ignore) = self.ignore else { return };
         let clean = join("/", path)[1..].to_owned();
         if clean.is_empty() || !ignore.is_ignored(&clean) {
             return;
         }
-        let line = ignore.deciding_line(&clean).map(|line| format!(" (line {line})")).unwrap_or_default();
-        let message = format!("{clean:?} is excluded by .dockerignore{line}");
+        let Some(rule) = ignore.deciding_rule(&clean) else { return };
+        let message = format!("{clean:?} is excluded by {rule}");
         self.lint.warn(Rule::CopyIgnoredFile, at, at.text_span(text), message, None);
     }
 
@@ -304,7 +304,7 @@ impl Lower<'_> {
 
     /// The one vertex for the build context.
     pub(super) fn context(&mut self) -> VertexId {
-        let local = Local { name: "context".to_owned(), ignore: self.options.ignore.clone() };
+        let local = Local { name: "context".to_owned(), ignore: self.options.ignore.lines().to_vec() };
         let id = self.definition.push(Vertex { op: Op::Source(Source::Local(local)), inputs: Vec::new() });
         self.source_map.insert(id, "[internal] load build context".to_owned(), None);
         id

@@ -30,6 +30,8 @@ pub(crate) struct Case {
     pub(crate) rows: Vec<String>,
     pub(crate) shows: Shows,
     pub(crate) options: Options,
+    /// Lines of the ignore file.
+    pub(crate) ignore: Vec<String>,
     pub(crate) images: BTreeMap<Reference, BaseImage>,
     /// What the caller answers when it is asked for the time of something.
     pub(crate) time: Option<i64>,
@@ -58,6 +60,7 @@ impl Case {
             rows: Vec::new(),
             shows: Shows::Dag,
             options: Options::new(platform),
+            ignore: Vec::new(),
             images: BTreeMap::new(),
             time: None,
             verdict: Verdict::Accepts,
@@ -82,7 +85,7 @@ impl Case {
                     case.options.build_args.insert(name, value);
                 }
                 "target" => case.options.target = Some(text),
-                "ignore" => case.options.ignore.push(text),
+                "ignore" => case.ignore.push(text),
                 "image" => {
                     let (name, config) = pair(value, ' ')?;
                     let reference: Reference = name.parse().map_err(|error| format!("{name}: {error}"))?;

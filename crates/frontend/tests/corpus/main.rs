@@ -55,11 +55,14 @@ impl Outcome {
     fn of(case: &Case, bytes: &[u8]) -> Self {
         let lossy = String::from_utf8_lossy(bytes).into_owned();
         // As a build does: what the ignore file says is checked before the Dockerfile is lowered.
-        if let Err(error) = Patterns::from_lines(&case.options.ignore) {
-            let (span, message) = (Span { start: 0, end: 0 }, error.message);
-            let error = Diagnostic { severity: Severity::Error, span, message, hint: None, rule: None };
-            return Self::failed(bytes, vec![error], String::new(), lossy);
-        }
+        let ignore = match Patterns::from_lines(&case.ignore) {
+            Ok(ignore) => ignore,
+            Err(error) => {
+                let (span, message) = (Span { start: 0, end: 0 }, error.message);
+                let error = Diagnostic { severity: Severity::Error, span, message, hint: None, rule: None };
+                return Self::failed(bytes, vec![error], String::new(), lossy);
+            }
+        };
         let text = match decode(bytes) {
             Ok(text) => text,
             Err(error) => return Self::failed(bytes, vec![error], String::new(), lossy),
@@ -71,6 +74,7 @@ impl Outcome {
         }
         let mut images = case.images.clone();
         let mut options = case.options.clone();
+        options.ignore = ignore;
         for _ in 0..20 {
             match lower(&ast, &options, &images) {
                 Ok(Lowering::Done(lowered)) => {
@@ -179,7 +183,7 @@ fn judge(case: &Case, outcome: &Outcome, rendered: &str) -> Vec<String> {
     }
     if !case.ignored.is_empty() || !case.kept.is_empty() {
         // Rules that cannot be read were an error above.
-        let patterns = Patterns::from_lines(&case.options.ignore).ok();
+        let patterns = Patterns::from_lines(&case.ignore).ok();
         let ignored = |path: &str| patterns.as_ref().is_some_and(|patterns| patterns.is_ignored(path));
         for path in case.ignored.iter().filter(|path| !ignored(path)) {
             wrong.push(format!("{path:?} is not ignored"));

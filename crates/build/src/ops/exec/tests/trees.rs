@@ -164,7 +164,9 @@ fn a_missing_source_is_told_as_copy_tells_it() {
     let mut missing = |input: VertexId, source: &str| {
         let target = bench.mounting(&[input], vec![bind(Some(0), source, "/mnt", false)]);
         match bench.solve(target, |_| panic!("it must not run")).error() {
-            OpError::NoSource { path, ignored_by, similar, .. } => (path, ignored_by, similar),
+            OpError::NoSource { path, ignored_by, similar, .. } => {
+                (path, ignored_by.map(|rule| rule.line), similar)
+            }
             other => panic!("{other:?}"),
         }
     };
