@@ -31,13 +31,22 @@ pub(crate) fn parse_as(text: &str, stands_for: Option<Span>) -> (Ast, Vec<Diagno
     };
     let Lexed { directives, lines } = lexed;
     let (mut instructions, mut diagnostics) = (Vec::new(), Vec::new());
+    let mut glued = None;
     for line in &lines {
         match instruction(line, 0, directives.escape) {
             Ok(instruction) => {
                 diagnostics.extend(almost_json(&instruction));
+                glued = glued_heredoc(&instruction);
                 instructions.push(instruction);
             }
-            Err(diagnostic) => diagnostics.push(*diagnostic),
+            Err(mut diagnostic) => {
+                // Only the first line behind it: the others follow from that.
+                if let Some(opener) = glued.take() {
+                    let hint = format!("put a blank in front of `<<` in `{opener}` to begin a heredoc there");
+                    *diagnostic = diagnostic.with_hint(Some(hint));
+                }
+                diagnostics.push(*diagnostic);
+            }
         }
     }
     if lines.is_empty() {
@@ -51,6 +60,21 @@ pub(crate) fn parse_as(text: &str, stands_for: Option<Span>) -> (Ast, Vec<Diagno
         diagnostics.push(Diagnostic::error(span, message).with_hint(Some(hint)));
     }
     (Ast { directives, instructions }, diagnostics)
+}
+
+/// What looks like a heredoc in RUN, COPY or ADD and is none, for it is part of a word: `cat<<EOF`.
+fn glued_heredoc(instruction: &Instruction) -> Option<String> {
+    if !matches!(instruction.kind, Kind::Run | Kind::Copy | Kind::Add)
+        || !instruction.line.heredocs.is_empty()
+    {
+        return None;
+    }
+    let is_name = |text: &str| text.chars().next().is_some_and(|c| c.is_alphabetic() || c == '_');
+    let word = instruction.line.text.split_whitespace().find(|word| {
+        let opened = word.split_once("<<").filter(|(before, _)| !before.is_empty() && !before.ends_with('<'));
+        opened.is_some_and(|(_, name)| is_name(name.trim_start_matches('-').trim_matches(['"', '\''])))
+    })?;
+    Some(word.to_owned())
 }
 
 fn empty() -> Ast {
