@@ -7,6 +7,7 @@ use kiln_containers::RunError;
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_llb::Location;
+use rustix::io::Errno;
 
 /// Exit codes, the same for every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,12 @@ pub(crate) struct Failure {
 impl Failure {
     fn new(code: Code, message: impl AsRef<str>) -> Self {
         Self { code, text: format!("error: {}\n", message.as_ref()), hint: None }
+    }
+
+    /// The same, for want of space.
+    fn no_space(self) -> Self {
+        let failure = Self { code: exit::LIMIT, ..self };
+        failure.hint("make room on that file system, or put the store on another one with `--root DIR`")
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -127,6 +134,24 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Whether the disk was full, or a quota used up, somewhere below.
+fn is_no_space(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let full = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded);
+        if error.downcast_ref().is_some_and(full)
+            || error.downcast_ref().is_some_and(|errno: &Errno| full(&(*errno).into()))
+            || error.downcast_ref().is_some_and(kiln_content::Error::is_no_space)
+            || error.downcast_ref().is_some_and(kiln_snapshotter::Error::is_no_space)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// Only the causes.
 fn causes(error: &dyn std::error::Error) -> String {
     let all = chain(error);
@@ -148,8 +173,15 @@ fn line_start(text: &str, line: usize) -> usize {
 
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
-        let plain = |code| Failure { code, text: format!("error: {}", chain(&error)), hint: None };
-        match &error {
+        let failure = Self::of_build(&error);
+        if is_no_space(&error) { failure.no_space() } else { failure }
+    }
+}
+
+impl Failure {
+    fn of_build(error: &BuildError) -> Self {
+        let plain = |code| Failure { code, text: format!("error: {}", chain(error)), hint: None };
+        match error {
             BuildError::Dockerfile { dockerfile, diagnostics } => {
                 let shown = diagnostics.iter().map(|d| d.render(&dockerfile.name, &dockerfile.text));
                 let refused = diagnostics.iter().any(|found| found.severity == Severity::Refused);
@@ -201,7 +233,6 @@ impl From<BuildError> for Failure {
             | BuildError::Ignore { .. }
             | BuildError::Archive { .. }
             | BuildError::Output { .. } => plain(exit::SOURCE),
-            BuildError::Store(inner) if inner.is_no_space() => plain(exit::LIMIT),
             BuildError::Store(kiln_content::Error::NotWritable { .. }) => {
                 plain(exit::STORE).hint("choose another place with `--root DIR` or KILN_ROOT")
             }
@@ -272,20 +303,9 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::Owner { .. } => plain(exit::DOCKERFILE),
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
-        OpError::Copy(kiln_layer::CopyError::Host { source, .. })
-            if matches!(
-                source.kind(),
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-            ) =>
-        {
-            plain(exit::LIMIT)
-        }
         OpError::Unpack { source, .. } => plain(apply_code(&source.0)),
         OpError::Source(inner) => plain(source_code(inner)),
-        OpError::Build(inner) => match &**inner {
-            BuildError::Store(error) if error.is_no_space() => plain(exit::LIMIT),
-            _ => plain(exit::STORE),
-        },
+        OpError::Build(_) => plain(exit::STORE),
         _ => plain(exit::SOURCE),
     }
 }

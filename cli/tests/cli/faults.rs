@@ -89,8 +89,10 @@ impl Reference {
                 Some(format!("it succeeds with another image: {}", said()))
             }
             Some(0) => None,
-            // Standard output may be what failed.
             Some(101) => Some(format!("exit code 101: {}", said())),
+            Some(code) if fault == Fault::Fail(Errno::ENOSPC) && code != 8 => {
+                Some(format!("a full disk is not told as one: {}", said()))
+            }
             Some(_) => None,
             None if fault == Fault::Kill => None,
             None => Some(format!("a signal ends it: {}", said())),

@@ -77,8 +77,8 @@ fn sweep(sizes: impl Iterator<Item = String>) -> usize {
         }
         match last.code {
             Some(0) => continue,
-            // The step's own command may be the one that finds the disk full.
-            Some(1) if last.stderr.contains("No space left") => refused += 1,
+            // The step's own command may be the one that finds the disk full, and say what it likes.
+            Some(1) if last.stderr.contains("process exited with code") => refused += 1,
             Some(8) if last.stderr.contains("No space left") => refused += 1,
             _ => complain("neither done nor refused for want of space", last),
         }
