@@ -137,19 +137,22 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Whether the disk was full, or a quota used up, somewhere below.
 fn is_no_space(error: &(dyn std::error::Error + 'static)) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let full = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded);
-        if error.downcast_ref().is_some_and(full)
-            || error.downcast_ref().is_some_and(|errno: &Errno| full(&(*errno).into()))
-            || error.downcast_ref().is_some_and(kiln_content::Error::is_no_space)
-            || error.downcast_ref().is_some_and(kiln_snapshotter::Error::is_no_space)
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    let full = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded);
+    let here = error.downcast_ref().is_some_and(full)
+        || error.downcast_ref().is_some_and(|errno: &Errno| full(&(*errno).into()))
+        || error.downcast_ref().is_some_and(kiln_content::Error::is_no_space)
+        || error.downcast_ref().is_some_and(kiln_snapshotter::Error::is_no_space);
+    // An error that speaks as the one in it does not name that one as its source, and one in a box
+    // names the box.
+    let within = match (error.downcast_ref(), error.downcast_ref(), error.downcast_ref()) {
+        (Some(BuildError::Store(inner)), _, _) => inner.is_no_space(),
+        (Some(BuildError::Snapshots(inner)), _, _) => inner.is_no_space(),
+        (Some(BuildError::Step { source, .. }), _, _) => is_no_space(source.as_ref()),
+        (_, Some(OpError::Build(inner)), _) => is_no_space(inner.as_ref()),
+        (_, _, Some(SourceError::Build(inner))) => is_no_space(inner.as_ref()),
+        _ => false,
+    };
+    here || within || error.source().is_some_and(is_no_space)
 }
 
 /// Only the causes.

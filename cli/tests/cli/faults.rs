@@ -90,7 +90,8 @@ impl Reference {
             }
             Some(0) => None,
             Some(101) => Some(format!("exit code 101: {}", said())),
-            Some(code) if fault == Fault::Fail(Errno::ENOSPC) && code != 8 => {
+            // SQLite does not tell what a sync failed with.
+            Some(code) if fault == Fault::Fail(Errno::ENOSPC) && code != 8 && traced.hit != Some("fsync") => {
                 Some(format!("a full disk is not told as one: {}", said()))
             }
             Some(_) => None,

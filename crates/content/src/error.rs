@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use kiln_oci::Digest;
+use rusqlite::ffi::{SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE};
 
 /// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +90,11 @@ impl Error {
             Error::Host { source, .. } | Error::NotWritable { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Error::Db(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            // What is in memory for all processes grows as a file, and the errno of that is not told.
+            Error::Db(error) => error.sqlite_error().is_some_and(|error| {
+                error.code == rusqlite::ErrorCode::DiskFull
+                    || [SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE].contains(&error.extended_code)
+            }),
             _ => false,
         }
     }
