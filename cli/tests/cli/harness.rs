@@ -232,7 +232,7 @@ impl Store {
 
     /// Checks everything that the store holds; what is wrong with it.
     pub(crate) fn sound(&self) -> Result<(), String> {
-        let outcome = self.kiln(&["images"]);
+        let outcome = self.kiln(&["fsck", "--deep"]);
         if outcome.code == Some(0) { Ok(()) } else { Err(format!("{}{}", outcome.stdout, outcome.stderr)) }
     }
 
