@@ -36,6 +36,10 @@ impl Engine {
         let lease = Arc::new(store.lease()?);
         let engine = Self { store, snapshots, executor, lease };
         engine.sweep()?;
+        if engine.store.rebuilt().is_some() {
+            // Its journal says what was put there, not what is there still.
+            crate::fsck::drop_dangling(&engine)?;
+        }
         Ok(engine)
     }
 

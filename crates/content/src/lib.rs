@@ -16,6 +16,7 @@
 
 mod blobs;
 mod error;
+mod files;
 mod index;
 mod journal;
 mod lease;
@@ -27,6 +28,7 @@ mod tables;
 
 pub use blobs::Ingest;
 pub use error::Error;
+pub use files::{BlobFile, Files};
 pub use index::Rebuilt;
 pub use lease::Lease;
 pub use pins::{Claim, Claims, Pin, Pinnable};
