@@ -30,7 +30,7 @@ pub(crate) enum Command {
     /// Show an image's config as JSON
     Inspect(NamesArgs),
     /// Show the instructions that made an image
-    History(NameArgs),
+    History(HistoryArgs),
     /// Remove image names, and images without another name
     Rmi(RmiArgs),
     /// Give an image another name
@@ -175,10 +175,13 @@ pub(crate) struct ImagesArgs {
 }
 
 #[derive(Args)]
-pub(crate) struct NameArgs {
+pub(crate) struct HistoryArgs {
     /// Image name or ID
     #[arg(value_name = "IMAGE")]
     pub(crate) name: String,
+    /// Show whole instructions, however long
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
 }
 
 #[derive(Args)]
