@@ -174,7 +174,7 @@ fn damaged_places_of_snapshots_are_found_forgotten_and_made_anew() {
         (
             "a snapshot that is gone",
             |bench| fs::remove_dir_all(bench.snapshot_with("two").0).expect("ours"),
-            "result",
+            "image",
         ),
         (
             "a parent that is gone",
