@@ -14,7 +14,7 @@ pub(crate) fn run(session: &Session, args: &DuArgs) -> Result<u8, Failure> {
         Format::Json => print(&json(&usage)),
         Format::Table if args.verbose => print(&verbose(&usage)),
         Format::Table => print(&summary(&usage)),
-    }
+    }?;
     Ok(0)
 }
 

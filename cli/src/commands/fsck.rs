@@ -14,7 +14,7 @@ pub(crate) fn run(session: &Session, args: &FsckArgs) -> Result<u8, Failure> {
     match args.format {
         Format::Json => print(&json(&report)),
         Format::Table => print(&text(&report, args)),
-    }
+    }?;
     Ok(if report.is_damaged() { exit::STORE.number() } else { 0 })
 }
 

@@ -19,14 +19,14 @@ pub(crate) fn run(session: &Session, args: &GcArgs) -> Result<u8, Failure> {
     match args.format {
         Format::Json => print(&json(&collected, args.dry_run)),
         Format::Table => print_text(&collected, args.dry_run, args.verbose || args.dry_run),
-    }
+    }?;
     if collected.over_limit {
         eprintln!("warning: the limit does not hold although all that may go is gone");
     }
     Ok(0)
 }
 
-fn print_text(collected: &Collected, dry_run: bool, verbose: bool) {
+fn print_text(collected: &Collected, dry_run: bool, verbose: bool) -> Result<(), Failure> {
     let removed = if dry_run { "would go" } else { "removed" };
     let mut rows = Vec::new();
     for object in &collected.objects {
@@ -40,7 +40,7 @@ fn print_text(collected: &Collected, dry_run: bool, verbose: bool) {
             [verdict, object.kind.name(), &name(object), &size, &object.reason].map(str::to_owned).to_vec(),
         );
     }
-    print(&table(&rows));
+    print(&table(&rows))?;
     let count = collected.objects.iter().filter(|object| object.verdict == Verdict::Remove).count();
     let left = collected.before_bytes.saturating_sub(collected.removed_bytes);
     print(&format!(
@@ -48,7 +48,7 @@ fn print_text(collected: &Collected, dry_run: bool, verbose: bool) {
         human_size(collected.removed_bytes),
         if dry_run { "would take" } else { "takes" },
         human_size(left)
-    ));
+    ))
 }
 
 /// What a user calls it.

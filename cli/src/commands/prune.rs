@@ -12,14 +12,14 @@ use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &PruneArgs) -> Result<u8, Failure> {
     if !args.force && !ask(args.all)? {
-        print("nothing was removed\n");
+        print("nothing was removed\n")?;
         return Ok(0);
     }
     let collected = collect(&session.engine, &Policy::prune(args.all), false, &session.cancel)?;
     for object in collected.objects.iter().filter(|object| object.verdict == Verdict::Remove) {
-        print(&format!("removed {} {}\n", object.kind.name(), name(object)));
+        print(&format!("removed {} {}\n", object.kind.name(), name(object)))?;
     }
-    print(&format!("Total reclaimed space: {}\n", human_size(collected.removed_bytes)));
+    print(&format!("Total reclaimed space: {}\n", human_size(collected.removed_bytes)))?;
     Ok(0)
 }
 

@@ -286,6 +286,18 @@ fn formats_of_a_newer_kiln_are_refused_and_left_alone() {
     fs::write(&meta, old).expect("ours");
     bench.store.ok(&["fsck", "--deep"]);
 
+    let cached = "FROM busybox\nRUN --mount=type=cache,id=things,target=/c echo x > /c/x\n";
+    let context = Context::new(&[("Dockerfile", cached)]);
+    bench.store.build(&context, &[]).expect(0);
+    let mount = fs::read_dir(bench.at("cache-mounts")).expect("ours").next().expect("one").expect("ours");
+    let record = mount.path().join("record");
+    let newer = fs::read_to_string(&record).expect("ours").replacen("\"version\":1", "\"version\":2", 1);
+    fs::write(&record, &newer).expect("ours");
+    for args in [&["build", "--no-cache", context.path()][..], &["prune", "--force"]] {
+        bench.store.kiln(args).expect(6).says(&["has version 2"]);
+    }
+    assert_eq!(fs::read_to_string(&record).expect("ours"), newer);
+
     fs::remove_file(bench.at("db/meta.sqlite")).expect("ours");
     let journal = fs::read_to_string(bench.at("db/journal")).expect("ours");
     let newer = journal.replacen("kiln-journal 1", "kiln-journal 7", 1);

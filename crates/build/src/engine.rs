@@ -46,8 +46,13 @@ impl Engine {
     /// Removes active snapshots and half-written blobs whose owner is dead: what `kill -9` left.
     fn sweep(&self) -> Result<(), BuildError> {
         for key in self.snapshots.list()?.1 {
-            if !self.store.is_key_live(&key) {
-                self.snapshots.remove_active(&key)?;
+            if self.store.is_key_live(&key) {
+                continue;
+            }
+            match self.snapshots.remove_active(&key) {
+                // Another command sweeps, too.
+                Ok(()) | Err(kiln_snapshotter::Error::NoActive(_)) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         self.store.sweep_ingest()?;

@@ -17,7 +17,7 @@ use kiln_oci::{Digest, SnapshotId};
 
 use crate::cache_mounts::remove_cache_mount;
 use crate::engine::now_unix;
-use crate::world::{World, remove_repository};
+use crate::world::{World, remove_repository, unreadable};
 use crate::{BuildCancel, BuildError, Engine};
 
 pub use plan::{Kind, Object, Verdict};
@@ -142,7 +142,7 @@ fn turn_path(engine: &Engine) -> std::path::PathBuf {
 }
 
 fn unlockable(engine: &Engine, source: std::io::Error) -> BuildError {
-    BuildError::Unreadable { path: turn_path(engine), source }
+    unreadable(&turn_path(engine))(source)
 }
 
 fn run(
@@ -327,7 +327,7 @@ impl<'a> Collection<'a> {
     /// Removes what nothing refers to any more; `false`: somebody uses it.
     fn remove_data(&self, object: &Object) -> Result<bool, BuildError> {
         let root = self.engine.store.root();
-        let cannot = |source| BuildError::Unreadable { path: root.join(&object.id), source };
+        let cannot = unreadable(&root.join(object.kind.name().replace(' ', "-") + "s").join(&object.id));
         match &object.kind {
             Kind::Image { .. } => Ok(true),
             Kind::Snapshot { id, .. } => match self.engine.snapshots.remove(id) {

@@ -158,9 +158,10 @@ impl World {
     }
 }
 
-fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> BuildError {
+/// A part of the store cannot be read or changed.
+pub(crate) fn unreadable(path: &Path) -> impl FnOnce(io::Error) -> BuildError + use<> {
     let path = path.to_owned();
-    move |source| BuildError::Unreadable { path, source }
+    move |source| kiln_content::Error::Host { call: "looking after the store", path, source }.into()
 }
 
 fn repositories(dir: &Path) -> io::Result<Vec<Repository>> {
