@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod store;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -39,6 +41,14 @@ pub(crate) enum Command {
     Save(SaveArgs),
     /// Read images from a docker or OCI archive
     Load(LoadArgs),
+    /// Show what the store takes on disk
+    Du(store::DuArgs),
+    /// Remove what nothing needs, and cache as the policy says
+    Gc(store::GcArgs),
+    /// Remove images without a name and the cache that no image needs
+    Prune(store::PruneArgs),
+    /// Check the store
+    Fsck(store::FsckArgs),
 }
 
 #[derive(Args)]

@@ -12,7 +12,7 @@ use kiln_solver::{EventSink, Job, SolveError};
 use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
 use crate::dockerfile::Dockerfile;
-use crate::engine::rfc3339;
+use crate::engine::{now_unix, rfc3339};
 use crate::image::{read_config, store_image, with_layers};
 use crate::input::{Input, Reader};
 use crate::layers::Layers;
@@ -90,6 +90,7 @@ pub async fn build(
         engine.store.set_name(tag, &image.config)?;
     }
     engine.store.barrier()?;
+    engine.store.note_use(now_unix())?;
     Ok(Built { image, steps_run: cache.saved() })
 }
 
