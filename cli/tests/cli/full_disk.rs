@@ -57,6 +57,11 @@ fn commands(small: &Small, tar: &str, context: &Context) -> Vec<Outcome> {
     outcomes
 }
 
+/// What the kernel says of a full disk, or SQLite.
+fn is_full(stderr: &str) -> bool {
+    stderr.contains("No space left") || stderr.contains("disk is full")
+}
+
 /// How many sizes were too small.
 fn sweep(sizes: impl Iterator<Item = String>) -> usize {
     let base = Store::empty();
@@ -79,7 +84,7 @@ fn sweep(sizes: impl Iterator<Item = String>) -> usize {
             Some(0) => continue,
             // The step's own command may be the one that finds the disk full, and say what it likes.
             Some(1) if last.stderr.contains("process exited with code") => refused += 1,
-            Some(8) if last.stderr.contains("No space left") => refused += 1,
+            Some(8) if is_full(&last.stderr) => refused += 1,
             _ => complain("neither done nor refused for want of space", last),
         }
         if small.store.kiln(&["images"]).stdout.contains("made") {

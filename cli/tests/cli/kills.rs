@@ -167,8 +167,13 @@ fn a_killed_load_loses_nothing() {
     let (_store, _context, saved) = with_image();
     let other = Store::empty();
     let line = lines(&["load", "-i", text(&saved)]);
+    // Nothing of it is there, so that there is something to do.
+    let prepare = || {
+        other.kiln(&["rmi", "image"]);
+        other.ok(&["prune", "--all", "--force"]);
+    };
     let result = |stdout: &str| format!("{stdout}{}", other.ok(&["inspect", "image"]).stdout);
-    Scenario { store: &other, line, prepare: nothing(), result: Box::new(result) }.campaign("load");
+    Scenario { store: &other, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("load");
 }
 
 #[test]
@@ -177,6 +182,10 @@ fn a_killed_import_loses_nothing() {
     let store = Store::with_busybox();
     let tar = crate::harness::busybox_tar(store.beside("").as_path());
     let line = lines(&["import", text(&tar), "imported", "-c", "CMD [\"sh\"]"]);
+    let prepare = || {
+        store.kiln(&["rmi", "imported"]);
+        store.ok(&["prune", "--all", "--force"]);
+    };
     let result = |_: &str| store.inspect("imported")["RootFS"].to_string();
-    Scenario { store: &store, line, prepare: nothing(), result: Box::new(result) }.campaign("import");
+    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("import");
 }
