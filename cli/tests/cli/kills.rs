@@ -1,8 +1,8 @@
 //! Killed at random moments: whatever kiln was doing, the store is sound and the same command does
 //! its work the next time.
 //!
-//! A run of the test command kills some hundred times with a seed of its own, which it prints;
-//! `KILN_KILLS=N` kills N times for each kind of command, `KILN_SEED=N` repeats a run.
+//! A run of the test command kills 2,000 times with seeds of its own, which it prints; `KILN_KILLS=N`
+//! kills N times for each of the five kinds of command, `KILN_SEED=N` repeats a run.
 
 use std::collections::hash_map::RandomState;
 use std::fs;
@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use crate::harness::{Context, Store, needs_root, text};
 
 /// Kills for each kind of command in a run of the test command.
-const KILLS: usize = 100;
+const KILLS: usize = 400;
 
 /// SplitMix64: a seed repeats a run.
 struct Random(u64);
@@ -188,4 +188,18 @@ fn a_killed_import_loses_nothing() {
     };
     let result = |_: &str| store.inspect("imported")["RootFS"].to_string();
     Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("import");
+}
+
+#[test]
+fn a_killed_collection_loses_nothing() {
+    needs_root!();
+    let (store, _context, _) = with_image();
+    let junk = Context::new(&[("Dockerfile", "FROM busybox\nCOPY . /junk/\n"), ("a", "a"), ("d/b", "b")]);
+    let prepare = || {
+        store.build(&junk, &["--no-cache", "-t", "junk"]).expect(0);
+        store.ok(&["rmi", "junk"]);
+    };
+    let line = lines(&["prune", "--all", "--force"]);
+    let result = |_: &str| store.ok(&["inspect", "image", "busybox"]).stdout;
+    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("prune");
 }

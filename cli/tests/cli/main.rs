@@ -16,6 +16,7 @@ mod repo;
 mod web;
 
 mod bad_input;
+mod bit_rot;
 mod build;
 mod build_process;
 mod catalogue;
