@@ -240,6 +240,9 @@ impl Drop for Store {
     fn drop(&mut self) {
         // The last to close the index writes its log into it. Closed here, so that the file can be
         // looked at afterwards; the field is left with a connection to nothing.
+        if !self.wrote.load(Ordering::Relaxed) && !self.place.has_log() {
+            return;
+        }
         let before = self.place.stamp();
         let Ok(nothing) = Connection::open_in_memory() else { return };
         drop(std::mem::replace(&mut *self.db(), nothing));
