@@ -27,7 +27,7 @@ pub struct FsckOptions {
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What kind of thing: `index`, `name`, `image`, `layer`, `chain`, `result`, `source`,
+    /// What kind of thing: `index`, `journal`, `name`, `image`, `layer`, `chain`, `result`, `source`,
     /// `snapshot`, `blob`.
     pub kind: &'static str,
     /// Which one.
@@ -71,10 +71,15 @@ impl Report {
 pub fn fsck(engine: &Engine, options: &FsckOptions, cancel: &BuildCancel) -> Result<Report, BuildError> {
     let _turn = crate::gc::turn(engine)?;
     let mut check = Check::new(engine, options.repair)?;
+    let lines = engine.store.damaged_journal_lines()?;
     if let Some(what) = engine.store.find_index_damage()? {
         check.found("index", "db/meta.sqlite", what, None);
         // What a damaged index says about the rest is worth nothing.
         return Ok(check.report);
+    }
+    if lines > 0 {
+        let done = Some("written anew from the index");
+        check.found("journal", "db/journal", format!("{lines} lines are damaged"), done);
     }
     check.snapshots()?;
     check.records()?;

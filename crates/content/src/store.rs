@@ -92,7 +92,7 @@ impl Store {
     }
 
     /// What is wrong with the index, if anything: its pages, and whether it is what its journal
-    /// says. Costs O(records); writers wait meanwhile.
+    /// says. A damaged journal beside a sound index is written anew. Costs O(records); writers wait meanwhile.
     ///
     /// # Errors
     /// [`Error::Host`], [`Error::Db`].
@@ -106,6 +106,14 @@ impl Store {
             self.place.distrust();
         }
         Ok(found)
+    }
+
+    /// How many lines of the index's journal cannot be read. Costs O(lines).
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn damaged_journal_lines(&self) -> Result<usize, Error> {
+        Ok(self.journal().read()?.damaged)
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
