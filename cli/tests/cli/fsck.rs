@@ -240,6 +240,19 @@ fn damaged_index_costs_one_warning_and_no_cache() {
 }
 
 #[test]
+fn damaged_journal_is_told_and_written_anew() {
+    needs_root!();
+    let bench = Bench::new();
+    let journal = bench.at("db/journal");
+    let bytes = fs::read(&journal).expect("ours").len();
+    flip(&journal);
+    let said = bench.store.ok(&["fsck"]).stdout;
+    assert!(said.contains("journal db/journal: 1 lines are damaged (written anew"), "{bytes} bytes: {said}");
+    assert_eq!(bench.store.ok(&["fsck", "--rebuild"]).stdout.lines().count(), 1);
+    assert_eq!(bench.store.build(&bench.context, &["-t", "app:1"]).expect(0).ran(), [""; 0]);
+}
+
+#[test]
 fn index_is_made_anew_when_asked() {
     needs_root!();
     let bench = Bench::new();

@@ -61,7 +61,7 @@ impl Engine {
 
     /// Prepares an active snapshot that is removed again unless it is committed.
     pub fn prepare(&self, parent: Option<&SnapshotId>) -> Result<Active, BuildError> {
-        parent.map_or(Ok(()), |parent| self.store.hold_snapshot(parent))?;
+        parent.map(|parent| self.store.hold_snapshot(parent)).transpose()?;
         let key = self.lease.new_key();
         self.snapshots.prepare(&key, parent)?;
         Ok(Active { key: Some(key), engine: self.clone() })

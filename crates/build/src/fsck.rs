@@ -27,7 +27,7 @@ pub struct FsckOptions {
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What kind of thing: `index`, `name`, `image`, `layer`, `chain`, `result`, `source`,
+    /// What kind of thing: `index`, `journal`, `name`, `image`, `layer`, `chain`, `result`, `source`,
     /// `snapshot`, `blob`.
     pub kind: &'static str,
     /// Which one.
@@ -71,10 +71,15 @@ impl Report {
 pub fn fsck(engine: &Engine, options: &FsckOptions, cancel: &BuildCancel) -> Result<Report, BuildError> {
     let _turn = crate::gc::turn(engine)?;
     let mut check = Check::new(engine, options.repair)?;
+    let lines = engine.store.damaged_journal_lines()?;
     if let Some(what) = engine.store.find_index_damage()? {
         check.found("index", "db/meta.sqlite", what, None);
         // What a damaged index says about the rest is worth nothing.
         return Ok(check.report);
+    }
+    if lines > 0 {
+        let done = Some("written anew from the index");
+        check.found("journal", "db/journal", format!("{lines} lines are damaged"), done);
     }
     check.snapshots()?;
     check.records()?;
@@ -134,14 +139,26 @@ impl<'a> Check<'a> {
         self.report.problems.push(Problem { kind, id: id.to_string(), what: what.into(), repaired: done });
     }
 
-    /// Says that a snapshot is not to be trusted, and forgets it with all that stands on it.
+    /// Whether a record names a snapshot.
+    fn is_named(&self, id: &SnapshotId) -> bool {
+        let survey = &self.survey;
+        survey.images.iter().any(|image| image.snapshot.as_ref() == Some(id))
+            || survey.layers.iter().any(|record| record.snapshot == *id)
+            || survey.chains.iter().any(|(_, snapshot)| snapshot == id)
+            || survey.cache.iter().any(|(_, record)| record.snapshot == *id)
+            || survey.sources.iter().any(|(_, record)| record.snapshot == *id)
+    }
+
+    /// Says that a snapshot is not to be trusted, and forgets it with all that stands on it. If no
+    /// record leads there, it is garbage and no damage.
     fn bad_snapshot(&mut self, id: &SnapshotId, what: impl Into<String>) -> Result<(), BuildError> {
         let mut pending = vec![id.clone()];
-        let mut done = None;
+        let (mut done, mut is_named) = (None, false);
         while let Some(id) = pending.pop() {
             if !self.bad.insert(id.clone()) {
                 continue;
             }
+            is_named |= self.is_named(&id);
             if self.repair {
                 self.engine.store.disown_snapshot(&id)?;
                 done = Some("forgotten, with the images that need it");
@@ -152,7 +169,11 @@ impl<'a> Check<'a> {
                 .filter(|(_, parent)| matches!(parent, Some(Some(parent)) if *parent == id));
             pending.extend(on_it.map(|(child, _)| child.clone()));
         }
-        self.found("snapshot", id, what, done);
+        if is_named {
+            self.found("snapshot", id, what, done);
+        } else {
+            self.report.notes.push(format!("layer {id}, which nothing refers to: {}", what.into()));
+        }
         Ok(())
     }
 

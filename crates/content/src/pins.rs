@@ -171,26 +171,26 @@ impl Store {
         self.pins.pin(what)
     }
 
-    /// Pins something for as long as this handle lives.
+    /// Pins something for as long as this handle lives; `false`: it had done so already.
     ///
     /// # Errors
     /// As [`Store::pin`].
-    pub fn hold(&self, what: Pinnable) -> Result<(), Error> {
+    pub fn hold(&self, what: Pinnable) -> Result<bool, Error> {
         if self.pins.lock().kept.contains_key(&what) {
-            return Ok(());
+            return Ok(false);
         }
         let pin = self.pins.pin(&what)?;
         let doubled = self.pins.lock().kept.insert(what, pin);
         // Dropping a pin takes the mutex: not before it is free again.
         drop(doubled);
-        Ok(())
+        Ok(true)
     }
 
     /// [`Store::hold`] for a snapshot.
     ///
     /// # Errors
     /// As [`Store::pin`].
-    pub fn hold_snapshot(&self, id: &SnapshotId) -> Result<(), Error> {
+    pub fn hold_snapshot(&self, id: &SnapshotId) -> Result<bool, Error> {
         self.hold(Pinnable::Snapshot(id.clone()))
     }
 
@@ -198,7 +198,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::pin`].
-    pub fn hold_blob(&self, digest: &Digest) -> Result<(), Error> {
+    pub fn hold_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.hold(Pinnable::Blob(*digest))
     }
 

@@ -92,7 +92,7 @@ impl Store {
     }
 
     /// What is wrong with the index, if anything: its pages, and whether it is what its journal
-    /// says. Costs O(records); writers wait meanwhile.
+    /// says. A damaged journal beside a sound index is written anew. Costs O(records); writers wait meanwhile.
     ///
     /// # Errors
     /// [`Error::Host`], [`Error::Db`].
@@ -106,6 +106,14 @@ impl Store {
             self.place.distrust();
         }
         Ok(found)
+    }
+
+    /// How many lines of the index's journal cannot be read. Costs O(lines).
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn damaged_journal_lines(&self) -> Result<usize, Error> {
+        Ok(self.journal().read()?.damaged)
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
@@ -240,6 +248,9 @@ impl Drop for Store {
     fn drop(&mut self) {
         // The last to close the index writes its log into it. Closed here, so that the file can be
         // looked at afterwards; the field is left with a connection to nothing.
+        if !self.wrote.load(Ordering::Relaxed) && !self.place.has_log() {
+            return;
+        }
         let before = self.place.stamp();
         let Ok(nothing) = Connection::open_in_memory() else { return };
         drop(std::mem::replace(&mut *self.db(), nothing));
