@@ -199,7 +199,7 @@ fn a_killed_collection_loses_nothing() {
         store.build(&junk, &["--no-cache", "-t", "junk"]).expect(0);
         store.ok(&["rmi", "junk"]);
     };
-    let line = lines(&["prune", "--all", "--force"]);
+    let line = lines(&["gc", "--max-store", "1kB"]);
     let result = |_: &str| store.ok(&["inspect", "image", "busybox"]).stdout;
-    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("prune");
+    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("gc");
 }
