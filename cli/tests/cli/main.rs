@@ -21,6 +21,7 @@ mod build;
 mod build_process;
 mod catalogue;
 mod check;
+mod concurrency;
 mod context;
 mod copy;
 mod crash;
