@@ -91,6 +91,9 @@ pub async fn build(
     }
     engine.store.barrier()?;
     engine.store.note_use(now_unix())?;
+    if cache.saved() > 0 {
+        engine.store.keep_reserve();
+    }
     Ok(Built { image, steps_run: cache.saved() })
 }
 
