@@ -87,10 +87,13 @@ pub async fn build(
     }
     let image = finish(engine, &lowered, &dockerfile, &shared.layers, &cache, &tree).await?;
     for tag in &request.tags {
-        engine.store.set_name(tag, &image.config)?;
+        engine.store.set_name(tag, &image)?;
     }
     engine.store.barrier()?;
     engine.store.note_use(now_unix())?;
+    if cache.saved() > 0 {
+        engine.store.keep_reserve();
+    }
     Ok(Built { image, steps_run: cache.saved() })
 }
 

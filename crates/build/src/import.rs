@@ -72,7 +72,7 @@ pub fn import(
     config.created = Some(created);
     let layers = [layer];
     let image = store_image(engine, &with_layers(config, &layers), &layers, Some(snapshot))?;
-    engine.store.set_name(&request.name, &image.config)?;
+    engine.store.set_name(&request.name, &image)?;
     engine.store.barrier()?;
     Ok(image)
 }

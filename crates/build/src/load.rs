@@ -62,7 +62,7 @@ pub fn load(engine: &Engine, path: &Path, cancel: &BuildCancel) -> Result<Vec<Lo
     };
     for Loaded { image, names } in &loaded {
         for name in names {
-            engine.store.set_name(name, &image.config)?;
+            engine.store.set_name(name, image)?;
         }
     }
     engine.store.barrier()?;

@@ -22,6 +22,7 @@ mod journal;
 mod lease;
 mod pins;
 mod records;
+mod reserve;
 mod store;
 mod survey;
 mod tables;

@@ -151,21 +151,24 @@ fn one<T>(
     db.prepare_cached(sql)?.query_row([key], record).optional()
 }
 
+fn image_row(image: &ImageRecord) -> [Value; 5] {
+    let ImageRecord { config, manifest, snapshot, size_bytes, created_unix } = image;
+    [
+        text(config),
+        text(manifest),
+        optional(snapshot.as_ref()),
+        number(*size_bytes),
+        Value::Integer(*created_unix),
+    ]
+}
+
 impl Store {
     /// Records an image whose blobs and snapshot are in the store.
     ///
     /// # Errors
     /// [`Error::Db`]; so for all methods of this group.
     pub fn put_image(&self, record: &ImageRecord) -> Result<(), Error> {
-        let ImageRecord { config, manifest, snapshot, size_bytes, created_unix } = record;
-        let values = [
-            text(config),
-            text(manifest),
-            optional(snapshot.as_ref()),
-            number(*size_bytes),
-            Value::Integer(*created_unix),
-        ];
-        self.write(|db| Ok(db.put(&IMAGE, Existing::Replace, values).map(drop)?))
+        self.write(|db| Ok(db.put(&IMAGE, Existing::Replace, image_row(record)).map(drop)?))
     }
 
     /// The image with this ID, pinned with its files.
@@ -212,21 +215,17 @@ impl Store {
         self.write(|db| Ok(db.delete(&IMAGE, "config", &config.to_string()).map(drop)?))
     }
 
-    /// Lets `reference` lead to an image that is in the store.
-    ///
-    /// # Errors
-    /// [`Error::NoImage`] when it is not, or not any more.
-    pub fn set_name(&self, reference: &Reference, config: &Digest) -> Result<(), Error> {
-        let (reference, id) = (reference.to_string(), config.to_string());
+    /// Lets `reference` lead to `image`, whose blobs and files the caller has pinned. Its record is
+    /// made again if somebody took away its last name meanwhile, and with it the record.
+    pub fn set_name(&self, reference: &Reference, image: &ImageRecord) -> Result<(), Error> {
+        let (reference, id) = (reference.to_string(), image.config.to_string());
         let sql = "SELECT config FROM name JOIN image USING (config) WHERE reference = ?1";
         let known = self.read(|db| one(db, sql, &reference, |row| row.get::<_, String>(0)))?;
         if known.as_ref() == Some(&id) {
             return Ok(());
         }
         self.write(|db| {
-            if one(db.db(), "SELECT 1 FROM image WHERE config = ?1", &id, |_| Ok(()))?.is_none() {
-                return Err(Error::NoImage(*config));
-            }
+            db.put(&IMAGE, Existing::Keep, image_row(image))?;
             Ok(db.put(&NAME, Existing::Replace, [text(&reference), text(&id)]).map(drop)?)
         })
     }

@@ -47,7 +47,12 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, Error> {
         let boot = prepare(root)?;
         let place = Place::new(root);
-        let (db, rebuilt) = place.open(&boot).map_err(|error| not_writable(root, error))?;
+        let opened = match place.open(&boot) {
+            // Even reading needs a little space: on a full disk, that which was set aside for this.
+            Err(Error::Db(_) | Error::Host { .. }) if crate::reserve::release(root) => place.open(&boot),
+            opened => opened,
+        };
+        let (db, rebuilt) = opened.map_err(|error| not_writable(root, error))?;
         Ok(Self::new(root, place, db, rebuilt, boot))
     }
 
@@ -354,7 +359,7 @@ mod tests {
             let image =
                 ImageRecord { config, manifest: config, snapshot: None, size_bytes: 5, created_unix: 6 };
             store.put_image(&image).unwrap();
-            store.set_name(&"app:1".parse().unwrap(), &config).unwrap();
+            store.set_name(&"app:1".parse().unwrap(), &image).unwrap();
         };
         put(&store, old);
         store.barrier().unwrap();

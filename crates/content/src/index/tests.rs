@@ -31,9 +31,11 @@ fn fill(root: &Path) {
         let snapshot = Some(format!("s-{at}").parse().unwrap());
         let image = ImageRecord { config, manifest: config, snapshot, size_bytes: 5, created_unix: 6 };
         store.put_image(&image).unwrap();
-        store.set_name(&name.parse().unwrap(), &config).unwrap();
+        store.set_name(&name.parse().unwrap(), &image).unwrap();
+        if at == 0 {
+            store.set_name(&"gone:1".parse().unwrap(), &image).unwrap();
+        }
     }
-    store.set_name(&"gone:1".parse().unwrap(), &Digest::of(NAMES[0].as_bytes())).unwrap();
     store.remove_name(&"gone:1".parse().unwrap()).unwrap();
     store.barrier().unwrap();
 }

@@ -16,9 +16,9 @@ fn names_lead_to_images_and_move() {
     let (old, new) = (record("old"), record("new"));
     store.put_image(&old).unwrap();
     store.put_image(&new).unwrap();
-    store.set_name(&name, &old.config).unwrap();
+    store.set_name(&name, &old).unwrap();
     assert_eq!(store.resolve(&name).unwrap(), Some(old.clone()));
-    store.set_name(&name, &new.config).unwrap();
+    store.set_name(&name, &new).unwrap();
     assert_eq!(store.names_of(&new.config).unwrap(), std::slice::from_ref(&name));
     assert!(store.names_of(&old.config).unwrap().is_empty());
     assert_eq!(store.find_by_prefix(&old.config.hex()[..8]).unwrap(), [old]);
