@@ -30,8 +30,8 @@ pub(crate) fn run(session: &Session, args: &RmiArgs) -> Result<u8, Failure> {
             store.remove_name(name)?;
             print(&format!("removed name {}\n", name.familiar()))?;
         }
-        if doomed.len() == names.len() {
-            store.remove_image(&image.config)?;
+        // Somebody may have named it meanwhile.
+        if doomed.len() == names.len() && store.forget_image(&image.config)? {
             print(&format!("removed image {}\n", image.config))?;
         }
     }

@@ -210,11 +210,6 @@ impl Store {
         })
     }
 
-    /// Forgets an image; its blobs and snapshots stay for the build cache.
-    pub fn remove_image(&self, config: &Digest) -> Result<(), Error> {
-        self.write(|db| Ok(db.delete(&IMAGE, "config", &config.to_string()).map(drop)?))
-    }
-
     /// Lets `reference` lead to `image`, whose blobs and files the caller has pinned. Its record is
     /// made again if somebody took away its last name meanwhile, and with it the record.
     pub fn set_name(&self, reference: &Reference, image: &ImageRecord) -> Result<(), Error> {
