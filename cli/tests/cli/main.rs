@@ -18,5 +18,6 @@ mod copy;
 mod crash;
 mod differential;
 mod interop;
+mod layers;
 mod run;
 mod run_mounts;
