@@ -259,7 +259,8 @@ fn whiteout<'n>(path: &[u8], name: &'n [u8]) -> Result<Option<Marker<'n>>, Apply
     }
 }
 
-fn is_kept_xattr(name: &[u8]) -> bool {
+/// Whether layers carry this attribute.
+pub(crate) fn is_kept_xattr(name: &[u8]) -> bool {
     let allowed = name.starts_with(b"user.")
         || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default");
     allowed && !crate::node::is_private_xattr(name)

@@ -14,7 +14,11 @@ use crate::index::{Entry, EntryKind, ScanError, Timestamp};
 use crate::node::{self, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath};
 use crate::tar_write::{BLOCK, Header, write_header, write_padding};
-use crate::walk::{Found, Walk};
+use crate::walk::Walk;
+
+mod trees;
+
+pub use trees::diff_trees;
 
 /// What the files of a tree mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,27 +111,14 @@ impl From<ScanError> for DiffError {
 /// are the attributes of overlayfs and SELinux. Memory does not grow with the tree, but for the names
 /// of the directories on the way and the files with several links.
 pub fn diff(upper: BorrowedFd<'_>, out: impl Write, options: &DiffOptions<'_>) -> Result<Written, DiffError> {
-    let mut writer = Writer { options, out: HashedOut::new(out), links: HashMap::new(), entries: 0 };
+    let mut writer = Writer::new(out, options);
     let mut walk = Walk::new(upper, b"")?;
-    while let Some(found) = walk.next()? {
+    while walk.next()?.is_some() {
         if options.cancel.load(Ordering::Relaxed) {
             return Err(DiffError::Cancelled);
         }
-        let host = |path: &[u8], error| DiffError::Scan(ScanError::host(path, error));
-        match node::kind(&found.stat) {
-            FileType::Directory => {
-                let mut entry = Entry::new(&found, None, Xattrs::new())?;
-                let dir = walk.enter()?;
-                entry.xattrs = node::xattrs_of(dir).map_err(|error| host(&entry.path, error))?;
-                writer.write(&entry, None)?;
-            }
-            FileType::RegularFile => writer.write_file(&found)?,
-            _ => {
-                let xattrs = node::xattrs(found.parent, found.name);
-                let xattrs = xattrs.map_err(|error| host(found.path, error))?;
-                writer.write(&Entry::new(&found, None, xattrs)?, None)?;
-            }
-        }
+        let (entry, file) = writer.read(&mut walk)?;
+        writer.write(&entry, file)?;
     }
     writer.finish()
 }
@@ -140,18 +131,42 @@ struct Writer<'a, W: Write> {
     entries: u64,
 }
 
-impl<W: Write> Writer<'_, W> {
-    fn write_file(&mut self, found: &Found<'_>) -> Result<(), DiffError> {
-        if self.links.contains_key(&(found.stat.st_dev, found.stat.st_ino)) {
-            return self.write(&Entry::new(found, None, Xattrs::new())?, None);
+impl<'a, W: Write> Writer<'a, W> {
+    fn new(out: W, options: &'a DiffOptions<'a>) -> Self {
+        Self { options, out: HashedOut::new(out), links: HashMap::new(), entries: 0 }
+    }
+
+    /// The entry that the walk came to and, unless it was written already, the content of a file.
+    /// Goes into a directory.
+    fn read(&self, walk: &mut Walk) -> Result<(Entry, Option<File>), DiffError> {
+        let found = walk.current().expect("called after the walk came to an entry");
+        let failed = |path: &[u8], error| DiffError::Scan(ScanError::host(path, error));
+        let none = Xattrs::new();
+        match node::kind(&found.stat) {
+            FileType::Directory => {
+                let mut entry = Entry::new(&found, None, none)?;
+                let dir = walk.enter()?;
+                entry.xattrs = node::xattrs_of(dir).map_err(|error| failed(&entry.path, error))?;
+                Ok((entry, None))
+            }
+            FileType::RegularFile if self.links.contains_key(&(found.stat.st_dev, found.stat.st_ino)) => {
+                Ok((Entry::new(&found, None, none)?, None))
+            }
+            FileType::RegularFile => {
+                // One that turned into a fifo or a link meanwhile does not hang or lead away.
+                let flags =
+                    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let file = fs::openat(found.parent, found.name, flags, Mode::empty()).named("openat");
+                let file = file.map_err(|error| failed(found.path, error))?;
+                let xattrs = node::xattrs_of(file.as_fd()).map_err(|error| failed(found.path, error))?;
+                Ok((Entry::new(&found, None, xattrs)?, Some(file.into())))
+            }
+            _ => {
+                let xattrs = node::xattrs(found.parent, found.name);
+                let xattrs = xattrs.map_err(|error| failed(found.path, error))?;
+                Ok((Entry::new(&found, None, xattrs)?, None))
+            }
         }
-        // One that turned into a fifo or a link meanwhile does not hang or lead away.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let host = |error| DiffError::Scan(ScanError::host(found.path, error));
-        let file =
-            fs::openat(found.parent, found.name, flags, Mode::empty()).named("openat").map_err(host)?;
-        let xattrs = node::xattrs_of(file.as_fd()).map_err(host)?;
-        self.write(&Entry::new(found, None, xattrs)?, Some(file.into()))
     }
 
     /// Writes an entry; `file` has the content.
@@ -159,7 +174,7 @@ impl<W: Write> Writer<'_, W> {
         let overlay = self.options.form == TreeForm::OverlayUpper;
         if overlay && is_whiteout(entry) {
             let (parent, name) = path::split(&entry.path);
-            return self.marker(path::join(parent, &[b".wh.", name].concat()));
+            return self.marker(hiding(parent, name));
         }
         let (_, name) = path::split(&entry.path);
         if name.starts_with(b".wh.") {
@@ -282,6 +297,11 @@ impl<W: Write> Writer<'_, W> {
         let (digest, tar_size_bytes) = self.out.finish().map_err(DiffError::Output)?;
         Ok(Written { diff_id: DiffId(digest), tar_size_bytes, entries: self.entries })
     }
+}
+
+/// The path of the marker that hides `name`.
+fn hiding(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    path::join(parent, &[b".wh.", name].concat())
 }
 
 /// The value of an overlay attribute, whether it was mounted with `userxattr` or not.

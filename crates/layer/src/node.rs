@@ -136,6 +136,14 @@ pub(crate) fn xattrs_of(fd: BorrowedFd<'_>) -> Result<Xattrs, CallError> {
     )
 }
 
+/// Removes the attributes of an open directory that are `gone`.
+pub(crate) fn remove_xattrs(fd: BorrowedFd<'_>, gone: impl Fn(&[u8]) -> bool) -> Result<(), CallError> {
+    for name in xattrs_of(fd)?.into_keys().filter(|name| gone(name)) {
+        fs::fremovexattr(fd, name.as_slice()).named("fremovexattr")?;
+    }
+    Ok(())
+}
+
 fn read_xattrs(
     list: impl Fn(&mut [u8]) -> Result<usize, CallError>,
     get: impl Fn(&[u8], &mut [u8]) -> Result<usize, CallError>,

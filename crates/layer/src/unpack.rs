@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, XattrFlags};
 use rustix::io::Errno;
 
-use crate::apply::{ApplyError, Defect, Refusal, Whiteouts};
+use crate::apply::{ApplyError, Defect, Refusal, Whiteouts, is_kept_xattr};
 use crate::beneath;
 use crate::index::Timestamp;
 use crate::node::{self, Attributes, CallError, Named};
@@ -305,6 +305,11 @@ impl<'a> Unpacker<'a> {
             }
         }
         let made = node::open_dir(parent, name).map_err(host(path))?;
+        if is_dir && self.rules.whiteouts().is_some() {
+            // As an upper directory has it: what the entry does not say, the directory has not.
+            let gone = |name: &[u8]| is_kept_xattr(name) && !member.xattrs.contains_key(name);
+            node::remove_xattrs(made.as_fd(), gone).map_err(host(path))?;
+        }
         let attributes = Attributes { mtime: None, ..self.attributes(member) };
         node::set_on_fd(made.as_fd(), &attributes).map_err(host(path))?;
         self.dir_mtimes.insert(path.to_vec(), member.mtime);

@@ -20,6 +20,8 @@ pub(crate) struct Walk {
     levels: Vec<Level>,
     /// Of the current entry.
     path: Vec<u8>,
+    /// Of the current entry; `None` before the first and after the last.
+    stat: Option<Stat>,
 }
 
 struct Level {
@@ -53,7 +55,7 @@ impl Walk {
         };
         let names = Names::one(name);
         let top = Level { path_length: above.len(), dir: Some(dir), names, next: 0 };
-        Ok(Self { levels: vec![top], path: above.to_vec() })
+        Ok(Self { levels: vec![top], path: above.to_vec(), stat: None })
     }
 
     /// The next entry; `None` at the end.
@@ -61,6 +63,7 @@ impl Walk {
         while self.levels.last().is_some_and(|level| level.next == level.names.len()) {
             self.levels.pop();
         }
+        self.stat = None;
         let depth = self.levels.len();
         let Some(level) = self.levels.last_mut() else { return Ok(None) };
         self.path.truncate(level.path_length);
@@ -79,7 +82,15 @@ impl Walk {
         let stat = fs::statat(parent, name, fs::AtFlags::SYMLINK_NOFOLLOW)
             .named("fstatat")
             .map_err(|error| ScanError::host(&self.path, error))?;
-        Ok(Some(Found { parent, name, path: &self.path, stat }))
+        self.stat = Some(stat);
+        Ok(self.current())
+    }
+
+    /// What the last [`Walk::next`] came to.
+    pub(crate) fn current(&self) -> Option<Found<'_>> {
+        let stat = self.stat?;
+        let (parent, name) = self.place();
+        Some(Found { parent, name, path: &self.path, stat })
     }
 
     /// Lets the walk go on in the directory that the last [`Walk::next`] came to, and returns it.
