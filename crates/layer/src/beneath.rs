@@ -199,7 +199,10 @@ fn own(parent: &OwnedFd, name: &[u8], mode: u32, owner: (u32, u32)) -> Result<()
 }
 
 /// Opens the directory `path` (empty: the root) where no link is on the way, the last name included.
-pub(crate) fn open_dir_without_links(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, BeneathError> {
+///
+/// # Errors
+/// `FilesystemLoop` when there is one.
+pub fn open_dir_without_links(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, BeneathError> {
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     resolve_how(root, path, OFlags::RDONLY | OFlags::DIRECTORY, how)
         .map_err(|errno| BeneathError::host("openat2", path, errno))

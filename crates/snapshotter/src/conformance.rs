@@ -1,14 +1,21 @@
 //! What every [`Snapshotter`] keeps to, run against each backend.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
+use kiln_layer::{
+    ApplyOptions, DiffOptions, EntryKind, Limits, ScanOptions, TreeForm, Whiteouts, apply, diff, diff_trees,
+    scan,
+};
 use kiln_oci::{ActiveKey, SnapshotId};
 
-use crate::{Error, Form, OpenOptions, Overlay, Snapshotter};
+use crate::mount::MAX_LOWER;
+use crate::{Backend, Error, Form, LayerForm, OpenOptions, Snapshotter, open};
 
 fn id(name: &str) -> SnapshotId {
     name.parse().unwrap()
@@ -54,19 +61,35 @@ fn layer(store: &dyn Snapshotter, name: &str, files: &[(&str, &str)]) {
     store.commit(&active, &id(name)).unwrap();
 }
 
-fn with_overlay(test: impl FnOnce(&Overlay, &Path)) {
+/// Runs a test against every backend that works here.
+fn with_each(test: impl Fn(&dyn Snapshotter, &Path)) {
+    with(&[Backend::Overlay, Backend::FuseOverlayfs, Backend::Copy], |store, root, _| test(store, root));
+}
+
+/// Runs a test against the backends that stack changes.
+fn with_stacking(test: impl Fn(&dyn Snapshotter, &Path)) {
+    with(&[Backend::Overlay, Backend::FuseOverlayfs], |store, root, _| test(store, root));
+}
+
+fn with(backends: &[Backend], test: impl Fn(&dyn Snapshotter, &Path, Backend)) {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: mounting overlayfs needs root");
+        eprintln!("SKIPPED ALOUD: mounting needs root");
         return;
     }
-    let temp = tempfile::tempdir().unwrap();
-    let root = temp.path().join("snapshots");
-    test(&Overlay::open(&root).unwrap(), &root);
+    for &backend in backends {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("snapshots");
+        match open(&root, backend) {
+            Ok(store) => test(&*store, &root, backend),
+            Err(Error::Fuse { reason }) => eprintln!("SKIPPED ALOUD: fuse-overlayfs: {reason}"),
+            Err(error) => panic!("{backend}: {error}"),
+        }
+    }
 }
 
 #[test]
 fn chains_of_1_3_and_130_layers_show_every_layer() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         let mut parent = None;
         for nth in 1..=130 {
             let name = format!("s{nth}");
@@ -89,13 +112,13 @@ fn chains_of_1_3_and_130_layers_show_every_layer() {
 
 #[test]
 fn whiteout_hides_the_lower_file() {
-    with_overlay(|store, _| {
+    with_stacking(|store, _| {
         snapshot(store, "base", None, |tree| fs::write(at(tree, "motd"), "hi").unwrap());
         snapshot(store, "top", Some("base"), |tree| fs::remove_file(at(tree, "motd")).unwrap());
         assert_eq!(read(store, "top", "motd").unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(read(store, "base", "motd").unwrap(), "hi");
         let changes = store.open_changes(&id("top")).unwrap();
-        assert_eq!(changes.form, Form::OverlayUpper);
+        assert!(matches!(changes.form, Form::OverlayUpper));
         let whiteout = fs::symlink_metadata(at(&changes.dir, "motd")).unwrap();
         assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
     });
@@ -103,7 +126,7 @@ fn whiteout_hides_the_lower_file() {
 
 #[test]
 fn a_directory_made_anew_is_opaque() {
-    with_overlay(|store, _| {
+    with_stacking(|store, _| {
         snapshot(store, "base", None, |tree| {
             fs::create_dir(at(tree, "etc")).unwrap();
             fs::write(at(tree, "etc/old"), "").unwrap();
@@ -124,7 +147,7 @@ fn a_directory_made_anew_is_opaque() {
 
 #[test]
 fn views_are_read_only() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         snapshot(store, "base", None, |_| {});
         let view = store.open_view(&id("base")).unwrap();
         let error = File::create(at(&view, "x")).unwrap_err();
@@ -134,7 +157,7 @@ fn views_are_read_only() {
 
 #[test]
 fn two_snapshots_of_one_parent_are_independent() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         snapshot(store, "base", None, |tree| fs::write(at(tree, "f"), "base").unwrap());
         for (name, active) in [("a", "ka"), ("b", "kb")] {
             store.prepare(&key(active), Some(&id("base"))).unwrap();
@@ -151,7 +174,7 @@ fn two_snapshots_of_one_parent_are_independent() {
 
 #[test]
 fn an_active_snapshot_can_be_opened_again() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         store.prepare(&key("k"), None).unwrap();
         for name in ["a", "b"] {
             let tree = store.open_active(&key("k"), &OpenOptions::default()).unwrap();
@@ -164,7 +187,7 @@ fn an_active_snapshot_can_be_opened_again() {
 
 #[test]
 fn extra_lower_is_seen_but_not_kept() {
-    with_overlay(|store, root| {
+    with_each(|store, root| {
         let stubs = root.join("../stubs");
         fs::create_dir_all(stubs.join("proc")).unwrap();
         store.prepare(&key("k"), None).unwrap();
@@ -179,7 +202,7 @@ fn extra_lower_is_seen_but_not_kept() {
 
 #[test]
 fn the_root_directory_keeps_mode_and_owner_along_the_chain() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         let stat = |name| fs::metadata(at(&store.open_view(&id(name)).unwrap(), "")).unwrap();
         snapshot(store, "base", None, |_| {});
         assert_eq!(stat("base").mode() & 0o7777, 0o755);
@@ -195,7 +218,7 @@ fn the_root_directory_keeps_mode_and_owner_along_the_chain() {
 
 #[test]
 fn names_are_taken_once() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         snapshot(store, "s", None, |tree| fs::write(at(tree, "f"), "first").unwrap());
         store.prepare(&key("k"), None).unwrap();
         assert!(matches!(store.prepare(&key("k"), None), Err(Error::KeyTaken(_))));
@@ -207,7 +230,7 @@ fn names_are_taken_once() {
 
 #[test]
 fn what_is_not_there_is_said_and_changes_nothing() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         assert!(matches!(store.prepare(&key("k"), Some(&id("no"))), Err(Error::NoParent(_))));
         assert!(matches!(store.commit(&key("k"), &id("s")), Err(Error::NoActive(_))));
         assert!(matches!(store.open_active(&key("k"), &OpenOptions::default()), Err(Error::NoActive(_))));
@@ -221,7 +244,7 @@ fn what_is_not_there_is_said_and_changes_nothing() {
 
 #[test]
 fn removed_snapshots_are_gone_and_leave_no_trash() {
-    with_overlay(|store, root| {
+    with_each(|store, root| {
         snapshot(store, "s", None, |tree| fs::write(at(tree, "f"), "").unwrap());
         store.prepare(&key("k"), Some(&id("s"))).unwrap();
         drop(store.open_active(&key("k"), &OpenOptions::default()).unwrap());
@@ -237,20 +260,20 @@ fn removed_snapshots_are_gone_and_leave_no_trash() {
 
 #[test]
 fn a_store_opened_again_shows_the_same() {
-    with_overlay(|store, root| {
+    with_each(|store, root| {
         snapshot(store, "a", None, |tree| fs::write(at(tree, "f"), "kept").unwrap());
         snapshot(store, "b", Some("a"), |_| {});
         store.prepare(&key("k"), Some(&id("b"))).unwrap();
-        let again = Overlay::open(root).unwrap();
+        let again = open(root, Backend::Auto).unwrap();
         assert_eq!(again.list().unwrap(), store.list().unwrap());
         assert_eq!(again.list().unwrap(), (vec![id("a"), id("b")], vec![key("k")]));
-        assert_eq!(read(&again, "b", "f").unwrap(), "kept");
+        assert_eq!(read(&*again, "b", "f").unwrap(), "kept");
     });
 }
 
 #[test]
 fn damage_is_told_apart_from_absence() {
-    with_overlay(|store, root| {
+    with_each(|store, root| {
         snapshot(store, "a", None, |_| {});
         snapshot(store, "b", Some("a"), |_| {});
         let meta =
@@ -271,7 +294,7 @@ fn damage_is_told_apart_from_absence() {
 
 #[test]
 fn a_layer_stacked_on_another_base_shows_both() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         snapshot(store, "base", None, |tree| {
             fs::create_dir_all(at(tree, "etc/kept")).unwrap();
             fs::set_permissions(at(tree, "etc"), fs::Permissions::from_mode(0o700)).unwrap();
@@ -289,7 +312,8 @@ fn a_layer_stacked_on_another_base_shows_both() {
         assert_eq!(store.chain(&id("top")).unwrap(), [id("base"), id("top")]);
         assert_eq!(store.parent(&id("top")).unwrap(), Some(id("base")));
         let changes = store.open_changes(&id("top")).unwrap();
-        assert!(at(&changes.dir, "etc/motd").exists() && !at(&changes.dir, "etc/kept").exists());
+        assert!(at(&changes.dir, "etc/motd").exists());
+        assert_eq!(at(&changes.dir, "etc/kept").exists(), store.form() == LayerForm::Tree);
         snapshot(store, "next", Some("top"), |tree| fs::write(at(tree, "etc/motd"), "next").unwrap());
         assert_eq!(read(store, "next", "etc/motd").unwrap(), "next");
         assert_eq!(read(store, "l", "etc/motd").unwrap(), "layer");
@@ -299,7 +323,7 @@ fn a_layer_stacked_on_another_base_shows_both() {
 #[test]
 fn shared_changes_live_until_the_last_snapshot_that_shows_them_is_removed() {
     for order in [["l", "a", "b"], ["a", "l", "b"], ["b", "a", "l"]] {
-        with_overlay(|store, root| {
+        with_stacking(|store, root| {
             snapshot(store, "base", None, |_| {});
             layer(store, "l", &[("f", "text")]);
             stack(store, "a", Some("base"), "l");
@@ -323,7 +347,7 @@ fn shared_changes_live_until_the_last_snapshot_that_shows_them_is_removed() {
 
 #[test]
 fn a_name_is_taken_while_its_changes_are_shown() {
-    with_overlay(|store, _| {
+    with_stacking(|store, _| {
         layer(store, "l", &[("f", "old")]);
         stack(store, "a", None, "l");
         store.remove(&id("l")).unwrap();
@@ -338,7 +362,7 @@ fn a_name_is_taken_while_its_changes_are_shown() {
 
 #[test]
 fn a_written_snapshot_does_not_take_another_ones_changes() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         layer(store, "l", &[("f", "layer")]);
         store.prepare(&key("k"), None).unwrap();
         fs::write(at(&store.open_layer(&key("k")).unwrap(), "mine"), "").unwrap();
@@ -350,7 +374,7 @@ fn a_written_snapshot_does_not_take_another_ones_changes() {
 
 #[test]
 fn one_layer_may_stand_twice_in_a_stack() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         layer(store, "l", &[("d/f", "layer")]);
         stack(store, "one", None, "l");
         snapshot(store, "two", Some("one"), |tree| {
@@ -366,7 +390,7 @@ fn one_layer_may_stand_twice_in_a_stack() {
 
 #[test]
 fn a_stacked_layer_leaves_the_root_directory_as_it_was() {
-    with_overlay(|store, _| {
+    with_each(|store, _| {
         snapshot(store, "odd", None, |tree| {
             fs::set_permissions(at(tree, ""), fs::Permissions::from_mode(0o1711)).unwrap();
             std::os::unix::fs::chown(at(tree, ""), Some(7), Some(8)).unwrap();
@@ -386,7 +410,7 @@ fn a_stacked_layer_leaves_the_root_directory_as_it_was() {
 
 #[test]
 fn a_crash_between_hint_and_name_keeps_nothing_alive() {
-    with_overlay(|store, root| {
+    with_stacking(|store, root| {
         layer(store, "l", &[("f", "")]);
         stack(store, "a", None, "l");
         // What a process leaves that died before its snapshot got its name.
@@ -402,12 +426,217 @@ fn a_crash_between_hint_and_name_keeps_nothing_alive() {
 
 #[test]
 fn shared_changes_that_are_gone_are_damage() {
-    with_overlay(|store, root| {
+    with_stacking(|store, root| {
         layer(store, "l", &[("f", "")]);
         stack(store, "a", None, "l");
         fs::remove_dir_all(root.join("committed/l")).unwrap();
         assert!(matches!(store.open_view(&id("a")), Err(Error::Damaged { .. })));
         assert!(matches!(store.open_changes(&id("a")), Err(Error::Damaged { .. })));
         store.remove(&id("a")).unwrap();
+    });
+}
+
+/// The layer of a snapshot, as a build writes it.
+fn tar(store: &dyn Snapshotter, name: &str) -> Vec<u8> {
+    let never = AtomicBool::new(false);
+    let changes = store.open_changes(&id(name)).unwrap();
+    let (form, parent) = match changes.form {
+        Form::OverlayUpper => (TreeForm::OverlayUpper, None),
+        Form::Tree { parent } => (TreeForm::Plain, parent),
+    };
+    let options = DiffOptions { form, root_entry: false, cancel: &never };
+    let mut tar = Vec::new();
+    match parent {
+        Some(parent) => diff_trees(parent.as_fd(), changes.dir.as_fd(), &mut tar, &options).unwrap(),
+        None => diff(changes.dir.as_fd(), &mut tar, &options).unwrap(),
+    };
+    tar
+}
+
+/// All that a layer keeps of a tree but for the times, which differ from run to run.
+fn describe(tree: &OwnedFd) -> Vec<String> {
+    let never = AtomicBool::new(false);
+    let options = ScanOptions { hash: true, filter: None, stat_cache: None, cancel: &never };
+    let mut first = HashMap::new();
+    let entries = scan(tree.as_fd(), b"", &options).unwrap();
+    let lines = entries.into_iter().filter(|entry| !entry.path.is_empty()).map(|mut entry| {
+        entry.xattrs.retain(|name, _| name.starts_with(b"user.test") || name == b"security.capability");
+        let path = entry.path.escape_ascii().to_string();
+        if let EntryKind::File { inode, nlink, .. } = &mut entry.kind {
+            let same = first.entry(*inode).or_insert(path.clone()).clone();
+            (*inode, *nlink) = ((0, 0), 0);
+            return format!(
+                "{path} {:?} {:o} {} {:?} as {same}",
+                entry.kind, entry.mode, entry.uid, entry.xattrs
+            );
+        }
+        format!("{path} {:?} {:o} {} {:?}", entry.kind, entry.mode, entry.uid, entry.xattrs)
+    });
+    lines.collect()
+}
+
+/// Does to a tree what RUN steps do.
+fn furnish(tree: &OwnedFd) {
+    for dir in ["gone", "anew", "moved", "plain/sub", "file-to-be"] {
+        fs::create_dir_all(at(tree, dir)).unwrap();
+        fs::write(at(tree, &format!("{dir}/file")), dir).unwrap();
+    }
+    fs::write(at(tree, "hard"), "linked").unwrap();
+    fs::hard_link(at(tree, "hard"), at(tree, "plain/link")).unwrap();
+    std::os::unix::fs::symlink("plain", at(tree, "soft")).unwrap();
+    fs::write(at(tree, "dir-to-be"), "").unwrap();
+}
+
+fn refurnish(tree: &OwnedFd) {
+    fs::remove_dir_all(at(tree, "gone")).unwrap();
+    fs::remove_dir_all(at(tree, "anew")).unwrap();
+    fs::create_dir(at(tree, "anew")).unwrap();
+    fs::write(at(tree, "anew/other"), "").unwrap();
+    // overlayfs without redirects says EXDEV, as to any program, and mv copies.
+    if fs::rename(at(tree, "moved"), at(tree, "plain/moved")).is_err() {
+        fs::remove_dir_all(at(tree, "moved")).unwrap();
+        fs::create_dir(at(tree, "plain/moved")).unwrap();
+        fs::write(at(tree, "plain/moved/file"), "moved").unwrap();
+    }
+    fs::remove_dir_all(at(tree, "file-to-be")).unwrap();
+    fs::write(at(tree, "file-to-be"), "now").unwrap();
+    fs::remove_file(at(tree, "dir-to-be")).unwrap();
+    fs::create_dir(at(tree, "dir-to-be")).unwrap();
+    fs::write(at(tree, "hard"), "changed").unwrap();
+    let xattr = |path: &str, name: &str, value: &[u8]| {
+        rustix::fs::setxattr(at(tree, path), name, value, rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    xattr("plain/sub/file", "user.test", b"a\nb");
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    xattr("anew/other", "security.capability", &capability);
+    std::os::unix::fs::chown(at(tree, "plain"), Some(7), Some(8)).unwrap();
+}
+
+#[test]
+fn the_layer_of_a_snapshot_makes_its_tree_out_of_its_parents() {
+    with_each(|store, _| {
+        snapshot(store, "base", None, furnish);
+        snapshot(store, "top", Some("base"), refurnish);
+        let expected = describe(&store.open_view(&id("top")).unwrap());
+        assert!(
+            expected.iter().any(|line| line.contains("security.capability") || line.contains("[115, 101"))
+        );
+        // On the parent, as a layer that is loaded.
+        store.prepare(&key("k"), Some(&id("base"))).unwrap();
+        let layer = store.open_layer(&key("k")).unwrap();
+        let never = AtomicBool::new(false);
+        let whiteouts = match store.form() {
+            LayerForm::Changes => Whiteouts::Overlay,
+            LayerForm::Tree => Whiteouts::Remove,
+        };
+        let options = ApplyOptions { whiteouts, keep_owner: true, limits: Limits::default(), cancel: &never };
+        apply(tar(store, "top").as_slice(), layer.as_fd(), &options).unwrap();
+        store.commit(&key("k"), &id("loaded")).unwrap();
+        assert_eq!(describe(&store.open_view(&id("loaded")).unwrap()), expected);
+        // And as another snapshot's changes.
+        stack(store, "shared", Some("base"), "top");
+        assert_eq!(describe(&store.open_view(&id("shared")).unwrap()), expected);
+        // Of nothing there is nothing to tell.
+        snapshot(store, "same", Some("top"), |_| {});
+        assert_eq!(tar(store, "same"), vec![0; 1024]);
+    });
+}
+
+#[test]
+fn a_snapshot_can_be_put_on_its_parent_when_it_is_complete() {
+    with_each(|store, _| {
+        snapshot(store, "base", None, |tree| {
+            fs::write(at(tree, "below"), "below").unwrap();
+            fs::set_permissions(at(tree, ""), fs::Permissions::from_mode(0o1711)).unwrap();
+        });
+        store.prepare(&key("k"), None).unwrap();
+        fs::write(at(&store.open_layer(&key("k")).unwrap(), "above"), "above").unwrap();
+        let put = store.set_parent(&key("k"), &id("base"), true);
+        if store.form() == LayerForm::Tree {
+            assert!(matches!(put, Err(Error::WholeTrees)));
+            return;
+        }
+        put.unwrap();
+        assert!(matches!(store.set_parent(&key("no"), &id("base"), true), Err(Error::NoActive(_))));
+        assert!(matches!(store.set_parent(&key("k"), &id("no"), true), Err(Error::NoParent(_))));
+        store.commit(&key("k"), &id("top")).unwrap();
+        assert_eq!(
+            read(store, "top", "below").unwrap() + &read(store, "top", "above").unwrap(),
+            "belowabove"
+        );
+        let view = store.open_view(&id("top")).unwrap();
+        assert_eq!(fs::metadata(at(&view, "")).unwrap().mode() & 0o7777, 0o1711);
+    });
+}
+
+#[test]
+fn stubs_that_a_process_uses_are_its_own() {
+    with_each(|store, root| {
+        let stubs = root.join("../stubs");
+        fs::create_dir_all(stubs.join("etc")).unwrap();
+        fs::create_dir_all(stubs.join("used")).unwrap();
+        fs::write(stubs.join("etc/hosts"), "").unwrap();
+        fs::write(stubs.join("etc/resolv.conf"), "").unwrap();
+        layer(store, "base", &[("etc/passwd", "")]);
+        let time = |name: &str| {
+            let stat = fs::metadata(at(&store.open_view(&id(name)).unwrap(), "etc")).unwrap();
+            (stat.mtime(), stat.mtime_nsec())
+        };
+        for (name, writes) in [("idle", false), ("busy", true)] {
+            store.prepare(&key(name), Some(&id("base"))).unwrap();
+            let options = OpenOptions { extra_lower: vec![stubs.clone()] };
+            let tree = store.open_active(&key(name), &options).unwrap();
+            assert!(at(&tree, "etc/hosts").exists() && at(&tree, "used").is_dir());
+            if writes {
+                fs::write(at(&tree, "etc/hosts"), "written").unwrap();
+                fs::write(at(&tree, "used/file"), "").unwrap();
+            }
+            drop(tree);
+            store.commit(&key(name), &id(name)).unwrap();
+        }
+        let seen = |name: &str| -> Vec<String> {
+            let view = store.open_view(&id(name)).unwrap();
+            describe(&view).iter().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+        };
+        assert_eq!(seen("idle"), ["etc", "etc/passwd"]);
+        assert_eq!(time("idle"), time("base"));
+        assert_eq!(seen("busy"), ["etc", "etc/hosts", "etc/passwd", "used", "used/file"]);
+        assert_eq!(read(store, "busy", "etc/hosts").unwrap(), "written");
+    });
+}
+
+#[test]
+fn a_chain_is_as_long_as_the_kernel_takes_and_one_more_is_an_error() {
+    with_stacking(|store, _| {
+        let mut parent: Option<String> = None;
+        for nth in 1..=MAX_LOWER + 1 {
+            let name = format!("s{nth}");
+            store.prepare(&key("k"), parent.as_deref().map(id).as_ref()).unwrap();
+            let dir = store.open_layer(&key("k")).unwrap();
+            fs::write(at(&dir, &format!("f{nth}")), "").unwrap();
+            store.commit(&key("k"), &id(&name)).unwrap();
+            parent = Some(name);
+        }
+        let last = format!("s{MAX_LOWER}");
+        let view = store.open_view(&id(&last)).unwrap();
+        assert!(at(&view, "f1").exists() && at(&view, &format!("f{MAX_LOWER}")).exists());
+        let over = store.open_view(&id(&format!("s{}", MAX_LOWER + 1)));
+        assert!(matches!(over, Err(Error::TooDeep { limit: MAX_LOWER })));
+    });
+}
+
+#[test]
+fn trees_of_any_depth_are_removed() {
+    with_each(|store, root| {
+        store.prepare(&key("k"), None).unwrap();
+        let mut dir = store.open_layer(&key("k")).unwrap();
+        for _ in 0..3000 {
+            rustix::fs::mkdirat(&dir, "d", rustix::fs::Mode::RWXU).unwrap();
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+            dir = rustix::fs::openat(&dir, "d", flags, rustix::fs::Mode::empty()).unwrap();
+        }
+        store.commit(&key("k"), &id("deep")).unwrap();
+        store.remove(&id("deep")).unwrap();
+        assert_eq!(fs::read_dir(root.join("trash")).unwrap().count(), 0);
     });
 }

@@ -120,6 +120,12 @@ pub trait Snapshotter: Send + Sync {
 
     /// Returns the names of all committed and active snapshots, each sorted.
     fn list(&self) -> Result<(Vec<SnapshotId>, Vec<ActiveKey>), Error>;
+
+    /// Unlinks what a crash left half removed; returns how many trees that were. Costs O(files).
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    fn empty_trash(&self) -> Result<usize, Error>;
 }
 
 /// How an active snapshot is opened.
@@ -139,21 +145,33 @@ pub enum LayerForm {
     Tree,
 }
 
+impl std::fmt::Display for LayerForm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Changes => "changes on top of one another",
+            Self::Tree => "whole trees",
+        })
+    }
+}
+
 /// What one snapshot adds to and hides from its parent.
 #[derive(Debug)]
 pub struct Changes {
     /// The directory that holds the changes; must not be written to.
     pub dir: OwnedFd,
-    /// How deletions are written in it.
+    /// What is in it.
     pub form: Form,
 }
 
-/// How a directory of changes marks what it hides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How changes are kept.
+#[derive(Debug)]
 pub enum Form {
     /// An overlayfs upperdir: a whiteout is a character device 0/0, an opaque directory has the
     /// extended attribute `trusted.overlay.opaque`.
     OverlayUpper,
-    /// A complete tree that hides nothing.
-    Plain,
+    /// A complete tree: the changes are what is different from the parent's, or all of it.
+    Tree {
+        /// The parent's tree; `None`: it stands on nothing.
+        parent: Option<OwnedFd>,
+    },
 }
