@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_build::{Entitlement, SecretSpec, SshSpec};
 use kiln_oci::Reference;
+use kiln_snapshotter::Backend;
 
 /// Builds container images from Dockerfiles, runs them, and moves them. No daemon.
 #[derive(Parser)]
@@ -13,6 +14,9 @@ pub(crate) struct Cli {
     /// Directory of the store [default: /var/lib/kiln as root, ~/.local/share/kiln as a user]
     #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR", hide_env = false)]
     pub(crate) root: Option<PathBuf>,
+    /// Who keeps file trees: overlay, fuse-overlayfs, copy, or auto, which takes the first that works
+    #[arg(long, global = true, env = "KILN_SNAPSHOTTER", value_name = "NAME", default_value_t)]
+    pub(crate) snapshotter: Backend,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -28,7 +32,7 @@ pub(crate) enum Command {
     /// Show an image's config as JSON
     Inspect(NamesArgs),
     /// Show the instructions that made an image
-    History(NameArgs),
+    History(HistoryArgs),
     /// Remove image names, and images without another name
     Rmi(RmiArgs),
     /// Give an image another name
@@ -165,10 +169,13 @@ pub(crate) struct ImagesArgs {
 }
 
 #[derive(Args)]
-pub(crate) struct NameArgs {
+pub(crate) struct HistoryArgs {
     /// Image name or ID
     #[arg(value_name = "IMAGE")]
     pub(crate) name: String,
+    /// Show whole instructions, however long
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
 }
 
 #[derive(Args)]

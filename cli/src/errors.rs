@@ -78,6 +78,14 @@ impl Failure {
         Self::new(exit::STORE, message)
     }
 
+    /// Standard output does not take what a command says.
+    pub(crate) fn output(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let full = matches!(error.kind(), StorageFull | QuotaExceeded);
+        let code = if full { exit::LIMIT } else { exit::SOURCE };
+        Self::new(code, format!("cannot write to standard output: {error}"))
+    }
+
     /// Reading or writing a file of the user's.
     pub(crate) fn source(message: impl AsRef<str>) -> Self {
         Self::new(exit::SOURCE, message)
@@ -149,9 +157,16 @@ impl From<BuildError> for Failure {
                 Failure { code, text: shown.collect::<Vec<_>>().join("\n"), hint: None }
             }
             BuildError::NoDockerfile { .. } => plain(exit::SOURCE).hint("name the file with `-f FILE`"),
-            BuildError::NoImage { reference, at, stages: Some(stages) } => {
+            BuildError::NoImage { reference, at, stages: Some(stages), .. } => {
                 let name = reference.familiar();
-                let message = format!("{name} is neither a stage nor an image in the store");
+                // FROM itself names no stage: it stands for a trigger that does.
+                let of_trigger = at.as_ref().is_some_and(|(dockerfile, location)| {
+                    let line = dockerfile.text.lines().nth(location.first_line.saturating_sub(1));
+                    line.and_then(|line| line.split_whitespace().next())
+                        .is_some_and(|word| word.eq_ignore_ascii_case("FROM"))
+                });
+                let asked = if of_trigger { ", which an ONBUILD trigger of this base asks for," } else { "" };
+                let message = format!("{name}{asked} is neither a stage nor an image in the store");
                 let failure =
                     Failure { code: exit::DOCKERFILE, text: frame(message, at.as_ref()), hint: None };
                 let bare = name.trim_end_matches(":latest");
@@ -162,11 +177,13 @@ impl From<BuildError> for Failure {
                     )),
                 }
             }
-            BuildError::NoImage { reference, at, stages: None } => {
+            BuildError::NoImage { reference, at, stages: None, similar } => {
                 let message = format!("base image {} is not in the store", reference.familiar());
                 let name = reference.familiar();
+                let meant = similar.as_ref().map(|near| format!("did you mean `{near}`? If not, "));
                 Failure { code: exit::SOURCE, text: frame(message, at.as_ref()), hint: None }.hint(format!(
-                    "bring it in with `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`"
+                    "{}bring it in with `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`",
+                    meant.unwrap_or_default()
                 ))
             }
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
@@ -188,6 +205,7 @@ impl From<BuildError> for Failure {
             BuildError::Store(kiln_content::Error::NotWritable { .. }) => {
                 plain(exit::STORE).hint("choose another place with `--root DIR` or KILN_ROOT")
             }
+            BuildError::Snapshots(inner) => snapshots(inner, plain),
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
             BuildError::Apply(inner) => plain(apply_code(inner)),
             BuildError::Extract(inner) => plain(apply_code(&inner.0)),
@@ -212,6 +230,21 @@ fn apply_code(error: &kiln_layer::ApplyError) -> Code {
         }
         kiln_layer::ApplyError::Limit { .. } | kiln_layer::ApplyError::Density(_) => exit::LIMIT,
         _ => exit::STORE,
+    }
+}
+
+fn snapshots(error: &kiln_snapshotter::Error, plain: impl Fn(Code) -> Failure) -> Failure {
+    match error {
+        kiln_snapshotter::Error::OtherForm { .. } => plain(exit::STORE)
+            .hint("leave the choice to `--snapshotter auto`, or choose another place with `--root DIR`"),
+        kiln_snapshotter::Error::Fuse { .. } => {
+            plain(exit::STORE).hint("install fuse-overlayfs, or choose `--snapshotter copy`")
+        }
+        kiln_snapshotter::Error::TooDeep { .. } => {
+            plain(exit::LIMIT).hint("start a new stage with `FROM scratch` and `COPY --from` the old one")
+        }
+        error if error.is_no_space() => plain(exit::LIMIT),
+        _ => plain(exit::STORE),
     }
 }
 
@@ -253,6 +286,13 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::NoSource { similar: Some(similar), .. } => {
             plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))
         }
+        OpError::NoSource { path, .. } => {
+            let failure = plain(exit::SOURCE);
+            match missing_hint(title, path) {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            }
+        }
         OpError::Owner { .. } => plain(exit::DOCKERFILE),
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
@@ -268,10 +308,29 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::Source(inner) => plain(source_code(inner)),
         OpError::Build(inner) => match &**inner {
             BuildError::Store(error) if error.is_no_space() => plain(exit::LIMIT),
+            BuildError::Snapshots(error) => snapshots(error, plain),
             _ => plain(exit::STORE),
         },
         _ => plain(exit::SOURCE),
     }
+}
+
+/// What people expect of a COPY that it does not do.
+fn missing_hint(title: &str, path: &str) -> Option<String> {
+    let words: Vec<&str> = title.split_whitespace().collect();
+    if path.starts_with("--") && words.contains(&path) {
+        return Some("flags stand in front of the sources".to_owned());
+    }
+    let climbs = |word: &&str| word.split('/').any(|part| part == "..");
+    let from_context = !words.iter().any(|word| word.starts_with("--from="));
+    if from_context && words.iter().take(words.len().saturating_sub(1)).any(climbs) {
+        return Some(
+            "`..` does not lead out of the build context: build with a directory above, or pass the files by `--build-context`"
+                .to_owned(),
+        );
+    }
+    let is_pattern = path.contains(['*', '?', '[']);
+    is_pattern.then(|| "nothing matches the pattern; `*` does not match a slash".to_owned())
 }
 
 impl From<kiln_content::Error> for Failure {

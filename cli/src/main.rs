@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
-    let session = Session::open(cli.root)?;
+    let session = Session::open(cli.root, cli.snapshotter)?;
     match cli.command {
         Command::Build(args) => commands::build::run(&session, args),
         Command::Import(args) => commands::import::run(&session, args),

@@ -1,5 +1,6 @@
 //! Layers through the binary: hostile ones, many of them, in every form.
 
+mod backends;
 mod catalogue;
 mod raw;
 

@@ -67,8 +67,11 @@ impl Fuse {
         let tree = attach(&device, stack.upper.is_some())?;
         let mut command = Command::new(&self.program);
         command.args(["-f", "-o"]).arg(OsStr::from_bytes(&options)).arg("/dev/fd/0");
-        let command = command.stdin(device).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut process = command.spawn().map_err(host("start", &self.program))?;
+        command.stdin(device).stdout(Stdio::null()).stderr(Stdio::piped());
+        let spawned = command.spawn();
+        // With it goes our hold on the device: from now on a dead program is an answer.
+        drop(command);
+        let mut process = spawned.map_err(host("start", &self.program))?;
         // Waits for the first answer, or fails when the program has given up.
         if let Err(errno) = statat(&tree, ".", AtFlags::empty()) {
             drop(tree);
@@ -110,15 +113,22 @@ impl Fuse {
 }
 
 fn options(base: &Path, stack: &Stack<'_>) -> Result<Vec<u8>, Error> {
-    if base.as_os_str().as_bytes().iter().any(|byte| b",:\\".contains(byte)) {
+    // A path through /proc/self leads elsewhere in another process.
+    let absolute = |path: &PathBuf| match base.join(path).canonicalize() {
+        Ok(path) => Ok(path.into_os_string().into_vec()),
+        Err(error) => Err(host("realpath", path)(error)),
+    };
+    let lower: Vec<Vec<u8>> = stack.lower.iter().map(absolute).collect::<Result<_, _>>()?;
+    let odd = |path: &[u8]| path.iter().any(|byte| b",:\\".contains(byte));
+    if lower.iter().any(|path| odd(path)) {
         let reason = "the path of the store must not have a comma, a colon or a backslash".to_owned();
         return Err(Error::Fuse { reason });
     }
-    let absolute = |path: &PathBuf| base.join(path).into_os_string().into_vec();
-    let lower: Vec<Vec<u8>> = stack.lower.iter().map(absolute).collect();
     let mut options = [b"lowerdir=", lower.join(&b':').as_slice()].concat();
     if let Some((upper, work)) = &stack.upper {
-        options.extend([b",upperdir=", absolute(upper).as_slice(), b",workdir=", &absolute(work)].concat());
+        options.extend(
+            [b",upperdir=", absolute(upper)?.as_slice(), b",workdir=", absolute(work)?.as_slice()].concat(),
+        );
     }
     Ok(options)
 }
