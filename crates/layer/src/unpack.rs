@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, XattrFlags};
+use rustix::fs::{self, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::apply::{ApplyError, Defect, Refusal, Whiteouts, is_kept_xattr};
@@ -17,6 +17,11 @@ use crate::node::{self, Attributes, CallError, Named};
 use crate::path::{self, PathError};
 use crate::tar_header::{Member, MemberKind};
 use crate::tar_read::TarReader;
+
+mod links;
+mod whiteouts;
+
+use whiteouts::set_opaque;
 
 /// How members become files.
 #[derive(Clone, Copy)]
@@ -156,43 +161,6 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    /// Hides what the lower layers have at `parent`/`name`; what this tar made stays.
-    pub(crate) fn hide(&mut self, parent: &[u8], name: &[u8]) -> Result<(), ApplyError> {
-        let path = path::join(parent, name);
-        if self.rules.whiteouts() == Some(Whiteouts::Remove) {
-            let Some(directory) = self.existing(parent)? else { return Ok(()) };
-            self.forget();
-            return self.remove_lower_at(directory.as_fd(), name, &path);
-        }
-        let directory = self.parent(parent)?;
-        match node::stat(directory.as_fd(), name).map_err(host(&path))? {
-            Some(stat) if node::kind(&stat) == FileType::Directory => self.make_opaque(&path),
-            // A file of this layer hides the lower one already.
-            Some(_) => Ok(()),
-            None => fs::mknodat(&directory, name, FileType::CharacterDevice, Mode::empty(), 0)
-                .named("mknodat")
-                .map_err(host(&path)),
-        }
-    }
-
-    /// Hides everything the lower layers have in the directory `path`.
-    pub(crate) fn make_opaque(&mut self, path: &[u8]) -> Result<(), ApplyError> {
-        match self.rules.whiteouts() {
-            None => Ok(()),
-            Some(Whiteouts::Overlay) => {
-                let directory = self.parent(path)?;
-                set_opaque(directory.as_fd()).map_err(host(path))
-            }
-            Some(Whiteouts::Remove) => match self.existing(path)? {
-                Some(directory) => {
-                    self.forget();
-                    self.remove_lower(directory.as_fd(), path)
-                }
-                None => Ok(()),
-            },
-        }
-    }
-
     /// Sets the directories' times, now that nothing is put into them any more.
     pub(crate) fn finish(&mut self) -> Result<(), ApplyError> {
         for (path, mtime) in std::mem::take(&mut self.dir_mtimes) {
@@ -316,88 +284,6 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    fn hard_link(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        member: &Member,
-    ) -> Result<(), ApplyError> {
-        let target = self.rules.clean(&member.link, path)?;
-        if target == path {
-            return Err(broken(path, Defect::LinkMissing));
-        }
-        self.link_to(parent, name, path, &target)
-    }
-
-    fn link_to(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        target: &[u8],
-    ) -> Result<(), ApplyError> {
-        let (above, target_name) = path::split(target);
-        let missing = || broken(path, Defect::LinkMissing);
-        let target_parent = self.existing(above)?.ok_or_else(missing)?;
-        if target_name.is_empty() {
-            return Err(broken(path, Defect::LinkToDirectory));
-        }
-        let stat = node::stat(target_parent.as_fd(), target_name).map_err(host(path))?.ok_or_else(missing)?;
-        match node::kind(&stat) {
-            FileType::Directory => return Err(broken(path, Defect::LinkToDirectory)),
-            FileType::CharacterDevice if stat.st_rdev == 0 => return Err(missing()),
-            _ => {}
-        }
-        let here = node::stat(parent, name).map_err(host(path))?;
-        let inode = (stat.st_dev, stat.st_ino);
-        if here.is_some_and(|here| (here.st_dev, here.st_ino) == inode) {
-            return Ok(());
-        }
-        // Without AT_SYMLINK_FOLLOW a link to a symbolic link is one to the link itself.
-        let link = || fs::linkat(&target_parent, target_name, parent, name, AtFlags::empty());
-        match self.replace(parent, name, path, "linkat", link) {
-            // The target was below what had to make way.
-            Err(ApplyError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Err(missing())
-            }
-            Err(ApplyError::Host { source, .. }) if source.kind() == io::ErrorKind::TooManyLinks => {
-                if let Some(copy) = self.overflow.remove(&inode) {
-                    self.link_to(parent, name, path, &copy)?;
-                    // Unless that one is full as well, the next link goes there too.
-                    self.overflow.entry(inode).or_insert(copy);
-                    return Ok(());
-                }
-                self.copy_beside(target_parent.as_fd(), target_name, parent, name, path)?;
-                self.overflow.insert(inode, path.to_vec());
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// Makes a file like another one of this tar, for want of one more link to it.
-    fn copy_beside(
-        &mut self,
-        from: BorrowedFd<'_>,
-        from_name: &[u8],
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-    ) -> Result<(), ApplyError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let source = fs::openat(from, from_name, flags, Mode::empty()).named("openat").map_err(host(path))?;
-        let stat = fs::fstat(&source).named("fstat").map_err(host(path))?;
-        let xattrs = node::xattrs(from, from_name).map_err(host(path))?;
-        let mut copy = File::from(self.create(parent, name, path)?);
-        let copied = io::copy(&mut File::from(source), &mut copy);
-        copied.map_err(|source| ApplyError::Host { call: "write", entry: path.into(), source })?;
-        let owner = (!matches!(self.rules.owner, Owner::Process)).then_some((stat.st_uid, stat.st_gid));
-        let mtime = Some(crate::index::mtime(&stat));
-        let attributes = Attributes { owner, mode: stat.st_mode, xattrs: &xattrs, mtime };
-        node::set_on_fd(copy.as_fd(), &attributes).map_err(host(path))
-    }
-
     /// Opens a new file to write.
     fn create(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd, ApplyError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -505,66 +391,6 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// The first whiteout among `path` and its parents: a lower file that this layer replaces by a
-    /// directory without an entry of its own.
-    fn whiteout_above(&self, path: &[u8]) -> Result<Option<usize>, ApplyError> {
-        for end in (1..=path.len()).filter(|&end| end == path.len() || path[end] == b'/') {
-            let Ok((parent, name)) = beneath::open_parent(self.root, &path[..end]) else { return Ok(None) };
-            match node::stat(parent.as_fd(), name).map_err(host(path))? {
-                Some(stat) if node::kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0 => {
-                    return Ok(Some(end));
-                }
-                _ => {}
-            }
-        }
-        Ok(None)
-    }
-
-    fn has_whiteout_above(&self, path: &[u8]) -> Result<bool, ApplyError> {
-        Ok(self.whiteout_above(path)?.is_some())
-    }
-
-    /// Turns a whiteout in the way into an opaque directory.
-    fn clear_whiteouts(&mut self, path: &[u8]) -> Result<(), ApplyError> {
-        if self.rules.whiteouts() != Some(Whiteouts::Overlay) {
-            return Ok(());
-        }
-        let Some(end) = self.whiteout_above(path)? else { return Ok(()) };
-        let hidden = &path[..end];
-        let (parent, name) = beneath::open_parent(self.root, hidden)?;
-        node::remove(parent.as_fd(), name).map_err(host(hidden))?;
-        beneath::mkdir_all(self.root, hidden, 0o755, (0, 0))?;
-        let made = node::open_dir(parent.as_fd(), name).map_err(host(hidden))?;
-        set_opaque(made.as_fd()).map_err(host(hidden))
-    }
-
-    fn remove_lower(&self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), ApplyError> {
-        for name in node::names(directory).map_err(host(path))?.iter() {
-            self.remove_lower_at(directory, name, &path::join(path, name))?;
-        }
-        Ok(())
-    }
-
-    /// Removes `name` and what is below, except for what this tar made.
-    fn remove_lower_at(&self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<(), ApplyError> {
-        if !self.holds_ours(path) {
-            return node::remove(parent, name).map_err(host(path));
-        }
-        let stat = node::stat(parent, name).map_err(host(path))?;
-        if stat.is_some_and(|stat| node::kind(&stat) == FileType::Directory) {
-            let directory = node::open_dir(parent, name).map_err(host(path))?;
-            self.remove_lower(directory.as_fd(), path)?;
-        }
-        Ok(())
-    }
-
-    /// Whether this tar made `path` or anything below it.
-    fn holds_ours(&self, path: &[u8]) -> bool {
-        let below = [path, b"/"].concat();
-        let next = self.made.range(below.clone()..).next();
-        self.made.contains(path) || next.is_some_and(|made| made.starts_with(&below))
-    }
-
     fn remember(&mut self, path: &[u8]) {
         if self.rules.whiteouts() == Some(Whiteouts::Remove) {
             self.made.insert(path.to_vec());
@@ -574,8 +400,4 @@ impl<'a> Unpacker<'a> {
     fn forget(&mut self) {
         self.parents.clear();
     }
-}
-
-fn set_opaque(directory: BorrowedFd<'_>) -> Result<(), CallError> {
-    fs::fsetxattr(directory, "trusted.overlay.opaque", b"y", XattrFlags::empty()).named("fsetxattr")
 }
