@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_build::{Entitlement, SecretSpec, SshSpec};
 use kiln_oci::Reference;
+use kiln_snapshotter::Backend;
 
 /// Builds container images from Dockerfiles, runs them, and moves them. No daemon.
 #[derive(Parser)]
@@ -15,6 +16,9 @@ pub(crate) struct Cli {
     /// Directory of the store [default: /var/lib/kiln as root, ~/.local/share/kiln as a user]
     #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR", hide_env = false)]
     pub(crate) root: Option<PathBuf>,
+    /// Who keeps file trees: overlay, fuse-overlayfs, copy, or auto, which takes the first that works
+    #[arg(long, global = true, env = "KILN_SNAPSHOTTER", value_name = "NAME", default_value_t)]
+    pub(crate) snapshotter: Backend,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

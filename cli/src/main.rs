@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
-    let session = Session::open(cli.root, anew)?;
+    let session = Session::open(cli.root, cli.snapshotter, anew)?;
     match cli.command {
         Command::Build(args) => commands::build::run(&session, args),
         Command::Import(args) => commands::import::run(&session, args),

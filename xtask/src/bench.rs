@@ -39,6 +39,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         table("`RUN true` on busybox, ms a step (50 steps, builder's start included)", &steps, STEPS)
     );
     large_inputs()?;
+    layers()?;
     remove(&temp)
 }
 
@@ -46,6 +47,12 @@ pub(crate) fn run() -> Result<(), Failure> {
 fn large_inputs() -> Result<(), Failure> {
     step::heading("Large inputs", "a Dockerfile of 1 MiB, 10,000 stages, 1,000,000 ignore rules");
     step::show(step::cargo().args(["bench", "-q", "-p", "kiln-frontend", "--bench", "parse"])).map(drop)
+}
+
+// As above: the crate's own bench, which runs GNU tar and umoci beside it.
+fn layers() -> Result<(), Failure> {
+    step::heading("Layers", "apply and diff of 50,000 files and of 1 GiB");
+    step::show(step::cargo().args(["bench", "-q", "-p", "kiln-layer", "--bench", "layers"])).map(drop)
 }
 
 fn rebuilds(kiln: &Kiln, peers: &[Peer]) -> Result<Vec<Row>, Failure> {

@@ -33,6 +33,7 @@ mod full_disk;
 mod gc;
 mod interop;
 mod kills;
+mod layers;
 mod remote;
 mod remote_add;
 mod remote_contexts;

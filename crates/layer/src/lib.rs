@@ -17,9 +17,11 @@ mod node;
 mod index;
 mod stat_cache;
 mod tree_digest;
+mod walk;
 
 mod apply;
 mod extract;
+mod hashing;
 mod tar_header;
 mod tar_read;
 mod tar_sparse;
@@ -28,14 +30,18 @@ mod unpack;
 mod diff;
 mod tar_write;
 
+mod clone;
 mod compression;
 mod copy;
+mod density;
 
 pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
 pub use beneath::BeneathError;
+pub use clone::{TreeError, clone_tree, remove_tree};
 pub use compression::{Compression, decoder, detect, gzip_encoder, is_tar};
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
-pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff};
+pub use density::{DensityError, bounded_decoder};
+pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, diff_trees};
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
