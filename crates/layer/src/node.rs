@@ -249,7 +249,8 @@ pub(crate) fn open_dir(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, C
     fs::openat(parent, name, flags, Mode::empty()).named("openat")
 }
 
-/// Removes `name` with everything below it; nothing there is fine.
+/// Removes `name` with everything below it; nothing there is fine, and so is another process that
+/// removes the same.
 ///
 /// Costs an unlink an entry. Trees deeper than [`REMOVED_AT_ONCE`] are taken apart: what is below is
 /// moved up, so that neither the stack nor the number of open files depends on the tree.
@@ -259,14 +260,31 @@ pub(crate) fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), CallErro
     }
     loop {
         // Opened anew each time: what was listed once is at its end.
-        let top = open_dir(parent, name)?;
+        let Some(top) = there(open_dir(parent, name))? else { return Ok(()) };
         let mut moved = 0;
-        for child in names(top.as_fd())?.iter() {
+        let Some(children) = there(names(top.as_fd()))? else { return Ok(()) };
+        for child in children.iter() {
             remove_below(top.as_fd(), child, top.as_fd(), &mut moved, REMOVED_AT_ONCE)?;
         }
         if moved == 0 {
-            return fs::unlinkat(parent, name, AtFlags::REMOVEDIR).named("unlinkat");
+            match there(remove_dir(parent, name)) {
+                // The other process has moved something up.
+                Err(CallError { errno: Errno::NOTEMPTY, .. }) => {}
+                result => return result.map(drop),
+            }
         }
+    }
+}
+
+fn remove_dir(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), CallError> {
+    fs::unlinkat(parent, name, AtFlags::REMOVEDIR).named("unlinkat")
+}
+
+/// `None` for what is not there any more.
+fn there<T>(result: Result<T, CallError>) -> Result<Option<T>, CallError> {
+    match result {
+        Err(CallError { errno: Errno::NOENT, .. }) => Ok(None),
+        result => result.map(Some),
     }
 }
 
@@ -289,15 +307,21 @@ fn remove_below(
             let target = format!(".deep-{moved}");
             match fs::renameat_with(parent, name, top, target.as_str(), RenameFlags::NOREPLACE) {
                 Err(Errno::EXIST) => {}
-                result => return result.named("renameat2"),
+                result => return there(result.named("renameat2")).map(drop),
             }
         }
     }
-    let directory = open_dir(parent, name)?;
-    for child in names(directory.as_fd())?.iter() {
+    let Some(directory) = there(open_dir(parent, name))? else { return Ok(()) };
+    let Some(children) = there(names(directory.as_fd()))? else { return Ok(()) };
+    for child in children.iter() {
         remove_below(directory.as_fd(), child, top, moved, levels - 1)?;
     }
-    fs::unlinkat(parent, name, AtFlags::REMOVEDIR).named("unlinkat")
+    match there(remove_dir(parent, name)) {
+        // The other process has moved something to this name: another round finds it.
+        Err(CallError { errno: Errno::NOTEMPTY, .. }) => *moved += 1,
+        result => drop(result?),
+    }
+    Ok(())
 }
 
 /// Unlinks what is no directory; whether it is gone.

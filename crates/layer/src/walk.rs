@@ -189,4 +189,19 @@ mod tests {
         assert!(matches!(error, ScanError::Path { .. }), "{error}");
         node::remove(root.as_fd(), b"d").unwrap();
     }
+
+    #[test]
+    fn several_may_remove_the_same_tree() {
+        let temp = deep(700);
+        for wide in 0..40 {
+            let dir = temp.path().join(format!("d/wide-{wide}"));
+            std::fs::create_dir_all(&dir).unwrap();
+            (0..20).for_each(|file| std::fs::write(dir.join(file.to_string()), b"x").unwrap());
+        }
+        let root = File::open(temp.path()).unwrap();
+        std::thread::scope(|scope| {
+            (0..6).for_each(|_| drop(scope.spawn(|| node::remove(root.as_fd(), b"d").unwrap())));
+        });
+        assert!(fs::statat(CWD, temp.path().join("d"), fs::AtFlags::empty()).is_err());
+    }
 }
