@@ -33,7 +33,7 @@ mod copy;
 
 pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
 pub use beneath::BeneathError;
-pub use compression::{Compression, decoder, detect, gzip_encoder, is_tar};
+pub use compression::{Codec, CodecError, Compression, Encoder, decoder, detect, is_tar};
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
 pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff};
 pub use extract::{ExtractError, ExtractOptions, extract};
