@@ -1,7 +1,7 @@
 //! A store with the busybox image in it, build contexts, and the ways to run `kiln` on them.
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -115,6 +115,10 @@ impl Store {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
         command.args(args).env("KILN_ROOT", self.root()).stdin(Stdio::null());
+        // Servers of these tests are on loopback, and nobody's proxy knows them.
+        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+            command.env_remove(name).env_remove(name.to_uppercase());
+        }
         command
     }
 
@@ -131,19 +135,29 @@ impl Store {
 
     /// `kiln build --progress plain ARGS CONTEXT`.
     pub(crate) fn build(&self, context: &Context, args: &[&str]) -> Outcome {
-        let mut all = vec!["build", "--progress", "plain"];
-        all.extend(args);
-        all.push(context.path());
-        self.kiln(&all)
+        self.kiln(&build_line(context.path(), args))
     }
 
     /// Builds as [`Store::build`] does, and holds kiln to what every input is bound to.
     #[track_caller]
     pub(crate) fn build_bounded(&self, context: &Context, args: &[&str]) -> Outcome {
-        let mut all = vec!["build", "--progress", "plain"];
-        all.extend(args);
-        all.push(context.path());
-        self.bounded(self.command(&all))
+        self.build_from(context.path(), args)
+    }
+
+    /// The same with anything that can stand in the place of a context.
+    #[track_caller]
+    pub(crate) fn build_from(&self, context: &str, args: &[&str]) -> Outcome {
+        self.bounded(self.command(&build_line(context, args)))
+    }
+
+    /// The same with these bytes on standard input.
+    #[track_caller]
+    pub(crate) fn build_piped(&self, input: &[u8], context: &str, args: &[&str]) -> Outcome {
+        let mut file = tempfile::tempfile().expect("temporary files can be made");
+        file.write_all(input).and_then(|()| file.rewind()).expect("ours to write");
+        let mut command = self.command(&build_line(context, args));
+        command.stdin(file);
+        self.bounded(command)
     }
 
     /// Runs a command to its end, and holds kiln to what every input is bound to: ten seconds,
@@ -196,6 +210,15 @@ impl Store {
         all[0].take()
     }
 
+    /// An image's config as it is in the store, history and all.
+    #[track_caller]
+    pub(crate) fn config(&self, image: &str) -> serde_json::Value {
+        let id = self.inspect(image)["Id"].as_str().expect("a digest").replace("sha256:", "");
+        let blob = self.root().join("blobs/sha256").join(&id[..2]).join(&id);
+        let json = fs::read(blob).expect("configs are blobs");
+        serde_json::from_slice(&json).expect("JSON")
+    }
+
     /// All that the store holds which is no temporary file: images, blobs, committed snapshots.
     #[track_caller]
     pub(crate) fn holds(&self) -> (String, Vec<String>) {
@@ -221,6 +244,10 @@ impl Store {
         let lines = tables.flat_map(|table| table.lines().map(str::to_owned).collect::<Vec<_>>());
         lines.filter(|line| line.contains(&root)).collect()
     }
+}
+
+fn build_line<'a>(context: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    [&["build", "--progress", "plain"], args, &[context]].concat()
 }
 
 // Snapshots hold whole trees; their names are enough.

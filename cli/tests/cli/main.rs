@@ -7,6 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod harness;
+// Servers and repositories, as the tests of kiln-build have them.
+#[allow(dead_code, reason = "each side uses what it needs")]
+#[path = "../../../crates/build/src/source/tests/repo.rs"]
+mod repo;
+#[allow(dead_code, reason = "each side uses what it needs")]
+#[path = "../../../crates/build/src/source/tests/web.rs"]
+mod web;
 
 mod bad_input;
 mod build;
@@ -18,5 +25,11 @@ mod copy;
 mod crash;
 mod differential;
 mod interop;
+mod remote;
+mod remote_add;
+mod remote_contexts;
+mod remote_git;
+mod remote_git_contexts;
+mod remote_named;
 mod run;
 mod run_mounts;

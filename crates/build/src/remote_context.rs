@@ -155,27 +155,6 @@ impl ContextOpener<'_> {
         }
     }
 
-    /// The files of a repository, or what a web server has: an archive's files, or the one file
-    /// under the name `context`. For named contexts. Blocks.
-    ///
-    /// # Errors
-    /// As for [`ContextOpener::open`]; `None` for sources that have no tree in the store.
-    pub fn open_tree(&self, source: &ContextSource) -> Result<Option<TreeContext>, BuildError> {
-        let (snapshot, origin, modified_unix) = match source {
-            ContextSource::Directory(_) | ContextSource::Stdin => return Ok(None),
-            ContextSource::Git(git) => {
-                let found = self.fetcher().git(git)?;
-                (found.snapshot, shown(&git.remote), Some(found.commit_unix))
-            }
-            ContextSource::Http(url) => {
-                let file = self.download(url)?;
-                let unpacked = self.unpack_download(&file)?;
-                (unpacked.unwrap_or(file.snapshot), shown(url), file.modified_unix)
-            }
-        };
-        Ok(Some(TreeContext { snapshot, origin, modified_unix }))
-    }
-
     /// When a commit was made, or a file changed by what its server says; seconds since 1970.
     /// Fetches it, so that whoever needs it next finds it in the store. Blocks.
     ///

@@ -311,7 +311,7 @@ fn check_authority(authority: &str, scheme: &str) -> Result<(), GitUrlError> {
     };
     let good_host = !host.is_empty() && host.bytes().all(fits);
     let good_port = port.is_none_or(|port| port.is_empty() || port.parse::<u16>().is_ok());
-    if scheme == "file" || (good_host && good_port) {
+    if scheme.ends_with("file") || (good_host && good_port) {
         Ok(())
     } else {
         Err(GitUrlError::Host { host: address.to_owned() })

@@ -301,9 +301,10 @@ impl<'a> Lower<'a> {
             }
         }
         let built = self.take(target);
-        let Some(built) = built.filter(|_| self.needs.is_empty()) else {
+        let Some(mut built) = built.filter(|_| self.needs.is_empty()) else {
             return Ok(Lowering::Needs(self.needs));
         };
+        self.based_on_files(&mut built, self.stages.list[target].from);
         let mut config = built.config;
         config.config.env = built.image_env.to_entries();
         config.config.labels.extend(self.options.labels.clone());
@@ -418,6 +419,7 @@ impl<'a> Lower<'a> {
             }
         };
         let Some(mut built) = built else { return Ok(None) };
+        self.based_on_files(&mut built, from);
         // What an image or a stage asks of its children is done here, and not handed on.
         let triggers = std::mem::take(&mut built.config.config.on_build);
         if built.env.get("PATH").is_none() {
@@ -489,13 +491,14 @@ impl<'a> Lower<'a> {
         let id = self.definition.push(vertex);
         self.source_map.insert(id, title, Some(location(at)));
         built.tree = Some(id);
-        let history = History {
-            created_by: Some(shown(created_by)),
-            comment: Some(COMMENT.to_owned()),
-            ..History::default()
-        };
-        built.history.push(HistoryEntry { history, vertex: Some(id) });
+        built.history.push(history_entry(created_by, id));
     }
+}
+
+/// A layer as image histories tell it.
+fn history_entry(created_by: String, layer: VertexId) -> HistoryEntry {
+    let (created_by, comment) = (Some(shown(created_by)), Some(COMMENT.to_owned()));
+    HistoryEntry { history: History { created_by, comment, ..History::default() }, vertex: Some(layer) }
 }
 
 fn makes_layer(kind: Kind) -> bool {

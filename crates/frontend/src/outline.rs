@@ -2,6 +2,7 @@
 
 use crate::ast::{Ast, Body, Instruction, Text};
 use crate::lint::description;
+use crate::redact::without_credentials;
 use crate::scope::Scope;
 use crate::stages::Stages;
 
@@ -29,7 +30,7 @@ pub struct OutlineArg {
     pub name: String,
     /// From the comment above it.
     pub description: Option<String>,
-    /// The value it has in this build.
+    /// The value it has in this build; URLs in it without what logs in.
     pub value: Option<String>,
     /// Line of its ARG, counted from 1.
     pub line: usize,
@@ -49,7 +50,7 @@ impl Wish {
         Self::Arg(OutlineArg {
             name: name.value.clone(),
             description: description(&at.line.comments, &name.value),
-            value: value.map(str::to_owned),
+            value: value.map(shown),
             line: at.line.first_line,
         })
     }
@@ -75,7 +76,8 @@ impl Outline {
         let mut args: Scope<OutlineArg> = Scope::default();
         for (at, name, value) in &stages.global_args {
             let (name, description) = (name.clone(), description(&at.line.comments, name));
-            let arg = OutlineArg { name, description, value: value.clone(), line: at.line.first_line };
+            let value = value.as_deref().map(shown);
+            let arg = OutlineArg { name, description, value, line: at.line.first_line };
             args.replace(&arg.name.clone(), arg);
         }
         for wish in wishes {
@@ -90,6 +92,10 @@ impl Outline {
         outline.args = args.iter().map(|(_, arg)| arg.clone()).collect();
         outline
     }
+}
+
+fn shown(value: &str) -> String {
+    without_credentials(value).into_owned()
 }
 
 fn add(list: &mut Vec<(String, bool)>, id: &str, required: bool) {

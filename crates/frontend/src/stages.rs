@@ -401,19 +401,20 @@ pub(crate) fn is_proxy(name: &str) -> bool {
 }
 
 impl Options {
-    /// The named context that stands in for a stage or an image of this name.
-    pub(crate) fn context(&self, name: &str, platform: &Platform) -> Option<&NamedContext> {
-        let of_platform = format!("{name}::{platform}");
-        if let Some(context) = self.contexts.get(&of_platform).or_else(|| self.contexts.get(name)) {
-            return Some(context);
-        }
-        let reference: Reference = name.parse().ok()?;
+    /// The named context that stands in for a stage or an image of this name, with its own name;
+    /// one for `platform` goes before one for all.
+    pub(crate) fn context(&self, name: &str, platform: &Platform) -> Option<(&str, &NamedContext)> {
+        let reference = name.parse::<Reference>().ok();
         let same = |known: &str| {
-            let known =
-                known.split_once("::").map_or((known, None), |(name, platform)| (name, Some(platform)));
-            known.1.is_none_or(|wanted| wanted == platform.to_string())
-                && known.0.parse::<Reference>().is_ok_and(|known| known == reference)
+            known == name || (reference.is_some() && known.parse::<Reference>().ok() == reference)
         };
-        self.contexts.iter().find(|(known, _)| same(known)).map(|(_, context)| context)
+        let find = |wanted: Option<&Platform>| {
+            let fits = |known: &str| match known.split_once("::") {
+                Some((known, of)) => wanted.is_some() && of.parse().ok().as_ref() == wanted && same(known),
+                None => wanted.is_none() && same(known),
+            };
+            self.contexts.iter().find(|(known, _)| fits(known))
+        };
+        find(Some(platform)).or_else(|| find(None)).map(|(known, context)| (known.as_str(), context))
     }
 }

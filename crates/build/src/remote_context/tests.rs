@@ -197,8 +197,6 @@ fn a_url_is_an_archive_or_a_dockerfile() {
     // Neither sent nor unpacked again.
     assert_eq!(tree(open(&bench, &url("/x.tar"), b"").unwrap()).snapshot, first.snapshot);
     assert_eq!(text(open(&bench, &url("/Dockerfile"), b"").unwrap()), "FROM scratch\n");
-    let named = opener(&bench, |opener| opener.open_tree(&url("/Dockerfile"))).unwrap().unwrap();
-    assert_eq!(named.read(&bench.engine, Path::new("context")).unwrap().unwrap(), b"FROM scratch\n");
     let remote = opener(&bench, |opener| opener.dockerfile_at(&web.url("/Dockerfile"))).unwrap();
     assert_eq!(remote, b"FROM scratch\n");
     let missing = open(&bench, &url("/absent"), b"");

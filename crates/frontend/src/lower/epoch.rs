@@ -104,7 +104,7 @@ fn time_of(
     span: Span,
 ) -> Result<TimeOf> {
     let source = |source| Ok(TimeOf::Source(Box::new(source)));
-    match options.context(name, &options.platform) {
+    match options.context(name, &options.platform).map(|(_, context)| context) {
         Some(NamedContext::Git(git)) => return source(Source::Git(git.clone())),
         Some(NamedContext::Http(url)) => return source(Source::Http(super::outside::named_download(url))),
         Some(NamedContext::Local { .. } | NamedContext::Image(_) | NamedContext::Layout(..)) => {

@@ -1,9 +1,11 @@
 //! Where trees come from that no instruction makes: images and named contexts.
 
-use kiln_llb::{File, FileAction, Http, InputIndex, Local, Op, Source, SourceImage, Vertex};
+use kiln_llb::{
+    Copy, File, FileAction, Http, InputIndex, Local, Op, Owner, Source, SourceImage, Unpack, Vertex,
+};
 use kiln_oci::{Platform, Reference};
 
-use super::{Built, Lower, NamedContext, Need, Step, bare, copy, location, scratch};
+use super::{Built, Lower, NamedContext, Need, Step, bare, history_entry, location, scratch};
 use crate::ast::Instruction;
 use crate::redact::without_credentials;
 use crate::scope::Scope;
@@ -18,6 +20,27 @@ impl Lower<'_> {
         self.outside(name, from, from.rest_span(), &platform, None, None)
     }
 
+    /// What stands on files that came without an image, or is an image of nothing else: they become
+    /// its first layer.
+    pub(super) fn based_on_files(&mut self, built: &mut Built, from: &Instruction) {
+        let is_image = !built.history.is_empty() || !built.config.rootfs.diff_ids.is_empty();
+        let Some(tree) = built.tree.filter(|_| !is_image) else { return };
+        let owner = match &self.definition.vertex(tree).op {
+            Op::Source(Source::Local(_)) => Some(Owner::Root),
+            Op::Source(_) => Some(Owner::Keep),
+            // Unpacked by a copy already.
+            _ => None,
+        };
+        let created_by = format!("{} # buildkit", from.title());
+        let Some(owner) = owner else {
+            return built.history.push(history_entry(created_by, tree));
+        };
+        let action = FileAction::Copy(everything(owner));
+        let vertex = Vertex { op: Op::File(File { base: None, actions: vec![action] }), inputs: vec![tree] };
+        let title = format!("[internal] {}", without_credentials(&from.title()));
+        self.layer(built, from, title, vertex, created_by);
+    }
+
     /// An image or a named context; `None`, and a need, while its config is missing.
     pub(super) fn outside(
         &mut self,
@@ -28,7 +51,8 @@ impl Lower<'_> {
         stages: Option<Vec<String>>,
         step: Option<&Step>,
     ) -> Result<Option<Built>> {
-        let context = self.options.context(name, platform).cloned();
+        let (known, context) = self.options.context(name, platform).unzip();
+        let (known, context) = (known.unwrap_or(name).to_owned(), context.cloned());
         let title = |what: &str| {
             step.map_or_else(
                 || format!("[internal] load {}", without_credentials(what)),
@@ -42,14 +66,17 @@ impl Lower<'_> {
                 (reference, image)
             }
             Some(NamedContext::Local { ignore }) => {
-                let op = Op::Source(Source::Local(Local { name: name.to_owned(), ignore }));
+                let op = Op::Source(Source::Local(Local { name: known, ignore }));
                 return Ok(Some(self.source(op, title(&format!("build context {name}")), platform)));
             }
             Some(NamedContext::Git(git)) => {
                 let shown = format!("{}#{}", git.remote, git.reference);
                 return Ok(Some(self.source(Op::Source(Source::Git(git)), title(&shown), platform)));
             }
-            Some(NamedContext::Http(url)) => return Ok(Some(self.download(&url, title(&url), platform))),
+            Some(NamedContext::Http(url)) => {
+                let op = Op::Source(Source::Http(named_download(&url)));
+                return Ok(Some(self.source(op, title(&url), platform)));
+            }
             None if name == "scratch" => return Ok(Some(scratch(platform))),
             None => {
                 let reference: Reference = name.parse().map_err(|error: kiln_oci::ReferenceError| {
@@ -96,30 +123,24 @@ impl Lower<'_> {
         self.source_map.insert(id, title, None);
         Built { tree: Some(id), ..scratch(platform) }
     }
+}
 
-    /// A named context on a web server: an archive is unpacked, another file stands for itself.
-    fn download(&mut self, url: &str, title: String, platform: &Platform) -> Built {
-        let http = named_download(url);
-        let filename = http.filename.clone();
-        let file = self.source(Op::Source(Source::Http(http)), title.clone(), platform);
-        let action = FileAction::Copy(kiln_llb::Copy {
-            from: InputIndex(0),
-            sources: vec![filename],
-            destination: "/".to_owned(),
-            destination_is_dir: true,
-            owner: kiln_llb::Owner::Keep,
-            mode: None,
-            parents: false,
-            exclude: Vec::new(),
-            unpack: kiln_llb::Unpack::Archives,
-        });
-        let op = Op::File(File { base: None, actions: vec![action] });
-        let id = self.definition.push(Vertex { op, inputs: file.tree.into_iter().collect() });
-        self.source_map.insert(id, title, None);
-        Built { tree: Some(id), ..file }
+/// A copy of all of the first input, to the root.
+fn everything(owner: Owner) -> Copy {
+    Copy {
+        from: InputIndex(0),
+        sources: vec![String::new()],
+        destination: "/".to_owned(),
+        destination_is_dir: true,
+        owner,
+        mode: None,
+        parents: false,
+        exclude: Vec::new(),
+        unpack: Unpack::Never,
     }
 }
 
+/// A named context on a web server: one file called `context`, as BuildKit has it, an archive or not.
 pub(super) fn named_download(url: &str) -> Http {
-    Http { url: url.to_owned(), filename: copy::file_name(url), checksum: None, mode: 0o644 }
+    Http { url: url.to_owned(), filename: "context".to_owned(), checksum: None, mode: 0o600 }
 }

@@ -3,87 +3,17 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use kiln_frontend::git_url::{self, GitUrlError};
 use kiln_llb as llb;
 use kiln_oci::SnapshotId;
 
+use super::repo::{Origin, Repo};
 use super::web::{GitServer, Web};
 use super::{Bench, chain};
 use crate::SourceError;
 use crate::source::error::Fault;
 use crate::source::git_command::Git;
-
-/// Repositories on the server's disk.
-struct Origin {
-    dir: tempfile::TempDir,
-}
-
-/// A repository with a working tree; the server gives out its `.git`.
-struct Repo {
-    path: PathBuf,
-}
-
-impl Origin {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn repo(&self, name: &str, arguments: &[&str]) -> Repo {
-        let path = self.dir.path().join(name);
-        fs::create_dir_all(&path).unwrap();
-        let repo = Repo { path };
-        repo.git(&[&["init", "--quiet", "--initial-branch=main"], arguments].concat());
-        repo
-    }
-
-    fn serve(&self, mode: GitServer) -> Web {
-        Web::git(self.dir.path(), mode)
-    }
-}
-
-impl Repo {
-    fn git(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new("git");
-        command.args(["-c", "user.name=A", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]);
-        command.args(arguments).current_dir(&self.path);
-        command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
-        command.env("GIT_AUTHOR_DATE", "1000000000 +0000").env("GIT_COMMITTER_DATE", "1000000000 +0000");
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
-    fn write(&self, path: &str, content: &str) {
-        let path = self.path.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-
-    /// Commits everything; the commit.
-    fn commit(&self) -> String {
-        self.git(&["add", "--all"]);
-        self.git(&["commit", "--quiet", "--message=m"]);
-        self.git(&["rev-parse", "HEAD"])
-    }
-
-    /// A submodule at `path`, as it would be added by hand.
-    fn submodule(&self, path: &str, url: &str, commit: &str) {
-        let old = fs::read_to_string(self.path.join(".gitmodules")).unwrap_or_default();
-        let entry = format!("[submodule \"{path}\"]\n\tpath = {path}\n\turl = {url}\n");
-        self.write(".gitmodules", &(old + &entry));
-        fs::create_dir_all(self.path.join(path)).unwrap();
-        self.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{commit},{path}")]);
-    }
-
-    /// Commits what is in the index and `.gitmodules`.
-    fn commit_index(&self) -> String {
-        self.git(&["add", ".gitmodules"]);
-        self.git(&["commit", "--quiet", "--message=m"]);
-        self.git(&["rev-parse", "HEAD"])
-    }
-}
 
 fn op(text: &str) -> llb::Git {
     git_url::parse(text).unwrap().unwrap()

@@ -2,6 +2,7 @@
 
 mod git;
 mod http;
+pub(crate) mod repo;
 pub(crate) mod web;
 
 use std::collections::BTreeMap;

@@ -1,4 +1,5 @@
-//! A small web server on loopback, and git's own behind it.
+//! A small web server on loopback, and git's own behind it. The tests of the binary use this file
+//! as well.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
