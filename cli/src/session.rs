@@ -34,6 +34,9 @@ impl Session {
             None => default_root()?,
         };
         let store = Arc::new(Store::open(&root)?);
+        if let Some(rebuilt) = store.rebuilt() {
+            eprintln!("warning: {rebuilt}");
+        }
         let snapshots = Arc::new(Overlay::open(&root.join("snapshots"))?);
         let executor = Arc::new(Linux::open(&root.join("state/executor"))?);
         Ok(Self { engine: Engine::new(store, snapshots, executor)?, cancel })

@@ -54,6 +54,7 @@ impl CacheStore<Tree> for BuildCache {
     type Error = BuildError;
 
     fn lookup(&self, key: &CacheKey) -> Result<Option<Cached<Tree>>, BuildError> {
+        // Pinned by now: a snapshot that is there stays.
         let Some(record) = self.store.cache_get(&key.0)? else { return Ok(None) };
         if !self.snapshots.contains(&record.snapshot) {
             self.store.cache_forget_snapshot(&record.snapshot)?;

@@ -52,16 +52,17 @@ impl Engine {
 
     /// Prepares an active snapshot that is removed again unless it is committed.
     pub fn prepare(&self, parent: Option<&SnapshotId>) -> Result<Active, BuildError> {
+        parent.map_or(Ok(()), |parent| self.store.hold_snapshot(parent))?;
         let key = self.lease.new_key();
         self.snapshots.prepare(&key, parent)?;
-        Ok(Active { key: Some(key), snapshots: self.snapshots.clone() })
+        Ok(Active { key: Some(key), engine: self.clone() })
     }
 }
 
 /// An active snapshot of this process; dropping it removes it.
 pub struct Active {
     key: Option<ActiveKey>,
-    snapshots: Arc<dyn Snapshotter>,
+    engine: Engine,
 }
 
 impl Active {
@@ -75,8 +76,8 @@ impl Active {
     /// # Errors
     /// When the file system refuses; the active snapshot is removed then.
     pub fn commit(mut self) -> Result<SnapshotId, BuildError> {
-        let id = self.id();
-        self.snapshots.commit(self.key(), &id)?;
+        let id = self.id()?;
+        self.engine.snapshots.commit(self.key(), &id)?;
         self.key = None;
         Ok(id)
     }
@@ -86,14 +87,18 @@ impl Active {
     /// # Errors
     /// As [`Snapshotter::commit_layer`].
     pub fn commit_layer(mut self, layer: &SnapshotId) -> Result<SnapshotId, BuildError> {
-        let id = self.id();
-        self.snapshots.commit_layer(self.key(), &id, layer)?;
+        let id = self.id()?;
+        self.engine.snapshots.commit_layer(self.key(), &id, layer)?;
         self.key = None;
         Ok(id)
     }
 
-    fn id(&self) -> SnapshotId {
-        self.key().as_str().parse().expect("active keys and snapshot names share an alphabet")
+    /// Its name once it is committed, pinned before anybody can find it: garbage collection must not
+    /// come before the first record.
+    fn id(&self) -> Result<SnapshotId, BuildError> {
+        let id = self.key().as_str().parse().expect("active keys and snapshot names share an alphabet");
+        self.engine.store.hold_snapshot(&id)?;
+        Ok(id)
     }
 }
 
@@ -101,7 +106,7 @@ impl Drop for Active {
     fn drop(&mut self) {
         if let Some(key) = &self.key {
             // The next command sweeps what cannot be removed now.
-            let _ = self.snapshots.remove_active(key);
+            let _ = self.engine.snapshots.remove_active(key);
         }
     }
 }

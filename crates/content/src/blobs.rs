@@ -1,8 +1,8 @@
 //! Blobs: immutable files named by their digest.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_oci::{Digest, Sha256Writer};
@@ -10,14 +10,14 @@ use kiln_oci::{Digest, Sha256Writer};
 use crate::{Error, Store};
 
 /// A blob on its way in; dropping it takes it back.
-pub struct Ingest {
+pub struct Ingest<'a> {
     /// `None` once it was committed.
     writer: Option<Sha256Writer<File>>,
     path: PathBuf,
-    blobs: PathBuf,
+    store: &'a Store,
 }
 
-impl Ingest {
+impl Ingest<'_> {
     /// Makes the blob part of the store: synced, renamed, directory synced. A blob that is there
     /// already is left as it is.
     ///
@@ -32,9 +32,11 @@ impl Ingest {
         {
             return Err(Error::Mismatch { expected, expected_bytes, actual, actual_bytes });
         }
-        let path = blob_path(&self.blobs, &actual);
+        // Before it is looked for, and before it is there: garbage collection cannot come between.
+        self.store.hold_blob(&actual)?;
+        let path = self.store.blob_path(&actual);
         if !path.exists() {
-            let parent = path.parent().unwrap_or(&self.blobs);
+            let parent = path.parent().unwrap_or(self.store.root());
             fs::create_dir_all(parent).map_err(Error::host("mkdir", parent))?;
             file.sync_data().map_err(Error::host("fdatasync", &self.path))?;
             fs::rename(&self.path, &path).map_err(Error::host("rename", &path))?;
@@ -45,7 +47,7 @@ impl Ingest {
     }
 }
 
-impl Write for Ingest {
+impl Write for Ingest<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.writer.as_mut().map_or(Ok(0), |writer| writer.write(buf))
     }
@@ -55,43 +57,39 @@ impl Write for Ingest {
     }
 }
 
-impl Drop for Ingest {
+impl Drop for Ingest<'_> {
     fn drop(&mut self) {
         // Renamed away after a commit; otherwise the next sweep takes what cannot be removed now.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-fn blob_path(blobs: &Path, digest: &Digest) -> PathBuf {
-    let hex = digest.hex();
-    blobs.join(&hex[..2]).join(&hex)
-}
-
 impl Store {
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
-        blob_path(&self.root().join("blobs/sha256"), digest)
+    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.root().join("blobs/sha256").join(&hex[..2]).join(&hex)
     }
 
     /// A locked temporary file: whoever cannot take the lock knows that its writer lives.
     fn temporary(&self) -> Result<(File, PathBuf), Error> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{}-{number}", std::process::id(), crate::lease::random());
-        let path = self.root().join("ingest").join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        let file = file.map_err(Error::host("create", &path))?;
-        file.lock().map_err(Error::host("lock", &path))?;
-        Ok((file, path))
+        loop {
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}-{}-{number}", std::process::id(), crate::lease::random());
+            let path = self.root().join("ingest").join(name);
+            if let Some(file) = crate::lease::create_locked(&path)? {
+                return Ok((file, path));
+            }
+        }
     }
 
     /// Starts a new blob.
     ///
     /// # Errors
     /// [`Error::Host`].
-    pub fn ingest(&self) -> Result<Ingest, Error> {
+    pub fn ingest(&self) -> Result<Ingest<'_>, Error> {
         let (file, path) = self.temporary()?;
-        let blobs = self.root().join("blobs/sha256");
-        Ok(Ingest { writer: Some(Sha256Writer::new(file)), path, blobs })
+        Ok(Ingest { writer: Some(Sha256Writer::new(file)), path, store: self })
     }
 
     /// A file without a name on the store's file system, gone with its descriptor.
@@ -104,12 +102,13 @@ impl Store {
         Ok(file)
     }
 
-    /// Stores `bytes`; costs one system call when they are there.
+    /// Stores `bytes`, held as long as this handle lives; costs one system call when they are there.
     ///
     /// # Errors
     /// [`Error::Host`].
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Digest, Error> {
         let digest = Digest::of(bytes);
+        self.hold_blob(&digest)?;
         if !self.has_blob(&digest) {
             let mut ingest = self.ingest()?;
             let path = ingest.path.clone();

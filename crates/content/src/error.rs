@@ -50,6 +50,9 @@ pub enum Error {
     /// A blob is not there.
     #[error("blob {0} is not in the store")]
     NoBlob(Digest),
+    /// An image is not there, or not any more.
+    #[error("image {0} is not in the store")]
+    NoImage(Digest),
     /// A blob is larger than its reader allows.
     #[error("blob {digest} is larger than {max_bytes} bytes")]
     TooLarge {

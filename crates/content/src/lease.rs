@@ -2,7 +2,8 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_oci::ActiveKey;
@@ -23,6 +24,16 @@ pub(crate) fn random() -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let hash = RandomState::new().hash_one((std::process::id(), now.as_nanos()));
     format!("{:012x}", hash & 0xffff_ffff_ffff)
+}
+
+/// Makes a file and locks it; `None`: it was swept away in between as one of the dead.
+pub(crate) fn create_locked(path: &Path) -> Result<Option<File>, Error> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+    let file = file.map_err(Error::host("create", path))?;
+    file.lock().map_err(Error::host("lock", path))?;
+    let ours = file.metadata().map_err(Error::host("stat", path))?;
+    let same = |there: fs::Metadata| (there.dev(), there.ino()) == (ours.dev(), ours.ino());
+    Ok(fs::metadata(path).is_ok_and(same).then_some(file))
 }
 
 impl Lease {
@@ -50,12 +61,33 @@ impl Store {
     /// # Errors
     /// [`Error::Host`].
     pub fn lease(&self) -> Result<Lease, Error> {
-        let id = random();
-        let path = self.lease_path(&id);
-        let file = OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = file.map_err(Error::host("create", &path))?;
-        file.lock().map_err(Error::host("lock", &path))?;
-        Ok(Lease { id, path, next: AtomicU64::new(0), _lock: file })
+        loop {
+            let id = random();
+            let path = self.lease_path(&id);
+            if let Some(file) = create_locked(&path)? {
+                return Ok(Lease { id, path, next: AtomicU64::new(0), _lock: file });
+            }
+        }
+    }
+
+    /// Removes the files of leases whose process is dead; how many.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when the directory cannot be read.
+    pub fn sweep_leases(&self) -> Result<usize, Error> {
+        let dir = self.root().join("locks");
+        let mut removed = 0;
+        for entry in fs::read_dir(&dir).map_err(Error::host("read", dir.clone()))? {
+            let entry = entry.map_err(Error::host("read", dir.clone()))?;
+            if !entry.file_name().as_encoded_bytes().starts_with(b"lease-") {
+                continue;
+            }
+            let Ok(file) = File::open(entry.path()) else { continue };
+            if file.try_lock().is_ok() && fs::remove_file(entry.path()).is_ok() {
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     /// Whether the process that made `key` still lives.
@@ -89,6 +121,17 @@ mod tests {
         assert!(store.is_key_live(&one) && store.is_key_live(&two));
         drop(lease);
         assert!(!store.is_key_live(&one));
+    }
+
+    #[test]
+    fn only_leases_of_the_dead_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let lease = store.lease().unwrap();
+        fs::write(store.lease_path("00aa"), "").unwrap();
+        assert_eq!(store.sweep_leases().unwrap(), 1);
+        assert!(lease.path.exists());
+        assert!(store.is_key_live(&lease.new_key()));
     }
 
     #[test]

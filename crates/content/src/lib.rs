@@ -1,24 +1,35 @@
 //! What the store knows: blobs, images and their names, layers, cached results, leases.
 //!
-//! Read [`Store`] first, then `blobs.rs`, `records.rs` and `lease.rs`.
+//! Read [`Store`] first, then `blobs.rs`, `records.rs` and `lease.rs`; `pins.rs` for garbage collection,
+//! `index.rs` and `journal.rs` for what survives damage.
 //!
 //! # Invariants
 //! - A blob's file name is the digest of its bytes; it is complete or not there.
 //! - Nothing points to what is not there: data first, then the record, then the name.
 //! - Records are an index in SQLite. One made since the last [`Store::barrier`] carries the boot id
 //!   and is dropped after a reboot: its data may not have reached the disk.
+//! - What a handle hands out is pinned until the handle is gone; garbage collection removes only what
+//!   nobody has pinned.
 //! - Locks go with their process; there is no pid file.
 
 #![forbid(unsafe_code)]
 
 mod blobs;
 mod error;
+mod index;
+mod journal;
 mod lease;
+mod pins;
 mod records;
 mod store;
+mod survey;
+mod tables;
 
 pub use blobs::Ingest;
 pub use error::Error;
+pub use index::Rebuilt;
 pub use lease::Lease;
+pub use pins::{Claim, Claims, Pin, Pinnable};
 pub use records::{CacheRecord, ImageRecord, LayerBlob, LayerRecord, SourceRecord};
 pub use store::Store;
+pub use survey::{Expected, Survey, Usage};

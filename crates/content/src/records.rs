@@ -4,8 +4,10 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use kiln_oci::{ChainId, DiffId, Digest, Reference, SnapshotId};
-use rusqlite::{OptionalExtension, Row, named_params, params};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, Row};
 
+use crate::tables::{CACHE, CHAIN, Existing, IMAGE, LAYER, NAME, SOURCE, Writer, number, optional, text};
 use crate::{Error, Store};
 
 /// An image in the store.
@@ -76,7 +78,7 @@ pub struct SourceRecord {
 }
 
 /// A column that holds one of our words as text.
-fn word<T: FromStr<Err: Display>>(row: &Row<'_>, column: &str) -> Result<T, rusqlite::Error> {
+pub(crate) fn word<T: FromStr<Err: Display>>(row: &Row<'_>, column: &str) -> Result<T, rusqlite::Error> {
     optional_word(row, column)?.ok_or_else(|| bad(column, "it is empty"))
 }
 
@@ -98,11 +100,7 @@ fn size(row: &Row<'_>, column: &str) -> Result<u64, rusqlite::Error> {
     u64::try_from(value).map_err(|error| bad(column, error))
 }
 
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn image(row: &Row<'_>) -> Result<ImageRecord, rusqlite::Error> {
+pub(crate) fn image(row: &Row<'_>) -> Result<ImageRecord, rusqlite::Error> {
     Ok(ImageRecord {
         config: word(row, "config")?,
         manifest: word(row, "manifest")?,
@@ -112,7 +110,7 @@ fn image(row: &Row<'_>) -> Result<ImageRecord, rusqlite::Error> {
     })
 }
 
-fn layer(row: &Row<'_>) -> Result<LayerRecord, rusqlite::Error> {
+pub(crate) fn layer(row: &Row<'_>) -> Result<LayerRecord, rusqlite::Error> {
     let blob = match optional_word(row, "blob")? {
         None => None,
         Some(digest) => Some(LayerBlob {
@@ -125,6 +123,34 @@ fn layer(row: &Row<'_>) -> Result<LayerRecord, rusqlite::Error> {
     Ok(LayerRecord { snapshot: word(row, "snapshot")?, diff_id, size_bytes: size(row, "size_bytes")?, blob })
 }
 
+pub(crate) fn source(row: &Row<'_>) -> Result<SourceRecord, rusqlite::Error> {
+    Ok(SourceRecord {
+        snapshot: word(row, "snapshot")?,
+        content: optional_word(row, "content")?,
+        etag: row.get("etag")?,
+        last_modified: row.get("last_modified")?,
+        created_unix: row.get("created_unix")?,
+    })
+}
+
+pub(crate) fn cache(row: &Row<'_>) -> Result<CacheRecord, rusqlite::Error> {
+    Ok(CacheRecord {
+        canonical: word(row, "canonical")?,
+        snapshot: word(row, "snapshot")?,
+        created_unix: row.get("created_unix")?,
+        description: row.get("description")?,
+    })
+}
+
+fn one<T>(
+    db: &Connection,
+    sql: &str,
+    key: &str,
+    record: impl FnOnce(&Row<'_>) -> Result<T, rusqlite::Error>,
+) -> Result<Option<T>, rusqlite::Error> {
+    db.prepare_cached(sql)?.query_row([key], record).optional()
+}
+
 impl Store {
     /// Records an image whose blobs and snapshot are in the store.
     ///
@@ -132,132 +158,143 @@ impl Store {
     /// [`Error::Db`]; so for all methods of this group.
     pub fn put_image(&self, record: &ImageRecord) -> Result<(), Error> {
         let ImageRecord { config, manifest, snapshot, size_bytes, created_unix } = record;
-        self.write(|db| {
-            db.execute(
-                "INSERT OR REPLACE INTO image VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![
-                    config.to_string(),
-                    manifest.to_string(),
-                    snapshot.as_ref().map(SnapshotId::as_str),
-                    signed(*size_bytes),
-                    created_unix,
-                    self.boot
-                ],
-            )
-            .map(drop)
-        })
+        let values = [
+            text(config),
+            text(manifest),
+            optional(snapshot.as_ref()),
+            number(*size_bytes),
+            Value::Integer(*created_unix),
+        ];
+        self.write(|db| Ok(db.put(&IMAGE, Existing::Replace, values).map(drop)?))
     }
 
-    /// The image with this ID.
+    /// The image with this ID, pinned with its files.
     pub fn image(&self, config: &Digest) -> Result<Option<ImageRecord>, Error> {
-        let db = self.db();
-        let mut query = db.prepare_cached("SELECT * FROM image WHERE config = ?1")?;
-        Ok(query.query_row([config.to_string()], image).optional()?)
+        let find =
+            || self.read(|db| one(db, "SELECT * FROM image WHERE config = ?1", &config.to_string(), image));
+        self.held(find()?, find)
     }
 
-    /// All images, newest first.
+    /// Pins a found image; looks again, because it may have gone before the pin was there.
+    fn held(
+        &self,
+        found: Option<ImageRecord>,
+        again: impl Fn() -> Result<Option<ImageRecord>, Error>,
+    ) -> Result<Option<ImageRecord>, Error> {
+        let mut found = found;
+        while let Some(image) = &found {
+            self.hold_blob(&image.config)?;
+            self.hold_blob(&image.manifest)?;
+            image.snapshot.iter().try_for_each(|snapshot| self.hold_snapshot(snapshot))?;
+            let now = again()?;
+            if now == found {
+                break;
+            }
+            found = now;
+        }
+        Ok(found)
+    }
+
+    /// All images, newest first; nothing is pinned.
     pub fn images(&self) -> Result<Vec<ImageRecord>, Error> {
-        let db = self.db();
-        let mut query = db.prepare_cached("SELECT * FROM image ORDER BY created_unix DESC, config")?;
-        Ok(query.query_map([], image)?.collect::<Result<_, _>>()?)
+        self.read(|db| {
+            let mut query = db.prepare_cached("SELECT * FROM image ORDER BY created_unix DESC, config")?;
+            query.query_map([], image)?.collect()
+        })
     }
 
     /// Forgets an image; its blobs and snapshots stay for the build cache.
     pub fn remove_image(&self, config: &Digest) -> Result<(), Error> {
-        self.write(|db| db.execute("DELETE FROM image WHERE config = ?1", [config.to_string()]).map(drop))
+        self.write(|db| Ok(db.delete(&IMAGE, "config", &config.to_string()).map(drop)?))
     }
 
     /// Lets `reference` lead to an image that is in the store.
+    ///
+    /// # Errors
+    /// [`Error::NoImage`] when it is not, or not any more.
     pub fn set_name(&self, reference: &Reference, config: &Digest) -> Result<(), Error> {
-        let (reference, config) = (reference.to_string(), config.to_string());
-        let known = {
-            let db = self.db();
-            let mut query = db.prepare_cached("SELECT config FROM name WHERE reference = ?1")?;
-            query.query_row([&reference], |row| row.get::<_, String>(0)).optional()?
-        };
-        if known.as_ref() == Some(&config) {
+        let (reference, id) = (reference.to_string(), config.to_string());
+        let sql = "SELECT config FROM name JOIN image USING (config) WHERE reference = ?1";
+        let known = self.read(|db| one(db, sql, &reference, |row| row.get::<_, String>(0)))?;
+        if known.as_ref() == Some(&id) {
             return Ok(());
         }
         self.write(|db| {
-            db.execute(
-                "INSERT OR REPLACE INTO name VALUES (?1, ?2, ?3)",
-                params![reference, config, self.boot],
-            )
-            .map(drop)
+            if one(db.db(), "SELECT 1 FROM image WHERE config = ?1", &id, |_| Ok(()))?.is_none() {
+                return Err(Error::NoImage(*config));
+            }
+            Ok(db.put(&NAME, Existing::Replace, [text(&reference), text(&id)]).map(drop)?)
         })
     }
 
-    /// The image `reference` leads to.
+    /// The image `reference` leads to, pinned with its files.
     pub fn resolve(&self, reference: &Reference) -> Result<Option<ImageRecord>, Error> {
-        let db = self.db();
         let sql = "SELECT image.* FROM name JOIN image USING (config) WHERE reference = ?1";
-        Ok(db.prepare_cached(sql)?.query_row([reference.to_string()], image).optional()?)
+        let find = || self.read(|db| one(db, sql, &reference.to_string(), image));
+        self.held(find()?, find)
     }
 
     /// Removes a name; whether it was there.
     pub fn remove_name(&self, reference: &Reference) -> Result<bool, Error> {
-        let removed =
-            self.write(|db| db.execute("DELETE FROM name WHERE reference = ?1", [reference.to_string()]))?;
+        let removed = self.write(|db| Ok(db.delete(&NAME, "reference", &reference.to_string())?))?;
         Ok(removed > 0)
     }
 
     /// The names of an image, sorted.
     pub fn names_of(&self, config: &Digest) -> Result<Vec<Reference>, Error> {
-        let db = self.db();
-        let mut query =
-            db.prepare_cached("SELECT reference FROM name WHERE config = ?1 ORDER BY reference")?;
-        let names = query.query_map([config.to_string()], |row| word(row, "reference"))?;
-        Ok(names.collect::<Result<_, _>>()?)
+        self.read(|db| {
+            let mut query =
+                db.prepare_cached("SELECT reference FROM name WHERE config = ?1 ORDER BY reference")?;
+            query.query_map([config.to_string()], |row| word(row, "reference"))?.collect()
+        })
     }
 
-    /// Images whose ID starts with these hexadecimal digits.
+    /// Images whose ID starts with these hexadecimal digits; the only one is pinned with its files.
     pub fn find_by_prefix(&self, hex: &str) -> Result<Vec<ImageRecord>, Error> {
         if hex.is_empty() || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Ok(Vec::new());
         }
-        let db = self.db();
-        let mut query = db.prepare_cached("SELECT * FROM image WHERE config GLOB ?1")?;
-        Ok(query.query_map([format!("sha256:{hex}*")], image)?.collect::<Result<_, _>>()?)
+        let found: Vec<ImageRecord> = self.read(|db| {
+            let mut query = db.prepare_cached("SELECT * FROM image WHERE config GLOB ?1")?;
+            query.query_map([format!("sha256:{hex}*")], image)?.collect()
+        })?;
+        match found.as_slice() {
+            [only] => Ok(self.image(&only.config)?.into_iter().collect()),
+            _ => Ok(found),
+        }
     }
 
     /// Records a layer whose snapshot is committed.
     pub fn put_layer(&self, record: &LayerRecord) -> Result<(), Error> {
         let blob = record.blob.as_ref();
-        self.write(|db| {
-            db.execute(
-                "INSERT OR REPLACE INTO layer VALUES (:snapshot, :diff, :size, :blob, :media, :bytes, :boot)",
-                named_params! {
-                    ":snapshot": record.snapshot.as_str(),
-                    ":diff": record.diff_id.to_string(),
-                    ":size": signed(record.size_bytes),
-                    ":blob": blob.map(|blob| blob.digest.to_string()),
-                    ":media": blob.map(|blob| blob.media_type.as_str()),
-                    ":bytes": blob.map(|blob| signed(blob.size_bytes)),
-                    ":boot": self.boot,
-                },
-            )
-            .map(drop)
-        })
+        let values = [
+            text(&record.snapshot),
+            text(record.diff_id),
+            number(record.size_bytes),
+            optional(blob.map(|blob| blob.digest)),
+            optional(blob.map(|blob| &blob.media_type)),
+            blob.map_or(Value::Null, |blob| number(blob.size_bytes)),
+        ];
+        self.write(|db| Ok(db.put(&LAYER, Existing::Replace, values).map(drop)?))
     }
 
     /// What is known of a snapshot as a layer; `None` while its diff ID is pending.
     pub fn layer(&self, snapshot: &SnapshotId) -> Result<Option<LayerRecord>, Error> {
-        let db = self.db();
-        let mut query = db.prepare_cached("SELECT * FROM layer WHERE snapshot = ?1")?;
-        Ok(query.query_row([snapshot.as_str()], layer).optional()?)
+        self.read(|db| one(db, "SELECT * FROM layer WHERE snapshot = ?1", snapshot.as_str(), layer))
     }
 
     /// Records which snapshot holds a stack of layers; the first one stays.
     pub fn put_chain(&self, chain: &ChainId, snapshot: &SnapshotId) -> Result<(), Error> {
-        let values = params![chain.to_string(), snapshot.as_str(), self.boot];
-        self.write(|db| db.execute("INSERT OR IGNORE INTO chain VALUES (?1, ?2, ?3)", values).map(drop))
+        let values = [text(chain), text(snapshot)];
+        self.write(|db| Ok(db.put(&CHAIN, Existing::Keep, values).map(drop)?))
     }
 
-    /// The snapshot that holds a stack of layers.
+    /// The snapshot that holds a stack of layers, pinned; it may be gone.
     pub fn snapshot_by_chain(&self, chain: &ChainId) -> Result<Option<SnapshotId>, Error> {
-        let db = self.db();
-        let mut query = db.prepare_cached("SELECT snapshot FROM chain WHERE chain = ?1")?;
-        Ok(query.query_row([chain.to_string()], |row| word(row, "snapshot")).optional()?)
+        let sql = "SELECT snapshot FROM chain WHERE chain = ?1";
+        let found = self.read(|db| one(db, sql, &chain.to_string(), |row| word(row, "snapshot")))?;
+        found.iter().try_for_each(|snapshot| self.hold_snapshot(snapshot))?;
+        Ok(found)
     }
 
     /// Records a tree from outside whose snapshot is committed; replaces an older one of this key.
@@ -265,72 +302,47 @@ impl Store {
     /// `key` is a digest of where it came from and how it was asked for.
     pub fn put_source(&self, key: &Digest, record: &SourceRecord) -> Result<(), Error> {
         let SourceRecord { snapshot, content, etag, last_modified, created_unix } = record;
-        self.write(|db| {
-            db.execute(
-                "INSERT OR REPLACE INTO source VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![
-                    key.to_string(),
-                    snapshot.as_str(),
-                    content.map(|content| content.to_string()),
-                    etag,
-                    last_modified,
-                    created_unix,
-                    self.boot
-                ],
-            )
-            .map(drop)
-        })
+        let values = [
+            text(key),
+            text(snapshot),
+            optional(content.as_ref()),
+            optional(etag.as_ref()),
+            optional(last_modified.as_ref()),
+            Value::Integer(*created_unix),
+        ];
+        self.write(|db| Ok(db.put(&SOURCE, Existing::Replace, values).map(drop)?))
     }
 
-    /// The tree from outside with this key.
+    /// The tree from outside with this key, pinned; its snapshot may be gone.
     pub fn source(&self, key: &Digest) -> Result<Option<SourceRecord>, Error> {
-        let db = self.db();
-        let mut query = db.prepare_cached("SELECT * FROM source WHERE key = ?1")?;
-        let record = |row: &Row<'_>| {
-            Ok(SourceRecord {
-                snapshot: word(row, "snapshot")?,
-                content: optional_word(row, "content")?,
-                etag: row.get("etag")?,
-                last_modified: row.get("last_modified")?,
-                created_unix: row.get("created_unix")?,
-            })
-        };
-        Ok(query.query_row([key.to_string()], record).optional()?)
+        let sql = "SELECT * FROM source WHERE key = ?1";
+        let found = self.read(|db| one(db, sql, &key.to_string(), source))?;
+        found.iter().try_for_each(|found| self.hold_snapshot(&found.snapshot))?;
+        Ok(found)
     }
 
-    /// The result saved under `key`.
+    /// The result saved under `key`, pinned; its snapshot may be gone.
     pub fn cache_get(&self, key: &Digest) -> Result<Option<CacheRecord>, Error> {
-        let db = self.db();
-        let mut query = db.prepare_cached("SELECT * FROM cache WHERE key = ?1")?;
-        let record = |row: &Row<'_>| {
-            Ok(CacheRecord {
-                canonical: word(row, "canonical")?,
-                snapshot: word(row, "snapshot")?,
-                created_unix: row.get("created_unix")?,
-                description: row.get("description")?,
-            })
-        };
-        Ok(query.query_row([key.to_string()], record).optional()?)
+        let sql = "SELECT * FROM cache WHERE key = ?1";
+        let found = self.read(|db| one(db, sql, &key.to_string(), cache))?;
+        found.iter().try_for_each(|found| self.hold_snapshot(&found.snapshot))?;
+        Ok(found)
     }
 
     /// Saves a result under all `keys` at once. Without `replace` the first result stays, so that
     /// two builds at once agree.
     pub fn cache_put(&self, keys: &[Digest], record: &CacheRecord, replace: bool) -> Result<(), Error> {
-        let how = if replace { "REPLACE" } else { "IGNORE" };
-        let sql = format!("INSERT OR {how} INTO cache VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+        let existing = if replace { Existing::Replace } else { Existing::Keep };
         self.write(|db| {
             for key in keys {
-                db.execute(
-                    &sql,
-                    params![
-                        key.to_string(),
-                        record.canonical.to_string(),
-                        record.snapshot.as_str(),
-                        record.created_unix,
-                        record.description,
-                        self.boot
-                    ],
-                )?;
+                let values = [
+                    text(key),
+                    text(record.canonical),
+                    text(&record.snapshot),
+                    Value::Integer(record.created_unix),
+                    text(&record.description),
+                ];
+                db.put(&CACHE, existing, values)?;
             }
             Ok(())
         })
@@ -338,93 +350,9 @@ impl Store {
 
     /// Forgets all results that are this snapshot.
     pub fn cache_forget_snapshot(&self, snapshot: &SnapshotId) -> Result<(), Error> {
-        self.write(|db| db.execute("DELETE FROM cache WHERE snapshot = ?1", [snapshot.as_str()]).map(drop))
+        self.write(|db: &mut Writer<'_>| Ok(db.delete(&CACHE, "snapshot", snapshot.as_str()).map(drop)?))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(text: &str) -> ImageRecord {
-        let digest = Digest::of(text.as_bytes());
-        let snapshot = Some("s-1".parse().unwrap());
-        ImageRecord { config: digest, manifest: digest, snapshot, size_bytes: 7, created_unix: 9 }
-    }
-
-    #[test]
-    fn names_lead_to_images_and_move() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let name: Reference = "app:1".parse().unwrap();
-        let (old, new) = (record("old"), record("new"));
-        store.put_image(&old).unwrap();
-        store.put_image(&new).unwrap();
-        store.set_name(&name, &old.config).unwrap();
-        assert_eq!(store.resolve(&name).unwrap(), Some(old.clone()));
-        store.set_name(&name, &new.config).unwrap();
-        assert_eq!(store.names_of(&new.config).unwrap(), std::slice::from_ref(&name));
-        assert!(store.names_of(&old.config).unwrap().is_empty());
-        assert_eq!(store.find_by_prefix(&old.config.hex()[..8]).unwrap(), [old]);
-        assert!(store.remove_name(&name).unwrap());
-        assert!(!store.remove_name(&name).unwrap());
-        assert_eq!(store.resolve(&name).unwrap(), None);
-    }
-
-    #[test]
-    fn first_cached_result_stays_unless_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let key = Digest::of(b"key");
-        let result = |name: &str| CacheRecord {
-            canonical: key,
-            snapshot: name.parse().unwrap(),
-            created_unix: 1,
-            description: "RUN true".to_owned(),
-        };
-        store.cache_put(&[key], &result("first"), false).unwrap();
-        store.cache_put(&[key], &result("second"), false).unwrap();
-        assert_eq!(store.cache_get(&key).unwrap(), Some(result("first")));
-        store.cache_put(&[key], &result("third"), true).unwrap();
-        assert_eq!(store.cache_get(&key).unwrap(), Some(result("third")));
-        store.cache_forget_snapshot(&"third".parse().unwrap()).unwrap();
-        assert_eq!(store.cache_get(&key).unwrap(), None);
-    }
-
-    #[test]
-    fn newest_tree_from_outside_replaces_the_older_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let key = Digest::of(b"https://host/file");
-        let record = |etag: Option<&str>| SourceRecord {
-            snapshot: "s".parse().unwrap(),
-            content: etag.map(|etag| Digest::of(etag.as_bytes())),
-            etag: etag.map(str::to_owned),
-            last_modified: None,
-            created_unix: 3,
-        };
-        store.put_source(&key, &record(Some("\"1\""))).unwrap();
-        assert_eq!(store.source(&key).unwrap(), Some(record(Some("\"1\""))));
-        store.put_source(&key, &record(None)).unwrap();
-        assert_eq!(store.source(&key).unwrap(), Some(record(None)));
-        assert_eq!(store.source(&Digest::of(b"other")).unwrap(), None);
-    }
-
-    #[test]
-    fn two_processes_worth_of_handles_write_side_by_side() {
-        let dir = tempfile::tempdir().unwrap();
-        let threads: Vec<_> = (0..4)
-            .map(|thread| {
-                let root = dir.path().to_owned();
-                std::thread::spawn(move || {
-                    let store = Store::open(&root).unwrap();
-                    for number in 0..50 {
-                        store.put_image(&record(&format!("{thread}-{number}"))).unwrap();
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
-        assert_eq!(Store::open(dir.path()).unwrap().images().unwrap().len(), 200);
-    }
-}
+mod tests;

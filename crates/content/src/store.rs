@@ -5,79 +5,80 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior};
 use rustix::fs::syncfs;
 
 use crate::Error;
+use crate::index::{Place, Rebuilt, find_damage, is_damage};
+use crate::journal::Journal;
+use crate::pins::Pins;
+use crate::tables::{TABLES, Writer};
 
-/// Version of the index; counted in SQLite's `user_version`.
-const VERSION: i64 = MIGRATIONS.len() as i64;
 const DIRS: [&str; 6] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots"];
 
-/// What each version adds to the one before; never changed, only added to.
-const MIGRATIONS: [&str; 2] = [
-    "
-CREATE TABLE image (config TEXT PRIMARY KEY, manifest TEXT NOT NULL, snapshot TEXT, size_bytes INTEGER NOT NULL, created_unix INTEGER NOT NULL, boot TEXT) STRICT;
-CREATE TABLE name (reference TEXT PRIMARY KEY, config TEXT NOT NULL, boot TEXT) STRICT;
-CREATE TABLE layer (snapshot TEXT PRIMARY KEY, diff_id TEXT NOT NULL, size_bytes INTEGER NOT NULL, blob TEXT, media_type TEXT, blob_bytes INTEGER, boot TEXT) STRICT;
-CREATE TABLE chain (chain TEXT PRIMARY KEY, snapshot TEXT NOT NULL, boot TEXT) STRICT;
-CREATE TABLE cache (key TEXT PRIMARY KEY, canonical TEXT NOT NULL, snapshot TEXT NOT NULL, created_unix INTEGER NOT NULL, description TEXT NOT NULL, boot TEXT) STRICT;
-CREATE INDEX cache_snapshot ON cache (snapshot);
-CREATE INDEX name_config ON name (config);
-CREATE INDEX image_boot ON image (boot) WHERE boot IS NOT NULL;
-CREATE INDEX name_boot ON name (boot) WHERE boot IS NOT NULL;
-CREATE INDEX layer_boot ON layer (boot) WHERE boot IS NOT NULL;
-CREATE INDEX chain_boot ON chain (boot) WHERE boot IS NOT NULL;
-CREATE INDEX cache_boot ON cache (boot) WHERE boot IS NOT NULL;
-",
-    "
-CREATE TABLE source (key TEXT PRIMARY KEY, snapshot TEXT NOT NULL, content TEXT, etag TEXT, last_modified TEXT, created_unix INTEGER NOT NULL, boot TEXT) STRICT;
-CREATE INDEX source_boot ON source (boot) WHERE boot IS NOT NULL;
-",
-];
-
-/// Tables whose records are trusted only when they are durable or of this boot.
-const TABLES: [&str; 6] = ["image", "name", "layer", "chain", "cache", "source"];
-
 /// Blobs and metadata below one directory. Any number of processes may have it open.
+///
+/// What a handle hands out (images, cached results, blobs it was given) is pinned until the handle
+/// is dropped: garbage collection leaves it alone. Whoever lives long opens a handle for each job.
 pub struct Store {
     root: PathBuf,
+    place: Place,
     db: Mutex<Connection>,
+    journal: Mutex<Journal>,
     /// This handle wrote records since its last barrier.
     dirty: AtomicBool,
+    /// This handle wrote to the index at all.
+    wrote: AtomicBool,
+    rebuilt: Option<Rebuilt>,
     pub(crate) boot: String,
+    pub(crate) pins: Arc<Pins>,
 }
 
 impl Store {
     /// Opens the store at `root`, making it when there is none. Costs about a millisecond when it
     /// is there.
     ///
+    /// An index that is damaged or gone is made anew; [`Store::rebuilt`] tells.
+    ///
     /// # Errors
     /// [`Error::NotWritable`], [`Error::NewerStore`]; nothing is left behind then.
     pub fn open(root: &Path) -> Result<Self, Error> {
-        let not_writable = |source| Error::NotWritable { path: root.to_owned(), source };
-        let index = root.join("db/meta.sqlite");
-        if !index.exists() {
-            for dir in DIRS {
-                DirBuilder::new().recursive(true).mode(0o700).create(root.join(dir)).map_err(not_writable)?;
-            }
-        }
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(not_writable)?;
-        let db = open_index(root, &index).map_err(|error| match error {
-            Error::Db(error) if unusable(&error) => not_writable(io::Error::other(error)),
-            other => other,
-        })?;
-        let store = Self {
-            root: root.to_owned(),
-            db: Mutex::new(db),
-            dirty: AtomicBool::new(false),
-            boot: boot.trim().to_owned(),
+        let boot = prepare(root)?;
+        let place = Place::new(root);
+        let (db, rebuilt) = place.open(&boot).map_err(|error| not_writable(root, error))?;
+        Ok(Self::new(root, place, db, rebuilt, boot))
+    }
+
+    /// Makes the index of the store at `root` anew from its journal, whatever it is like, and opens
+    /// the store. Costs O(records ever made).
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_anew(root: &Path) -> Result<Self, Error> {
+        let boot = prepare(root)?;
+        let place = Place::new(root);
+        let anew = || {
+            let rebuilt = place.open_anew(&boot)?;
+            Ok((place.open(&boot)?.0, Some(rebuilt)))
         };
-        store.forget_other_boots()?;
-        Ok(store)
+        let (db, rebuilt) = anew().map_err(|error| not_writable(root, error))?;
+        Ok(Self::new(root, place, db, rebuilt, boot))
+    }
+
+    fn new(root: &Path, place: Place, db: Connection, rebuilt: Option<Rebuilt>, boot: String) -> Self {
+        Self {
+            root: root.to_owned(),
+            place,
+            db: Mutex::new(db),
+            journal: Mutex::new(Journal::new(root)),
+            dirty: AtomicBool::new(false),
+            wrote: AtomicBool::new(false),
+            rebuilt,
+            boot,
+            pins: Pins::new(root),
+        }
     }
 
     /// The store's directory.
@@ -85,22 +86,95 @@ impl Store {
         &self.root
     }
 
-    pub(crate) fn db(&self) -> MutexGuard<'_, Connection> {
+    /// What was wrong with the index when this handle opened it; `None`: nothing.
+    pub fn rebuilt(&self) -> Option<&Rebuilt> {
+        self.rebuilt.as_ref()
+    }
+
+    /// What is wrong with the index, if anything: its pages, and whether it is what its journal
+    /// says. Costs O(records); writers wait meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Host`], [`Error::Db`].
+    pub fn find_index_damage(&self) -> Result<Option<String>, Error> {
+        let found = find_damage(&mut self.db(), &mut self.journal(), &self.boot);
+        let found = match found {
+            Err(Error::Db(error)) if is_damage(&error) => Some(format!("is damaged ({error})")),
+            other => other?,
+        };
+        if found.is_some() {
+            self.place.distrust();
+        }
+        Ok(found)
+    }
+
+    fn db(&self) -> MutexGuard<'_, Connection> {
         // A panic elsewhere rolled its transaction back; the connection is fine.
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` as one write transaction: all of it or nothing.
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the next one who opens the index look at all of it, if this error says so.
+    fn note(&self, error: Error) -> Error {
+        if let Error::Db(error) = &error
+            && is_damage(error)
+        {
+            self.place.distrust();
+        }
+        error
+    }
+
+    /// Runs `work` on the index without changing it.
+    pub(crate) fn read<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>,
+    ) -> Result<T, Error> {
+        work(&self.db()).map_err(|error| self.note(error.into()))
+    }
+
+    /// Runs `work` as one write transaction: all of it or nothing, in the index and the journal.
     pub(crate) fn write<T>(
         &self,
-        work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, rusqlite::Error>,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.write_at(|writer, _| work(writer)).map_err(|error| self.note(error))
+    }
+
+    fn write_at<T>(&self, work: impl FnOnce(&mut Writer<'_>, i64) -> Result<T, Error>) -> Result<T, Error> {
+        let (mut db, mut journal) = (self.db(), self.journal());
+        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let at = journal.catch_up(&transaction, &self.boot)?;
+        let mut writer = Writer::new(&transaction, &self.boot);
+        let value = work(&mut writer, at.generation)?;
+        let lines = writer.into_lines();
+        if lines.is_empty() {
+            transaction.commit()?;
+        } else {
+            journal.append(&transaction, at, &lines)?;
+            if let Err(error) = transaction.commit() {
+                journal.take_back(&mut db, at, lines.len());
+                return Err(error.into());
+            }
+        }
+        self.wrote.store(true, Ordering::Relaxed);
+        self.dirty.fetch_or(!lines.is_empty(), Ordering::Relaxed);
+        Ok(value)
+    }
+
+    /// As [`Store::write`], for what is no record: nothing is made durable for its sake.
+    pub(crate) fn write_aside(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<(), rusqlite::Error>,
+    ) -> Result<(), Error> {
         let mut db = self.db();
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let value = work(&transaction)?;
+        work(&transaction)?;
         transaction.commit()?;
-        self.dirty.store(true, Ordering::Relaxed);
-        Ok(value)
+        self.wrote.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes everything this handle wrote survive a power cut: one `syncfs`, then the records are
@@ -112,47 +186,66 @@ impl Store {
         if !self.dirty.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        // What another process records during the sync has larger row ids, and is not covered by it.
+        // What another process records during the sync stands behind this, has larger row ids, and
+        // is not covered by it.
+        let reached = self.journal().position()?;
         let mut covered = Vec::new();
         for table in TABLES {
-            let sql = format!("SELECT coalesce(max(rowid), 0) FROM {table}");
-            let last: i64 = self.db().prepare_cached(&sql)?.query_row([], |row| row.get(0))?;
-            covered.push((table, last));
+            let sql = format!("SELECT coalesce(max(rowid), 0) FROM {}", table.name);
+            covered.push((table.name, self.read(|db| db.query_row(&sql, [], |row| row.get::<_, i64>(0)))?));
         }
         let directory = File::open(&self.root).map_err(Error::host("open", &self.root))?;
         syncfs(&directory).map_err(Error::host("syncfs", &self.root))?;
-        self.write(|db| {
+        // This transaction alone is synced itself: without it all others would count for nothing.
+        self.read(|db| db.pragma_update(None, "synchronous", "FULL"))?;
+        let marked = self.write_at(|writer, generation| {
             for (table, last) in covered {
                 let sql = format!("UPDATE {table} SET boot = NULL WHERE boot IS NOT NULL AND rowid <= ?1");
-                db.execute(&sql, [last])?;
+                writer.db().execute(&sql, [last])?;
+            }
+            if let Some(reached) = reached.filter(|reached| reached.generation == generation) {
+                writer.barrier(reached.bytes);
             }
             Ok(())
-        })?;
+        });
+        self.read(|db| db.pragma_update(None, "synchronous", "NORMAL"))?;
+        marked?;
         self.dirty.store(false, Ordering::Relaxed);
         Ok(())
     }
+}
 
-    /// Drops records whose data may not have reached the disk before the machine went down.
-    fn forget_other_boots(&self) -> Result<(), Error> {
-        let mut stale = Vec::new();
-        {
-            let db = self.db();
-            for table in TABLES {
-                let sql = format!("SELECT 1 FROM {table} WHERE boot IS NOT NULL AND boot <> ?1 LIMIT 1");
-                if db.prepare_cached(&sql)?.query_row([&self.boot], |_| Ok(())).optional()?.is_some() {
-                    stale.push(table);
-                }
-            }
+impl Drop for Store {
+    fn drop(&mut self) {
+        // The last to close the index writes its log into it. Closed here, so that the file can be
+        // looked at afterwards; the field is left with a connection to nothing.
+        let before = self.place.stamp();
+        let Ok(nothing) = Connection::open_in_memory() else { return };
+        drop(std::mem::replace(&mut *self.db(), nothing));
+        if self.wrote.load(Ordering::Relaxed) || before != self.place.stamp() {
+            self.place.mark_checked();
         }
-        if stale.is_empty() {
-            return Ok(());
+    }
+}
+
+/// Makes the directories; returns the boot id.
+fn prepare(root: &Path) -> Result<String, Error> {
+    let failed = |source| Error::NotWritable { path: root.to_owned(), source };
+    if !root.join("db/meta.sqlite").exists() {
+        for dir in DIRS {
+            DirBuilder::new().recursive(true).mode(0o700).create(root.join(dir)).map_err(failed)?;
         }
-        self.write(|db| {
-            for table in stale {
-                db.execute(&format!("DELETE FROM {table} WHERE boot <> ?1"), [&self.boot])?;
-            }
-            Ok(())
-        })
+    }
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?;
+    Ok(boot.trim().to_owned())
+}
+
+fn not_writable(root: &Path, error: Error) -> Error {
+    match error {
+        Error::Db(error) if unusable(&error) => {
+            Error::NotWritable { path: root.to_owned(), source: io::Error::other(error) }
+        }
+        other => other,
     }
 }
 
@@ -162,50 +255,17 @@ fn unusable(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(CannotOpen | PermissionDenied | ReadOnly))
 }
 
-fn open_index(root: &Path, index: &Path) -> Result<Connection, Error> {
-    let mut db = Connection::open(index)?;
-    db.busy_timeout(Duration::from_secs(10))?;
-    // Changing the journal mode does not wait for others, so newcomers take turns.
-    let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
-    let turn = root.join("locks/setup");
-    let _turn = if mode == "wal" {
-        None
-    } else {
-        let file = File::create(&turn).map_err(Error::host("create", &turn))?;
-        file.lock().map_err(Error::host("lock", &turn))?;
-        Some(file)
-    };
-    // In WAL mode NORMAL syncs at checkpoints only; the boot id covers what a power cut takes.
-    db.pragma_update(None, "journal_mode", "WAL")?;
-    db.pragma_update(None, "synchronous", "NORMAL")?;
-    let version = |db: &Connection| db.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
-    let found = version(&db)?;
-    if found > VERSION {
-        return Err(Error::NewerStore { path: root.to_owned(), found, known: VERSION });
-    }
-    if found < VERSION {
-        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // Another process may have come first while this one waited.
-        let found = usize::try_from(version(&transaction)?).unwrap_or(0);
-        for step in MIGRATIONS.iter().skip(found) {
-            transaction.execute_batch(step)?;
-        }
-        transaction.pragma_update(None, "user_version", VERSION)?;
-        transaction.commit()?;
-    }
-    Ok(db)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ImageRecord;
     use kiln_oci::Digest;
 
     #[test]
     fn store_of_a_newer_kiln_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        store.db().pragma_update(None, "user_version", 99).unwrap();
+        store.read(|db| db.pragma_update(None, "user_version", 99)).unwrap();
         drop(store);
         assert!(matches!(Store::open(dir.path()), Err(Error::NewerStore { found: 99, .. })));
     }
@@ -217,7 +277,7 @@ mod tests {
             fs::create_dir_all(dir.path().join(dir_name)).unwrap();
         }
         let db = Connection::open(dir.path().join("db/meta.sqlite")).unwrap();
-        db.execute_batch(MIGRATIONS[0]).unwrap();
+        db.execute_batch(crate::index::MIGRATIONS[0]).unwrap();
         db.pragma_update(None, "user_version", 1).unwrap();
         let chain = "INSERT INTO chain VALUES (?1, 'old', NULL)";
         let digest = kiln_oci::ChainId(Digest::of(b"old"));
@@ -251,5 +311,31 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         assert!(store.snapshot_by_chain(&chain("durable")).unwrap().is_some());
         assert!(store.snapshot_by_chain(&chain("lost")).unwrap().is_none());
+    }
+
+    #[test]
+    fn name_that_moved_before_a_crash_of_the_machine_moves_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        let put = |store: &Store, config| {
+            let image =
+                ImageRecord { config, manifest: config, snapshot: None, size_bytes: 5, created_unix: 6 };
+            store.put_image(&image).unwrap();
+            store.set_name(&"app:1".parse().unwrap(), &config).unwrap();
+        };
+        put(&store, old);
+        store.barrier().unwrap();
+        store.boot = "another".to_owned();
+        put(&store, new);
+        drop(store);
+        for _ in 0..2 {
+            let store = Store::open(dir.path()).unwrap();
+            assert_eq!(store.resolve(&"app:1".parse().unwrap()).unwrap().unwrap().config, old);
+            assert_eq!(store.images().unwrap().len(), 1);
+            drop(store);
+            // The same when the index is lost on top of it.
+            fs::remove_file(dir.path().join("db/meta.sqlite")).unwrap();
+        }
     }
 }

@@ -1,0 +1,400 @@
+//! The journal: every change of a record, in one file that only grows, so that the index can be
+//! made anew.
+//!
+//! ```text
+//! kiln-journal 1 <generation>
+//! <checksum> {"put":"name","row":{"reference":"…","config":"…"},"boot":"…"}
+//! <checksum> {"delete":"name","column":"reference","value":"…"}
+//! <checksum> {"barrier":<bytes>,"boot":"…"}
+//! ```
+//! Lines are written inside the transaction that makes the change, just before it is committed: the
+//! order of lines is the order of commits. A barrier says that the changes of its boot in the first
+//! so many bytes have reached the disk. The index knows how long the journal was at its last
+//! commit; what is longer was lost by the index, or never finished, and is taken into it.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::tables::{self, Existing, TABLES, Table, checksum};
+
+const MAGIC: &str = "kiln-journal";
+const VERSION: i64 = 1;
+/// Below this the journal is never rewritten.
+const COMPACT_BYTES: u64 = 4 << 20;
+/// It is rewritten when it has grown to this many times what it was after the last time.
+const COMPACT_GROWTH: u64 = 4;
+
+type Row = serde_json::Map<String, serde_json::Value>;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Put {
+        put: String,
+        row: Row,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        boot: Option<String>,
+    },
+    Delete {
+        delete: String,
+        column: String,
+        value: String,
+    },
+    Barrier {
+        barrier: u64,
+        boot: String,
+    },
+}
+
+pub(crate) fn write_put(out: &mut Vec<u8>, table: &Table, values: &[Value], boot: Option<&str>) {
+    let json = |value: &Value| match value {
+        Value::Integer(number) => (*number).into(),
+        Value::Text(text) => text.clone().into(),
+        // No record has any of the others.
+        Value::Null | Value::Real(_) | Value::Blob(_) => serde_json::Value::Null,
+    };
+    let cells = table.columns.iter().zip(values);
+    let row = cells.map(|(column, value)| ((*column).to_owned(), json(value))).collect();
+    write_line(out, &Line::Put { put: table.name.to_owned(), row, boot: boot.map(str::to_owned) });
+}
+
+pub(crate) fn write_delete(out: &mut Vec<u8>, table: &Table, column: &str, value: &str) {
+    let (delete, column, value) = (table.name.to_owned(), column.to_owned(), value.to_owned());
+    write_line(out, &Line::Delete { delete, column, value });
+}
+
+pub(crate) fn write_barrier(out: &mut Vec<u8>, covered_bytes: u64, boot: &str) {
+    write_line(out, &Line::Barrier { barrier: covered_bytes, boot: boot.to_owned() });
+}
+
+fn write_line(out: &mut Vec<u8>, line: &Line) {
+    let json = serde_json::to_string(line).expect("words and numbers are JSON");
+    out.extend_from_slice(format!("{} {json}\n", checksum(json.as_bytes())).as_bytes());
+}
+
+/// Where the journal stood when something was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Another one whenever the journal is written anew.
+    pub(crate) generation: i64,
+    /// How long it is.
+    pub(crate) bytes: u64,
+}
+
+/// What the lines of a journal say.
+#[derive(Debug, Default)]
+pub(crate) struct Replay {
+    lines: Vec<(u64, Line)>,
+    /// Lines that are no lines.
+    pub(crate) damaged: usize,
+    /// How long it is up to the end of the last line.
+    pub(crate) whole_bytes: u64,
+    /// For each boot, how much of the journal reached the disk in it.
+    covered: HashMap<String, u64>,
+}
+
+impl Replay {
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// An index in memory with nothing but what this says.
+    pub(crate) fn into_scratch(self, boot: &str) -> Result<Connection, rusqlite::Error> {
+        let mut scratch = Connection::open_in_memory()?;
+        let transaction = scratch.transaction()?;
+        crate::index::make_tables(&transaction)?;
+        self.apply(&transaction, boot)?;
+        transaction.commit()?;
+        Ok(scratch)
+    }
+
+    fn parse(bytes: &[u8], from: u64) -> Self {
+        let mut replay = Self { whole_bytes: from, ..Self::default() };
+        let mut at = from;
+        for raw in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let start = at;
+            at += raw.len() as u64;
+            let Some(raw) = raw.strip_suffix(b"\n") else {
+                // Torn: its writer died.
+                continue;
+            };
+            replay.whole_bytes = at;
+            match parse_line(raw) {
+                Some(Line::Barrier { barrier, boot }) => {
+                    let covered = replay.covered.entry(boot).or_default();
+                    *covered = barrier.max(*covered);
+                }
+                Some(line) => replay.lines.push((start, line)),
+                None => replay.damaged += 1,
+            }
+        }
+        replay
+    }
+
+    /// Makes the changes in `db`, but for records whose data may have been lost in a crash of the
+    /// machine: made in another boot than `boot`, and no barrier since.
+    pub(crate) fn apply(&self, db: &Connection, boot: &str) -> Result<(), rusqlite::Error> {
+        for (start, line) in &self.lines {
+            match line {
+                Line::Put { put, row, boot: made } => {
+                    let Some(table) = TABLES.into_iter().find(|table| table.name == put) else { continue };
+                    let durable = made.as_ref().is_none_or(|made| self.covered.get(made) > Some(start));
+                    if !durable && made.as_deref() != Some(boot) {
+                        continue;
+                    }
+                    let values: Vec<Value> = table.columns.iter().map(|column| cell(row, column)).collect();
+                    let made = made.as_deref().filter(|_| !durable);
+                    tables::insert(db, table, Existing::Replace, &values, made)?;
+                }
+                Line::Delete { delete, column, value } => {
+                    if let Some((table, column)) = tables::find(delete, column) {
+                        tables::delete(db, table, column, value)?;
+                    }
+                }
+                Line::Barrier { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cell(row: &Row, column: &str) -> Value {
+    match row.get(column) {
+        Some(serde_json::Value::String(text)) => Value::Text(text.clone()),
+        Some(serde_json::Value::Number(number)) => number.as_i64().map_or(Value::Null, Value::Integer),
+        _ => Value::Null,
+    }
+}
+
+fn parse_line(raw: &[u8]) -> Option<Line> {
+    let (sum, json) = raw.split_at_checked(17)?;
+    let sum = sum.strip_suffix(b" ")?;
+    if checksum(json).as_bytes() != sum {
+        return None;
+    }
+    serde_json::from_slice(json).ok()
+}
+
+fn header(generation: i64) -> String {
+    format!("{MAGIC} {VERSION} {generation:016x}\n")
+}
+
+/// Version and generation out of a header.
+fn parse_header(line: &[u8]) -> Option<(i64, i64)> {
+    let line = std::str::from_utf8(line).ok()?;
+    let mut words = line.strip_suffix('\n')?.split(' ');
+    let (magic, version, generation) = (words.next()?, words.next()?, words.next()?);
+    (magic == MAGIC).then_some(())?;
+    Some((version.parse().ok()?, i64::from_str_radix(generation, 16).ok()?))
+}
+
+/// The journal of a store, as one handle writes it.
+pub(crate) struct Journal {
+    root: PathBuf,
+    path: PathBuf,
+    /// Opened with the first change.
+    file: Option<File>,
+}
+
+impl Journal {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), path: root.join("db/journal"), file: None }
+    }
+
+    /// Where it stands now; `None`: there is none, or none with a header. Four system calls.
+    ///
+    /// # Errors
+    /// [`Error::NewerStore`], [`Error::Host`].
+    pub(crate) fn position(&self) -> Result<Option<Position>, Error> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::host("open", &self.path)(error)),
+        };
+        let bytes = file.metadata().map_err(Error::host("stat", &self.path))?.len();
+        let mut start = vec![0; header(0).len()];
+        match file.read_exact(&mut start) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(Error::host("read", &self.path)(error)),
+        }
+        // A later version may have a longer header.
+        let word = start.strip_prefix(MAGIC.as_bytes()).unwrap_or_default();
+        let word: String = word.iter().skip(1).take_while(|b| **b != b' ').map(|b| char::from(*b)).collect();
+        if let Ok(found) = word.parse::<i64>()
+            && found > VERSION
+        {
+            return Err(Error::NewerStore { path: self.root.clone(), found, known: VERSION });
+        }
+        Ok(parse_header(&start).map(|(_, generation)| Position { generation, bytes }))
+    }
+
+    /// Reads all of it. A header that is damaged counts as a damaged line.
+    ///
+    /// # Errors
+    /// As [`Journal::position`].
+    pub(crate) fn read(&self) -> Result<Replay, Error> {
+        let has_header = self.position()?.is_some();
+        let bytes = match fs::read(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Replay::default()),
+            other => other.map_err(Error::host("read", &self.path))?,
+        };
+        let start = if has_header { header(0).len() } else { 0 };
+        Ok(Replay::parse(&bytes[start.min(bytes.len())..], start as u64))
+    }
+
+    /// Takes into the index what the journal has beyond it; writes the journal anew when it lacks
+    /// something. Inside a write transaction, which keeps every other writer away.
+    ///
+    /// # Errors
+    /// [`Error::Host`], [`Error::Db`].
+    pub(crate) fn catch_up(&mut self, db: &Connection, boot: &str) -> Result<Position, Error> {
+        let (known, found) = (known_position(db)?, self.position()?);
+        let (Some(known), Some(found)) = (known, found) else { return self.rewrite(db) };
+        if known == found {
+            return Ok(found);
+        }
+        if known.generation != found.generation || known.bytes > found.bytes {
+            return self.rewrite(db);
+        }
+        let bytes = fs::read(&self.path).map_err(Error::host("read", &self.path))?;
+        let from = usize::try_from(known.bytes).unwrap_or(usize::MAX).min(bytes.len());
+        let replay = Replay::parse(&bytes[from..], known.bytes);
+        replay.apply(db, boot)?;
+        let position = Position { bytes: replay.whole_bytes, ..found };
+        if position.bytes < found.bytes {
+            let file = self.open()?;
+            file.set_len(position.bytes).map_err(Error::host("ftruncate", &self.path))?;
+        }
+        remember(db, position)?;
+        Ok(position)
+    }
+
+    /// Appends lines in one write, and notes in the index how long the journal is then. Inside a
+    /// write transaction, after [`Journal::catch_up`].
+    ///
+    /// # Errors
+    /// [`Error::Host`]; nothing was appended then.
+    pub(crate) fn append(&mut self, db: &Connection, at: Position, lines: &[u8]) -> Result<(), Error> {
+        let path = self.path.clone();
+        let mut file = self.open()?;
+        if let Err(error) = file.write_all(lines) {
+            let _ = file.set_len(at.bytes);
+            return Err(Error::host("write", path)(error));
+        }
+        let bytes = at.bytes + lines.len() as u64;
+        remember(db, Position { bytes, ..at })?;
+        let live = state(db, LIVE)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+        if bytes > COMPACT_BYTES.max(live.saturating_mul(COMPACT_GROWTH)) {
+            self.rewrite(db)?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what [`Journal::append`] wrote for a transaction that was not committed after all.
+    pub(crate) fn take_back(&mut self, db: &mut Connection, at: Position, lines: usize) {
+        let behaviour = rusqlite::TransactionBehavior::Immediate;
+        // If another writer was faster it has taken the lines in; so be it.
+        let Ok(transaction) = db.transaction_with_behavior(behaviour) else { return };
+        let ours = Position { bytes: at.bytes + lines as u64, ..at };
+        let (known, found) = (known_position(&transaction), self.position());
+        if matches!(known, Ok(Some(known)) if known == at)
+            && matches!(found, Ok(Some(found)) if found == ours)
+            && let Ok(file) = self.open()
+        {
+            let _ = file.set_len(at.bytes);
+        }
+    }
+
+    /// Notes in a new index that it is what `replay`, all of this journal, says.
+    ///
+    /// # Errors
+    /// As [`Journal::rewrite`].
+    pub(crate) fn adopt(&mut self, db: &Connection, replay: &Replay) -> Result<(), Error> {
+        match self.position()? {
+            // What another process has added meanwhile is beyond what the index knows.
+            Some(found) => Ok(remember(db, Position { bytes: replay.whole_bytes, ..found })?),
+            None => self.rewrite(db).map(drop),
+        }
+    }
+
+    /// The journal's file, open for appending. Another process may have replaced it.
+    fn open(&mut self) -> Result<&File, Error> {
+        let there = fs::metadata(&self.path).map_err(Error::host("stat", &self.path))?;
+        let same = |file: &File| {
+            file.metadata().is_ok_and(|ours| (ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+        };
+        if !self.file.as_ref().is_some_and(same) {
+            let file = OpenOptions::new().append(true).open(&self.path);
+            self.file = Some(file.map_err(Error::host("open", &self.path))?);
+        }
+        Ok(self.file.as_ref().expect("opened above"))
+    }
+
+    /// Writes a journal of nothing but what is in the index. Inside a write transaction.
+    ///
+    /// # Errors
+    /// [`Error::Host`], [`Error::Db`].
+    pub(crate) fn rewrite(&mut self, db: &Connection) -> Result<Position, Error> {
+        let generation = i64::from_str_radix(&crate::lease::random(), 16).unwrap_or(1);
+        let mut bytes = header(generation).into_bytes();
+        for table in TABLES {
+            let sql = format!("SELECT {}, boot FROM {}", table.columns.join(", "), table.name);
+            let mut query = db.prepare(&sql)?;
+            let mut rows = query.query([])?;
+            while let Some(row) = rows.next()? {
+                let values = (0..table.columns.len()).map(|at| row.get(at));
+                let values: Vec<Value> = values.collect::<Result<_, _>>()?;
+                let boot: Option<String> = row.get(table.columns.len())?;
+                write_put(&mut bytes, table, &values, boot.as_deref());
+            }
+        }
+        let new = self.path.with_extension("new");
+        let written = File::create(&new).and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.sync_data()
+        });
+        written.and_then(|()| fs::rename(&new, &self.path)).map_err(Error::host("write", &self.path))?;
+        self.file = None;
+        let position = Position { generation, bytes: bytes.len() as u64 };
+        remember(db, position)?;
+        set_state(db, LIVE, i64::try_from(position.bytes).unwrap_or(i64::MAX))?;
+        Ok(position)
+    }
+}
+
+const GENERATION: &str = "journal-generation";
+const BYTES: &str = "journal-bytes";
+/// How long the journal was when it was last written anew.
+const LIVE: &str = "journal-live";
+
+fn state(db: &Connection, name: &str) -> Result<Option<i64>, rusqlite::Error> {
+    let mut query = db.prepare_cached("SELECT value FROM state WHERE name = ?1")?;
+    query.query_row([name], |row| row.get(0)).optional()
+}
+
+fn set_state(db: &Connection, name: &str, value: i64) -> Result<(), rusqlite::Error> {
+    let mut query = db.prepare_cached("INSERT OR REPLACE INTO state VALUES (?1, ?2)")?;
+    query.execute(rusqlite::params![name, value]).map(drop)
+}
+
+/// Where the journal stood at the index's last commit; `None`: the index never had one.
+pub(crate) fn known_position(db: &Connection) -> Result<Option<Position>, rusqlite::Error> {
+    let Some(generation) = state(db, GENERATION)? else { return Ok(None) };
+    let bytes = state(db, BYTES)?.and_then(|bytes| u64::try_from(bytes).ok());
+    Ok(bytes.map(|bytes| Position { generation, bytes }))
+}
+
+fn remember(db: &Connection, position: Position) -> Result<(), rusqlite::Error> {
+    set_state(db, GENERATION, position.generation)?;
+    set_state(db, BYTES, i64::try_from(position.bytes).unwrap_or(i64::MAX))
+}
