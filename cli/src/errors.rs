@@ -202,7 +202,15 @@ fn apply_code(error: &kiln_layer::ApplyError) -> Code {
     match error {
         kiln_layer::ApplyError::Cancelled => exit::INTERRUPTED,
         kiln_layer::ApplyError::Refused { .. } => exit::POLICY,
-        kiln_layer::ApplyError::Limit { .. } => exit::LIMIT,
+        kiln_layer::ApplyError::Host { source, .. }
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            exit::LIMIT
+        }
+        kiln_layer::ApplyError::Limit { .. } | kiln_layer::ApplyError::Density(_) => exit::LIMIT,
         _ => exit::STORE,
     }
 }

@@ -31,5 +31,6 @@ mod remote_contexts;
 mod remote_git;
 mod remote_git_contexts;
 mod remote_named;
+mod layers;
 mod run;
 mod run_mounts;

@@ -28,6 +28,7 @@ mod input;
 mod layers;
 mod layout;
 mod load;
+mod load_layers;
 mod named_context;
 mod ops;
 mod redact;

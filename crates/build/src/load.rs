@@ -4,19 +4,20 @@
 //! docker writes both, and `manifest.json` then has the names.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use kiln_content::{ImageRecord, LayerBlob, LayerRecord};
-use kiln_layer::{ApplyOptions, Compression, Limits, Whiteouts, decoder};
+use kiln_content::ImageRecord;
+use kiln_layer::{ApplyError, Compression, DensityError, bounded_decoder};
 use kiln_oci::image::{Descriptor, ImageConfig, Index, Manifest, media_type};
-use kiln_oci::{ChainId, DiffId, Digest, Platform, Reference, SnapshotId};
+use kiln_oci::{Digest, Platform, Reference};
 use serde::Deserialize;
 
 use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
 use crate::image::{MAX_CONFIG_BYTES, parse_json, store_image};
+use crate::load_layers::{LayerSource, Promised, load_layers};
 use crate::{BuildError, Engine};
 
 /// One image that was loaded.
@@ -80,14 +81,18 @@ fn seekable(engine: &Engine, path: &Path) -> Result<File, BuildError> {
     };
     let regular = input.metadata().map_err(unreadable)?.is_file();
     let again = input.try_clone().map_err(unreadable)?;
-    let (compression, mut plain) = decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
+    let (compression, mut plain) =
+        bounded_decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
     if regular && !stdin && compression == Compression::None {
         let mut file = again;
         file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
         return Ok(file);
     }
     let mut spool = engine.store.spool()?;
-    io::copy(&mut plain, &mut spool).map_err(unreadable)?;
+    io::copy(&mut plain, &mut spool).map_err(|error| match DensityError::of(&error) {
+        Some(density) => BuildError::Apply(ApplyError::Density(density)),
+        None => unreadable(error),
+    })?;
     spool.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     Ok(spool)
 }
@@ -193,11 +198,6 @@ fn read_verified(archive: &Archive, descriptor: &Descriptor, max_bytes: u64) -> 
     Ok(bytes)
 }
 
-struct LayerSource {
-    name: String,
-    expected: Option<(Digest, u64)>,
-}
-
 fn load_image(
     engine: &Engine,
     archive: &Archive,
@@ -214,77 +214,13 @@ fn load_image(
             &format!("image {digest} lists {promised} layers, the archive has {present}"),
         ));
     }
-    let mut records: Vec<LayerRecord> = Vec::with_capacity(layers.len());
-    let mut chain: Option<ChainId> = None;
-    let mut top: Option<SnapshotId> = None;
-    for (layer, diff_id) in layers.iter().zip(&config.rootfs.diff_ids) {
-        let next = chain.map_or(ChainId(diff_id.0), |chain| chain.push(diff_id));
-        let known = engine.store.snapshot_by_chain(&next)?.filter(|id| engine.snapshots.contains(id));
-        let known = match known {
-            Some(snapshot) => engine.store.layer(&snapshot)?,
-            None => None,
-        };
-        let record = match known {
-            Some(record) => record,
-            None => load_layer(engine, archive, layer, diff_id, top.as_ref(), cancel)?,
-        };
-        top = Some(record.snapshot.clone());
-        chain = Some(next);
-        records.push(record);
-    }
+    let promised: Vec<Promised> = layers
+        .into_iter()
+        .zip(&config.rootfs.diff_ids)
+        .map(|(source, &diff_id)| Promised { source, diff_id })
+        .collect();
+    let records = load_layers(engine, archive, &promised, cancel)?;
     // The config's own bytes are kept: their digest is the image's name everywhere else.
+    let top = records.last().map(|record| record.snapshot.clone());
     store_image(engine, config_json, &records, top)
-}
-
-/// Stores one layer's blob as it came and unpacks it on top of `parent`.
-fn load_layer(
-    engine: &Engine,
-    archive: &Archive,
-    layer: &LayerSource,
-    diff_id: &DiffId,
-    parent: Option<&SnapshotId>,
-    cancel: &BuildCancel,
-) -> Result<LayerRecord, BuildError> {
-    let (mut reader, _) = archive.read(&layer.name)?;
-    let mut ingest = engine.store.ingest()?;
-    io::copy(&mut reader, &mut ingest)
-        .map_err(|error| broken(archive.path(), &format!("{} cannot be copied ({error})", layer.name)))?;
-    let (digest, size_bytes) = ingest.commit(layer.expected)?;
-
-    let (file, _) = engine.store.open_blob(&digest)?;
-    let decoded = decoder(BufReader::with_capacity(256 << 10, file));
-    let (compression, plain): (Compression, Box<dyn Read>) =
-        decoded.map_err(|error| broken(archive.path(), &format!("{}: {error}", layer.name)))?;
-    let active = engine.prepare(parent)?;
-    let root = engine.snapshots.open_layer(active.key())?;
-    let options = ApplyOptions {
-        whiteouts: Whiteouts::Overlay,
-        keep_owner: true,
-        limits: Limits::default(),
-        cancel: cancel.flag(),
-    };
-    let applied = kiln_layer::apply(plain, root.as_fd(), &options)?;
-    if applied.diff_id != *diff_id {
-        return Err(BuildError::WrongDiffId { expected: *diff_id, actual: applied.diff_id });
-    }
-    drop(root);
-    let media_type = match compression {
-        Compression::Gzip => media_type::OCI_LAYER_GZIP,
-        Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-        Compression::None => media_type::OCI_LAYER,
-        Compression::Xz | Compression::Bzip2 => {
-            return Err(broken(
-                archive.path(),
-                "a layer compressed with xz or bzip2 is not part of the OCI specification",
-            ));
-        }
-    };
-    let record = LayerRecord {
-        snapshot: active.commit()?,
-        diff_id: *diff_id,
-        size_bytes: applied.tar_size_bytes,
-        blob: Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes }),
-    };
-    engine.store.put_layer(&record)?;
-    Ok(record)
 }

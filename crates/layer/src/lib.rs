@@ -17,9 +17,11 @@ mod node;
 mod index;
 mod stat_cache;
 mod tree_digest;
+mod walk;
 
 mod apply;
 mod extract;
+mod hashing;
 mod tar_header;
 mod tar_read;
 mod tar_sparse;
@@ -30,11 +32,13 @@ mod tar_write;
 
 mod compression;
 mod copy;
+mod density;
 
 pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
 pub use beneath::BeneathError;
 pub use compression::{Codec, CodecError, Compression, Encoder, decoder, detect, is_tar};
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
+pub use density::{DensityError, bounded_decoder};
 pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff};
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{

@@ -1,6 +1,6 @@
 //! Makes the members of a tar below a root.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -54,6 +54,10 @@ impl Rules<'_> {
             Meaning::Archive => path::clip(path),
         };
         cleaned.map_err(|error| match error {
+            PathError::TooLong(_) if levels(path) > MAX_LEVELS => {
+                let (limit, actual) = (MAX_LEVELS as u64, levels(path) as u64);
+                ApplyError::Limit { what: "levels of directories in one path", limit, actual }
+            }
             PathError::Above => ApplyError::Refused { entry: entry.into(), refusal: Refusal::Escapes },
             other => ApplyError::Broken { entry: entry.into(), defect: Defect::Path(other) },
         })
@@ -67,13 +71,27 @@ impl Rules<'_> {
     }
 }
 
+/// Directories that stay open.
+const KEPT_PARENTS: usize = 8;
+
+/// A path of the longest kind has fewer.
+const MAX_LEVELS: usize = 2048;
+
+fn levels(path: &[u8]) -> usize {
+    path.split(|&b| b == b'/').filter(|name| !name.is_empty()).count()
+}
+
 pub(crate) struct Unpacker<'a> {
     root: BorrowedFd<'a>,
     rules: Rules<'a>,
-    /// The parent of the last member: most neighbours share it. Forgotten when anything is removed.
-    parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    /// Parents of the last members, the last one first: most neighbours share theirs, links go to and
+    /// fro. Forgotten when anything is removed.
+    parents: VecDeque<(Vec<u8>, Rc<OwnedFd>)>,
     /// Times of directories, set when nothing is put into them any more.
     dir_mtimes: BTreeMap<Vec<u8>, Timestamp>,
+    /// Copies of files that have as many links as the file system allows, by the file's inode: further
+    /// links go to them.
+    overflow: HashMap<(u64, u64), Vec<u8>>,
     /// What this tar made; whiteouts do not remove it. Kept only for [`Whiteouts::Remove`].
     made: BTreeSet<Vec<u8>>,
 }
@@ -91,7 +109,14 @@ fn broken(path: &[u8], defect: Defect) -> ApplyError {
 
 impl<'a> Unpacker<'a> {
     pub(crate) fn new(root: BorrowedFd<'a>, rules: Rules<'a>) -> Self {
-        Self { root, rules, parent: None, dir_mtimes: BTreeMap::new(), made: BTreeSet::new() }
+        Self {
+            root,
+            rules,
+            parents: VecDeque::new(),
+            dir_mtimes: BTreeMap::new(),
+            overflow: HashMap::new(),
+            made: BTreeSet::new(),
+        }
     }
 
     pub(crate) fn rules(&self) -> Rules<'a> {
@@ -208,10 +233,7 @@ impl<'a> Unpacker<'a> {
         path: &[u8],
         member: &Member,
     ) -> Result<(), ApplyError> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let fd = self.replace(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))?;
-        let mut file = File::from(fd);
+        let mut file = File::from(self.create(parent, name, path)?);
         match &member.sparse {
             None => self.content(reader, &mut file, path, u64::MAX)?,
             Some(map) => {
@@ -300,7 +322,17 @@ impl<'a> Unpacker<'a> {
         if target == path {
             return Err(broken(path, Defect::LinkMissing));
         }
-        let (above, target_name) = path::split(&target);
+        self.link_to(parent, name, path, &target)
+    }
+
+    fn link_to(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        target: &[u8],
+    ) -> Result<(), ApplyError> {
+        let (above, target_name) = path::split(target);
         let missing = || broken(path, Defect::LinkMissing);
         let target_parent = self.existing(above)?.ok_or_else(missing)?;
         if target_name.is_empty() {
@@ -313,7 +345,8 @@ impl<'a> Unpacker<'a> {
             _ => {}
         }
         let here = node::stat(parent, name).map_err(host(path))?;
-        if here.is_some_and(|here| (here.st_dev, here.st_ino) == (stat.st_dev, stat.st_ino)) {
+        let inode = (stat.st_dev, stat.st_ino);
+        if here.is_some_and(|here| (here.st_dev, here.st_ino) == inode) {
             return Ok(());
         }
         // Without AT_SYMLINK_FOLLOW a link to a symbolic link is one to the link itself.
@@ -323,8 +356,48 @@ impl<'a> Unpacker<'a> {
             Err(ApplyError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Err(missing())
             }
+            Err(ApplyError::Host { source, .. }) if source.kind() == io::ErrorKind::TooManyLinks => {
+                if let Some(copy) = self.overflow.remove(&inode) {
+                    self.link_to(parent, name, path, &copy)?;
+                    // Unless that one is full as well, the next link goes there too.
+                    self.overflow.entry(inode).or_insert(copy);
+                    return Ok(());
+                }
+                self.copy_beside(target_parent.as_fd(), target_name, parent, name, path)?;
+                self.overflow.insert(inode, path.to_vec());
+                Ok(())
+            }
             other => other,
         }
+    }
+
+    /// Makes a file like another one of this tar, for want of one more link to it.
+    fn copy_beside(
+        &mut self,
+        from: BorrowedFd<'_>,
+        from_name: &[u8],
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), ApplyError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let source = fs::openat(from, from_name, flags, Mode::empty()).named("openat").map_err(host(path))?;
+        let stat = fs::fstat(&source).named("fstat").map_err(host(path))?;
+        let xattrs = node::xattrs(from, from_name).map_err(host(path))?;
+        let mut copy = File::from(self.create(parent, name, path)?);
+        let copied = io::copy(&mut File::from(source), &mut copy);
+        copied.map_err(|source| ApplyError::Host { call: "write", entry: path.into(), source })?;
+        let owner = (!matches!(self.rules.owner, Owner::Process)).then_some((stat.st_uid, stat.st_gid));
+        let mtime = Some(crate::index::mtime(&stat));
+        let attributes = Attributes { owner, mode: stat.st_mode, xattrs: &xattrs, mtime };
+        node::set_on_fd(copy.as_fd(), &attributes).map_err(host(path))
+    }
+
+    /// Opens a new file to write.
+    fn create(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd, ApplyError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        self.replace(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))
     }
 
     fn special(
@@ -404,15 +477,15 @@ impl<'a> Unpacker<'a> {
 
     /// The directory `path`; `None` when it, or something above it, is not there.
     fn existing(&mut self, path: &[u8]) -> Result<Option<Rc<OwnedFd>>, ApplyError> {
-        if let Some((cached, directory)) = &self.parent
-            && cached == path
-        {
-            return Ok(Some(directory.clone()));
+        if let Some(at) = self.parents.iter().position(|(known, _)| known == path) {
+            self.parents.swap(0, at);
+            return Ok(Some(self.parents[0].1.clone()));
         }
         match beneath::open_file(self.root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => {
                 let directory = Rc::new(directory);
-                self.parent = Some((path.to_vec(), directory.clone()));
+                self.parents.truncate(KEPT_PARENTS - 1);
+                self.parents.push_front((path.to_vec(), directory.clone()));
                 Ok(Some(directory))
             }
             Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => Ok(None),
@@ -461,8 +534,8 @@ impl<'a> Unpacker<'a> {
     }
 
     fn remove_lower(&self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), ApplyError> {
-        for name in node::names(directory).map_err(host(path))? {
-            self.remove_lower_at(directory, &name, &path::join(path, &name))?;
+        for name in node::names(directory).map_err(host(path))?.iter() {
+            self.remove_lower_at(directory, name, &path::join(path, name))?;
         }
         Ok(())
     }
@@ -494,7 +567,7 @@ impl<'a> Unpacker<'a> {
     }
 
     fn forget(&mut self) {
-        self.parent = None;
+        self.parents.clear();
     }
 }
 

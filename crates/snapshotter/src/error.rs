@@ -24,6 +24,9 @@ pub enum Error {
     /// A committed snapshot has this name already; it stays as it is.
     #[error("snapshot {0} exists already")]
     IdTaken(SnapshotId),
+    /// The backend keeps whole trees: a layer cannot be made before what it stands on.
+    #[error("snapshots here are whole trees and cannot be put on another one")]
+    WholeTrees,
     /// More layers than overlayfs stacks.
     #[error("the tree has more than {limit} layers, the most that overlayfs stacks")]
     TooDeep {

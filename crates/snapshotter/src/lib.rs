@@ -25,4 +25,4 @@ mod conformance;
 
 pub use error::Error;
 pub use overlay::Overlay;
-pub use snapshotter::{Changes, Form, OpenOptions, Snapshotter};
+pub use snapshotter::{Changes, Form, LayerForm, OpenOptions, Snapshotter};

@@ -14,14 +14,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kiln_oci::{ActiveKey, SnapshotId};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, Mode, OFlags, RenameFlags, Stat, fchmod, fchown, fstat, mkdirat, openat, renameat_with, statat,
+    AtFlags, Mode, OFlags, RenameFlags, Stat, fchmod, fchown, fstat, mkdirat, openat, renameat,
+    renameat_with, statat,
 };
 use rustix::io::Errno;
 
 use crate::error::host;
 use crate::mount::{MAX_LOWER, Stack, open_dir, overlay};
 use crate::sidecar::{self, Links};
-use crate::{Changes, Error, Form, OpenOptions, Snapshotter};
+use crate::{Changes, Error, Form, LayerForm, OpenOptions, Snapshotter};
 
 mod sharing;
 
@@ -125,11 +126,23 @@ impl Overlay {
         make_dir(&self.root, &dir.join("work"), 0o700)?;
         make_dir(&self.root, &dir.join("fs"), 0o755)?;
         if let Some(parent) = parent {
-            let own = committed(parent).join("fs");
-            let top = if self.exists(&own) { own } else { self.changes_of(parent, &self.links(parent)?)? };
-            self.make_like(&dir.join("fs"), &self.stat_dir(&top)?)?;
+            self.root_like(&dir.join("fs"), parent)?;
         }
         sidecar::write(&self.root, &dir.join("meta"), &Links { parent: parent.cloned(), changes: None })
+    }
+
+    /// Gives the root directory `dir` the mode and owner of its parent's.
+    fn root_like(&self, dir: &Path, parent: &SnapshotId) -> Result<(), Error> {
+        let own = committed(parent).join("fs");
+        let top = if self.exists(&own) { own } else { self.changes_of(parent, &self.links(parent)?)? };
+        self.make_like(dir, &self.stat_dir(&top)?)
+    }
+
+    /// Writes the sidecar of the active snapshot in `dir` anew, in one step.
+    fn replace_sidecar(&self, dir: &Path, links: &Links) -> Result<(), Error> {
+        let (meta, next) = (dir.join("meta"), dir.join("meta.new"));
+        sidecar::write(&self.root, &next, links)?;
+        renameat(&self.root, &next, &self.root, &meta).map_err(host("rename", &meta))
     }
 
     /// Gives `dir` the mode and owner of another directory.
@@ -212,6 +225,22 @@ impl Snapshotter for Overlay {
             // The first error is the one to tell; what stays is swept as any dead active snapshot.
             let _ = self.discard(&dir);
         })
+    }
+
+    fn form(&self) -> LayerForm {
+        LayerForm::Changes
+    }
+
+    fn set_parent(&self, key: &ActiveKey, parent: &SnapshotId, inherit_root: bool) -> Result<(), Error> {
+        self.active_parent(key)?;
+        if !self.contains(parent) {
+            return Err(Error::NoParent(parent.clone()));
+        }
+        let dir = active(key);
+        if inherit_root {
+            self.root_like(&dir.join("fs"), parent)?;
+        }
+        self.replace_sidecar(&dir, &Links { parent: Some(parent.clone()), changes: None })
     }
 
     fn open_active(&self, key: &ActiveKey, options: &OpenOptions) -> Result<OwnedFd, Error> {

@@ -26,6 +26,18 @@ pub trait Snapshotter: Send + Sync {
     /// [`Error::KeyTaken`], [`Error::NoParent`]; nothing has changed then.
     fn prepare(&self, key: &ActiveKey, parent: Option<&SnapshotId>) -> Result<(), Error>;
 
+    /// Whether [`Snapshotter::open_layer`] holds changes or the whole tree.
+    fn form(&self) -> LayerForm;
+
+    /// Puts an active snapshot that was prepared on nothing, and was never mounted, on top of
+    /// `parent`: as if it had been prepared there. With `inherit_root` its root directory gets mode
+    /// and owner of the parent's. So layers unpack side by side before it is known what they stand
+    /// on. Costs O(1); only where the form is [`LayerForm::Changes`].
+    ///
+    /// # Errors
+    /// [`Error::NoActive`], [`Error::NoParent`], [`Error::WholeTrees`].
+    fn set_parent(&self, key: &ActiveKey, parent: &SnapshotId, inherit_root: bool) -> Result<(), Error>;
+
     /// Returns the writable merged tree as the root of a detached mount, gone when the descriptor
     /// and everything attached from it are closed.
     ///
@@ -116,6 +128,15 @@ pub struct OpenOptions {
     /// Directories appended below all parents, highest first: the stubs that mounts need to find.
     /// They are seen in this mount only and are not part of the snapshot.
     pub extra_lower: Vec<PathBuf>,
+}
+
+/// What an active snapshot's own directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerForm {
+    /// Its changes alone, as [`Form::OverlayUpper`] has them.
+    Changes,
+    /// The whole tree, the parent's files included.
+    Tree,
 }
 
 /// What one snapshot adds to and hides from its parent.

@@ -10,12 +10,12 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use kiln_oci::{ActiveKey, SnapshotId};
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat, openat, renameat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
 use super::{Overlay, active, committed, ensure_dir, make_dir, remove_work};
 use crate::error::host;
-use crate::sidecar::{self, Links};
+use crate::sidecar::Links;
 use crate::{Error, Snapshotter};
 
 /// Where changes outlive their owner.
@@ -85,9 +85,7 @@ impl Overlay {
             self.make_like(&fs, &root)?;
         }
 
-        let (meta, next) = (dir.join("meta"), dir.join("meta.new"));
-        sidecar::write(&self.root, &next, &Links { parent, changes: Some(owner) })?;
-        renameat(&self.root, &next, &self.root, &meta).map_err(host("rename", &meta))?;
+        self.replace_sidecar(&dir, &Links { parent, changes: Some(owner) })?;
         ensure_dir(&self.root, &place.join(SHARERS), 0o700)?;
         let hint = place.join(SHARERS).join(id.as_str());
         let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;

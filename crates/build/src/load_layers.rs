@@ -1,0 +1,209 @@
+//! The layers of an archive become blobs and snapshots, several at once.
+//!
+//! Each is read once: what comes out of the archive goes into the blob, through the decompressor and
+//! into the tree on the way. Nothing is part of the store before all of it is known to be right.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use kiln_content::{Ingest, LayerBlob, LayerRecord};
+use kiln_layer::{Applied, ApplyOptions, Compression, Limits, Whiteouts, bounded_decoder};
+use kiln_oci::image::media_type;
+use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
+use kiln_snapshotter::LayerForm;
+
+use crate::archive::{Archive, broken};
+use crate::cancel::BuildCancel;
+use crate::engine::Active;
+use crate::{BuildError, Engine};
+
+/// Layers that are unpacked before the first of them is published.
+const BATCH: usize = 32;
+
+/// Where a layer is in the archive.
+pub(crate) struct LayerSource {
+    /// Name of the entry.
+    pub(crate) name: String,
+    /// What a manifest says of its digest and size; docker archives say nothing.
+    pub(crate) expected: Option<(Digest, u64)>,
+}
+
+/// A layer and what its image's config says of it.
+pub(crate) struct Promised {
+    pub(crate) source: LayerSource,
+    pub(crate) diff_id: DiffId,
+}
+
+/// A layer that was unpacked and is not part of the store yet.
+struct Unpacked {
+    active: Active,
+    applied: Applied,
+    ingest: Ingest,
+    media_type: &'static str,
+}
+
+/// Loads `layers`, lowest first, as far as the store does not have them.
+///
+/// # Errors
+/// That of the lowest layer that has one; of it and those above nothing is kept.
+pub(crate) fn load_layers(
+    engine: &Engine,
+    archive: &Archive,
+    layers: &[Promised],
+    cancel: &BuildCancel,
+) -> Result<Vec<LayerRecord>, BuildError> {
+    let mut records: Vec<LayerRecord> = Vec::with_capacity(layers.len());
+    let mut chain: Option<ChainId> = None;
+    for layer in layers {
+        let next = chain.map_or(ChainId(layer.diff_id.0), |chain| chain.push(&layer.diff_id));
+        let known = engine.store.snapshot_by_chain(&next)?.filter(|id| engine.snapshots.contains(id));
+        let Some(snapshot) = known else { break };
+        let Some(record) = engine.store.layer(&snapshot)? else { break };
+        chain = Some(next);
+        records.push(record);
+    }
+    let missing = &layers[records.len()..];
+    if engine.snapshots.form() == LayerForm::Tree {
+        for layer in missing {
+            let parent = records.last().map(|record| record.snapshot.clone());
+            let unpacked = unpack(engine, archive, layer, parent.as_ref(), cancel)?;
+            records.push(publish(engine, layer, unpacked, None)?);
+        }
+        return Ok(records);
+    }
+    // Each holds a file open until it is published.
+    for batch in missing.chunks(BATCH) {
+        for (layer, unpacked) in batch.iter().zip(unpack_all(engine, archive, batch, cancel)) {
+            let parent = records.last().map(|record| record.snapshot.clone());
+            records.push(publish(engine, layer, unpacked?, parent.as_ref())?);
+        }
+    }
+    Ok(records)
+}
+
+type Outcome = Result<Unpacked, BuildError>;
+
+/// Unpacks the layers side by side, each on nothing. Ends with the first that failed.
+fn unpack_all(engine: &Engine, archive: &Archive, layers: &[Promised], cancel: &BuildCancel) -> Vec<Outcome> {
+    let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let outcomes: Vec<Mutex<Option<Outcome>>> = layers.iter().map(|_| Mutex::default()).collect();
+    let work = || {
+        while !stopped.load(Ordering::Relaxed) {
+            let nth = next.fetch_add(1, Ordering::Relaxed);
+            let Some(layer) = layers.get(nth) else { break };
+            let outcome = unpack(engine, archive, layer, None, cancel);
+            stopped.fetch_or(outcome.is_err(), Ordering::Relaxed);
+            *outcomes[nth].lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(layers.len());
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without another thread it takes longer.
+            let _ = thread::Builder::new().name("load-layer".to_owned()).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let outcomes = outcomes.into_iter().map(|o| o.into_inner().unwrap_or_else(PoisonError::into_inner));
+    // Layers are begun in order, so whatever was not begun stands behind one that failed.
+    outcomes.map_while(|outcome| outcome).collect()
+}
+
+/// Reads one layer once: into a blob that is not committed, and into an active snapshot.
+fn unpack(
+    engine: &Engine,
+    archive: &Archive,
+    layer: &Promised,
+    parent: Option<&SnapshotId>,
+    cancel: &BuildCancel,
+) -> Outcome {
+    let name = &layer.source.name;
+    let (reader, _) = archive.read(name)?;
+    let mut ingest = engine.store.ingest()?;
+    let mut tee = Tee { reader, out: &mut ingest, failed: None };
+    let active = engine.prepare(parent)?;
+    let root = engine.snapshots.open_layer(active.key())?;
+    let options = ApplyOptions {
+        whiteouts: match engine.snapshots.form() {
+            LayerForm::Changes => Whiteouts::Overlay,
+            LayerForm::Tree => Whiteouts::Remove,
+        },
+        keep_owner: true,
+        limits: Limits::default(),
+        cancel: cancel.flag(),
+    };
+    let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee))
+        .map_err(|error| broken(archive.path(), &format!("{name}: {error}")))
+        .and_then(|(compression, plain)| {
+            Ok((media_type_of(archive, compression)?, kiln_layer::apply(plain, root.as_fd(), &options)?))
+        });
+    // The decompressor may have stopped at its own end; the blob goes on to the entry's.
+    let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
+    if let Some(error) = tee.failed.take() {
+        let path = engine.store.root().join("ingest");
+        return Err(BuildError::Store(kiln_content::Error::Host { call: "write", path, source: error }));
+    }
+    rest.map_err(|error| broken(archive.path(), &format!("{name} cannot be read ({error})")))?;
+    let (media_type, applied) = applied?;
+    if applied.diff_id != layer.diff_id {
+        return Err(BuildError::WrongDiffId { expected: layer.diff_id, actual: applied.diff_id });
+    }
+    Ok(Unpacked { active, applied, ingest, media_type })
+}
+
+fn media_type_of(archive: &Archive, compression: Compression) -> Result<&'static str, BuildError> {
+    match compression {
+        Compression::Gzip => Ok(media_type::OCI_LAYER_GZIP),
+        Compression::Zstd => Ok(media_type::OCI_LAYER_ZSTD),
+        Compression::None => Ok(media_type::OCI_LAYER),
+        Compression::Xz | Compression::Bzip2 => Err(broken(
+            archive.path(),
+            "a layer compressed with xz or bzip2 is not part of the OCI specification",
+        )),
+    }
+}
+
+/// Makes a layer part of the store: its blob, its snapshot, its record.
+fn publish(
+    engine: &Engine,
+    layer: &Promised,
+    unpacked: Unpacked,
+    parent: Option<&SnapshotId>,
+) -> Result<LayerRecord, BuildError> {
+    let Unpacked { active, applied, ingest, media_type } = unpacked;
+    let (digest, size_bytes) = ingest.commit(layer.source.expected)?;
+    if let Some(parent) = parent {
+        active.set_parent(parent, !applied.has_root)?;
+    }
+    let record = LayerRecord {
+        snapshot: active.commit()?,
+        diff_id: layer.diff_id,
+        size_bytes: applied.tar_size_bytes,
+        blob: Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes }),
+    };
+    engine.store.put_layer(&record)?;
+    Ok(record)
+}
+
+/// A reader that writes what it reads.
+struct Tee<'a, R> {
+    reader: R,
+    out: &'a mut Ingest,
+    /// Why it could not be written: told apart from what is wrong with the archive.
+    failed: Option<io::Error>,
+}
+
+impl<R: BufRead> Read for Tee<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.reader.read(buffer)?;
+        if let Err(error) = self.out.write_all(&buffer[..length]) {
+            let kind = error.kind();
+            self.failed = Some(error);
+            return Err(kind.into());
+        }
+        Ok(length)
+    }
+}
