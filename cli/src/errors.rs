@@ -78,6 +78,14 @@ impl Failure {
         Self::new(exit::STORE, message)
     }
 
+    /// Standard output does not take what a command says.
+    pub(crate) fn output(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let full = matches!(error.kind(), StorageFull | QuotaExceeded);
+        let code = if full { exit::LIMIT } else { exit::SOURCE };
+        Self::new(code, format!("cannot write to standard output: {error}"))
+    }
+
     /// Reading or writing a file of the user's.
     pub(crate) fn source(message: impl AsRef<str>) -> Self {
         Self::new(exit::SOURCE, message)

@@ -70,12 +70,12 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     }
     let built = built?;
     if args.quiet {
-        print(&format!("{}\n", built.image_id()));
+        print(&format!("{}\n", built.image_id()))?;
     } else {
         let cached = if built.steps_run == 0 { ", everything from the cache" } else { "" };
-        print(&format!("image {}{cached}\n", built.image_id()));
+        print(&format!("image {}{cached}\n", built.image_id()))?;
         for tag in &request.tags {
-            print(&format!("named {}\n", tag.familiar()));
+            print(&format!("named {}\n", tag.familiar()))?;
         }
     }
     Ok(0)

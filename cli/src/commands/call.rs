@@ -26,7 +26,7 @@ pub(super) fn check(session: &Session, request: &BuildRequest, as_json: bool) ->
                 "location": location_json(error, text),
             })),
         });
-        print(&format!("{document:#}\n"));
+        print(&format!("{document:#}\n"))?;
         return Ok(code);
     }
     let mut out = String::new();
@@ -44,7 +44,7 @@ pub(super) fn check(session: &Session, request: &BuildRequest, as_json: bool) ->
         (0, errors) => format!("{file}: {}\n", count(errors, "error")),
         (warnings, errors) => format!("{file}: {}, {}\n", count(errors, "error"), count(warnings, "warning")),
     });
-    print(&out);
+    print(&out)?;
     Ok(code)
 }
 
@@ -87,7 +87,7 @@ pub(super) fn outline(session: &Session, request: &BuildRequest, as_json: bool) 
             "ssh": ssh.iter().map(wish_json).collect::<Vec<_>>(),
             "cache": caches.iter().map(|id| json!({ "ID": id })).collect::<Vec<_>>(),
         });
-        print(&format!("{document:#}\n"));
+        print(&format!("{document:#}\n"))?;
         return Ok(0);
     }
     let mut out = format!("target: {}\n", name.as_deref().unwrap_or("(without a name)"));
@@ -112,7 +112,7 @@ pub(super) fn outline(session: &Session, request: &BuildRequest, as_json: bool) 
         rows.extend(caches.iter().map(|id| row(&[id])));
         out.push_str(&format!("\n{}", table(&rows)));
     }
-    print(&out);
+    print(&out)?;
     Ok(0)
 }
 
@@ -140,7 +140,7 @@ pub(super) fn targets(session: &Session, request: &BuildRequest, as_json: bool) 
                 })
             })
             .collect();
-        print(&format!("{:#}\n", json!({ "targets": list })));
+        print(&format!("{:#}\n", json!({ "targets": list })))?;
         return Ok(0);
     }
     let mut rows = vec![row(&["TARGET", "BASE", "DESCRIPTION"])];
@@ -149,6 +149,6 @@ pub(super) fn targets(session: &Session, request: &BuildRequest, as_json: bool) 
         let name = if target.is_default { format!("{name} (default)") } else { name.to_owned() };
         row(&[&name, &target.base, target.description.as_deref().unwrap_or("")])
     }));
-    print(&table(&rows));
+    print(&table(&rows))?;
     Ok(0)
 }

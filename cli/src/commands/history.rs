@@ -32,6 +32,6 @@ pub(crate) fn run(session: &Session, args: &NameArgs) -> Result<u8, Failure> {
     rows.push(["CREATED", "CREATED BY", "SIZE"].map(str::to_owned).to_vec());
     // Newest first, as docker shows it.
     rows.reverse();
-    print(&table(&rows));
+    print(&table(&rows))?;
     Ok(0)
 }

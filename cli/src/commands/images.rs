@@ -10,7 +10,7 @@ pub(crate) fn run(session: &Session, args: &ImagesArgs) -> Result<u8, Failure> {
     let images = store.images()?;
     if args.quiet {
         let ids: String = images.iter().map(|image| format!("{}\n", image.config.short())).collect();
-        print(&ids);
+        print(&ids)?;
         return Ok(0);
     }
     let mut rows = vec![["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"].map(str::to_owned).to_vec()];
@@ -32,6 +32,6 @@ pub(crate) fn run(session: &Session, args: &ImagesArgs) -> Result<u8, Failure> {
             row(name.familiar_name(), name.tag().unwrap_or("<none>").to_owned());
         }
     }
-    print(&table(&rows));
+    print(&table(&rows))?;
     Ok(0)
 }

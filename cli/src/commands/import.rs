@@ -10,6 +10,6 @@ use crate::session::Session;
 pub(crate) fn run(session: &Session, args: ImportArgs) -> Result<u8, Failure> {
     let request = ImportRequest { source: args.source, name: args.name, changes: args.change };
     let image = import(&session.engine, &request, &session.cancel)?;
-    print(&format!("{}\n", image.config));
+    print(&format!("{}\n", image.config))?;
     Ok(0)
 }

@@ -29,6 +29,6 @@ pub(crate) fn run(session: &Session, args: &NamesArgs) -> Result<u8, Failure> {
         }));
     }
     let text = serde_json::to_string_pretty(&shown).map_err(|error| Failure::store(error.to_string()))?;
-    print(&format!("{text}\n"));
+    print(&format!("{text}\n"))?;
     Ok(0)
 }

@@ -16,10 +16,10 @@ pub(crate) fn run(session: &Session, args: &LoadArgs) -> Result<u8, Failure> {
             continue;
         }
         for name in &loaded.names {
-            print(&format!("Loaded image: {}\n", name.familiar()));
+            print(&format!("Loaded image: {}\n", name.familiar()))?;
         }
         if loaded.names.is_empty() {
-            print(&format!("Loaded image ID: {}\n", loaded.image.config));
+            print(&format!("Loaded image ID: {}\n", loaded.image.config))?;
         }
     }
     Ok(0)

@@ -12,13 +12,17 @@ pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod tag;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use crate::errors::Failure;
 
-/// Writes to standard output; a reader that went away is no error.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Writes to standard output; a reader that went away is no error, a full disk is.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::output(&error)),
+        _ => Ok(()),
+    }
 }
 
 /// `NAME=VALUE`, or `NAME` with the value of the environment; `None` when it has none there.

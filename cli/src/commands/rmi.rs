@@ -28,11 +28,11 @@ pub(crate) fn run(session: &Session, args: &RmiArgs) -> Result<u8, Failure> {
         };
         for name in &doomed {
             store.remove_name(name)?;
-            print(&format!("removed name {}\n", name.familiar()));
+            print(&format!("removed name {}\n", name.familiar()))?;
         }
         if doomed.len() == names.len() {
             store.remove_image(&image.config)?;
-            print(&format!("removed image {}\n", image.config));
+            print(&format!("removed image {}\n", image.config))?;
         }
     }
     Ok(0)

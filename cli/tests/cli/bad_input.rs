@@ -185,3 +185,16 @@ fn user_ids_beyond_32_bits_never_become_root() {
         }
     }
 }
+
+#[test]
+fn an_answer_that_cannot_be_written_is_no_success() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("it is always there");
+    for line in [&["images"][..], &["inspect", "busybox"], &["history", "busybox"]] {
+        let output = store.command(line).stdout(full()).output().expect("kiln starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(8), "{line:?}: {stderr}");
+        assert!(stderr.contains("cannot write to standard output"), "{line:?}: {stderr}");
+    }
+}
