@@ -1,7 +1,9 @@
 //! Compressed layers: read by content, written by choice.
 
 mod encode;
+mod estargz;
 mod gzip;
+mod hashed;
 
 use std::io::{self, BufRead, Cursor, Read};
 
@@ -10,6 +12,8 @@ use flate2::bufread::MultiGzDecoder;
 use lzma_rust2::XzReader;
 
 pub use encode::{Codec, CodecError, Encoder};
+pub use estargz::{Estargz, estargz};
+pub use hashed::{CopyFault, copy_hashed};
 
 /// Windows above 128 MiB are refused: a few bytes must not cost gigabytes.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;

@@ -302,7 +302,10 @@ mod tests {
 
     #[test]
     fn numbers_nobody_knows_keep_every_digit_a_float_has() {
-        let text = format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[]}},"Unknown":{}0}}"#, "1".repeat(126));
+        let text = format!(
+            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[]}},"Unknown":{}0}}"#,
+            "1".repeat(126)
+        );
         let config: ImageConfig = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::from_slice::<ImageConfig>(&to_json(&config)).unwrap(), config);
     }

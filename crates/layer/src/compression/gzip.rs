@@ -15,7 +15,7 @@ const BLOCK_BYTES: usize = 512 << 10;
 /// How far back deflate looks.
 const WINDOW_BYTES: usize = 32 << 10;
 /// No flags, no time, no extra, no operating system named: same input, same bytes.
-const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+pub(super) const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 
 /// Compresses what is written to it into `out`, on all threads of rayon's pool.
 ///
@@ -35,9 +35,9 @@ pub(super) struct GzipEncoder<W> {
     started: bool,
 }
 
-struct Deflated {
-    bytes: Vec<u8>,
-    crc: Crc,
+pub(super) struct Deflated {
+    pub(super) bytes: Vec<u8>,
+    pub(super) crc: Crc,
 }
 
 impl<W: Write> GzipEncoder<W> {
@@ -119,7 +119,7 @@ impl<W: Write> Write for GzipEncoder<W> {
 }
 
 /// Waits for a block. A thread of the pool works meanwhile: it may be the only one.
-fn wait<T>(receiver: &Receiver<T>) -> io::Result<T> {
+pub(super) fn wait<T>(receiver: &Receiver<T>) -> io::Result<T> {
     let panicked = |_| io::Error::other("compressing a block panicked");
     loop {
         match receiver.try_recv() {
@@ -130,7 +130,8 @@ fn wait<T>(receiver: &Receiver<T>) -> io::Result<T> {
     }
 }
 
-fn deflate(block: &[u8], window: &[u8], level: u32, last: bool) -> io::Result<Deflated> {
+/// One block, ended at a byte; `last`: the stream ends with it.
+pub(super) fn deflate(block: &[u8], window: &[u8], level: u32, last: bool) -> io::Result<Deflated> {
     let mut crc = Crc::new();
     crc.update(block);
     let mut deflater = Compress::new(flate2::Compression::new(level), false);
