@@ -7,6 +7,7 @@ use kiln_oci::{ChainId, DiffId, Digest, Reference, SnapshotId};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use crate::packed::KEPT;
 use crate::tables::{CACHE, CHAIN, Existing, IMAGE, LAYER, NAME, SOURCE, Writer, number, optional, text};
 use crate::{Error, Store};
 
@@ -95,7 +96,7 @@ fn bad(column: &str, error: impl Display) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
 }
 
-fn size(row: &Row<'_>, column: &str) -> Result<u64, rusqlite::Error> {
+pub(crate) fn size(row: &Row<'_>, column: &str) -> Result<u64, rusqlite::Error> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|error| bad(column, error))
 }
@@ -205,7 +206,11 @@ impl Store {
 
     /// Forgets an image; its blobs and snapshots stay for the build cache.
     pub fn remove_image(&self, config: &Digest) -> Result<(), Error> {
-        self.write(|db| Ok(db.delete(&IMAGE, "config", &config.to_string()).map(drop)?))
+        let config = config.to_string();
+        self.write(|db| {
+            db.delete(&KEPT, "config", &config)?;
+            Ok(db.delete(&IMAGE, "config", &config).map(drop)?)
+        })
     }
 
     /// Lets `reference` lead to an image that is in the store.

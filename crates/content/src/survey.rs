@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use kiln_oci::{ChainId, Digest, Reference, SnapshotId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::packed::{self, KeptBlob, PackedRecord};
 use crate::records::{self, word};
 use crate::tables::{CACHE, CHAIN, IMAGE, LAYER, NAME, SOURCE, Writer};
 use crate::{CacheRecord, Error, ImageRecord, LayerRecord, SourceRecord, Store};
@@ -38,6 +39,10 @@ pub struct Survey {
     pub cache: Vec<(Digest, CacheRecord)>,
     /// Trees from outside, by key.
     pub sources: Vec<(Digest, SourceRecord)>,
+    /// Layers packed for others.
+    pub packed: Vec<PackedRecord>,
+    /// Blobs that stay as long as their image.
+    pub kept: Vec<KeptBlob>,
     /// Use of snapshots.
     pub usage: HashMap<SnapshotId, Usage>,
 }
@@ -86,6 +91,8 @@ impl Store {
                 sources: all(db, "SELECT * FROM source ORDER BY key", |row| {
                     Ok((word(row, "key")?, records::source(row)?))
                 })?,
+                packed: all(db, "SELECT * FROM packed ORDER BY key", packed::packed)?,
+                kept: all(db, "SELECT * FROM kept ORDER BY key", packed::kept)?,
                 usage: all(db, "SELECT * FROM usage", |row| {
                     let disk_bytes: Option<i64> = row.get("disk_bytes")?;
                     let usage = Usage {
