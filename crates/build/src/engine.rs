@@ -76,7 +76,7 @@ impl Active {
     /// # Errors
     /// Those of [`Snapshotter::set_parent`].
     pub fn set_parent(&self, parent: &SnapshotId, inherit_root: bool) -> Result<(), BuildError> {
-        Ok(self.snapshots.set_parent(self.key(), parent, inherit_root)?)
+        Ok(self.engine.snapshots.set_parent(self.key(), parent, inherit_root)?)
     }
 
     /// Commits it under a name of its own.

@@ -29,6 +29,7 @@ mod layers;
 mod layout;
 mod load;
 mod load_layers;
+mod load_oci;
 mod named_context;
 mod ops;
 mod redact;

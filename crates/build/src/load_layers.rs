@@ -38,10 +38,10 @@ pub(crate) struct Promised {
 }
 
 /// A layer that was unpacked and is not part of the store yet.
-struct Unpacked {
+struct Unpacked<'a> {
     active: Active,
     applied: Applied,
-    ingest: Ingest,
+    ingest: Ingest<'a>,
     media_type: &'static str,
 }
 
@@ -84,12 +84,17 @@ pub(crate) fn load_layers(
     Ok(records)
 }
 
-type Outcome = Result<Unpacked, BuildError>;
+type Outcome<'a> = Result<Unpacked<'a>, BuildError>;
 
 /// Unpacks the layers side by side, each on nothing. Ends with the first that failed.
-fn unpack_all(engine: &Engine, archive: &Archive, layers: &[Promised], cancel: &BuildCancel) -> Vec<Outcome> {
+fn unpack_all<'a>(
+    engine: &'a Engine,
+    archive: &Archive,
+    layers: &[Promised],
+    cancel: &BuildCancel,
+) -> Vec<Outcome<'a>> {
     let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let outcomes: Vec<Mutex<Option<Outcome>>> = layers.iter().map(|_| Mutex::default()).collect();
+    let outcomes: Vec<Mutex<Option<Outcome<'a>>>> = layers.iter().map(|_| Mutex::default()).collect();
     let work = || {
         while !stopped.load(Ordering::Relaxed) {
             let nth = next.fetch_add(1, Ordering::Relaxed);
@@ -113,13 +118,13 @@ fn unpack_all(engine: &Engine, archive: &Archive, layers: &[Promised], cancel: &
 }
 
 /// Reads one layer once: into a blob that is not committed, and into an active snapshot.
-fn unpack(
-    engine: &Engine,
+fn unpack<'a>(
+    engine: &'a Engine,
     archive: &Archive,
     layer: &Promised,
     parent: Option<&SnapshotId>,
     cancel: &BuildCancel,
-) -> Outcome {
+) -> Outcome<'a> {
     let name = &layer.source.name;
     let (reader, _) = archive.read(name)?;
     let mut ingest = engine.store.ingest()?;
@@ -170,7 +175,7 @@ fn media_type_of(archive: &Archive, compression: Compression) -> Result<&'static
 fn publish(
     engine: &Engine,
     layer: &Promised,
-    unpacked: Unpacked,
+    unpacked: Unpacked<'_>,
     parent: Option<&SnapshotId>,
 ) -> Result<LayerRecord, BuildError> {
     let Unpacked { active, applied, ingest, media_type } = unpacked;
@@ -189,14 +194,14 @@ fn publish(
 }
 
 /// A reader that writes what it reads.
-struct Tee<'a, R> {
+struct Tee<'a, 's, R> {
     reader: R,
-    out: &'a mut Ingest,
+    out: &'a mut Ingest<'s>,
     /// Why it could not be written: told apart from what is wrong with the archive.
     failed: Option<io::Error>,
 }
 
-impl<R: BufRead> Read for Tee<'_, R> {
+impl<R: BufRead> Read for Tee<'_, '_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.reader.read(buffer)?;
         if let Err(error) = self.out.write_all(&buffer[..length]) {

@@ -9,6 +9,7 @@ use crate::apply::{ApplyError, Limits};
 use crate::diff::Written;
 use crate::hashing::HashedOut;
 use crate::index::Timestamp;
+use crate::node::Xattrs;
 use crate::tar_header::{Member, MemberKind};
 use crate::tar_read::TarReader;
 use crate::tar_write::{BLOCK, Header, write_header, write_padding};
@@ -38,6 +39,8 @@ impl Times {
 pub struct RepackOptions<'a> {
     /// What becomes of times.
     pub times: Times,
+    /// A directory below which all members go.
+    pub below: Option<&'a str>,
     /// How much the tar may ask for.
     pub limits: Limits,
     /// Set by somebody else to stop.
@@ -84,7 +87,7 @@ pub fn repack(
     Ok((source, Written { diff_id: DiffId(digest), tar_size_bytes, entries }))
 }
 
-/// Hands over every member of `input` but those that `skip` names; the digest of all of it.
+/// Hands over every member of `input`; the digest of all of it.
 pub(crate) fn each_member(
     input: impl Read,
     options: &RepackOptions<'_>,
@@ -92,6 +95,25 @@ pub(crate) fn each_member(
 ) -> Result<DiffId, RepackError> {
     let mut tar = TarReader::new(input, options.limits);
     let mut entries = 0;
+    let below = options.below.map(|below| format!("{below}/").into_bytes()).unwrap_or_default();
+    if !below.is_empty() {
+        let none = Xattrs::new();
+        let mtime = options.times.of(Timestamp::default());
+        let (flag, mode) = (b'5', 0o755);
+        let header = Header {
+            path: &below,
+            flag,
+            link: b"",
+            mode,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime,
+            device: (0, 0),
+            xattrs: &none,
+        };
+        members.begin(&header).and_then(|()| members.end()).map_err(RepackError::Output)?;
+    }
     while let Some(member) = tar.next()? {
         entries += 1;
         if entries > options.limits.entries {
@@ -102,10 +124,12 @@ pub(crate) fn each_member(
             return Err(ApplyError::Cancelled.into());
         }
         let size = member.sparse.as_ref().map_or(member.size, |map| map.size);
+        // Names of hard links are names in the tar; those of symbolic links are not.
+        let link_below = if member.kind == MemberKind::HardLink { &*below } else { b"" };
         let header = Header {
-            path: &member.path,
+            path: &[&below, member.path.as_slice()].concat(),
             flag: flag(member.kind),
-            link: &member.link,
+            link: &[link_below, member.link.as_slice()].concat(),
             mode: member.mode,
             uid: member.uid,
             gid: member.gid,
@@ -229,7 +253,7 @@ mod tests {
 
     fn repacked(input: &[u8], times: Times) -> (DiffId, Written, Vec<u8>) {
         let cancel = AtomicBool::new(false);
-        let options = RepackOptions { times, limits: Limits::default(), cancel: &cancel };
+        let options = RepackOptions { times, below: None, limits: Limits::default(), cancel: &cancel };
         let mut out = Vec::new();
         let (source, written) = repack(input, &mut out, &options).unwrap();
         (source, written, out)
@@ -256,10 +280,27 @@ mod tests {
     }
 
     #[test]
+    fn members_can_stand_below_a_directory() {
+        let cancel = AtomicBool::new(false);
+        let below = Some("linux_amd64");
+        let options = RepackOptions { times: Times::Keep, below, limits: Limits::default(), cancel: &cancel };
+        let mut out = Vec::new();
+        repack(&tar()[..], &mut out, &options).unwrap();
+        let mut tar = tar::Archive::new(&out[..]);
+        let names: Vec<String> = tar
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(names, ["linux_amd64/", "linux_amd64/new", "linux_amd64/old", "linux_amd64/link"]);
+    }
+
+    #[test]
     fn half_a_tar_is_an_error() {
         let input = tar();
         let cancel = AtomicBool::new(false);
-        let options = RepackOptions { times: Times::Keep, limits: Limits::default(), cancel: &cancel };
+        let options =
+            RepackOptions { times: Times::Keep, below: None, limits: Limits::default(), cancel: &cancel };
         let broken = repack(&input[..514], io::sink(), &options);
         assert!(matches!(broken, Err(RepackError::Input(ApplyError::Broken { .. }))), "{broken:?}");
     }

@@ -44,7 +44,8 @@ fn tar() -> Vec<u8> {
 
 fn converted(tar: &[u8]) -> (Estargz, Vec<u8>) {
     let cancel = AtomicBool::new(false);
-    let options = RepackOptions { times: Times::Keep, limits: Limits::default(), cancel: &cancel };
+    let options =
+        RepackOptions { times: Times::Keep, below: None, limits: Limits::default(), cancel: &cancel };
     let mut blob = Vec::new();
     let (source, written) = estargz(tar, &mut blob, 6, &options).unwrap();
     assert_eq!(source.0, Digest::of(tar));
