@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod store;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -28,7 +30,7 @@ pub(crate) enum Command {
     /// Show an image's config as JSON
     Inspect(NamesArgs),
     /// Show the instructions that made an image
-    History(NameArgs),
+    History(HistoryArgs),
     /// Remove image names, and images without another name
     Rmi(RmiArgs),
     /// Give an image another name
@@ -39,6 +41,14 @@ pub(crate) enum Command {
     Save(SaveArgs),
     /// Read images from a docker or OCI archive
     Load(LoadArgs),
+    /// Show what the store takes on disk
+    Du(store::DuArgs),
+    /// Remove what nothing needs, and cache as the policy says
+    Gc(store::GcArgs),
+    /// Remove images without a name and the cache that no image needs
+    Prune(store::PruneArgs),
+    /// Check the store
+    Fsck(store::FsckArgs),
 }
 
 #[derive(Args)]
@@ -165,10 +175,13 @@ pub(crate) struct ImagesArgs {
 }
 
 #[derive(Args)]
-pub(crate) struct NameArgs {
+pub(crate) struct HistoryArgs {
     /// Image name or ID
     #[arg(value_name = "IMAGE")]
     pub(crate) name: String,
+    /// Show whole instructions, however long
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
 }
 
 #[derive(Args)]

@@ -157,9 +157,16 @@ impl From<BuildError> for Failure {
                 Failure { code, text: shown.collect::<Vec<_>>().join("\n"), hint: None }
             }
             BuildError::NoDockerfile { .. } => plain(exit::SOURCE).hint("name the file with `-f FILE`"),
-            BuildError::NoImage { reference, at, stages: Some(stages) } => {
+            BuildError::NoImage { reference, at, stages: Some(stages), .. } => {
                 let name = reference.familiar();
-                let message = format!("{name} is neither a stage nor an image in the store");
+                // FROM itself names no stage: it stands for a trigger that does.
+                let of_trigger = at.as_ref().is_some_and(|(dockerfile, location)| {
+                    let line = dockerfile.text.lines().nth(location.first_line.saturating_sub(1));
+                    line.and_then(|line| line.split_whitespace().next())
+                        .is_some_and(|word| word.eq_ignore_ascii_case("FROM"))
+                });
+                let asked = if of_trigger { ", which an ONBUILD trigger of this base asks for," } else { "" };
+                let message = format!("{name}{asked} is neither a stage nor an image in the store");
                 let failure =
                     Failure { code: exit::DOCKERFILE, text: frame(message, at.as_ref()), hint: None };
                 let bare = name.trim_end_matches(":latest");
@@ -170,11 +177,13 @@ impl From<BuildError> for Failure {
                     )),
                 }
             }
-            BuildError::NoImage { reference, at, stages: None } => {
+            BuildError::NoImage { reference, at, stages: None, similar } => {
                 let message = format!("base image {} is not in the store", reference.familiar());
                 let name = reference.familiar();
+                let meant = similar.as_ref().map(|near| format!("did you mean `{near}`? If not, "));
                 Failure { code: exit::SOURCE, text: frame(message, at.as_ref()), hint: None }.hint(format!(
-                    "bring it in with `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`"
+                    "{}bring it in with `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`",
+                    meant.unwrap_or_default()
                 ))
             }
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
@@ -261,6 +270,13 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::NoSource { similar: Some(similar), .. } => {
             plain(exit::SOURCE).hint(format!("did you mean {similar:?}?"))
         }
+        OpError::NoSource { path, .. } => {
+            let failure = plain(exit::SOURCE);
+            match missing_hint(title, path) {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            }
+        }
         OpError::Owner { .. } => plain(exit::DOCKERFILE),
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
@@ -280,6 +296,24 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         },
         _ => plain(exit::SOURCE),
     }
+}
+
+/// What people expect of a COPY that it does not do.
+fn missing_hint(title: &str, path: &str) -> Option<String> {
+    let words: Vec<&str> = title.split_whitespace().collect();
+    if path.starts_with("--") && words.contains(&path) {
+        return Some("flags stand in front of the sources".to_owned());
+    }
+    let climbs = |word: &&str| word.split('/').any(|part| part == "..");
+    let from_context = !words.iter().any(|word| word.starts_with("--from="));
+    if from_context && words.iter().take(words.len().saturating_sub(1)).any(climbs) {
+        return Some(
+            "`..` does not lead out of the build context: build with a directory above, or pass the files by `--build-context`"
+                .to_owned(),
+        );
+    }
+    let is_pattern = path.contains(['*', '?', '[']);
+    is_pattern.then(|| "nothing matches the pattern; `*` does not match a slash".to_owned())
 }
 
 impl From<kiln_content::Error> for Failure {

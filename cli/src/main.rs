@@ -4,6 +4,7 @@
 
 mod args;
 mod commands;
+mod config;
 mod errors;
 mod progress;
 mod session;
@@ -36,7 +37,8 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
-    let session = Session::open(cli.root)?;
+    let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
+    let session = Session::open(cli.root, anew)?;
     match cli.command {
         Command::Build(args) => commands::build::run(&session, args),
         Command::Import(args) => commands::import::run(&session, args),
@@ -48,5 +50,9 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Run(args) => commands::run::run(&session, args),
         Command::Save(args) => commands::save::run(&session, &args),
         Command::Load(args) => commands::load::run(&session, &args),
+        Command::Du(args) => commands::du::run(&session, &args),
+        Command::Gc(args) => commands::gc::run(&session, &args),
+        Command::Prune(args) => commands::prune::run(&session, &args),
+        Command::Fsck(args) => commands::fsck::run(&session, &args),
     }
 }

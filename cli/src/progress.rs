@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use kiln_build::{Dockerfile, Progress};
 use kiln_frontend::Diagnostic;
-use kiln_solver::Event;
+use kiln_solver::{Event, Stream};
 
 /// What is seen of a build: its steps while they run, warnings when all is done, so that the
 /// output of the steps does not push them off the screen.
@@ -68,8 +68,8 @@ struct State {
     titles: Vec<String>,
     /// Number and start of every step that was shown.
     shown: HashMap<usize, (usize, Instant)>,
-    /// Output without its line end yet.
-    partial: HashMap<usize, Vec<u8>>,
+    /// Output without its line end yet. Each stream has its own: `set -x` writes half lines.
+    partial: HashMap<(usize, bool), Vec<u8>>,
 }
 
 impl State {
@@ -84,23 +84,52 @@ impl State {
         entry
     }
 
-    fn log(&mut self, vertex: usize, bytes: &[u8], end: bool) {
+    fn log(&mut self, vertex: usize, stream: Stream, bytes: &[u8], end: bool) {
         let (number, started) = self.number(vertex);
-        let mut text = self.partial.remove(&vertex).unwrap_or_default();
+        let key = (vertex, stream == Stream::Stderr);
+        let mut text = self.partial.remove(&key).unwrap_or_default();
         text.extend_from_slice(bytes);
         let at = started.elapsed().as_secs_f64();
-        let mut rest = text.as_slice();
-        while let Some(newline) = rest.iter().position(|&b| b == b'\n') {
-            line(&format!("#{number} {at:.3} {}", printable(&rest[..newline])));
-            rest = &rest[newline + 1..];
+        for whole in take_lines(&mut text) {
+            line(&format!("#{number} {at:.3} {}", printable(&whole)));
         }
         // A line that never ends is shown in pieces, so that memory stays bounded.
-        if !rest.is_empty() && (end || rest.len() > 64 << 10) {
-            line(&format!("#{number} {at:.3} {}", printable(rest)));
-        } else if !rest.is_empty() {
-            self.partial.insert(vertex, rest.to_vec());
+        if !text.is_empty() && (end || text.len() > 64 << 10) {
+            line(&format!("#{number} {at:.3} {}", printable(&text)));
+        } else if !text.is_empty() {
+            self.partial.insert(key, text);
         }
     }
+
+    /// Shows what is left of a step's output.
+    fn rest(&mut self, vertex: usize) {
+        self.log(vertex, Stream::Stdout, b"", true);
+        self.log(vertex, Stream::Stderr, b"", true);
+    }
+}
+
+/// Takes the whole lines out of `text`, without their ends.
+///
+/// They end at LF, CRLF, or at the CR with which a progress bar goes back; a CR in front of
+/// anything moves nothing. What a CR at the very end means is not known yet.
+fn take_lines(text: &mut Vec<u8>) -> Vec<Vec<u8>> {
+    let (mut lines, mut from) = (Vec::new(), 0);
+    while let Some(length) = text[from..].iter().position(|b| matches!(b, b'\n' | b'\r')) {
+        let end = from + length;
+        let is_newline = text[end] == b'\n';
+        let next = match text.get(end + 1) {
+            _ if is_newline => end + 1,
+            Some(b'\n') => end + 2,
+            Some(_) => end + 1,
+            None => break,
+        };
+        if length > 0 || text[next - 1] == b'\n' {
+            lines.push(text[from..end].to_vec());
+        }
+        from = next;
+    }
+    text.drain(..from);
+    lines
 }
 
 /// A whole line in one write, so that lines of several steps do not mix.
@@ -154,14 +183,14 @@ impl Steps for Plain {
                 let (number, _) = state.number(vertex);
                 line(&format!("#{number} CACHED"));
             }
-            Event::Log { vertex, bytes, .. } => state.log(vertex, &bytes, false),
+            Event::Log { vertex, stream, bytes } => state.log(vertex, stream, &bytes, false),
             Event::Completed { vertex, took } => {
-                state.log(vertex, b"", true);
+                state.rest(vertex);
                 let (number, _) = state.number(vertex);
                 line(&format!("#{number} DONE {}", seconds(took)));
             }
             Event::Failed { vertex, message } => {
-                state.log(vertex, b"", true);
+                state.rest(vertex);
                 let (number, _) = state.number(vertex);
                 line(&format!("#{number} ERROR: {message}"));
             }
@@ -260,5 +289,24 @@ mod tests {
         assert_eq!(printable(b"\x1b[1;31mred\x1b[0m\tx"), "\u{1b}[1;31mred\u{1b}[0m\tx");
         assert_eq!(printable(b"\x1b]52;c;x\x07\r"), "\u{fffd}]52;c;x\u{fffd}");
         assert_eq!(printable(b"\x1b[2J"), "\u{fffd}[2J");
+    }
+
+    #[track_caller]
+    fn check_lines(chunks: &[&str], expected: &[&str], rest: &str) {
+        let (mut text, mut lines) = (Vec::new(), Vec::new());
+        for chunk in chunks {
+            text.extend_from_slice(chunk.as_bytes());
+            lines.extend(take_lines(&mut text));
+        }
+        let lines: Vec<_> = lines.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+        assert_eq!(lines, expected);
+        assert_eq!(String::from_utf8_lossy(&text), rest);
+    }
+
+    #[test]
+    fn output_is_shown_line_by_line() {
+        check_lines(&["a\nb", "c\n\nd"], &["a", "bc", ""], "d");
+        check_lines(&["a\r\nb\r", "\nc\r"], &["a", "b"], "c\r");
+        check_lines(&["\r10%\r20%", "\r\r30%\n"], &["10%", "20%", "30%"], "");
     }
 }

@@ -24,8 +24,8 @@ pub(crate) struct Session {
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
 
 impl Session {
-    /// Opens the store at `root`, or at its usual place.
-    pub(crate) fn open(root: Option<PathBuf>) -> Result<Self, Failure> {
+    /// Opens the store at `root`, or at its usual place; with `anew`, its index is made anew first.
+    pub(crate) fn open(root: Option<PathBuf>, anew: bool) -> Result<Self, Failure> {
         let cancel = BuildCancel::new()?;
         // Before any thread starts, so that all of them leave these signals to the one that waits.
         watch_signals(cancel.clone());
@@ -33,7 +33,7 @@ impl Session {
             Some(root) => std::path::absolute(&root).unwrap_or(root),
             None => default_root()?,
         };
-        let store = Arc::new(Store::open(&root)?);
+        let store = Arc::new(if anew { Store::open_anew(&root)? } else { Store::open(&root)? });
         if let Some(rebuilt) = store.rebuilt() {
             eprintln!("warning: {rebuilt}");
         }

@@ -1,9 +1,11 @@
 //! The task `test`: everything that CI checks, in the order in which a mistake shows soonest.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use crate::step::{self, Failure};
 use crate::{bases, fuzz, packages};
@@ -97,16 +99,43 @@ fn advisories() -> Result<(), Failure> {
 
 fn tests(bases: Option<&Path>) -> Result<(), Failure> {
     // Stores hold overlay upperdirs: on the target directory's file system, not on a tmpfs in /tmp.
-    let temp = step::target_dir()?.join("test-stores");
-    fs::create_dir_all(&temp).map_err(Failure::io("create", &temp))?;
+    let stores = step::target_dir()?.join("test-stores");
+    fs::create_dir_all(&stores).map_err(Failure::io("create", &stores))?;
+    let temp = ShortPath::to(&stores)?;
     let mut command = step::cargo();
-    command.args(["nextest", "run", "--workspace"]).env("TMPDIR", &temp);
+    command.args(["nextest", "run", "--workspace"]).env("TMPDIR", &temp.0);
     if let Some(dir) = bases {
         command.env("KILN_TEST_BASES", dir);
     }
     // Tests choose their own stores; a user's must not be touched by one that forgets.
     command.env_remove("KILN_ROOT");
     step::show(&mut command).map(drop)
+}
+
+/// A short name for a directory, gone with this value: a socket's path has at most 107 bytes, and the
+/// target directory may be anywhere.
+struct ShortPath(PathBuf);
+
+impl ShortPath {
+    fn to(dir: &Path) -> Result<Self, Failure> {
+        for number in 0.. {
+            let link = env::temp_dir().join(format!("kiln-{}-{number}", process::id()));
+            match symlink(dir, &link) {
+                Ok(()) => return Ok(Self(link)),
+                // Somebody else's, or that of a process with our id that was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Failure::io("link", &link)(error)),
+            }
+        }
+        unreachable!("names do not run out")
+    }
+}
+
+impl Drop for ShortPath {
+    fn drop(&mut self) {
+        // One that stays behind is a link to nothing of value.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 fn fuzzing() -> Result<(), Failure> {

@@ -12,11 +12,13 @@ use kiln_llb::Network;
 use super::call::{check, outline, targets};
 use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, ProgressMode};
+use crate::config::Config;
 use crate::errors::Failure;
 use crate::progress::{Live, Plain, Quiet, Shown};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
+    let config = Config::read()?.gc;
     let context = ContextSource::parse(&args.context).map_err(BuildError::from)?;
     let contexts = args
         .build_context
@@ -69,6 +71,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         shown.finish();
     }
     let built = built?;
+    let made_something = built.steps_run > 0;
     if args.quiet {
         print(&format!("{}\n", built.image_id()))?;
     } else {
@@ -77,6 +80,9 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         for tag in &request.tags {
             print(&format!("named {}\n", tag.familiar()))?;
         }
+    }
+    if made_something {
+        super::gc::after_build(session, &config);
     }
     Ok(0)
 }

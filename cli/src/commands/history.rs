@@ -1,11 +1,11 @@
 //! `kiln history`
 
 use super::{human_size, print, table};
-use crate::args::NameArgs;
+use crate::args::HistoryArgs;
 use crate::errors::Failure;
 use crate::session::Session;
 
-pub(crate) fn run(session: &Session, args: &NameArgs) -> Result<u8, Failure> {
+pub(crate) fn run(session: &Session, args: &HistoryArgs) -> Result<u8, Failure> {
     let image = session.find(&args.name)?;
     let config = session.config(&image)?;
     let chain = match &image.snapshot {
@@ -25,8 +25,8 @@ pub(crate) fn run(session: &Session, args: &NameArgs) -> Result<u8, Failure> {
         };
         let created = entry.created.clone().unwrap_or_default();
         let text: String = entry.created_by.clone().unwrap_or_default().replace(['\n', '\t'], " ");
-        let text =
-            if text.chars().count() > 80 { text.chars().take(79).chain(['…']).collect() } else { text };
+        let is_long = !args.no_trunc && text.chars().count() > 80;
+        let text = if is_long { text.chars().take(79).chain(['…']).collect() } else { text };
         rows.push(vec![created, text, human_size(size_bytes)]);
     }
     rows.push(["CREATED", "CREATED BY", "SIZE"].map(str::to_owned).to_vec());

@@ -2,11 +2,15 @@
 
 pub(crate) mod build;
 mod call;
+pub(crate) mod du;
+pub(crate) mod fsck;
+pub(crate) mod gc;
 pub(crate) mod history;
 pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod load;
+pub(crate) mod prune;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod save;

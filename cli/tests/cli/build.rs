@@ -214,3 +214,30 @@ fn a_directory_and_standard_input_can_be_imported_too() {
     assert!(command.status().expect("kiln starts").success());
     assert!(store.ok(&["images"]).stdout.contains("piped"));
 }
+
+#[test]
+fn a_working_directory_is_as_old_as_the_build_says() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[(
+        "Dockerfile",
+        "FROM busybox\nRUN mkdir -p /old && touch -d @5 /old\nWORKDIR /old/new/er\n",
+    )]);
+    store.build(&context, &["-t", "aged", "--build-arg", "SOURCE_DATE_EPOCH=1000"]).expect(0);
+    // Nor does the directory above change.
+    assert_eq!(store.shell("aged", "stat -c %Y /old /old/new /old/new/er"), "5\n1000\n1000");
+    let again = store.build(&context, &["-t", "aged", "--build-arg", "SOURCE_DATE_EPOCH=1000"]).expect(0);
+    assert_eq!(again.ran(), [""; 0]);
+    let later = store.build(&context, &["-t", "aged", "--build-arg", "SOURCE_DATE_EPOCH=2000"]).expect(0);
+    assert_eq!(later.ran(), ["WORKDIR /old/new/er"]);
+}
+
+#[test]
+fn a_history_shows_whole_instructions_when_asked_to() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let long = format!("LABEL a={}", "x".repeat(100));
+    store.image("long", &format!("FROM busybox\n{long}\n"));
+    assert!(!store.ok(&["history", "long"]).stdout.contains(&long));
+    assert!(store.ok(&["history", "--no-trunc", "long"]).stdout.contains(&long));
+}

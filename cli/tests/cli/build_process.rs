@@ -148,3 +148,19 @@ fn a_run_reaches_the_network_through_nat_although_forward_is_dropped() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(store.shell("x", "cat /answer"), "forty-two");
 }
+
+#[test]
+fn stages_that_are_copied_from_run_at_the_same_time() {
+    needs_root!();
+    let store = Store::with_busybox();
+    // Each waits for the other: one after the other they would never end.
+    let meet = |own: &str, other: &str| {
+        format!("RUN --mount=type=cache,target=/c touch /c/{own}; until [ -e /c/{other} ]; do :; done")
+    };
+    let dockerfile = format!(
+        "FROM busybox AS a\n{}\nFROM busybox AS b\n{}\nFROM busybox\nCOPY --from=a /bin/sh /a\nCOPY --from=b /bin/sh /b\n",
+        meet("a", "b"),
+        meet("b", "a"),
+    );
+    store.build_bounded(&Context::new(&[("Dockerfile", &dockerfile)]), &[]).expect(0);
+}

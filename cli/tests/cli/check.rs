@@ -277,3 +277,45 @@ fn a_question_about_what_is_not_there_is_an_error() {
         call(&store, &context, &[what]).expect(3).says(&["unknown instruction `RNU`", "Dockerfile:1:1"]);
     }
 }
+
+#[test]
+fn a_check_takes_images_that_are_not_there_for_granted() {
+    needs_root!();
+    let dockerfile =
+        "FROM nowhere\nCOPY --from=tools /bin/tool /bin/\nRUN --mount=from=other,target=/x true\n";
+    check_screen(dockerfile, &["--check"], 0, "Dockerfile: no warnings\n");
+}
+
+#[test]
+fn an_argument_that_nobody_declares_is_no_finding_that_ends_the_build() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[("Dockerfile", "# check=error=true\nFROM busybox\n")]);
+    store.build(&context, &["--build-arg", "NOBODY=1"]).expect(0).says(&["--build-arg NOBODY"]);
+    let check = "BUILDKIT_DOCKERFILE_CHECK=error=true";
+    let context = Context::new(&[("Dockerfile", "FROM busybox AS Upper\n")]);
+    store.build(&context, &["--build-arg", check]).expect(3).says(&["StageNameCasing", "1 warning"]);
+}
+
+#[test]
+fn a_base_image_that_is_not_there_is_compared_with_those_that_are() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let build = |dockerfile: &str| store.build(&Context::new(&[("Dockerfile", dockerfile)]), &[]).expect(4);
+    build("FROM busybx\n").says(&["base image busybx:latest is not in the store", "did you mean `busybox`?"]);
+    build("FROM busybox:1.36\n").says(&["did you mean `busybox:latest`?"]);
+    build("FROM busybox AS builder\nFROM buidler\n").says(&["did you mean `builder`?"]);
+}
+
+#[test]
+fn a_missing_source_is_explained() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let check = |copy: &str, hint: &str| {
+        let context = Context::new(&[("Dockerfile", &format!("FROM busybox\n{copy}\n")), ("a", "")]);
+        store.build(&context, &[]).expect(4).says(&[hint]);
+    };
+    check("COPY ../x /", "`..` does not lead out of the build context");
+    check("COPY a --chown=1 /x/", "flags stand in front of the sources");
+    check("COPY *.jar /", "nothing matches the pattern");
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
-use kiln_frontend::{BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Need, Options};
+use kiln_frontend::{Ast, BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Need, Options};
 use kiln_llb::{Location, Op, Source, Vertex, VertexId};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Reference, SnapshotId};
@@ -14,7 +14,7 @@ use kiln_solver::{EventSink, Job, SolveError};
 use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
 use crate::dockerfile::Dockerfile;
-use crate::engine::rfc3339;
+use crate::engine::{now_unix, rfc3339};
 use crate::export::{Assembled, Delivered, Delivery, Output, deliver};
 use crate::image::{read_config, with_layers};
 use crate::input::{Input, Reader};
@@ -75,8 +75,10 @@ pub async fn build(
     for warning in &lowered.warnings {
         progress.warning(dockerfile, warning);
     }
-    if lowered.warnings_are_errors && !lowered.warnings.is_empty() {
-        return Err(BuildError::Warnings { count: lowered.warnings.len() });
+    // An argument that nobody declares and the like are no findings of a check.
+    let found = lowered.warnings.iter().filter(|warning| warning.rule.is_some()).count();
+    if lowered.warnings_are_errors && found > 0 {
+        return Err(BuildError::Warnings { count: found });
     }
 
     let dockerfile = dockerfile.clone();
@@ -109,6 +111,7 @@ pub async fn build(
     let delivery = Delivery { engine, image, top, epoch, platform: &platform, cancel };
     let delivered = tokio::task::block_in_place(|| deliver(&delivery, outputs))?;
     engine.store.barrier()?;
+    engine.store.note_use(now_unix())?;
     let Delivered { image: record, id, manifest, names, files, notes } = delivered;
     let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
     Ok(Built { image: record, id, manifest, names, files, notes, steps_run: cache.saved() })
@@ -179,7 +182,13 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
                         None => {
                             let at =
                                 Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
-                            return Err(BuildError::NoImage { reference: Box::new(reference), at, stages });
+                            let similar = similar_name(engine, &ast, &reference)?;
+                            return Err(BuildError::NoImage {
+                                reference: Box::new(reference),
+                                at,
+                                stages,
+                                similar,
+                            });
                         }
                     };
                     images.insert(reference, image);
@@ -188,6 +197,24 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
         }
     }
     Err(BuildError::Bug { what: "the frontend keeps asking for base images".to_owned() })
+}
+
+/// A stage or an image of the store whose name is close, or that has another tag.
+fn similar_name(engine: &Engine, ast: &Ast, wanted: &Reference) -> Result<Option<String>, BuildError> {
+    let bare = |name: String| name.strip_suffix(":latest").map(str::to_owned).unwrap_or(name);
+    let mut known: Vec<String> =
+        kiln_frontend::targets(ast).into_iter().filter_map(|target| target.name).collect();
+    let mut other_tags = Vec::new();
+    for image in engine.store.images()? {
+        for name in engine.store.names_of(&image.config)? {
+            if (name.domain(), name.path()) == (wanted.domain(), wanted.path()) {
+                other_tags.push(name.familiar());
+            }
+            known.push(bare(name.familiar()));
+        }
+    }
+    let near = kiln_frontend::nearest(&bare(wanted.familiar()), known.iter().map(String::as_str));
+    Ok(near.map(str::to_owned).or_else(|| other_tags.into_iter().next()))
 }
 
 fn lines_of(text: &str, start: usize, end: usize) -> Location {

@@ -58,6 +58,9 @@ impl Want {
     }
 }
 
+/// Version of the records.
+const VERSION: u32 = 1;
+
 /// What a cache mount's directory says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheMountRecord {
@@ -151,6 +154,7 @@ impl CacheMounts {
         let mut told = false;
         loop {
             if let Some(guard) = cache.try_lock().map_err(failed)? {
+                cache.check_version().map_err(failed)?;
                 cache.sweep().map_err(failed)?;
                 let renew = self.fresh && !self.renewed().contains(name);
                 if renew {
@@ -237,6 +241,7 @@ pub fn remove_cache_mount(store: &Path, name: &str) -> io::Result<bool> {
         return Ok(true);
     }
     let Some(_guard) = cache.try_lock()? else { return Ok(false) };
+    cache.check_version()?;
     if cache.in_use()? {
         return Ok(false);
     }
@@ -263,11 +268,23 @@ impl Cache {
         serde_json::from_slice(&fs::read(self.dir.join("record")).ok()?).ok()
     }
 
+    /// Refuses what a newer kiln made.
+    fn check_version(&self) -> io::Result<()> {
+        match self.record() {
+            Some(record) if record.version > VERSION => Err(io::Error::other(format!(
+                "it has version {}; this kiln knows versions up to {VERSION}",
+                record.version
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Notes that a step uses it now. Written whole under another name first: a reader needs no lock.
     fn touch(&self, id: &str) -> io::Result<()> {
         let now = now_unix();
         let created_unix = self.record().map_or(now, |record| record.created_unix);
-        let record = CacheMountRecord { version: 1, id: id.to_owned(), created_unix, last_used_unix: now };
+        let record =
+            CacheMountRecord { version: VERSION, id: id.to_owned(), created_unix, last_used_unix: now };
         let new = self.dir.join("record.new");
         fs::write(&new, serde_json::to_vec(&record)?)?;
         fs::rename(new, self.dir.join("record"))

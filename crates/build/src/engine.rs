@@ -36,14 +36,23 @@ impl Engine {
         let lease = Arc::new(store.lease()?);
         let engine = Self { store, snapshots, executor, lease };
         engine.sweep()?;
+        if engine.store.rebuilt().is_some() {
+            // Its journal says what was put there, not what is there still.
+            crate::fsck::drop_dangling(&engine)?;
+        }
         Ok(engine)
     }
 
     /// Removes active snapshots and half-written blobs whose owner is dead: what `kill -9` left.
     fn sweep(&self) -> Result<(), BuildError> {
         for key in self.snapshots.list()?.1 {
-            if !self.store.is_key_live(&key) {
-                self.snapshots.remove_active(&key)?;
+            if self.store.is_key_live(&key) {
+                continue;
+            }
+            match self.snapshots.remove_active(&key) {
+                // Another command sweeps, too.
+                Ok(()) | Err(kiln_snapshotter::Error::NoActive(_)) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         self.store.sweep_ingest()?;
@@ -52,7 +61,7 @@ impl Engine {
 
     /// Prepares an active snapshot that is removed again unless it is committed.
     pub fn prepare(&self, parent: Option<&SnapshotId>) -> Result<Active, BuildError> {
-        parent.map_or(Ok(()), |parent| self.store.hold_snapshot(parent))?;
+        parent.map(|parent| self.store.hold_snapshot(parent)).transpose()?;
         let key = self.lease.new_key();
         self.snapshots.prepare(&key, parent)?;
         Ok(Active { key: Some(key), engine: self.clone() })

@@ -41,6 +41,8 @@ pub enum BuildError {
         at: Option<(Arc<Dockerfile>, Location)>,
         /// It was named by a `from`, which might have meant one of these stages.
         stages: Option<Vec<String>>,
+        /// The stage or image that was meant, perhaps.
+        similar: Option<String>,
     },
     /// Standard input cannot be the context and the Dockerfile.
     #[error("standard input cannot be both the context and the Dockerfile")]
@@ -145,7 +147,7 @@ pub enum OpError {
     #[error("cannot read the files to copy")]
     Scan(#[from] kiln_layer::ScanError),
     /// Copying.
-    #[error("cannot copy")]
+    #[error(transparent)]
     Copy(#[from] kiln_layer::CopyError),
     /// Making directories below the root.
     #[error("cannot make directory {path:?}")]

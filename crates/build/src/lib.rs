@@ -22,6 +22,8 @@ mod engine;
 mod entitlement;
 mod error;
 pub mod export;
+pub mod fsck;
+pub mod gc;
 mod image;
 mod import;
 mod input;
@@ -40,6 +42,8 @@ mod select;
 mod source;
 mod ssh;
 mod tree;
+pub mod usage;
+mod world;
 
 pub use build::{Built, Progress, build};
 pub use cache_mounts::{CacheMountInfo, CacheMountRecord, cache_mounts, remove_cache_mount};

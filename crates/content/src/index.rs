@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior};
 
 use crate::Error;
-use crate::journal::{Journal, known_position};
+use crate::journal::{Journal, POSITION, Position};
 use crate::tables::{Existing, TABLES, Table, insert};
 
 /// Version of the index; counted in SQLite's `user_version`.
@@ -41,10 +41,7 @@ CREATE INDEX source_boot ON source (boot) WHERE boot IS NOT NULL;
     "
 CREATE TABLE usage (snapshot TEXT PRIMARY KEY, disk_bytes INTEGER, last_used_unix INTEGER, times_used INTEGER NOT NULL DEFAULT 0) STRICT;
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
-CREATE INDEX image_snapshot ON image (snapshot);
-CREATE INDEX image_manifest ON image (manifest);
 CREATE INDEX chain_snapshot ON chain (snapshot);
-CREATE INDEX source_snapshot ON source (snapshot);
 CREATE INDEX layer_blob ON layer (blob) WHERE blob IS NOT NULL;
 ",
     crate::packed::MIGRATION,
@@ -203,12 +200,16 @@ impl Place {
             journal.rewrite(&transaction)?;
             transaction.commit()?;
         }
-        if known_position(&db)? != journal.position()? {
+        let found = journal.position()?;
+        let (known, is_stale) = look(&db, boot)?;
+        if known != found {
             let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
             journal.catch_up(&transaction, boot)?;
             transaction.commit()?;
         }
-        forget_other_boots(&mut db, &mut journal, boot)?;
+        if is_stale {
+            forget_other_boots(&mut db, &mut journal, boot)?;
+        }
         if !trusted {
             self.check(&mut db, &mut journal, boot)?;
         }
@@ -276,6 +277,11 @@ impl Place {
         Ok(Rebuilt { reason, records, lost_lines: replay.damaged })
     }
 
+    /// Whether the index has a log, which the last to close it writes into it.
+    pub(crate) fn has_log(&self) -> bool {
+        fs::metadata(self.index.with_extension("sqlite-wal")).is_ok_and(|log| log.len() > 0)
+    }
+
     /// How the file looked when it was last known to be good: changed by nobody but SQLite.
     pub(crate) fn stamp(&self) -> Option<String> {
         let file = fs::metadata(&self.index).ok()?;
@@ -309,22 +315,21 @@ impl Place {
     }
 }
 
+/// Where the journal stood at the last commit, and whether there are records of a boot that ended
+/// before their data was known to be on the disk. One query: every command pays for it.
+fn look(db: &Connection, boot: &str) -> Result<(Option<Position>, bool), rusqlite::Error> {
+    let stale = TABLES
+        .map(|table| format!("EXISTS (SELECT 1 FROM {} WHERE boot IS NOT NULL AND boot <> ?1)", table.name));
+    let sql = format!("SELECT {}, {POSITION}", stale.join(" OR "));
+    db.query_row(&sql, [boot], |row| Ok((Position::of(row, 1)?, row.get(0)?)))
+}
+
 /// Drops records whose data may not have reached the disk before the machine went down. What they
 /// replaced comes back.
 fn forget_other_boots(db: &mut Connection, journal: &mut Journal, boot: &str) -> Result<(), Error> {
-    let mut stale = Vec::new();
-    for table in TABLES {
-        let sql = format!("SELECT 1 FROM {} WHERE boot IS NOT NULL AND boot <> ?1 LIMIT 1", table.name);
-        if db.prepare_cached(&sql)?.query_row([boot], |_| Ok(())).optional()?.is_some() {
-            stale.push(table.name);
-        }
-    }
-    if stale.is_empty() {
-        return Ok(());
-    }
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for table in stale {
-        transaction.execute(&format!("DELETE FROM {table} WHERE boot <> ?1"), [boot])?;
+    for table in TABLES {
+        transaction.execute(&format!("DELETE FROM {} WHERE boot <> ?1", table.name), [boot])?;
     }
     let scratch = journal.read()?.into_scratch(boot)?;
     for table in TABLES {

@@ -387,11 +387,22 @@ fn set_state(db: &Connection, name: &str, value: i64) -> Result<(), rusqlite::Er
     query.execute(rusqlite::params![name, value]).map(drop)
 }
 
-/// Where the journal stood at the index's last commit; `None`: the index never had one.
-pub(crate) fn known_position(db: &Connection) -> Result<Option<Position>, rusqlite::Error> {
-    let Some(generation) = state(db, GENERATION)? else { return Ok(None) };
-    let bytes = state(db, BYTES)?.and_then(|bytes| u64::try_from(bytes).ok());
-    Ok(bytes.map(|bytes| Position { generation, bytes }))
+/// Columns that say where the journal stood at the index's last commit.
+pub(crate) const POSITION: &str = "(SELECT value FROM state WHERE name = 'journal-generation'), \
+     (SELECT value FROM state WHERE name = 'journal-bytes')";
+
+impl Position {
+    /// Out of the columns [`POSITION`], the first of which is this one; `None`: the index never had
+    /// a journal.
+    pub(crate) fn of(row: &rusqlite::Row<'_>, first: usize) -> Result<Option<Self>, rusqlite::Error> {
+        let (generation, bytes): (Option<i64>, Option<i64>) = (row.get(first)?, row.get(first + 1)?);
+        let bytes = bytes.and_then(|bytes| u64::try_from(bytes).ok());
+        Ok(generation.zip(bytes).map(|(generation, bytes)| Self { generation, bytes }))
+    }
+}
+
+fn known_position(db: &Connection) -> Result<Option<Position>, rusqlite::Error> {
+    db.prepare_cached(&format!("SELECT {POSITION}"))?.query_row([], |row| Position::of(row, 0))
 }
 
 fn remember(db: &Connection, position: Position) -> Result<(), rusqlite::Error> {

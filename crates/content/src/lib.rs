@@ -16,6 +16,7 @@
 
 mod blobs;
 mod error;
+mod files;
 mod index;
 mod journal;
 mod lease;
@@ -28,6 +29,7 @@ mod tables;
 
 pub use blobs::Ingest;
 pub use error::Error;
+pub use files::{BlobFile, Files};
 pub use index::Rebuilt;
 pub use lease::Lease;
 pub use packed::{KeptBlob, PackedRecord};

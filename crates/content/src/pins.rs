@@ -171,26 +171,26 @@ impl Store {
         self.pins.pin(what)
     }
 
-    /// Pins something for as long as this handle lives.
+    /// Pins something for as long as this handle lives; `false`: it had done so already.
     ///
     /// # Errors
     /// As [`Store::pin`].
-    pub fn hold(&self, what: Pinnable) -> Result<(), Error> {
+    pub fn hold(&self, what: Pinnable) -> Result<bool, Error> {
         if self.pins.lock().kept.contains_key(&what) {
-            return Ok(());
+            return Ok(false);
         }
         let pin = self.pins.pin(&what)?;
         let doubled = self.pins.lock().kept.insert(what, pin);
         // Dropping a pin takes the mutex: not before it is free again.
         drop(doubled);
-        Ok(())
+        Ok(true)
     }
 
     /// [`Store::hold`] for a snapshot.
     ///
     /// # Errors
     /// As [`Store::pin`].
-    pub fn hold_snapshot(&self, id: &SnapshotId) -> Result<(), Error> {
+    pub fn hold_snapshot(&self, id: &SnapshotId) -> Result<bool, Error> {
         self.hold(Pinnable::Snapshot(id.clone()))
     }
 
@@ -198,7 +198,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::pin`].
-    pub fn hold_blob(&self, digest: &Digest) -> Result<(), Error> {
+    pub fn hold_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.hold(Pinnable::Blob(*digest))
     }
 
@@ -218,6 +218,8 @@ pub struct Claims {
     path: PathBuf,
     /// A description of its own: even this process's pins stand against it.
     file: File,
+    /// How many claims there are for each byte.
+    counts: Mutex<HashMap<i64, usize>>,
 }
 
 /// Nobody can pin this while it lives.
@@ -228,7 +230,15 @@ pub struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let _ = set(&self.claims.file, libc::F_UNLCK, self.offset, false);
+        let mut counts = self.claims.counts();
+        let left = counts.get_mut(&self.offset).map(|count| {
+            *count -= 1;
+            *count
+        });
+        if left == Some(0) {
+            counts.remove(&self.offset);
+            let _ = set(&self.claims.file, libc::F_UNLCK, self.offset, false);
+        }
     }
 }
 
@@ -239,18 +249,28 @@ impl Claims {
     /// [`Error::Host`].
     pub fn open(store: &Store) -> Result<Self, Error> {
         let path = path(store.root());
-        Ok(Self { file: open(&path)?, path })
+        Ok(Self { file: open(&path)?, path, counts: Mutex::default() })
     }
 
-    /// Claims `what`; `None`: somebody uses it. One claim a name at a time: the second of two ends
-    /// with the first.
+    fn counts(&self) -> MutexGuard<'_, HashMap<i64, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Claims `what`, once more if it is claimed by this already; `None`: somebody uses it.
     ///
     /// # Errors
     /// [`Error::Host`].
     pub fn claim(&self, what: &Pinnable) -> Result<Option<Claim<'_>>, Error> {
         let offset = what.offset();
-        let free = try_set(&self.file, libc::F_WRLCK, offset).map_err(Error::host("lock", &self.path))?;
-        Ok(free.then_some(Claim { claims: self, offset }))
+        let mut counts = self.counts();
+        let count = counts.entry(offset).or_default();
+        let failed = |error| Error::host("lock", &self.path)(error);
+        if *count == 0 && !try_set(&self.file, libc::F_WRLCK, offset).map_err(failed)? {
+            counts.remove(&offset);
+            return Ok(None);
+        }
+        *count += 1;
+        Ok(Some(Claim { claims: self, offset }))
     }
 }
 

@@ -184,9 +184,13 @@ impl Store {
     ) -> Result<Option<ImageRecord>, Error> {
         let mut found = found;
         while let Some(image) = &found {
-            self.hold_blob(&image.config)?;
-            self.hold_blob(&image.manifest)?;
-            image.snapshot.iter().try_for_each(|snapshot| self.hold_snapshot(snapshot))?;
+            let mut is_new = self.hold_blob(&image.config)? | self.hold_blob(&image.manifest)?;
+            if let Some(snapshot) = &image.snapshot {
+                is_new |= self.hold_snapshot(snapshot)?;
+            }
+            if !is_new {
+                break;
+            }
             let now = again()?;
             if now == found {
                 break;
@@ -298,7 +302,7 @@ impl Store {
     pub fn snapshot_by_chain(&self, chain: &ChainId) -> Result<Option<SnapshotId>, Error> {
         let sql = "SELECT snapshot FROM chain WHERE chain = ?1";
         let found = self.read(|db| one(db, sql, &chain.to_string(), |row| word(row, "snapshot")))?;
-        found.iter().try_for_each(|snapshot| self.hold_snapshot(snapshot))?;
+        found.iter().try_for_each(|snapshot| self.hold_snapshot(snapshot).map(drop))?;
         Ok(found)
     }
 
@@ -322,7 +326,7 @@ impl Store {
     pub fn source(&self, key: &Digest) -> Result<Option<SourceRecord>, Error> {
         let sql = "SELECT * FROM source WHERE key = ?1";
         let found = self.read(|db| one(db, sql, &key.to_string(), source))?;
-        found.iter().try_for_each(|found| self.hold_snapshot(&found.snapshot))?;
+        found.iter().try_for_each(|found| self.hold_snapshot(&found.snapshot).map(drop))?;
         Ok(found)
     }
 
@@ -330,7 +334,7 @@ impl Store {
     pub fn cache_get(&self, key: &Digest) -> Result<Option<CacheRecord>, Error> {
         let sql = "SELECT * FROM cache WHERE key = ?1";
         let found = self.read(|db| one(db, sql, &key.to_string(), cache))?;
-        found.iter().try_for_each(|found| self.hold_snapshot(&found.snapshot))?;
+        found.iter().try_for_each(|found| self.hold_snapshot(&found.snapshot).map(drop))?;
         Ok(found)
     }
 

@@ -92,7 +92,7 @@ impl Store {
     }
 
     /// What is wrong with the index, if anything: its pages, and whether it is what its journal
-    /// says. Costs O(records); writers wait meanwhile.
+    /// says. A damaged journal beside a sound index is written anew. Costs O(records); writers wait meanwhile.
     ///
     /// # Errors
     /// [`Error::Host`], [`Error::Db`].
@@ -106,6 +106,14 @@ impl Store {
             self.place.distrust();
         }
         Ok(found)
+    }
+
+    /// How many lines of the index's journal cannot be read. Costs O(lines).
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn damaged_journal_lines(&self) -> Result<usize, Error> {
+        Ok(self.journal().read()?.damaged)
     }
 
     fn db(&self) -> MutexGuard<'_, Connection> {
@@ -177,6 +185,27 @@ impl Store {
         Ok(())
     }
 
+    /// Makes all changes of records survive a power cut, for whoever removes data next: what is
+    /// forgotten must not come back without it. One `fdatasync`.
+    ///
+    /// # Errors
+    /// [`Error::Db`], [`Error::Host`].
+    pub fn settle(&self) -> Result<(), Error> {
+        self.synced(|| {
+            self.write_aside(|db| {
+                db.execute("INSERT OR REPLACE INTO state VALUES ('settled', 1)", []).map(drop)
+            })
+        })
+    }
+
+    /// Runs `work` so that its commit, and with it all before it, reaches the disk.
+    fn synced<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        self.read(|db| db.pragma_update(None, "synchronous", "FULL"))?;
+        let done = work();
+        self.read(|db| db.pragma_update(None, "synchronous", "NORMAL"))?;
+        done
+    }
+
     /// Makes everything this handle wrote survive a power cut: one `syncfs`, then the records are
     /// marked. Costs nothing when it wrote no record.
     ///
@@ -197,19 +226,19 @@ impl Store {
         let directory = File::open(&self.root).map_err(Error::host("open", &self.root))?;
         syncfs(&directory).map_err(Error::host("syncfs", &self.root))?;
         // This transaction alone is synced itself: without it all others would count for nothing.
-        self.read(|db| db.pragma_update(None, "synchronous", "FULL"))?;
-        let marked = self.write_at(|writer, generation| {
-            for (table, last) in covered {
-                let sql = format!("UPDATE {table} SET boot = NULL WHERE boot IS NOT NULL AND rowid <= ?1");
-                writer.db().execute(&sql, [last])?;
-            }
-            if let Some(reached) = reached.filter(|reached| reached.generation == generation) {
-                writer.barrier(reached.bytes);
-            }
-            Ok(())
-        });
-        self.read(|db| db.pragma_update(None, "synchronous", "NORMAL"))?;
-        marked?;
+        self.synced(|| {
+            self.write_at(|writer, generation| {
+                for (table, last) in covered {
+                    let sql =
+                        format!("UPDATE {table} SET boot = NULL WHERE boot IS NOT NULL AND rowid <= ?1");
+                    writer.db().execute(&sql, [last])?;
+                }
+                if let Some(reached) = reached.filter(|reached| reached.generation == generation) {
+                    writer.barrier(reached.bytes);
+                }
+                Ok(())
+            })
+        })?;
         self.dirty.store(false, Ordering::Relaxed);
         Ok(())
     }
@@ -219,6 +248,9 @@ impl Drop for Store {
     fn drop(&mut self) {
         // The last to close the index writes its log into it. Closed here, so that the file can be
         // looked at afterwards; the field is left with a connection to nothing.
+        if !self.wrote.load(Ordering::Relaxed) && !self.place.has_log() {
+            return;
+        }
         let before = self.place.stamp();
         let Ok(nothing) = Connection::open_in_memory() else { return };
         drop(std::mem::replace(&mut *self.db(), nothing));

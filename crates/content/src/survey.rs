@@ -116,7 +116,10 @@ impl Store {
     pub fn note_use(&self, now_unix: i64) -> Result<(), Error> {
         let mut held = self.held_snapshots();
         self.read(|db| {
-            let mut query = db.prepare_cached("SELECT last_used_unix FROM usage WHERE snapshot = ?1")?;
+            // Locked once for all of them.
+            let transaction = db.unchecked_transaction()?;
+            let mut query =
+                transaction.prepare_cached("SELECT last_used_unix FROM usage WHERE snapshot = ?1")?;
             let mut failed = None;
             held.retain(|id| {
                 let last = query.query_row([id.as_str()], |row| row.get::<_, Option<i64>>(0)).optional();

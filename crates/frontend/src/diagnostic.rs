@@ -92,6 +92,10 @@ impl Diagnostic {
 }
 
 fn frame(span: Span, file: &str, text: &str) -> String {
+    // What stands nowhere in the file: an argument of the command line, an empty file.
+    if span.end == 0 {
+        return format!("  {file}\n");
+    }
     let start = span.start.min(text.len());
     let end = span.end.clamp(start, text.len());
     let line_of = |at: usize| text.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
@@ -100,10 +104,10 @@ fn frame(span: Span, file: &str, text: &str) -> String {
     let line_start = text.as_bytes()[..start].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
     let column = String::from_utf8_lossy(&text.as_bytes()[line_start..start]).chars().count();
     let mut out = format!("  {file}:{}:{}\n", first + 1, column + 1);
-    let lines: Vec<&str> = text.lines().collect();
-    for (number, line) in
-        lines.iter().enumerate().take((last + 1).min(first + 6)).skip(first.saturating_sub(1))
-    {
+    let before = text.as_bytes()[..line_start.saturating_sub(1)].iter().rposition(|&b| b == b'\n');
+    let shown_from = before.map_or(0, |at| at + 1);
+    let numbers = first.saturating_sub(1)..(last + 1).min(first + 6);
+    for (number, line) in numbers.zip(text[shown_from..].lines()) {
         let marked = number >= first;
         let mark = if marked { ">>>" } else { "   " };
         out.push_str(&format!("{:6} | {mark} {}\n", number + 1, clean(line)));

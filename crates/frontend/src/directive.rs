@@ -90,7 +90,7 @@ fn other_comment_styles(lines: &[Physical<'_>]) -> Result<(), Diagnostic> {
 }
 
 /// The stable and labs channels of docker's own frontend are built in; nothing else is fetched.
-fn check_frontend(value: &str, span: Span) -> Result<(), Diagnostic> {
+pub(crate) fn check_frontend(value: &str, span: Span) -> Result<(), Diagnostic> {
     let image = value.split_whitespace().next().unwrap_or_default();
     let image =
         ["docker.io/", "index.docker.io/"].iter().find_map(|host| image.strip_prefix(host)).unwrap_or(image);

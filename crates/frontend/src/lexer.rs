@@ -167,7 +167,12 @@ impl Lexer<'_> {
                     "the heredoc `{}` is not closed",
                     &line.text[heredoc.word.start..heredoc.word.end]
                 );
-                let hint = format!("put `{}` alone on a line behind its text", heredoc.name);
+                let hint = if heredoc.name.ends_with("))") {
+                    // `$((1 << 3))`
+                    "for a shift in shell arithmetic put no blank in front of `<<`".to_owned()
+                } else {
+                    format!("put `{}` alone on a line behind its text", heredoc.name)
+                };
                 return Err(Diagnostic::error(span, message).with_hint(Some(hint)));
             };
             self.next += 1;

@@ -16,6 +16,7 @@ use kiln_oci::image::{History, ImageConfig};
 use kiln_oci::{Digest, Platform, Reference};
 
 use crate::ast::{Ast, Instruction, Kind, Text};
+use crate::directive::check_frontend;
 use crate::ignore::Patterns;
 use crate::lint::Lint;
 use crate::outline::{Outline, Wish};
@@ -24,7 +25,7 @@ use crate::scope::Scope;
 use crate::stages::{Base, Result, Stage, Stages, is_proxy, wrong};
 use crate::suggest::did_you_mean;
 use crate::words::{Expanded, Quotes, expand};
-use crate::{Diagnostic, Rule, Span};
+use crate::{CheckOptions, Diagnostic, Rule, Span};
 
 use epoch::Epoch;
 
@@ -162,6 +163,9 @@ pub struct HistoryEntry {
 const COMMENT: &str = "buildkit.dockerfile.v0";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Warnings of unknown variables beyond this many suggest no name.
+const MOST_SUGGESTIONS: usize = 200;
+
 /// Lowers `ast`. Ask again with what it needs, until it is done.
 ///
 /// # Errors
@@ -171,7 +175,8 @@ pub fn lower(
     options: &Options,
     images: &BTreeMap<Reference, BaseImage>,
 ) -> std::result::Result<Lowering, Vec<Diagnostic>> {
-    let mut lint = Lint::new(ast.directives.check.clone());
+    let check = directives_of_arguments(ast, options).map_err(|error| vec![error])?;
+    let mut lint = Lint::new(check);
     lint.whole_file(ast);
     let run = |lint: &mut Lint| {
         let mut stages = Stages::find(ast, options, lint)?;
@@ -193,6 +198,20 @@ pub fn lower(
             all.extend(lint.finish());
             Err(all)
         }
+    }
+}
+
+/// `BUILDKIT_DOCKERFILE_CHECK` takes the place of `# check=`, `BUILDKIT_SYNTAX` that of `# syntax=`.
+fn directives_of_arguments(ast: &Ast, options: &Options) -> std::result::Result<CheckOptions, Diagnostic> {
+    let nowhere = Span { start: 0, end: 0 };
+    if let Some(frontend) = options.build_args.get("BUILDKIT_SYNTAX").filter(|value| !value.is_empty()) {
+        let hint = "leave BUILDKIT_SYNTAX out, or use docker/dockerfile:1, which kiln has built in";
+        check_frontend(frontend, nowhere).map_err(|error| error.with_hint(Some(hint.to_owned())))?;
+    }
+    match options.build_args.get("BUILDKIT_DOCKERFILE_CHECK") {
+        None => Ok(ast.directives.check.clone()),
+        Some(text) => CheckOptions::parse(text)
+            .map_err(|message| Diagnostic::error(nowhere, format!("BUILDKIT_DOCKERFILE_CHECK: {message}"))),
     }
 }
 
@@ -234,6 +253,8 @@ struct Lower<'a> {
     /// What the target would like to be given, and the stages it stands on or copies from.
     wishes: Vec<Wish>,
     ignore: Option<&'a Patterns>,
+    /// `SOURCE_DATE_EPOCH`.
+    epoch: Option<i64>,
 }
 
 /// Where in its stage an instruction stands, and what the stage has seen.
@@ -288,10 +309,12 @@ impl<'a> Lower<'a> {
             used_args: BTreeSet::new(),
             wishes: Vec::new(),
             ignore: plain.then_some(&options.ignore),
+            epoch: None,
         }
     }
 
     fn run(mut self, epoch: Option<i64>) -> Result<Lowering> {
+        self.epoch = epoch;
         let target = self.stages.target(self.options.target.as_deref())?;
         self.uses[target] += 1;
         self.ensure(target)?;
@@ -338,6 +361,7 @@ impl<'a> Lower<'a> {
         unused
             .map(|name| {
                 let message = format!("--build-arg {name} is declared by no ARG that the build reached");
+                // It stands in no file.
                 let span = Span { start: 0, end: 0 };
                 let hint = did_you_mean(name, known().chain(self.stages.globals.names()));
                 Diagnostic::warning(span, None, message).with_hint(hint)
@@ -472,7 +496,10 @@ impl<'a> Lower<'a> {
                 continue;
             }
             let known = built.env.names().chain(built.args.names());
-            let hint = did_you_mean(&name, known).map(|hint| hint.replacen('`', "`$", 1));
+            // Thousands of them are no typing mistakes.
+            let is_few = self.lint.found.len() < MOST_SUGGESTIONS;
+            let hint = is_few.then(|| did_you_mean(&name, known)).flatten();
+            let hint = hint.map(|hint| hint.replacen('`', "`$", 1));
             let message = format!("${name} is not set here");
             self.lint.warn(Rule::UndefinedVar, at, at.text_span(text), message, hint);
         }

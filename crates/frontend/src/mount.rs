@@ -172,7 +172,8 @@ fn csv(text: &str) -> Result<Vec<(usize, usize)>, MountError> {
     }
     if let Some((start, end)) = pieces.iter().find(|(start, end)| start == end) {
         let place = Field { start: start.saturating_sub(1), end: (*end).max(1), ..whole };
-        return Err(MountError::new(&place, "a mount option is empty"));
+        let hint = "one comma and no blank stands between options".to_owned();
+        return Err(MountError::new(&place, "a mount option is empty").hint(Some(hint)));
     }
     Ok(pieces)
 }

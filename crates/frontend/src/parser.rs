@@ -31,17 +31,26 @@ pub(crate) fn parse_as(text: &str, stands_for: Option<Span>) -> (Ast, Vec<Diagno
     };
     let Lexed { directives, lines } = lexed;
     let (mut instructions, mut diagnostics) = (Vec::new(), Vec::new());
+    let mut glued = None;
     for line in &lines {
         match instruction(line, 0, directives.escape) {
             Ok(instruction) => {
                 diagnostics.extend(almost_json(&instruction));
+                glued = glued_heredoc(&instruction);
                 instructions.push(instruction);
             }
-            Err(diagnostic) => diagnostics.push(*diagnostic),
+            Err(mut diagnostic) => {
+                // Only the first line behind it: the others follow from that.
+                if let Some(opener) = glued.take() {
+                    let hint = format!("put a blank in front of `<<` in `{opener}` to begin a heredoc there");
+                    *diagnostic = diagnostic.with_hint(Some(hint));
+                }
+                diagnostics.push(*diagnostic);
+            }
         }
     }
     if lines.is_empty() {
-        let span = stands_for.unwrap_or(Span { start: 0, end: 0 });
+        let span = stands_for.unwrap_or(Span { start: 0, end: 1 });
         let message = if text.trim().is_empty() {
             "the Dockerfile has no instructions: it is empty"
         } else {
@@ -51,6 +60,21 @@ pub(crate) fn parse_as(text: &str, stands_for: Option<Span>) -> (Ast, Vec<Diagno
         diagnostics.push(Diagnostic::error(span, message).with_hint(Some(hint)));
     }
     (Ast { directives, instructions }, diagnostics)
+}
+
+/// What looks like a heredoc in RUN, COPY or ADD and is none, for it is part of a word: `cat<<EOF`.
+fn glued_heredoc(instruction: &Instruction) -> Option<String> {
+    if !matches!(instruction.kind, Kind::Run | Kind::Copy | Kind::Add)
+        || !instruction.line.heredocs.is_empty()
+    {
+        return None;
+    }
+    let is_name = |text: &str| text.chars().next().is_some_and(|c| c.is_alphabetic() || c == '_');
+    let word = instruction.line.text.split_whitespace().find(|word| {
+        let opened = word.split_once("<<").filter(|(before, _)| !before.is_empty() && !before.ends_with('<'));
+        opened.is_some_and(|(_, name)| is_name(name.trim_start_matches('-').trim_matches(['"', '\''])))
+    })?;
+    Some(word.to_owned())
 }
 
 fn empty() -> Ast {
@@ -82,6 +106,14 @@ fn instruction(line: &Arc<Line>, from: usize, escape: char) -> Result<Instructio
     let known = Kind::ALL.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
     let Some((_, kind)) = known.copied() else {
         let hint = did_you_mean(word, Kind::ALL.iter().map(|(name, _)| *name));
+        // Most of the time the line before was to go on.
+        let hint = hint.or_else(|| {
+            let follows = from == 0 && line.first_line > 1;
+            follows.then(|| {
+                let go_on = format!("end the line before with `{escape}` if this belongs to it");
+                format!("{go_on}; otherwise begin with an instruction such as RUN")
+            })
+        });
         let message = format!("unknown instruction `{}`", shorten(word));
         return Err(Box::new(Diagnostic::error(line.span(from, from + word.len()), message).with_hint(hint)));
     };
@@ -232,6 +264,11 @@ impl Reader<'_> {
         }
         let mut files = Files { paths: Vec::new(), heredocs: Vec::new(), destination };
         for word in words {
+            if word.exact && matches!(word.value.as_str(), "<<" | "<<-") {
+                let message =
+                    format!("in {name} the word of a heredoc follows `{}` without a blank", word.value);
+                return wrong(self.instruction.text_span(&word), message);
+            }
             let at = self.line.heredocs.iter().position(|known| known.word == word.piece);
             match at.filter(|_| heredoc(&word)) {
                 Some(at) => files.heredocs.push(at),
@@ -421,17 +458,30 @@ impl Reader<'_> {
     }
 }
 
-/// A warning for `RUN ["a",`: what was meant as a list goes to the shell, as in docker.
+/// A warning for `RUN ["a",` and `VOLUME ['a']`: what was meant as a list is none, as in docker.
 fn almost_json(instruction: &Instruction) -> Option<Diagnostic> {
-    let (Body::Run(command) | Body::Cmd(command) | Body::Entrypoint(command)) = &instruction.body else {
-        return None;
+    let not_json = |words: &[Text]| words.iter().all(|word| word.exact);
+    let (message, hint) = match &instruction.body {
+        Body::Run(Command::Shell(_)) | Body::Cmd(Command::Shell(_)) | Body::Entrypoint(Command::Shell(_)) => {
+            ("this is no valid JSON list, so it is a command for the shell", "[\"program\", \"argument\"]")
+        }
+        Body::Copy(files) | Body::Add(files) if files.destination.exact => {
+            ("this is no valid JSON list, so each word is a path", "[\"source\", \"destination\"]")
+        }
+        Body::Volume(words) if not_json(words) => {
+            ("this is no valid JSON list, so each word is a path", "[\"/path\", \"/other\"]")
+        }
+        _ => return None,
     };
-    let Command::Shell(text) = command else { return None };
-    if !text.value.starts_with("[\"") {
-        return None;
-    }
-    let message = "this is no valid JSON list, so it is a command for the shell";
-    let hint = "a list looks like [\"program\", \"argument\"]".to_owned();
+    let text = &instruction.line.text[instruction.rest.start..instruction.rest.end];
+    let list = text.strip_prefix('[')?;
+    // `[ "$A" = b ]` is a test of the shell.
+    let list = if instruction.kind == Kind::Run { list } else { list.trim_start() };
+    let quote = list.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+    let hint = match quote {
+        '\'' => format!("JSON has double quotes: {hint}"),
+        _ => format!("a list looks like {hint}"),
+    };
     Some(Diagnostic::warning(instruction.rest_span(), None, message).with_hint(Some(hint)))
 }
 

@@ -33,6 +33,8 @@ pub struct FileStatCache {
 struct State {
     records: HashMap<(u64, u64), Record>,
     changed: bool,
+    /// The file is a newer kiln's: not ours to replace.
+    newer: bool,
 }
 
 struct Record {
@@ -46,14 +48,15 @@ impl FileStatCache {
     pub fn load(path: &Path) -> Self {
         // The clock is read before any file is looked at.
         let loaded_at_ns = now_ns();
-        let records = fs::read(path).ok().and_then(|bytes| decode(&bytes)).unwrap_or_default();
-        Self { loaded_at_ns, state: Mutex::new(State { records, changed: false }) }
+        let bytes = fs::read(path).unwrap_or_default();
+        let records = decode(&bytes).unwrap_or_default();
+        Self { loaded_at_ns, state: Mutex::new(State { records, changed: false, newer: is_newer(&bytes) }) }
     }
 
     /// Writes the cache to `path` in one step, if anything was learned since it was loaded.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.changed {
+        if !state.changed || state.newer {
             return Ok(());
         }
         let used = state.records.values().filter(|record| record.used).count();
@@ -122,6 +125,11 @@ fn encode(records: &HashMap<(u64, u64), Record>) -> Vec<u8> {
     let checksum = blake3::hash(&bytes);
     bytes.extend_from_slice(checksum.as_bytes());
     bytes
+}
+
+fn is_newer(bytes: &[u8]) -> bool {
+    let version = bytes.strip_prefix(MAGIC).and_then(|rest| rest.first_chunk());
+    version.is_some_and(|version| u32::from_le_bytes(*version) > VERSION)
 }
 
 /// `None` for anything but a whole file of this version.
@@ -195,6 +203,19 @@ mod tests {
             assert!(decode(&damaged).is_none(), "byte {at}");
             assert!(decode(&whole[..at]).is_none(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn file_of_a_newer_kiln_is_neither_believed_nor_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cache");
+        let newer = [&MAGIC[..], &(VERSION + 1).to_le_bytes(), b"whatever it means"].concat();
+        std::fs::write(&path, &newer).unwrap();
+        let cache = FileStatCache::load(&path);
+        cache.put(&OLD, [7; 32]);
+        assert_eq!(cache.get(&OLD), Some([7; 32]));
+        cache.save(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), newer);
     }
 
     #[test]

@@ -313,6 +313,8 @@ pub struct Mkdir {
     pub mode: u32,
     /// `user[:group]` of directories that are made; `None`: root.
     pub owner: Option<String>,
+    /// Modification time of directories that are made, in seconds since 1970; `None`: now.
+    pub created: Option<i64>,
 }
 
 /// Writes a file, owned by root.
@@ -362,10 +364,11 @@ impl Op {
                 for action in actions {
                     match action {
                         FileAction::Copy(copy) => copy.components(&mut out),
-                        FileAction::Mkdir(Mkdir { path, mode, owner }) => {
+                        FileAction::Mkdir(Mkdir { path, mode, owner, created }) => {
                             out.push(component("mkdir", path));
                             out.push(component("mode", format!("{mode:o}")));
                             out.push(component("owner", owner.as_deref().unwrap_or("")));
+                            out.extend(created.map(|seconds| component("created", seconds.to_string())));
                         }
                         FileAction::Mkfile(Mkfile { path, mode, data }) => {
                             out.push(component("mkfile", path));

@@ -259,7 +259,8 @@ fn damage_is_told_apart_from_absence() {
         meta("a", r#"{"version":1,"parent":"b"}"#);
         assert!(damaged("b"), "circle");
         meta("a", r#"{"version":9,"parent":null}"#);
-        assert!(damaged("a"), "newer version");
+        let newer = store.parent(&id("a"));
+        assert!(matches!(newer, Err(Error::Newer { found: 9, .. })), "{newer:?}");
         meta("a", r#"{"version":1,"parent":"../x"}"#);
         assert!(damaged("a"), "hostile parent");
         meta("a", "");

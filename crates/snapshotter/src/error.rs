@@ -49,6 +49,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A newer kiln wrote it.
+    #[error("{path} has version {found}; this kiln knows versions up to {known}")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
     /// The host said no.
     #[error("{call} failed for {path}")]
     Host {

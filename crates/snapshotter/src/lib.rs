@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+mod disk;
 mod error;
 mod mount;
 mod overlay;
@@ -23,6 +24,7 @@ mod snapshotter;
 #[cfg(test)]
 mod conformance;
 
+pub use disk::disk_bytes;
 pub use error::Error;
 pub use overlay::Overlay;
-pub use snapshotter::{Changes, Form, LayerForm, OpenOptions, Snapshotter};
+pub use snapshotter::{Changes, Form, LayerForm, OpenOptions, Overhead, Snapshotter};

@@ -19,10 +19,11 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::disk::disk_bytes_at;
 use crate::error::host;
 use crate::mount::{MAX_LOWER, Stack, open_dir, overlay};
 use crate::sidecar::{self, Links};
-use crate::{Changes, Error, Form, LayerForm, OpenOptions, Snapshotter};
+use crate::{Changes, Error, Form, LayerForm, OpenOptions, Overhead, Snapshotter};
 
 mod sharing;
 
@@ -51,17 +52,6 @@ impl Overlay {
         }
         ensure_dir(&dir, Path::new(EMPTY), 0o755)?;
         Ok(Self { path: root.to_owned(), root: dir, discarded: AtomicU64::new(0) })
-    }
-
-    /// Unlinks what a crash left in the trash, and changes that the last snapshot to share them left
-    /// behind; returns how many trees that were.
-    pub fn empty_trash(&self) -> Result<usize, Error> {
-        self.sweep_shared()?;
-        let names = self.names(TRASH)?;
-        for name in &names {
-            remove_tree(&self.path.join(TRASH).join(name))?;
-        }
-        Ok(names.len())
     }
 
     /// What the committed snapshot `id` stands on and where its changes are.
@@ -313,6 +303,40 @@ impl Snapshotter for Overlay {
         let ids = self.names("committed")?.into_iter().filter_map(|name| name.parse().ok());
         let keys = self.names("active")?.into_iter().filter_map(|name| name.parse().ok());
         Ok((ids.collect(), keys.collect()))
+    }
+
+    fn disk_bytes(&self, id: &SnapshotId) -> Result<u64, Error> {
+        match disk_bytes_at(&self.root, &committed(id))? {
+            0 if !self.contains(id) => Err(Error::NoSnapshot(id.clone())),
+            bytes => Ok(bytes),
+        }
+    }
+
+    fn overhead(&self) -> Result<Overhead, Error> {
+        let bytes = |path: &Path| disk_bytes_at(&self.root, path);
+        let mut active_bytes = Vec::new();
+        for key in self.list()?.1 {
+            let bytes = bytes(&active(&key))?;
+            active_bytes.push((key, bytes));
+        }
+        let mut rest_bytes = 0;
+        for path in [sharing::SHARED, TRASH, EMPTY] {
+            rest_bytes += bytes(Path::new(path))?;
+        }
+        for path in [".", "active", "committed"] {
+            let stat = statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW).map_err(host("stat", path))?;
+            rest_bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        }
+        Ok(Overhead { active: active_bytes, rest_bytes })
+    }
+
+    fn empty_trash(&self) -> Result<usize, Error> {
+        self.sweep_shared()?;
+        let names = self.names(TRASH)?;
+        for name in &names {
+            remove_tree(&self.path.join(TRASH).join(name))?;
+        }
+        Ok(names.len())
     }
 }
 

@@ -63,7 +63,10 @@ pub(crate) fn read(dir: impl AsFd, name: &Path) -> Result<Option<Links>, Error> 
     let record: Record = serde_json::from_slice(&bytes).map_err(|_| damaged("it is no snapshot record"))?;
     match (record.version, &record.changes) {
         (VERSION, None) | (VERSION_SHARING, Some(_)) => {}
-        _ => return Err(damaged("its version is not known to this kiln")),
+        (version, _) if version > VERSION_SHARING => {
+            return Err(Error::Newer { path: name.to_owned(), found: version, known: VERSION_SHARING });
+        }
+        _ => return Err(damaged("its version does not fit what it says")),
     }
     Ok(Some(Links { parent: record.parent, changes: record.changes }))
 }

@@ -120,6 +120,28 @@ pub trait Snapshotter: Send + Sync {
 
     /// Returns the names of all committed and active snapshots, each sorted.
     fn list(&self) -> Result<(Vec<SnapshotId>, Vec<ActiveKey>), Error>;
+
+    /// Returns what a committed snapshot alone takes on disk, in bytes of blocks: what others share
+    /// with it counts for the one that had it first. Costs O(files).
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`].
+    fn disk_bytes(&self, id: &SnapshotId) -> Result<u64, Error>;
+
+    /// Returns what takes space beside the committed snapshots. Costs O(files).
+    fn overhead(&self) -> Result<Overhead, Error>;
+
+    /// Removes what crashes and removed snapshots left behind; returns how many trees that were.
+    fn empty_trash(&self) -> Result<usize, Error>;
+}
+
+/// What takes space beside committed snapshots.
+#[derive(Debug, Clone, Default)]
+pub struct Overhead {
+    /// Active snapshots, with their bytes on disk.
+    pub active: Vec<(ActiveKey, u64)>,
+    /// All else: directories, changes that outlived their owner, what waits for its removal.
+    pub rest_bytes: u64,
 }
 
 /// How an active snapshot is opened.

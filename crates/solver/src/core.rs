@@ -48,10 +48,22 @@ enum State<O> {
     Done { canonical: Option<CacheKey>, output: O },
 }
 
+/// What is known of a lookup that cannot be made yet, because an input it stands on has no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outlook {
+    /// Nothing.
+    Open,
+    /// It waits until a step below has run.
+    Late,
+    /// It will miss: a step below has a new key.
+    Lost,
+}
+
 struct Node<O> {
     identity: Identity,
     state: State<O>,
     wanted: bool,
+    outlook: Outlook,
 }
 
 /// The graph with every vertex's state.
@@ -67,7 +79,12 @@ impl<O: Clone> Core<O> {
         let mut graph = StableDiGraph::with_capacity(vertices.len(), vertices.len());
         for (identity, inputs) in vertices {
             let state = State::Idle { asked: false };
-            let at = graph.add_node(Node { identity: identity.clone(), state, wanted: false });
+            let at = graph.add_node(Node {
+                identity: identity.clone(),
+                state,
+                wanted: false,
+                outlook: Outlook::Open,
+            });
             for (position, input) in inputs.iter().enumerate() {
                 graph.add_edge(NodeIndex::new(input.vertex), at, (position, input.usage));
             }
@@ -172,7 +189,49 @@ impl<O: Clone> Core<O> {
         if !self.node(vertex).wanted {
             self.node(vertex).wanted = true;
             self.identify(vertex, commands);
+            self.hasten(vertex, commands);
             self.try_run(vertex, commands);
+        }
+    }
+
+    /// Wants inputs before the vertex's own turn, so that independent stages run side by side
+    /// although their copies stand on each other.
+    ///
+    /// What is read by content and has to be made will be needed, once the lookup by definition
+    /// waits for a run anyway. Where the lookup is lost, all inputs of a wanted vertex will be.
+    fn hasten(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
+        let Node { outlook, wanted, .. } = self.graph[NodeIndex::new(vertex)];
+        if outlook == Outlook::Open || self.is_identified(vertex) {
+            return;
+        }
+        for input in self.inputs(vertex) {
+            let is_read = input.usage == InputUse::Content && self.has_to_run(input.vertex);
+            if is_read || (wanted && outlook == Outlook::Lost) {
+                self.want(input.vertex, commands);
+            }
+        }
+    }
+
+    /// It was looked up in vain, or is being run.
+    fn has_to_run(&self, vertex: usize) -> bool {
+        let state = &self.graph[NodeIndex::new(vertex)].state;
+        matches!(state, State::Missed { save: Some(_), .. } | State::Running { .. })
+    }
+
+    /// Tells everything that stands on `vertex`, directly or not.
+    fn warn_users(&mut self, vertex: usize, outlook: Outlook, commands: &mut Vec<Command<O>>) {
+        let mut open = vec![vertex];
+        while let Some(vertex) = open.pop() {
+            let edges = self.graph.edges_directed(NodeIndex::new(vertex), Direction::Outgoing);
+            let standing = edges.filter(|edge| edge.weight().1 == InputUse::Definition);
+            let users: Vec<usize> = standing.map(|edge| edge.target().index()).collect();
+            for user in users {
+                if self.node(user).outlook < outlook {
+                    self.node(user).outlook = outlook;
+                    self.hasten(user, commands);
+                    open.push(user);
+                }
+            }
         }
     }
 
@@ -231,7 +290,11 @@ impl<O: Clone> Core<O> {
             Some(key) if !reads => self.missed(vertex, None, key, commands),
             _ => {
                 self.node(vertex).state = State::Content { fast, digests: vec![None; inputs.len()] };
-                for input in inputs.iter().filter(|input| input.usage == InputUse::Content) {
+                let is_read = |input: &&VertexInput| input.usage == InputUse::Content;
+                if inputs.iter().filter(is_read).any(|input| self.has_to_run(input.vertex)) {
+                    self.warn_users(vertex, Outlook::Late, commands);
+                }
+                for input in inputs.iter().filter(is_read) {
                     self.want(input.vertex, commands);
                 }
                 self.ask_content(vertex, commands);
@@ -285,6 +348,7 @@ impl<O: Clone> Core<O> {
         let keys = std::iter::once(canonical).chain(fast).collect();
         let save = Some(Save { canonical, keys });
         self.node(vertex).state = State::Missed { save, canonical: Some(canonical) };
+        self.warn_users(vertex, Outlook::Lost, commands);
         self.after_identified(vertex, commands);
     }
 
@@ -329,6 +393,7 @@ impl<O: Clone> Core<O> {
                 commands.push(Command::Digest { vertex: user, input: position, output });
             }
             self.advance_identity(user, commands);
+            self.hasten(user, commands);
             self.try_run(user, commands);
         }
     }

@@ -9,7 +9,10 @@ use kiln_llb as llb;
 use kiln_oci::ActiveKey;
 use kiln_snapshotter::OpenOptions;
 use kiln_solver::Scope;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, StatxFlags, Uid, fchmod, fchown, openat, statx};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod, fchown,
+    futimens, openat, statx,
+};
 
 use super::BuildOp;
 use crate::OpError;
@@ -32,7 +35,11 @@ impl BuildOp {
                         Some(owner) => resolve_owner(root.as_fd(), owner)?,
                         None => (0, 0),
                     };
-                    make_dirs(root.as_fd(), relative(&mkdir.path), mkdir.mode, owner)?;
+                    let path = relative(&mkdir.path);
+                    let times =
+                        mkdir.created.map(|seconds| times(root.as_fd(), path, seconds)).transpose()?;
+                    make_dirs(root.as_fd(), path, mkdir.mode, owner)?;
+                    set_times(root.as_fd(), times.unwrap_or_default())?;
                 }
                 llb::FileAction::Mkfile(mkfile) => make_file(root.as_fd(), mkfile)?,
                 llb::FileAction::Copy(copy) => {
@@ -54,6 +61,42 @@ impl BuildOp {
             snapshots.open_layer(key)?
         })
     }
+}
+
+/// The times that directories shall have when `path` was made: new ones `created`, the one they
+/// are made in its own. Deepest first, because each changes the one above.
+fn times(root: BorrowedFd<'_>, path: &[u8], created: i64) -> Result<Vec<(Vec<u8>, Timestamps)>, OpError> {
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let at = |last_modification| Timestamps { last_access: omit, last_modification };
+    let mut found = Vec::new();
+    let ends = (1..=path.len()).filter(|&end| end == path.len() || path[end] == b'/');
+    for end in ends.collect::<Vec<_>>().into_iter().rev() {
+        let Ok(there) = beneath::open_file(root, &path[..end], OFlags::PATH) else {
+            found.push((path[..end].to_vec(), at(Timespec { tv_sec: created, tv_nsec: 0 })));
+            continue;
+        };
+        if !found.is_empty() {
+            let stat = statx(&there, c"", AtFlags::EMPTY_PATH, StatxFlags::MTIME)
+                .map_err(|errno| read_error(&path[..end], errno))?;
+            let tv_nsec = stat.stx_mtime.tv_nsec.into();
+            found.push((path[..end].to_vec(), at(Timespec { tv_sec: stat.stx_mtime.tv_sec, tv_nsec })));
+        }
+        break;
+    }
+    Ok(found)
+}
+
+fn set_times(root: BorrowedFd<'_>, times: Vec<(Vec<u8>, Timestamps)>) -> Result<(), OpError> {
+    for (path, times) in times {
+        let directory = beneath::open_file(root, &path, OFlags::RDONLY | OFlags::DIRECTORY)
+            .map_err(|error| path_error(&path, error))?;
+        futimens(&directory, &times).map_err(|errno| read_error(&path, errno))?;
+    }
+    Ok(())
+}
+
+fn read_error(path: &[u8], errno: rustix::io::Errno) -> OpError {
+    OpError::Read { path: format!("/{}", String::from_utf8_lossy(path)), source: errno.into() }
 }
 
 /// Writes the file, whatever stood there; behind a link, as any destination.

@@ -159,6 +159,7 @@ impl Op for BuildOp {
                     reference: Box::new(image.reference.clone()),
                     at: None,
                     stages: None,
+                    similar: None,
                 })?;
                 Ok(record.snapshot.map_or(Tree::Empty, Tree::Snapshot))
             }

@@ -55,7 +55,10 @@ fn resolve(name: &str, group: Option<&str>, passwd: &[u8], groups: &[u8]) -> Res
             let gid = id(&fields[3])?.ok_or("its entry in /etc/passwd has no group number")?;
             (uid, gid, Some(fields[0].clone()), fields.get(5).cloned().unwrap_or_default())
         }
-        _ => (number.ok_or("no such user in the image's /etc/passwd")?, 0, None, String::new()),
+        _ => {
+            let uid = number.ok_or_else(|| format!("no user {name:?} in the image's /etc/passwd"))?;
+            (uid, 0, None, String::new())
+        }
     };
     let gid = match group {
         None => primary,
@@ -143,12 +146,12 @@ mod tests {
 
     #[test]
     fn what_is_no_user_never_becomes_root() {
-        check("nobody", Err("no such user"));
+        check("nobody", Err("no user \"nobody\""));
         check("4294967296", Err("out of range"));
         check("4294967295", Err("out of range"));
         check("-1", Err("out of range"));
-        check("0x0", Err("no such user"));
-        check(" 0", Err("no such user"));
+        check("0x0", Err("no user \"0x0\""));
+        check(" 0", Err("no user \" 0\""));
         check("app:4294967295", Err("out of range"));
         check("app:nogroup", Err("no group"));
     }

@@ -145,7 +145,7 @@ impl Lower<'_> {
             return Ok(());
         }
         let owner = Some(built.config.config.user.clone()).filter(|user| !user.is_empty());
-        let action = FileAction::Mkdir(Mkdir { path, mode: 0o755, owner });
+        let action = FileAction::Mkdir(Mkdir { path, mode: 0o755, owner, created: self.epoch });
         let base = built.tree.map(|_| InputIndex(0));
         let op = Op::File(File { base, actions: vec![action] });
         let vertex = Vertex { op, inputs: built.tree.into_iter().collect() };
@@ -180,7 +180,8 @@ impl Lower<'_> {
                 Some(value) => format!("{name_text}={value}"),
                 None => name_text.clone(),
             });
-            built.args.set(&name_text, value);
+            // One that is declared again keeps its place in the histories of RUN (BuildKit).
+            built.args.replace(&name_text, value);
         }
         built.note(format!("ARG {}", shown.join(" ")));
         Ok(())

@@ -105,7 +105,8 @@ impl Lower<'_> {
             self.lint.warn(Rule::InvalidBaseImagePlatform, at, span, message, None);
         }
         let mut tree = None;
-        if !config.rootfs.diff_ids.is_empty() {
+        // One of which nothing is known has files, for all that is known.
+        if image.unknown || !config.rootfs.diff_ids.is_empty() {
             let title = title(&format!("FROM {reference}"));
             let source = SourceImage { reference, config: image.config_digest };
             let id =

@@ -65,9 +65,10 @@ fn vertex(out: &mut String, id: usize, vertex: &Vertex) {
             for action in actions {
                 match action {
                     FileAction::Copy(copy) => self::copy(out, copy, &input(copy.from)),
-                    FileAction::Mkdir(Mkdir { path, mode, owner }) => {
+                    FileAction::Mkdir(Mkdir { path, mode, owner, created }) => {
                         let owner = owner.as_deref().unwrap_or("root");
-                        line(out, &format!("  mkdir {path} mode={mode:o} owner={owner}"));
+                        let created = created.map(|at| format!(" created={at}")).unwrap_or_default();
+                        line(out, &format!("  mkdir {path} mode={mode:o} owner={owner}{created}"));
                     }
                     FileAction::Mkfile(Mkfile { path, mode, data }) => {
                         line(out, &format!("  mkfile {path} mode={mode:o} {}", serde_json::json!(data)));

@@ -156,3 +156,59 @@ fn one_vertex_used_twice_runs_once() {
     ];
     assert_eq!(Sim::default().solve(&toys, 3), [0, 1, 2, 3]);
 }
+
+/// base, two stages on it, a step of the last stage, and a copy of each stage onto that.
+fn two_copied_stages() -> Vec<Toy> {
+    vec![
+        source("base"),
+        cached("a", &[(0, Definition)]),
+        cached("b", &[(0, Definition)]),
+        cached("packages", &[(0, Definition)]),
+        cached("copy a", &[(3, Definition), (1, Content)]),
+        cached("copy b", &[(4, Definition), (2, Content)]),
+    ]
+}
+
+/// What runs before any of these runs has ended, once lookups and `first` are answered.
+fn side_by_side(toys: &[Toy], target: usize, first: usize) -> Vec<usize> {
+    let graph: Vec<_> = toys.iter().map(|toy| (toy.identity.clone(), toy.inputs.clone())).collect();
+    let mut core: Core<usize> = Core::new(&graph, target, true);
+    let mut commands: VecDeque<_> = core.start().into();
+    let mut running = Vec::new();
+    while let Some(command) = commands.pop_front() {
+        match command {
+            Command::Lookup { vertex, .. } => commands.extend(core.found(vertex, None)),
+            Command::Run { vertex, .. } if vertex == first => commands.extend(core.ran(vertex, vertex)),
+            Command::Run { vertex, .. } => running.push(vertex),
+            Command::Digest { .. } => unreachable!("nothing that is read has run"),
+        }
+    }
+    running.sort_unstable();
+    running
+}
+
+#[test]
+fn stages_that_are_copied_from_run_side_by_side() {
+    assert_eq!(side_by_side(&two_copied_stages(), 5, 0), [1, 2, 3]);
+    let mut onto_base = two_copied_stages();
+    onto_base[4] = cached("copy a", &[(0, Definition), (1, Content)]);
+    assert_eq!(side_by_side(&onto_base, 5, 0), [1, 2]);
+}
+
+#[test]
+fn a_stage_that_was_forgotten_stays_untouched_while_its_copy_is_cached() {
+    let mut sim = Sim::default();
+    sim.solve(&two_copied_stages(), 5);
+    sim.cache.retain(|_, cached| ![1, 2].contains(&cached.output));
+    assert_eq!(sim.solve(&two_copied_stages(), 5), Vec::<usize>::new());
+}
+
+#[test]
+fn stages_side_by_side_give_the_same_in_any_order() {
+    let (mut oldest, mut newest) = (Sim::default(), Sim { newest_first: true, ..Sim::default() });
+    assert_eq!(oldest.solve(&two_copied_stages(), 5), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(newest.solve(&two_copied_stages(), 5), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(oldest.ran.len(), 6, "each once");
+    let (a, b): (Vec<_>, Vec<_>) = (oldest.cache.keys().collect(), newest.cache.keys().collect());
+    assert_eq!(a, b);
+}

@@ -155,7 +155,12 @@ impl Bench {
             let parent = path.rsplit_once('/').unwrap().0;
             if !parent.is_empty() {
                 let path = parent.to_owned();
-                actions.push(llb::FileAction::Mkdir(llb::Mkdir { path, mode: 0o755, owner: None }));
+                actions.push(llb::FileAction::Mkdir(llb::Mkdir {
+                    path,
+                    mode: 0o755,
+                    owner: None,
+                    created: None,
+                }));
             }
             let (path, data) = (path.to_owned(), data.to_owned());
             actions.push(llb::FileAction::Mkfile(llb::Mkfile { path, mode: 0o644, data }));

@@ -1,0 +1,127 @@
+//! The configuration file: `/etc/kiln/config.toml` as root, `$XDG_CONFIG_HOME/kiln/config.toml` as a
+//! user; KILN_CONFIG names another.
+//!
+//! ```toml
+//! [gc]                    # garbage collection, after builds as well
+//! max-store = "50GB"      # or a part of the file system: "20%"
+//! min-free = "10%"
+//! keep-duration = "7d"
+//! after-builds = true
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kiln_build::gc::Policy;
+use serde::{Deserialize, Deserializer};
+
+use crate::args::store::{Size, parse_duration};
+use crate::errors::Failure;
+
+/// What the file says.
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Config {
+    #[serde(default)]
+    pub(crate) gc: GcConfig,
+}
+
+/// `[gc]`
+#[derive(Debug, Default, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct GcConfig {
+    #[serde(deserialize_with = "size")]
+    pub(crate) max_store: Option<Size>,
+    #[serde(deserialize_with = "size")]
+    pub(crate) min_free: Option<Size>,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) keep_duration: Option<Duration>,
+    after_builds: Option<bool>,
+}
+
+impl GcConfig {
+    /// The policy for a store on this file system.
+    pub(crate) fn policy(&self, root: &Path) -> Policy {
+        let whole = rustix::fs::statvfs(root).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+        Policy {
+            keep: self.keep_duration,
+            max_store_bytes: self.max_store.map(|size| size.bytes(whole)),
+            min_free_bytes: self.min_free.map(|size| size.bytes(whole)),
+            named_images: false,
+        }
+    }
+
+    /// Whether garbage is collected after builds: when there is a policy, unless it says otherwise.
+    pub(crate) fn is_automatic(&self) -> bool {
+        let Self { max_store, min_free, keep_duration, after_builds } = self;
+        let any = max_store.is_some() || min_free.is_some() || keep_duration.is_some();
+        after_builds.unwrap_or(any)
+    }
+}
+
+fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Size>, D::Error> {
+    String::deserialize(value)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    parse_duration(&String::deserialize(value)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+impl Config {
+    /// Reads the file; none is an empty one, unless KILN_CONFIG names it.
+    pub(crate) fn read() -> Result<Self, Failure> {
+        let named = std::env::var_os("KILN_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let Some(path) = named.clone().or_else(usual_path) else { return Ok(Self::default()) };
+        let unreadable = |what: &dyn std::fmt::Display| Failure::usage(format!("{}: {what}", path.display()));
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text).map_err(|error| unreadable(&error)),
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(unreadable(&error)),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+}
+
+fn usual_path() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from("/etc/kiln/config.toml"));
+    }
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let config = variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")))?;
+    Some(config.join("kiln/config.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_read_and_makes_collection_automatic() {
+        let config = Config::parse("[gc]\nmax-store = \"2GB\"\nkeep-duration = \"1d\"\n").unwrap();
+        assert!(config.gc.is_automatic());
+        let policy = config.gc.policy(Path::new("/"));
+        assert_eq!(policy.max_store_bytes, Some(2_000_000_000));
+        assert_eq!(policy.keep, Some(Duration::from_secs(86_400)));
+        assert_eq!(policy.min_free_bytes, None);
+        let off = Config::parse("[gc]\nmin-free = \"10%\"\nafter-builds = false\n").unwrap();
+        assert!(!off.gc.is_automatic() && off.gc.policy(Path::new("/")).min_free_bytes > Some(0));
+        assert!(!Config::parse("").unwrap().gc.is_automatic());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        for (text, said) in [
+            ("[gc]\n\nmax-stor = \"1GB\"\n", "line 3"),
+            ("[gc]\nmax-store = \"much\"\n", "much"),
+            ("[gc]\nkeep-duration = 7\n", "line 2"),
+            ("[gc\n", "line 1"),
+        ] {
+            let error = Config::parse(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! `kiln fsck`, and stores that were damaged in every way.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::harness::{Context, Store, needs_root, text};
+
+const DOCKERFILE: &str = "FROM busybox\nRUN echo one > /one\nCOPY f /f\nRUN ln /f /g && echo two > /two\n";
+
+/// A store with a base, an image built here, and one that was loaded as a compressed archive.
+struct Bench {
+    store: Store,
+    context: Context,
+    archive: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let store = Store::with_busybox();
+        let context = Context::new(&[("Dockerfile", DOCKERFILE), ("f", "content")]);
+        store.build(&context, &["-t", "app:1"]).expect(0);
+        // A layer that came as a blob.
+        let other = Store::with_busybox();
+        let loaded = Context::new(&[("Dockerfile", "FROM scratch\nCOPY f /loaded\n"), ("f", "loaded")]);
+        other.build(&loaded, &["-t", "loaded:1"]).expect(0);
+        let archive = store.beside("loaded.tar");
+        other.ok(&["save", "-o", text(&archive), "loaded:1"]);
+        store.ok(&["load", "-i", text(&archive)]);
+        store.ok(&["fsck", "--deep"]);
+        Bench { store, context, archive }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.store.root().join(name)
+    }
+
+    /// The directory of the snapshot that has this file, and the file.
+    fn snapshot_with(&self, file: &str) -> (PathBuf, PathBuf) {
+        let committed = fs::read_dir(self.at("snapshots/committed")).expect("ours");
+        let mut places = committed.map(|entry| entry.expect("ours").path());
+        let place = places.find(|place| place.join("fs").join(file).exists()).expect("some layer has it");
+        let path = place.join("fs").join(file);
+        (place, path)
+    }
+
+    fn blob(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        self.at("blobs/sha256").join(&hex[..2]).join(hex)
+    }
+
+    /// The blob that the loaded layer came as: the one that is no JSON.
+    fn layer_blob(&self) -> PathBuf {
+        let dirs = fs::read_dir(self.at("blobs/sha256")).expect("ours");
+        let files = dirs.flat_map(|dir| fs::read_dir(dir.expect("ours").path()).expect("ours"));
+        let mut paths = files.map(|file| file.expect("ours").path());
+        paths.find(|path| fs::read(path).expect("ours").first() != Some(&b'{')).expect("it was loaded")
+    }
+
+    /// Damage is found and told, repaired when asked, and afterwards everything can be had again.
+    #[track_caller]
+    fn check(&self, what: &str, deep: bool, kinds: &[&str]) {
+        let fast = self.store.kiln(&["fsck", "--format", "json"]);
+        assert_eq!(fast.code, Some(if deep { 0 } else { 6 }), "{what}: {}{}", fast.stdout, fast.stderr);
+        let found = self.store.kiln(&["fsck", "--deep", "--format", "json"]).expect(6);
+        let report: Value = serde_json::from_str(&found.stdout).expect("fsck prints JSON");
+        assert_eq!(report["damaged"], true);
+        for kind in kinds {
+            let mut problems = report["problems"].as_array().expect("a list").iter();
+            assert!(problems.any(|problem| problem["kind"] == *kind), "{what}: {report:#}");
+        }
+        let said = self.store.kiln(&["fsck", "--deep"]).expect(6).stdout;
+        assert!(said.contains("--repair"), "{said}");
+        let repaired = self.store.kiln(&["fsck", "--deep", "--repair"]).expect(0).stdout;
+        assert!(repaired.contains("repaired"), "{what}: {repaired}");
+        self.store.ok(&["fsck", "--deep"]);
+        self.store.ok(&["gc"]);
+        self.whole(what);
+    }
+
+    /// Makes everything once more and looks at it.
+    #[track_caller]
+    fn whole(&self, what: &str) {
+        if self.store.kiln(&["inspect", "busybox"]).code != Some(0) {
+            let tar = crate::harness::busybox_tar(&self.store.beside(""));
+            self.store.ok(&["import", text(&tar), "busybox:latest", "-c", "ENV PATH=/bin"]);
+        }
+        self.store.build(&self.context, &["-t", "app:1"]).expect(0);
+        assert_eq!(self.store.shell("app:1", "cat /one /f /g /two"), "one\ncontentcontenttwo", "{what}");
+        self.store.ok(&["load", "-i", text(&self.archive)]);
+        let saved = self.store.beside("again.tar");
+        self.store.ok(&["save", "-o", text(&saved), "loaded:1", "app:1"]);
+        self.store.ok(&["fsck", "--deep"]);
+    }
+}
+
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).expect("ours");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).expect("ours");
+}
+
+#[test]
+fn damaged_blobs_are_found_forgotten_and_made_anew() {
+    needs_root!();
+    let bench = Bench::new();
+    flip(&bench.layer_blob());
+    bench.check("a flipped bit in a layer", true, &["blob"]);
+    let bench = Bench::new();
+    let layer = bench.layer_blob();
+    fs::write(&layer, &fs::read(&layer).expect("ours")[..100]).expect("ours");
+    bench.check("a layer cut short", false, &["blob"]);
+    let bench = Bench::new();
+    fs::remove_file(bench.layer_blob()).expect("ours");
+    bench.check("no layer", false, &["blob"]);
+    for remove in [false, true] {
+        let bench = Bench::new();
+        let config = bench.store.inspect("app:1")["Id"].as_str().map(str::to_owned);
+        let path = match config {
+            Some(config) => bench.blob(&config),
+            None => {
+                let id = bench.store.build(&bench.context, &["-q"]).expect(0).stdout;
+                bench.blob(id.trim())
+            }
+        };
+        if remove {
+            fs::remove_file(&path).expect("ours")
+        } else {
+            flip(&path)
+        }
+        bench.check("an image's config", false, &["image"]);
+    }
+}
+
+#[test]
+fn damaged_files_of_layers_are_found_forgotten_and_made_anew() {
+    needs_root!();
+    type Damage = fn(&Bench);
+    let damages: [(&str, Damage); 6] = [
+        ("a file with another byte", |bench| {
+            let path = bench.snapshot_with("two").1;
+            let old = fs::metadata(&path).expect("ours");
+            flip(&path);
+            // As rot does it: nothing shows.
+            let mtime = rustix::fs::Timespec { tv_sec: old.mtime(), tv_nsec: old.mtime_nsec() };
+            let times = rustix::fs::Timestamps { last_access: mtime, last_modification: mtime };
+            rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty())
+                .expect("ours");
+        }),
+        ("a file that is gone", |bench| fs::remove_file(bench.snapshot_with("one").1).expect("ours")),
+        ("a file too many", |bench| fs::write(bench.snapshot_with("f").0.join("fs/x"), "x").expect("ours")),
+        ("another mode", |bench| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
+            fs::set_permissions(bench.snapshot_with("two").1, mode).expect("ours");
+        }),
+        ("a file of a loaded layer", |bench| flip(&bench.snapshot_with("loaded").1)),
+        ("a file of the base", |bench| flip(&bench.snapshot_with("bin/busybox").0.join("fs/etc/passwd"))),
+    ];
+    for (what, damage) in damages {
+        let bench = Bench::new();
+        damage(&bench);
+        bench.check(what, true, &["snapshot"]);
+    }
+}
+
+#[test]
+fn damaged_places_of_snapshots_are_found_forgotten_and_made_anew() {
+    needs_root!();
+    type Damage = fn(&Bench);
+    let damages: [(&str, Damage, &str); 4] = [
+        (
+            "a snapshot that is gone",
+            |bench| fs::remove_dir_all(bench.snapshot_with("two").0).expect("ours"),
+            "image",
+        ),
+        (
+            "a parent that is gone",
+            |bench| fs::remove_dir_all(bench.snapshot_with("one").0).expect("ours"),
+            "snapshot",
+        ),
+        (
+            "no sidecar",
+            |bench| fs::remove_file(bench.snapshot_with("one").0.join("meta")).expect("ours"),
+            "snapshot",
+        ),
+        (
+            "a sidecar of noise",
+            |bench| fs::write(bench.snapshot_with("f").0.join("meta"), "{x").expect("ours"),
+            "snapshot",
+        ),
+    ];
+    for (what, damage, kind) in damages {
+        let bench = Bench::new();
+        damage(&bench);
+        bench.check(what, false, &[kind]);
+    }
+}
+
+#[test]
+fn damaged_index_costs_one_warning_and_no_cache() {
+    needs_root!();
+    let bench = Bench::new();
+    let index = bench.at("db/meta.sqlite");
+    let whole = fs::read(&index).expect("ours");
+    assert!(whole.len() > 10 * 4096, "pages to swap");
+    let swapped = || {
+        let mut bytes = whole.clone();
+        for at in 0..4096 {
+            bytes.swap(2 * 4096 + at, 7 * 4096 + at);
+        }
+        bytes
+    };
+    let noise: Vec<u8> = (0..whole.len()).map(|at| (at * 7919 % 251) as u8).collect();
+    let damages: [(&str, Option<Vec<u8>>); 6] = [
+        ("missing", None),
+        ("empty", Some(Vec::new())),
+        ("cut short", Some(whole[..whole.len() / 2].to_vec())),
+        ("a few bytes", Some(whole[..20].to_vec())),
+        ("noise", Some(noise)),
+        ("swapped pages", Some(swapped())),
+    ];
+    for (what, bytes) in damages {
+        match bytes {
+            None => fs::remove_file(&index).expect("ours"),
+            Some(bytes) => fs::write(&index, bytes).expect("ours"),
+        }
+        let build = bench.store.build(&bench.context, &["-t", "app:1"]).expect(0);
+        let warnings = build.stderr.lines().filter(|line| line.starts_with("warning:")).count();
+        assert_eq!(warnings, 1, "{what}: {}", build.stderr);
+        assert_eq!(build.ran(), [""; 0], "{what}");
+        assert!(build.stdout.contains("everything from the cache"), "{what}: {}", build.stdout);
+        let quiet = bench.store.ok(&["fsck", "--deep"]);
+        assert_eq!(quiet.stderr, "", "{what}: once is enough");
+        assert_eq!(bench.store.shell("app:1", "cat /one"), "one");
+        assert_eq!(bench.store.shell("busybox", "echo here"), "here");
+    }
+}
+
+#[test]
+fn damaged_journal_is_told_and_written_anew() {
+    needs_root!();
+    let bench = Bench::new();
+    let journal = bench.at("db/journal");
+    let bytes = fs::read(&journal).expect("ours").len();
+    flip(&journal);
+    let said = bench.store.ok(&["fsck"]).stdout;
+    assert!(said.contains("journal db/journal: 1 lines are damaged (written anew"), "{bytes} bytes: {said}");
+    assert_eq!(bench.store.ok(&["fsck", "--rebuild"]).stdout.lines().count(), 1);
+    assert_eq!(bench.store.build(&bench.context, &["-t", "app:1"]).expect(0).ran(), [""; 0]);
+}
+
+#[test]
+fn index_is_made_anew_when_asked() {
+    needs_root!();
+    let bench = Bench::new();
+    let before = bench.store.holds();
+    let said = bench.store.ok(&["fsck", "--rebuild", "--deep"]);
+    assert!(said.stderr.contains("it was made anew"), "{}", said.stderr);
+    assert_eq!(bench.store.holds(), before);
+    assert_eq!(bench.store.build(&bench.context, &["-t", "app:1"]).expect(0).ran(), [""; 0]);
+}
+
+#[test]
+fn index_made_anew_does_not_name_what_is_gone() {
+    needs_root!();
+    let bench = Bench::new();
+    fs::remove_dir_all(bench.snapshot_with("two").0).expect("ours");
+    fs::remove_file(bench.at("db/meta.sqlite")).expect("ours");
+    let images = bench.store.ok(&["images"]);
+    assert!(!images.stdout.contains("app") && images.stdout.contains("loaded"), "{}", images.stdout);
+    bench.store.ok(&["fsck", "--deep"]);
+    bench.whole("after the index was made anew");
+}
+
+#[test]
+fn formats_of_a_newer_kiln_are_refused_and_left_alone() {
+    needs_root!();
+    let bench = Bench::new();
+    let meta = bench.snapshot_with("two").0.join("meta");
+    let old = fs::read_to_string(&meta).expect("ours");
+    let newer = old.replacen("\"version\":1", "\"version\":99", 1);
+    fs::write(&meta, &newer).expect("ours");
+    let committed = bench.store.holds();
+    for args in [
+        &["fsck", "--repair"][..],
+        &["gc", "--keep-duration", "0s"],
+        &["prune", "-af"],
+        &["run", "app:1", "true"],
+    ] {
+        let refused = bench.store.kiln(args);
+        assert!(matches!(refused.code, Some(6 | 125)), "{args:?}: {refused:?}");
+        refused.says(&["has version 99"]);
+    }
+    assert_eq!(bench.store.holds(), committed);
+    assert_eq!(fs::read_to_string(&meta).expect("ours"), newer);
+    fs::write(&meta, old).expect("ours");
+    bench.store.ok(&["fsck", "--deep"]);
+
+    let cached = "FROM busybox\nRUN --mount=type=cache,id=things,target=/c echo x > /c/x\n";
+    let context = Context::new(&[("Dockerfile", cached)]);
+    bench.store.build(&context, &[]).expect(0);
+    let mount = fs::read_dir(bench.at("cache-mounts")).expect("ours").next().expect("one").expect("ours");
+    let record = mount.path().join("record");
+    let newer = fs::read_to_string(&record).expect("ours").replacen("\"version\":1", "\"version\":2", 1);
+    fs::write(&record, &newer).expect("ours");
+    for args in [&["build", "--no-cache", context.path()][..], &["prune", "--force"]] {
+        bench.store.kiln(args).expect(6).says(&["has version 2"]);
+    }
+    assert_eq!(fs::read_to_string(&record).expect("ours"), newer);
+
+    fs::remove_file(bench.at("db/meta.sqlite")).expect("ours");
+    let journal = fs::read_to_string(bench.at("db/journal")).expect("ours");
+    let newer = journal.replacen("kiln-journal 1", "kiln-journal 7", 1);
+    fs::write(bench.at("db/journal"), &newer).expect("ours");
+    for args in [&["images"][..], &["fsck"], &["fsck", "--rebuild"], &["build", bench.context.path()]] {
+        bench.store.kiln(args).expect(6).says(&["has version 7", "knows versions up to 1"]);
+    }
+    assert_eq!(fs::read_to_string(bench.at("db/journal")).expect("ours"), newer);
+    assert!(!bench.at("db/meta.sqlite").exists());
+}

@@ -1,0 +1,362 @@
+//! `kiln fsck`: whether the store is what it says it is.
+//!
+//! Records against data, and data against records; deep, every byte against its digest. Repairing
+//! means forgetting: what is damaged is not found any more, and the next build or load makes it anew.
+
+mod deep;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_content::{ImageRecord, Survey};
+use kiln_oci::image::{ImageConfig, Manifest};
+use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
+
+use crate::image::{MAX_CONFIG_BYTES, parse_json};
+use crate::load::MAX_MANIFEST_BYTES;
+use crate::{BuildCancel, BuildError, Engine};
+
+/// How thoroughly, and what to do about what is found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FsckOptions {
+    /// Read every blob and every file.
+    pub deep: bool,
+    /// Forget what is damaged.
+    pub repair: bool,
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What kind of thing: `index`, `journal`, `name`, `image`, `layer`, `chain`, `result`, `source`,
+    /// `snapshot`, `blob`.
+    pub kind: &'static str,
+    /// Which one.
+    pub id: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// What was done about it; `None`: nothing.
+    pub repaired: Option<&'static str>,
+}
+
+/// What was looked at and what was found.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Records that were compared with their data.
+    pub records: usize,
+    /// Snapshots whose place was looked at.
+    pub snapshots: usize,
+    /// Blobs that are there.
+    pub blobs: usize,
+    /// Blobs that were read from end to end.
+    pub blobs_read: usize,
+    /// Layers whose tree was compared with their diff ID.
+    pub layers_read: usize,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    /// What deserves a word, but is no damage.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Whether something is wrong that was not repaired.
+    pub fn is_damaged(&self) -> bool {
+        self.problems.iter().any(|problem| problem.repaired.is_none())
+    }
+}
+
+/// Checks the store. No garbage is collected meanwhile; builds may go on.
+///
+/// # Errors
+/// [`BuildError`] when the check itself cannot go on; damage is no error, but in the report.
+pub fn fsck(engine: &Engine, options: &FsckOptions, cancel: &BuildCancel) -> Result<Report, BuildError> {
+    let _turn = crate::gc::turn(engine)?;
+    let mut check = Check::new(engine, options.repair)?;
+    let lines = engine.store.damaged_journal_lines()?;
+    if let Some(what) = engine.store.find_index_damage()? {
+        check.found("index", "db/meta.sqlite", what, None);
+        // What a damaged index says about the rest is worth nothing.
+        return Ok(check.report);
+    }
+    if lines > 0 {
+        let done = Some("written anew from the index");
+        check.found("journal", "db/journal", format!("{lines} lines are damaged"), done);
+    }
+    check.snapshots()?;
+    check.records()?;
+    check.blobs()?;
+    if options.deep {
+        check.deep(cancel)?;
+    }
+    check.garbage();
+    engine.store.barrier()?;
+    Ok(check.report)
+}
+
+/// Drops the records that an index made anew has too many: those of data that is not there. How
+/// many things they named.
+pub(crate) fn drop_dangling(engine: &Engine) -> Result<usize, BuildError> {
+    let mut check = Check::new(engine, true)?;
+    check.records()?;
+    Ok(check.report.problems.len())
+}
+
+/// A check under way.
+struct Check<'a> {
+    engine: &'a Engine,
+    repair: bool,
+    survey: Survey,
+    /// Committed snapshots and what they stand on; `None`: nobody can tell.
+    parents: BTreeMap<SnapshotId, Option<Option<SnapshotId>>>,
+    /// Snapshots known to be damaged, or to stand on such.
+    bad: BTreeSet<SnapshotId>,
+    report: Report,
+}
+
+impl<'a> Check<'a> {
+    fn new(engine: &'a Engine, repair: bool) -> Result<Self, BuildError> {
+        // Records first: data comes before its record, so that there is data for all of these.
+        let survey = engine.store.survey()?;
+        let mut parents = BTreeMap::new();
+        for id in engine.snapshots.list()?.0 {
+            let parent = match engine.snapshots.parent(&id) {
+                Ok(parent) => Some(parent),
+                Err(kiln_snapshotter::Error::NoSnapshot(_)) => continue,
+                Err(kiln_snapshotter::Error::Damaged { .. }) => None,
+                Err(error) => return Err(error.into()),
+            };
+            parents.insert(id, parent);
+        }
+        Ok(Self { engine, repair, survey, parents, bad: BTreeSet::new(), report: Report::default() })
+    }
+
+    fn found(
+        &mut self,
+        kind: &'static str,
+        id: impl ToString,
+        what: impl Into<String>,
+        done: Option<&'static str>,
+    ) {
+        self.report.problems.push(Problem { kind, id: id.to_string(), what: what.into(), repaired: done });
+    }
+
+    /// Whether a record names a snapshot.
+    fn is_named(&self, id: &SnapshotId) -> bool {
+        let survey = &self.survey;
+        survey.images.iter().any(|image| image.snapshot.as_ref() == Some(id))
+            || survey.layers.iter().any(|record| record.snapshot == *id)
+            || survey.chains.iter().any(|(_, snapshot)| snapshot == id)
+            || survey.cache.iter().any(|(_, record)| record.snapshot == *id)
+            || survey.sources.iter().any(|(_, record)| record.snapshot == *id)
+    }
+
+    /// Says that a snapshot is not to be trusted, and forgets it with all that stands on it. If no
+    /// record leads there, it is garbage and no damage.
+    fn bad_snapshot(&mut self, id: &SnapshotId, what: impl Into<String>) -> Result<(), BuildError> {
+        let mut pending = vec![id.clone()];
+        let (mut done, mut is_named) = (None, false);
+        while let Some(id) = pending.pop() {
+            if !self.bad.insert(id.clone()) {
+                continue;
+            }
+            is_named |= self.is_named(&id);
+            if self.repair {
+                self.engine.store.disown_snapshot(&id)?;
+                done = Some("forgotten, with the images that need it");
+            }
+            let on_it = self
+                .parents
+                .iter()
+                .filter(|(_, parent)| matches!(parent, Some(Some(parent)) if *parent == id));
+            pending.extend(on_it.map(|(child, _)| child.clone()));
+        }
+        if is_named {
+            self.found("snapshot", id, what, done);
+        } else {
+            self.report.notes.push(format!("layer {id}, which nothing refers to: {}", what.into()));
+        }
+        Ok(())
+    }
+
+    /// Every snapshot has a sidecar, a parent that is there, and files.
+    fn snapshots(&mut self) -> Result<(), BuildError> {
+        self.report.snapshots = self.parents.len();
+        for (id, parent) in self.parents.clone() {
+            let missing = |parent: &SnapshotId| !self.parents.contains_key(parent);
+            match parent {
+                None => self.bad_snapshot(&id, "what it stands on cannot be read")?,
+                Some(Some(parent)) if missing(&parent) => {
+                    self.bad_snapshot(&id, format!("layer {parent}, on which it stands, is missing"))?;
+                }
+                Some(_) => {
+                    if self.bad.contains(&id) {
+                        continue;
+                    }
+                    let chain = self.engine.snapshots.chain(&id).map(drop);
+                    match chain.and_then(|()| self.engine.snapshots.open_changes(&id).map(drop)) {
+                        // Removed by its user meanwhile, which only happens to what has no records.
+                        Ok(()) | Err(kiln_snapshotter::Error::NoSnapshot(_)) => {}
+                        Err(error) => self.bad_snapshot(&id, error.to_string())?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every record has its data.
+    fn records(&mut self) -> Result<(), BuildError> {
+        let survey = std::mem::take(&mut self.survey);
+        let images: BTreeMap<Digest, &ImageRecord> =
+            survey.images.iter().map(|image| (image.config, image)).collect();
+        let store = &self.engine.store;
+        for (id, kind) in survey
+            .layers
+            .iter()
+            .map(|record| (&record.snapshot, "layer"))
+            .chain(survey.chains.iter().map(|(_, snapshot)| (snapshot, "chain")))
+            .chain(survey.cache.iter().map(|(_, record)| (&record.snapshot, "result")))
+            .chain(survey.sources.iter().map(|(_, record)| (&record.snapshot, "source")))
+        {
+            self.report.records += 1;
+            if self.is_absent(id) && self.bad.insert(id.clone()) {
+                let done = self.repair.then_some("forgotten");
+                if self.repair {
+                    store.disown_snapshot(id)?;
+                }
+                self.found(kind, id, "its files are missing", done);
+            }
+        }
+        for image in images.values() {
+            self.report.records += 1;
+            if let Some(what) = self.image(image, &survey)? {
+                let done = self.repair.then_some("forgotten, with its names");
+                if self.repair {
+                    store.disown_image(&image.config)?;
+                }
+                self.found("image", image.config, what, done);
+            }
+        }
+        for (name, config) in &survey.names {
+            self.report.records += 1;
+            if !images.contains_key(config) {
+                let done = self.repair.then_some("removed");
+                if self.repair {
+                    store.remove_name(name)?;
+                }
+                self.found("name", name.familiar(), format!("it leads to {config}, which is no image"), done);
+            }
+        }
+        self.survey = survey;
+        Ok(())
+    }
+
+    fn is_absent(&self, id: &SnapshotId) -> bool {
+        // A snapshot may have come since the listing.
+        !self.parents.contains_key(id) && !self.engine.snapshots.contains(id)
+    }
+
+    /// What is wrong with an image, its layers' content apart.
+    fn image(&self, image: &ImageRecord, survey: &Survey) -> Result<Option<String>, BuildError> {
+        let store = &self.engine.store;
+        let config = match store.read_blob(&image.config, MAX_CONFIG_BYTES) {
+            Ok(json) => parse_json::<ImageConfig>("image config", &image.config, &json),
+            Err(error) => Err(error.into()),
+        };
+        let config = match config {
+            Ok(config) => config,
+            Err(error) => return Ok(Some(format!("its config: {error}"))),
+        };
+        let manifest = match store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) {
+            Ok(json) => parse_json::<Manifest>("manifest", &image.manifest, &json),
+            Err(error) => Err(error.into()),
+        };
+        match manifest {
+            Ok(manifest) if manifest.config.digest != image.config => {
+                return Ok(Some("its manifest is of another image".to_owned()));
+            }
+            Ok(_) => {}
+            Err(error) => return Ok(Some(format!("its manifest: {error}"))),
+        }
+        let chain = match &image.snapshot {
+            None => Vec::new(),
+            Some(top) if self.is_absent(top) => return Ok(Some(format!("its files ({top}) are missing"))),
+            Some(top) => match self.engine.snapshots.chain(top) {
+                Ok(chain) => chain,
+                Err(error) => return Ok(Some(error.to_string())),
+            },
+        };
+        if let Some(bad) = chain.iter().find(|id| self.bad.contains(id)) {
+            return Ok(Some(format!("layer {bad} is damaged")));
+        }
+        let diff_ids = &config.rootfs.diff_ids;
+        if chain.len() != diff_ids.len() {
+            return Ok(Some(format!("its config lists {} layers, it has {}", diff_ids.len(), chain.len())));
+        }
+        for (id, diff_id) in chain.iter().zip(diff_ids) {
+            let found = survey.layers.binary_search_by(|layer| layer.snapshot.cmp(id)).ok();
+            let found = found.map(|at| survey.layers[at].diff_id);
+            if found.is_some_and(|found| found != *diff_id) {
+                return Ok(Some(format!("layer {id} is not the one that its config lists")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every blob that a record needs is there and as long as it should be; every chain ID is that of
+    /// the layers it stands for.
+    fn blobs(&mut self) -> Result<(), BuildError> {
+        let files = self.engine.store.blob_files()?;
+        self.report.blobs = files.blobs.len();
+        for stray in files.strays {
+            self.report.notes.push(format!("{} does not belong there", stray.display()));
+        }
+        let sizes: BTreeMap<Digest, u64> =
+            files.blobs.iter().map(|(digest, file)| (*digest, file.size_bytes)).collect();
+        for layer in self.survey.layers.clone() {
+            let Some(blob) = &layer.blob else { continue };
+            let what = match sizes.get(&blob.digest) {
+                // It may have come since the listing.
+                None if self.engine.store.has_blob(&blob.digest) => continue,
+                None => "it is missing".to_owned(),
+                Some(size) if *size != blob.size_bytes => {
+                    format!("it has {size} bytes instead of {}", blob.size_bytes)
+                }
+                Some(_) => continue,
+            };
+            self.bad_layer_blob(&layer, &what)?;
+        }
+        let diff_ids: BTreeMap<&SnapshotId, DiffId> =
+            self.survey.layers.iter().map(|layer| (&layer.snapshot, layer.diff_id)).collect();
+        let mut wrong = Vec::new();
+        for (chain, id) in &self.survey.chains {
+            let Ok(stack) = self.engine.snapshots.chain(id) else { continue };
+            let stack: Option<Vec<DiffId>> = stack.iter().map(|id| diff_ids.get(id).copied()).collect();
+            if stack.is_some_and(|stack| ChainId::of(&stack) != Some(*chain)) {
+                wrong.push((*chain, id.clone()));
+            }
+        }
+        for (chain, id) in wrong {
+            let done = self.repair.then_some("forgotten");
+            if self.repair {
+                self.engine.store.disown_snapshot(&id)?;
+            }
+            self.found("chain", chain, format!("layer {id} is not at the top of this stack"), done);
+        }
+        Ok(())
+    }
+
+    /// Tells of garbage, which is no damage.
+    fn garbage(&mut self) {
+        let mut known: BTreeSet<&SnapshotId> = BTreeSet::new();
+        known.extend(self.survey.images.iter().filter_map(|image| image.snapshot.as_ref()));
+        known.extend(self.survey.cache.iter().map(|(_, record)| &record.snapshot));
+        known.extend(self.survey.sources.iter().map(|(_, record)| &record.snapshot));
+        known.extend(self.parents.values().filter_map(|parent| parent.as_ref()?.as_ref()));
+        let unknown = self.parents.keys().filter(|id| !known.contains(id)).count();
+        if unknown > 0 {
+            self.report
+                .notes
+                .push(format!("{unknown} layers that nothing refers to: `kiln gc` removes them"));
+        }
+    }
+}
