@@ -16,6 +16,7 @@ use crate::{Error, Store};
 pub(crate) const MIGRATION: &str = "
 CREATE TABLE packed (key TEXT PRIMARY KEY, diff_id TEXT NOT NULL, blob TEXT NOT NULL, size_bytes INTEGER NOT NULL, packed_diff_id TEXT NOT NULL, tar_size_bytes INTEGER NOT NULL, toc TEXT, boot TEXT) STRICT;
 CREATE TABLE kept (key TEXT PRIMARY KEY, config TEXT NOT NULL, blob TEXT NOT NULL, root INTEGER NOT NULL, boot TEXT) STRICT;
+CREATE INDEX layer_diff_id ON layer (diff_id);
 CREATE INDEX packed_diff_id ON packed (diff_id);
 CREATE INDEX packed_blob ON packed (blob);
 CREATE INDEX kept_config ON kept (config);
@@ -128,7 +129,7 @@ impl Store {
             let mut query = db.prepare_cached("SELECT * FROM kept WHERE config = ?1 ORDER BY blob")?;
             query.query_map([config.to_string()], kept)?.collect()
         })?;
-        kept.iter().try_for_each(|kept| self.hold_blob(&kept.blob))?;
+        kept.iter().try_for_each(|kept| self.hold_blob(&kept.blob).map(drop))?;
         let root = kept.iter().find(|kept| kept.root).map(|kept| kept.blob);
         Ok(root.filter(|root| self.has_blob(root)))
     }

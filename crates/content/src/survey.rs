@@ -252,7 +252,9 @@ impl Store {
     /// [`Error::Db`].
     pub fn is_blob_needed(&self, digest: &Digest) -> Result<bool, Error> {
         let sql = "SELECT EXISTS (SELECT 1 FROM image WHERE config = ?1 OR manifest = ?1)
-                       OR EXISTS (SELECT 1 FROM layer WHERE blob = ?1)";
+                       OR EXISTS (SELECT 1 FROM layer WHERE blob = ?1)
+                       OR EXISTS (SELECT 1 FROM packed JOIN layer USING (diff_id) WHERE packed.blob = ?1)
+                       OR EXISTS (SELECT 1 FROM kept JOIN image USING (config) WHERE kept.blob = ?1)";
         self.read(|db| db.prepare_cached(sql)?.query_row([digest.to_string()], |row| row.get(0)))
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_content::ImageRecord;
 use kiln_layer::{
@@ -13,7 +13,8 @@ use kiln_layer::{
     Timestamp, TopDir, TreeForm, beneath, repack,
 };
 use kiln_oci::SnapshotId;
-use rustix::fs::{AtFlags, Mode, OFlags, open, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, open, statat, unlinkat};
+use rustix::io::Errno;
 
 use super::layers::{WriteError, piped};
 use super::output::LocalMode;
@@ -104,6 +105,7 @@ pub(crate) fn write_local(
     if mode == LocalMode::Delete {
         remove_others(to.as_fd(), &entries, cancel).map_err(failed)?;
     }
+    make_room(to.as_fd(), &entries, cancel).map_err(failed)?;
     let Some(view) = &view else { return Ok(()) };
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     kiln_layer::copy(&CopyRequest {
@@ -153,6 +155,31 @@ fn remove_others(root: BorrowedFd<'_>, entries: &[Entry], cancel: &AtomicBool) -
         let (parent, name) = beneath::open_parent(root, &entry.path).map_err(io::Error::other)?;
         let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         unlinkat(parent, name, flags)?;
+    }
+    Ok(())
+}
+
+/// Removes what stands in the place of a directory and is none: links are not followed, they go.
+fn make_room(root: BorrowedFd<'_>, entries: &[Entry], cancel: &AtomicBool) -> io::Result<()> {
+    // Below a directory that is not there is nothing to look at.
+    let mut absent: Option<&[u8]> = None;
+    let dirs = entries.iter().filter(|entry| entry.kind == EntryKind::Dir && !entry.path.is_empty());
+    for Entry { path, .. } in dirs {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let below = |dir: &[u8]| path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"));
+        if absent.is_some_and(below) {
+            continue;
+        }
+        let (parent, name) = beneath::open_parent(root, path).map_err(io::Error::other)?;
+        match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Directory => continue,
+            Ok(_) => unlinkat(&parent, name, AtFlags::empty())?,
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        absent = Some(path);
     }
     Ok(())
 }
