@@ -108,7 +108,8 @@ pub async fn build(
     };
     let platform = request.platform();
     let (epoch, top, image) = (lowered.epoch, tree.snapshot(), image.as_ref());
-    let delivery = Delivery { engine, image, top, epoch, platform: &platform, cancel };
+    let wants_manifest = request.wants_id;
+    let delivery = Delivery { engine, image, top, wants_manifest, epoch, platform: &platform, cancel };
     let delivered = tokio::task::block_in_place(|| deliver(&delivery, outputs))?;
     engine.store.barrier()?;
     engine.store.note_use(now_unix())?;

@@ -63,7 +63,7 @@ pub(crate) fn with_layers(mut config: ImageConfig, layers: &[LayerRecord]) -> Ve
 
 /// The manifest of `layers`: those that came from elsewhere are listed as the blobs they came as, the
 /// others uncompressed.
-pub(crate) fn manifest(config: &Digest, config_size: u64, layers: &[LayerRecord]) -> Manifest {
+fn manifest(config: &Digest, config_size: u64, layers: &[LayerRecord]) -> Manifest {
     Manifest {
         schema_version: 2,
         media_type: Some(media_type::OCI_MANIFEST.to_owned()),

@@ -162,6 +162,24 @@ mod tests {
     }
 
     #[test]
+    fn an_index_that_names_the_same_a_thousand_times_is_read_once() {
+        let bench = Bench::new();
+        let mut layout = Layout::new(&bench, &["v1"]);
+        let mut below = layout.index.manifests[0].clone();
+        below.annotations.clear();
+        for _ in 0..3 {
+            layout.index.manifests = vec![below; 1000];
+            below = layout.blob(media_type::OCI_INDEX, &to_json(&layout.index));
+        }
+        layout.index.manifests = vec![below];
+        fs::write(layout.path.join("index.json"), to_json(&layout.index)).unwrap();
+        assert_eq!(load(&bench, &layout, &LayoutImage::Default).unwrap(), "v1");
+        let kept = bench.engine.store.survey().unwrap().kept;
+        // Three indexes, a manifest, a config and a layer.
+        assert_eq!(kept.len(), 6);
+    }
+
+    #[test]
     fn a_layout_that_is_damaged_or_none_is_said() {
         let bench = Bench::new();
         let layout = Layout::new(&bench, &["v1"]);

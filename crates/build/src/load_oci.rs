@@ -15,6 +15,8 @@ use crate::{BuildError, Engine};
 
 /// Indexes within indexes are followed this far.
 const MAX_INDEX_DEPTH: usize = 4;
+/// A docker archive's manifests beyond this are not looked at.
+const MAX_MANIFESTS_BYTES: usize = 64 << 20;
 
 /// A manifest that was chosen, as it came.
 pub(crate) struct Picked {
@@ -88,14 +90,19 @@ pub(crate) fn manifests_by_config(archive: &Archive) -> HashMap<Digest, Picked> 
         return found;
     }
     let Ok(index) = layout_index(archive) else { return found };
+    let mut left_bytes = MAX_MANIFESTS_BYTES;
     for root in &index.manifests {
-        let mut leaves = Vec::new();
-        if collect(archive, root, 0, &mut leaves).is_err() {
+        let mut listed = Listed::default();
+        if listed.add(archive, root, 0).is_err() {
             continue;
         }
-        for leaf in leaves.iter().filter(|leaf| is_manifest(leaf)) {
+        for leaf in listed.blobs.iter().filter(|leaf| is_manifest(leaf)) {
             let Ok(json) = read_verified(archive, leaf, MAX_MANIFEST_BYTES) else { continue };
             let Ok(manifest) = parse_manifest(archive, leaf, &json) else { continue };
+            left_bytes = left_bytes.saturating_sub(json.len());
+            if left_bytes == 0 {
+                return found;
+            }
             let root = root.clone();
             found.entry(manifest.config.digest).or_insert(Picked { json, manifest, root });
         }
@@ -154,13 +161,13 @@ pub(crate) fn load_picked(
 ) -> Result<ImageRecord, BuildError> {
     let image = load_manifest(engine, archive, picked, cancel)?;
     if keep && is_index(&picked.root) {
-        let mut listed = Vec::new();
-        collect(archive, &picked.root, 0, &mut listed)?;
+        let mut listed = Listed::default();
+        listed.add(archive, &picked.root, 0)?;
         let there = |blob: &Descriptor| {
             engine.store.has_blob(&blob.digest) || archive.contains(&blob_name(&blob.digest))
         };
-        if listed.iter().all(there) {
-            keep_index(engine, archive, &image, &picked.root.digest, &listed, cancel)?;
+        if listed.blobs.iter().all(there) {
+            keep_index(engine, archive, &image, &picked.root.digest, &listed.blobs, cancel)?;
         }
     }
     Ok(image)
@@ -174,9 +181,8 @@ fn keep_index(
     listed: &[Descriptor],
     cancel: &BuildCancel,
 ) -> Result<(), BuildError> {
-    let mut blobs = Vec::new();
-    let mut seen = HashSet::new();
-    for blob in listed.iter().filter(|blob| seen.insert(blob.digest)) {
+    let mut blobs = Vec::with_capacity(listed.len());
+    for blob in listed {
         if kiln_solver::Cancellation::is_cancelled(cancel) {
             return Err(BuildError::Cancelled);
         }
@@ -194,31 +200,37 @@ fn keep_index(
     Ok(engine.store.keep_index(&image.config, index, &blobs)?)
 }
 
-/// Lists what `descriptor` leads to, itself included.
-fn collect(
-    archive: &Archive,
-    descriptor: &Descriptor,
-    depth: usize,
-    found: &mut Vec<Descriptor>,
-) -> Result<(), BuildError> {
-    if depth > MAX_INDEX_DEPTH {
-        return Err(broken(archive.path(), "indexes are nested too deeply"));
-    }
-    found.push(descriptor.clone());
-    let there = archive.contains(&blob_name(&descriptor.digest));
-    if is_index(descriptor) && there {
-        let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
-        let index: Index = parse_json("index", &descriptor.digest, &json)?;
-        for below in &index.manifests {
-            collect(archive, below, depth + 1, found)?;
+/// What a descriptor leads to, itself included, each once: indexes may name each other's parts as often as
+/// they like.
+#[derive(Default)]
+struct Listed {
+    blobs: Vec<Descriptor>,
+    seen: HashSet<Digest>,
+}
+
+impl Listed {
+    fn add(&mut self, archive: &Archive, descriptor: &Descriptor, depth: usize) -> Result<(), BuildError> {
+        if depth > MAX_INDEX_DEPTH {
+            return Err(broken(archive.path(), "indexes are nested too deeply"));
         }
-    } else if is_manifest(descriptor) && there {
-        let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
-        let manifest = parse_manifest(archive, descriptor, &json)?;
-        found.push(manifest.config);
-        found.extend(manifest.layers);
+        if !self.seen.insert(descriptor.digest) {
+            return Ok(());
+        }
+        self.blobs.push(descriptor.clone());
+        let there = archive.contains(&blob_name(&descriptor.digest));
+        if is_index(descriptor) && there {
+            let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
+            let index: Index = parse_json("index", &descriptor.digest, &json)?;
+            return index.manifests.iter().try_for_each(|below| self.add(archive, below, depth + 1));
+        }
+        if is_manifest(descriptor) && there {
+            let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
+            let manifest = parse_manifest(archive, descriptor, &json)?;
+            let parts = [manifest.config].into_iter().chain(manifest.layers);
+            self.blobs.extend(parts.filter(|part| self.seen.insert(part.digest)));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Loads the image of a manifest.

@@ -1,5 +1,7 @@
 //! Indexes that images came with, written back when all that they list is there.
 
+use std::collections::HashSet;
+
 use kiln_content::ImageRecord;
 use kiln_oci::Digest;
 use kiln_oci::image::{Descriptor, Index, Manifest, media_type};
@@ -29,7 +31,7 @@ pub(crate) fn whole_index(
     let (_, size_bytes) = engine.store.open_blob(&digest)?;
     let mut descriptor = Descriptor::new(media_type::OCI_INDEX, digest, size_bytes);
     let mut blobs = Vec::new();
-    let whole = walk(engine, &descriptor, &mut blobs, 0)?;
+    let whole = walk(engine, &descriptor, &mut blobs, &mut HashSet::new(), 0)?;
     if !whole || !blobs.iter().any(|(blob, _)| blob == manifest) {
         return Ok(None);
     }
@@ -39,13 +41,17 @@ pub(crate) fn whole_index(
     Ok(Some(WholeIndex { descriptor, blobs }))
 }
 
-/// Lists what `descriptor` leads to; whether all of it is there.
+/// Lists what `descriptor` leads to, each once; whether all of it is there.
 fn walk(
     engine: &Engine,
     descriptor: &Descriptor,
     blobs: &mut Vec<(Digest, u64)>,
+    seen: &mut HashSet<Digest>,
     depth: usize,
 ) -> Result<bool, BuildError> {
+    if !seen.insert(descriptor.digest) {
+        return Ok(true);
+    }
     engine.store.hold_blob(&descriptor.digest)?;
     if depth > MAX_DEPTH || !engine.store.has_blob(&descriptor.digest) {
         return Ok(false);
@@ -64,7 +70,7 @@ fn walk(
         _ => return Ok(true),
     };
     for descriptor in &below {
-        if !walk(engine, descriptor, blobs, depth + 1)? {
+        if !walk(engine, descriptor, blobs, seen, depth + 1)? {
             return Ok(false);
         }
     }

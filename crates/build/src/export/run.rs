@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_content::ImageRecord;
-use kiln_oci::image::{Descriptor, to_json};
+use kiln_oci::image::{Descriptor, Manifest, media_type};
 use kiln_oci::{Digest, Platform, Reference, SnapshotId};
 
 use super::archive::{ArchiveFormat, Outgoing, TarShelf, write_images};
@@ -15,8 +15,8 @@ use super::output::{ArchiveOutput, ImageFormat, ImageOutput, Output, TreeOutput}
 use super::packing::{Compress, Packing};
 use super::tree::{TreeStyle, write_local, write_tar};
 use crate::archive::Archive;
-use crate::image::{manifest, store_image};
-use crate::load::load_only_image;
+use crate::image::{parse_json, store_image};
+use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// What a build made, before anything of it has left.
@@ -25,6 +25,8 @@ pub(crate) struct Delivery<'a> {
     /// `None`: no output wants an image.
     pub(crate) image: Option<&'a Assembled>,
     pub(crate) top: Option<&'a SnapshotId>,
+    /// Somebody wants to know what the manifest is, even of an image that only stays in the store.
+    pub(crate) wants_manifest: bool,
     /// `SOURCE_DATE_EPOCH`
     pub(crate) epoch: Option<i64>,
     pub(crate) platform: &'a Platform,
@@ -151,11 +153,14 @@ impl Delivery<'_> {
         let style = self.style(format, delivered);
         if *format == plain && style.newest.is_none() {
             let record = store_image(self.engine, config_json, layers, top.clone(), None)?;
-            let listed = manifest(&record.config, config_json.len() as u64, layers);
-            let kind = listed.media_type.as_deref().unwrap_or_default();
-            let mut descriptor = Descriptor::new(kind, record.manifest, to_json(&listed).len() as u64);
-            descriptor.platform = Some(self.platform.clone());
-            delivered.seen(record.config, &descriptor);
+            if self.wants_manifest {
+                let json = self.engine.store.read_blob(&record.manifest, MAX_MANIFEST_BYTES)?;
+                let parsed: Manifest = parse_json("manifest", &record.manifest, &json)?;
+                let kind = parsed.media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST);
+                let mut descriptor = Descriptor::new(kind, record.manifest, json.len() as u64);
+                descriptor.platform = Some(self.platform.clone());
+                delivered.seen(record.config, &descriptor);
+            }
             return Ok(record);
         }
         // Without a request layers are written anew only where they must.

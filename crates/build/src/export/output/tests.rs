@@ -88,7 +88,7 @@ fn annotations_are_of_a_manifest_its_descriptor_or_one_platform() {
 
 #[test]
 fn mistakes_are_named() {
-    check_error("dest=out", "the type is missing");
+    check_error("dest=out,mode=copy", "the type is missing");
     check_error("type=local", "type=local needs dest=DIR");
     check_error("type=local,dest=-", "type=local writes a directory, not to `-`");
     check_error("type=oci,dest", "\"dest\" is not NAME=VALUE");
