@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Context, Outcome, Running, Store, needs_root, text};
+use crate::harness::{Context, Outcome, Running, Store, busybox_tar, needs_root, text};
 
 const DOCKERFILE: &str = "FROM busybox\nRUN echo one > /one\nCOPY f /f\nRUN cat /f > /two\n";
 
@@ -280,4 +280,36 @@ fn cache_mounts_go_with_the_cache_unless_a_step_uses_them() {
     let said = store.ok(&["prune", "--force"]).stdout;
     assert!(said.contains("removed cache mount things"), "{said}");
     assert_eq!(mounts(), 0);
+}
+
+// In a mount namespace of its own: a store of 48 MiB, full to the last byte.
+const FULL: &str = r#"
+set -e
+kiln=$1 tar=$2 context=$3
+mkdir -p "$KILN_ROOT"
+mount -t tmpfs -o size=48m,mode=700 tmpfs "$KILN_ROOT"
+"$kiln" import "$tar" busybox:latest -c 'ENV PATH=/bin' > /dev/null
+"$kiln" build --quiet -t app:1 "$context" > /dev/null
+"$kiln" rmi app:1 > /dev/null
+cat /dev/zero > "$KILN_ROOT/filler" 2> /dev/null || true
+"$kiln" prune --force
+rm "$KILN_ROOT/filler"
+"$kiln" fsck --deep
+"$kiln" build --quiet -t app:1 "$context" > /dev/null
+"$kiln" run --network none app:1 cat /made
+"#;
+
+#[test]
+fn a_disk_that_is_full_to_the_last_byte_can_be_cleared() {
+    needs_root!();
+    let store = Store::empty();
+    let tar = busybox_tar(&store.beside(""));
+    let script = "dd if=/dev/zero of=/large bs=1k count=3000 2> /dev/null; echo made > /made";
+    let context = Context::new(&[("Dockerfile", &format!("FROM busybox\nRUN {script}\n"))]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", FULL, "sh", env!("CARGO_BIN_EXE_kiln"), text(&tar), context.path()]);
+    command.env("KILN_ROOT", store.root());
+    let output = Running::start(command).end().expect(0);
+    assert!(output.stdout.contains("Total reclaimed space: 3."), "{}", output.stdout);
+    assert!(output.stdout.ends_with("made\n"), "{}", output.stdout);
 }

@@ -152,6 +152,7 @@ fn run(
     cancel: &BuildCancel,
 ) -> Result<Collected, BuildError> {
     if !dry_run {
+        engine.store.release_reserve();
         sweep_leftovers(engine)?;
     }
     let world = World::look(engine)?;
@@ -170,6 +171,7 @@ fn run(
             collection.remove(batch)?;
         }
         engine.snapshots.empty_trash()?;
+        engine.store.keep_reserve();
     }
     let removed = objects.iter().filter(|object| object.verdict == Verdict::Remove);
     let removed_bytes = removed.map(|object| object.disk_bytes).sum();

@@ -92,7 +92,12 @@ impl Error {
             Error::Host { source, .. } | Error::NotWritable { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Error::Db(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            Error::Db(error) => {
+                // SQLITE_IOERR_SHMSIZE: there was no room even for the index's shared memory.
+                const NO_ROOM: i32 = 10 | (19 << 8);
+                error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+                    || error.sqlite_error().is_some_and(|error| error.extended_code == NO_ROOM)
+            }
             _ => false,
         }
     }

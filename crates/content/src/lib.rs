@@ -23,6 +23,7 @@ mod lease;
 mod packed;
 mod pins;
 mod records;
+mod reserve;
 mod store;
 mod survey;
 mod tables;

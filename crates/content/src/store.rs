@@ -47,7 +47,12 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, Error> {
         let boot = prepare(root)?;
         let place = Place::new(root);
-        let (db, rebuilt) = place.open(&boot).map_err(|error| not_writable(root, error))?;
+        let opened = match place.open(&boot) {
+            // Even reading needs a little space: on a full disk, that which was set aside for this.
+            Err(Error::Db(_) | Error::Host { .. }) if crate::reserve::release(root) => place.open(&boot),
+            opened => opened,
+        };
+        let (db, rebuilt) = opened.map_err(|error| not_writable(root, error))?;
         Ok(Self::new(root, place, db, rebuilt, boot))
     }
 
