@@ -1,20 +1,19 @@
 //! Layers as they leave: reused as they came, remembered from the last time, or packed now.
 
 use std::io::{self, BufReader, PipeReader, Read, Write};
-use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use kiln_content::{LayerRecord, PackedRecord};
 use kiln_layer::{
-    ApplyError, Codec, CopyFault, DiffError, DiffOptions, Limits, RepackError, RepackOptions, Times,
-    TreeForm, copy_hashed, decoder, estargz, repack,
+    ApplyError, Codec, CopyFault, DiffError, Limits, RepackError, RepackOptions, Times, copy_hashed, decoder,
+    estargz, repack,
 };
 use kiln_oci::image::{Descriptor, media_type};
 use kiln_oci::{DiffId, Digest, SnapshotId};
-use kiln_snapshotter::Form;
 
 use super::packing::{Compress, Packing};
+use crate::layers::write_tar;
 use crate::{BuildError, Engine};
 
 /// Changes whenever a packing's bytes do: what was remembered before is then another packing.
@@ -217,14 +216,11 @@ fn write_changes(
     out: impl Write,
     cancel: &AtomicBool,
 ) -> Result<DiffId, WriteError> {
-    let changes = engine.snapshots.open_changes(snapshot)?;
-    let form = match changes.form {
-        Form::OverlayUpper => TreeForm::OverlayUpper,
-        Form::Plain => TreeForm::Plain,
-    };
-    let options = DiffOptions { form, root_entry: false, cancel };
-    let written = kiln_layer::diff(changes.dir.as_fd(), out, &options).map_err(BuildError::from)?;
-    Ok(written.diff_id)
+    let written = write_tar(&*engine.snapshots, snapshot, Stoppable { inner: out, cancel });
+    if written.is_err() && is_set(cancel) {
+        return Err(BuildError::Cancelled.into());
+    }
+    Ok(written?.diff_id)
 }
 
 /// Writes the blob `digest` as it is, and checks on the way that it is what its name says.
@@ -263,7 +259,7 @@ fn is_set(cancel: &AtomicBool) -> bool {
     cancel.load(std::sync::atomic::Ordering::Relaxed)
 }
 
-/// A reader that fails once somebody asks to stop.
+/// A reader or writer that fails once somebody asks to stop.
 struct Stoppable<'a, R> {
     inner: R,
     cancel: &'a AtomicBool,
@@ -272,6 +268,16 @@ struct Stoppable<'a, R> {
 impl<R: Read> Read for Stoppable<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if is_set(self.cancel) { Err(io::Error::other("cancelled")) } else { self.inner.read(buffer) }
+    }
+}
+
+impl<W: Write> Write for Stoppable<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if is_set(self.cancel) { Err(io::Error::other("cancelled")) } else { self.inner.write(bytes) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 
