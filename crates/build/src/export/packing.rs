@@ -31,6 +31,8 @@ pub enum PackingError {
 impl Packing {
     /// What most registries and runtimes expect.
     pub const GZIP: Self = Self::Stream(Codec::GZIP);
+    /// As gzip is, cut for lazy pulls.
+    const ESTARGZ: Self = Self::Estargz { level: 5 };
     /// No compression.
     pub const UNCOMPRESSED: Self = Self::Stream(Codec::Uncompressed);
 
@@ -57,7 +59,7 @@ impl FromStr for Packing {
 
     fn from_str(name: &str) -> Result<Self, PackingError> {
         match name {
-            "estargz" => Ok(Self::Estargz { level: 6 }),
+            "estargz" => Ok(Self::ESTARGZ),
             _ => name.parse().map(Self::Stream).map_err(|_| PackingError::Name(name.to_owned())),
         }
     }
