@@ -87,9 +87,7 @@ impl Failure {
 
     /// Standard output does not take what a command says.
     pub(crate) fn output(error: &std::io::Error) -> Self {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        let full = matches!(error.kind(), StorageFull | QuotaExceeded);
-        let code = if full { exit::LIMIT } else { exit::SOURCE };
+        let code = if is_full(error) { exit::LIMIT } else { exit::SOURCE };
         Self::new(code, format!("cannot write to standard output: {error}"))
     }
 
@@ -231,6 +229,7 @@ impl Failure {
             | BuildError::StdinTwice
             | BuildError::TwoDockerfiles => plain(exit::USAGE),
             BuildError::NoTime { .. } => plain(exit::SOURCE).hint("give it the seconds since 1970"),
+            BuildError::Output { source, .. } if is_full(source) => plain(exit::LIMIT),
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }
             | BuildError::Ignore { .. }
@@ -248,6 +247,11 @@ impl Failure {
             _ => plain(exit::STORE),
         }
     }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 fn apply_code(error: &kiln_layer::ApplyError) -> Code {

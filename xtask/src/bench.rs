@@ -1,5 +1,7 @@
 //! The task `bench`: what a rebuild costs, what a RUN costs; see `benches/README.md`.
 
+mod images;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -20,6 +22,17 @@ struct Row {
     times: Vec<Duration>,
 }
 
+/// The task `bench images`: only the images of 1 GiB.
+pub(crate) fn run_images() -> Result<(), Failure> {
+    let kiln = demo::prepare()?;
+    let bases = bases::ensure()?;
+    let temp = step::target_dir()?.join("bench");
+    remove(&temp)?;
+    let peers = peers::prepare(&temp.join("peers"), &bases)?;
+    images::run(&kiln, &peers, &bases, &temp)?;
+    remove(&temp)
+}
+
 /// The task.
 pub(crate) fn run() -> Result<(), Failure> {
     let kiln = demo::prepare()?;
@@ -38,6 +51,7 @@ pub(crate) fn run() -> Result<(), Failure> {
         "{}",
         table("`RUN true` on busybox, ms a step (50 steps, builder's start included)", &steps, STEPS)
     );
+    images::run(&kiln, &peers, &bases, &temp)?;
     large_inputs()?;
     layers()?;
     remove(&temp)

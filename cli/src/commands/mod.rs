@@ -3,13 +3,16 @@
 pub(crate) mod build;
 mod call;
 pub(crate) mod du;
+pub(crate) mod export;
 pub(crate) mod fsck;
 pub(crate) mod gc;
 pub(crate) mod history;
+pub(crate) mod image;
 pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod load;
+mod outputs;
 pub(crate) mod prune;
 pub(crate) mod rmi;
 pub(crate) mod run;

@@ -71,7 +71,7 @@ pub fn import(
         .extend(changes.into_iter().map(|entry| History { created: Some(created.clone()), ..entry }));
     config.created = Some(created);
     let layers = [layer];
-    let image = store_image(engine, &with_layers(config, &layers), &layers, Some(snapshot))?;
+    let image = store_image(engine, &with_layers(config, &layers), &layers, Some(snapshot), None)?;
     engine.store.set_name(&request.name, &image)?;
     engine.store.barrier()?;
     Ok(image)

@@ -31,6 +31,7 @@ mod layers;
 mod layout;
 mod load;
 mod load_layers;
+mod load_oci;
 mod named_context;
 mod ops;
 mod redact;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use kiln_content::ImageRecord;
 use kiln_layer::{ApplyError, Compression, DensityError, bounded_decoder};
-use kiln_oci::image::{Descriptor, ImageConfig, Index, Manifest, media_type};
+use kiln_oci::image::ImageConfig;
 use kiln_oci::{Digest, Platform, Reference};
 use serde::Deserialize;
 
@@ -18,6 +18,9 @@ use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
 use crate::image::{MAX_CONFIG_BYTES, parse_json, store_image};
 use crate::load_layers::{LayerSource, Promised, load_layers};
+pub(crate) use crate::load_oci::{
+    blob_name, is_for, load_oci, load_only_image, load_picked, manifests_by_config, oci_name, pick_manifest,
+};
 use crate::{BuildError, Engine};
 
 /// One image that was loaded.
@@ -31,8 +34,6 @@ pub struct Loaded {
 
 /// Manifests and indexes beyond this size are refused, as containerd does.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
-/// Indexes within indexes are followed this far.
-const MAX_INDEX_DEPTH: usize = 4;
 
 /// An entry of a docker archive's `manifest.json`.
 #[derive(Deserialize)]
@@ -44,23 +45,32 @@ struct DockerEntry {
     layers: Vec<String>,
 }
 
-/// Loads every image for this platform from the archive at `path` (`-`: standard input), which
-/// may be compressed as a whole.
+/// Loads every image from the archive at `path` (`-`: standard input), which may be compressed as a
+/// whole. Of an image for several platforms `platform` is unpacked; without a choice it is this
+/// machine's, and the others are kept beside it, as they came.
 ///
 /// # Errors
-/// [`BuildError`]; names of images before the broken one are set, the others are not.
-pub fn load(engine: &Engine, path: &Path, cancel: &BuildCancel) -> Result<Vec<Loaded>, BuildError> {
+/// [`BuildError`]; no name has moved then.
+pub fn load(
+    engine: &Engine,
+    path: &Path,
+    platform: Option<&Platform>,
+    cancel: &BuildCancel,
+) -> Result<Vec<Loaded>, BuildError> {
     let archive = Archive::open(path, seekable(engine, path)?)?;
     let loaded = if archive.contains("manifest.json") {
-        load_docker(engine, &archive, cancel)?
+        load_docker(engine, &archive, platform, cancel)?
     } else if archive.contains("index.json") {
-        load_oci(engine, &archive, cancel)?
+        load_oci(engine, &archive, platform, cancel)?
     } else {
         return Err(broken(
             path,
             "neither manifest.json (docker) nor index.json (OCI) is in it: not an image archive",
         ));
     };
+    if let (Some(platform), true) = (platform, loaded.is_empty()) {
+        return Err(broken(path, &format!("holds no image for {platform}")));
+    }
     for Loaded { image, names } in &loaded {
         for name in names {
             engine.store.set_name(name, image)?;
@@ -97,15 +107,30 @@ fn seekable(engine: &Engine, path: &Path) -> Result<File, BuildError> {
     Ok(spool)
 }
 
-fn load_docker(engine: &Engine, archive: &Archive, cancel: &BuildCancel) -> Result<Vec<Loaded>, BuildError> {
+fn load_docker(
+    engine: &Engine,
+    archive: &Archive,
+    platform: Option<&Platform>,
+    cancel: &BuildCancel,
+) -> Result<Vec<Loaded>, BuildError> {
     let json = archive.read_small("manifest.json", MAX_MANIFEST_BYTES)?;
     let entries: Vec<DockerEntry> = parse_json("docker manifest.json", &Digest::of(&json), &json)?;
+    // Newer docker writes an OCI layout around it, which knows the manifests too.
+    let manifests = manifests_by_config(archive);
     let mut loaded = Vec::new();
     for entry in entries {
         let config = archive.read_small(&entry.config, MAX_CONFIG_BYTES)?;
-        let layers =
-            entry.layers.iter().map(|name| LayerSource { name: name.clone(), expected: None }).collect();
-        let image = load_image(engine, archive, &config, layers, cancel)?;
+        if !is_for(&config, platform)? {
+            continue;
+        }
+        let image = match manifests.get(&Digest::of(&config)) {
+            Some(found) => load_picked(engine, archive, found, platform.is_none(), cancel)?,
+            None => {
+                let layers = entry.layers.iter();
+                let layers = layers.map(|name| LayerSource { name: name.clone(), expected: None }).collect();
+                load_image(engine, archive, &config, layers, None, cancel)?
+            }
+        };
         let names = entry.repo_tags.unwrap_or_default();
         let names = names.iter().map(|name| parse_name(archive, name)).collect::<Result<_, _>>()?;
         loaded.push(Loaded { image, names });
@@ -117,92 +142,13 @@ fn parse_name(archive: &Archive, name: &str) -> Result<Reference, BuildError> {
     name.parse().map_err(|error| broken(archive.path(), &format!("holds a bad image name: {error}")))
 }
 
-fn load_oci(engine: &Engine, archive: &Archive, cancel: &BuildCancel) -> Result<Vec<Loaded>, BuildError> {
-    let json = archive.read_small("index.json", MAX_MANIFEST_BYTES)?;
-    let index: Index = parse_json("index.json", &Digest::of(&json), &json)?;
-    let mut loaded = Vec::new();
-    for descriptor in &index.manifests {
-        let manifest = pick_manifest(archive, descriptor, 0)?;
-        let image = load_manifest(engine, archive, &manifest, cancel)?;
-        loaded.push(Loaded { image, names: oci_name(descriptor).into_iter().collect() });
-    }
-    Ok(loaded)
-}
-
-pub(crate) fn load_manifest(
-    engine: &Engine,
-    archive: &Archive,
-    manifest: &Manifest,
-    cancel: &BuildCancel,
-) -> Result<ImageRecord, BuildError> {
-    let config = read_verified(archive, &manifest.config, MAX_CONFIG_BYTES)?;
-    let layers = manifest.layers.iter().map(|layer| LayerSource {
-        name: blob_name(&layer.digest),
-        expected: Some((layer.digest, layer.size)),
-    });
-    load_image(engine, archive, &config, layers.collect(), cancel)
-}
-
-/// The name in an index's annotations. A bare tag (`latest`) says nothing about the repository.
-pub(crate) fn oci_name(descriptor: &Descriptor) -> Option<Reference> {
-    let full = descriptor.annotations.get("io.containerd.image.name");
-    let short = descriptor.annotations.get("org.opencontainers.image.ref.name");
-    let name = full.or(short.filter(|name| name.contains([':', '/', '@'])))?;
-    name.parse().ok()
-}
-
-pub(crate) fn blob_name(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
-}
-
-/// The manifest for this platform behind `descriptor`, through nested indexes.
-pub(crate) fn pick_manifest(
-    archive: &Archive,
-    descriptor: &Descriptor,
-    depth: usize,
-) -> Result<Manifest, BuildError> {
-    if depth > MAX_INDEX_DEPTH {
-        return Err(broken(archive.path(), "indexes are nested too deeply"));
-    }
-    let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
-    match descriptor.media_type.as_str() {
-        media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST => {
-            let value: serde_json::Value = parse_json("manifest", &descriptor.digest, &json)?;
-            // A document that is both is read differently by different tools (CVE-2021-41190).
-            if value.get("manifests").is_some() {
-                return Err(broken(archive.path(), "a manifest that is also an index is refused"));
-            }
-            parse_json("manifest", &descriptor.digest, &json)
-        }
-        media_type::OCI_INDEX | media_type::DOCKER_INDEX => {
-            let index: Index = parse_json("index", &descriptor.digest, &json)?;
-            let host = Platform::host();
-            let fits = |d: &&Descriptor| {
-                d.platform.as_ref().is_none_or(|p| p.os == host.os && p.architecture == host.architecture)
-            };
-            let found = index.manifests.iter().find(fits);
-            let found = found.ok_or_else(|| broken(archive.path(), &format!("holds no image for {host}")))?;
-            pick_manifest(archive, found, depth + 1)
-        }
-        other => Err(broken(archive.path(), &format!("media type {other:?} is no image manifest"))),
-    }
-}
-
-fn read_verified(archive: &Archive, descriptor: &Descriptor, max_bytes: u64) -> Result<Vec<u8>, BuildError> {
-    let bytes = archive.read_small(&blob_name(&descriptor.digest), max_bytes)?;
-    let actual = Digest::of(&bytes);
-    if actual != descriptor.digest || bytes.len() as u64 != descriptor.size {
-        let reason = format!("blob {} is not what its descriptor says", descriptor.digest);
-        return Err(broken(archive.path(), &reason));
-    }
-    Ok(bytes)
-}
-
-fn load_image(
+/// Loads the layers of a config that `layers` hold, lowest first, and stores the image.
+pub(crate) fn load_image(
     engine: &Engine,
     archive: &Archive,
     config_json: &[u8],
     layers: Vec<LayerSource>,
+    manifest_json: Option<&[u8]>,
     cancel: &BuildCancel,
 ) -> Result<ImageRecord, BuildError> {
     let digest = Digest::of(config_json);
@@ -220,7 +166,7 @@ fn load_image(
         .map(|(source, &diff_id)| Promised { source, diff_id })
         .collect();
     let records = load_layers(engine, archive, &promised, cancel)?;
-    // The config's own bytes are kept: their digest is the image's name everywhere else.
+    // The documents' own bytes are kept: their digests are the image's names everywhere else.
     let top = records.last().map(|record| record.snapshot.clone());
-    store_image(engine, config_json, &records, top)
+    store_image(engine, config_json, &records, top, manifest_json)
 }

@@ -2,15 +2,20 @@
 //!
 //! Each is read once: what comes out of the archive goes into the blob, through the decompressor and
 //! into the tree on the way. Nothing is part of the store before all of it is known to be right.
+//!
+//! A plain layer needs no blob when its tree gives the same bytes again, as with all that kiln saved.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use kiln_content::{Ingest, LayerBlob, LayerRecord};
-use kiln_layer::{Applied, ApplyOptions, Compression, Limits, Whiteouts, bounded_decoder};
+use kiln_layer::{
+    Applied, ApplyOptions, Compression, DiffError, DiffOptions, Limits, TreeForm, Whiteouts, bounded_decoder,
+    detect,
+};
 use kiln_oci::image::media_type;
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
 use kiln_snapshotter::LayerForm;
@@ -41,8 +46,8 @@ pub(crate) struct Promised {
 struct Unpacked<'a> {
     active: Active,
     applied: Applied,
-    ingest: Ingest<'a>,
-    media_type: &'static str,
+    /// `None`: the tree is all there is to keep.
+    blob: Option<(Ingest<'a>, &'static str)>,
 }
 
 /// Loads `layers`, lowest first, as far as the store does not have them.
@@ -126,9 +131,13 @@ fn unpack<'a>(
     cancel: &BuildCancel,
 ) -> Outcome<'a> {
     let name = &layer.source.name;
-    let (reader, _) = archive.read(name)?;
-    let mut ingest = engine.store.ingest()?;
-    let mut tee = Tee { reader, out: &mut ingest, failed: None };
+    let (mut reader, _) = archive.read(name)?;
+    let unreadable = |error| broken(archive.path(), &format!("{name} cannot be read ({error})"));
+    let is_plain = detect(reader.fill_buf().map_err(unreadable)?) == Compression::None;
+    // Of a whole tree nobody can tell what the layer added to it.
+    let tree_may_do = is_plain && engine.snapshots.form() == LayerForm::Changes;
+    let mut ingest = if tree_may_do { None } else { Some(engine.store.ingest()?) };
+    let mut tee = Tee { reader, out: ingest.as_mut(), failed: None };
     let active = engine.prepare(parent)?;
     let root = engine.snapshots.open_layer(active.key())?;
     let options = ApplyOptions {
@@ -148,15 +157,65 @@ fn unpack<'a>(
     // The decompressor may have stopped at its own end; the blob goes on to the entry's.
     let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
     if let Some(error) = tee.failed.take() {
-        let path = engine.store.root().join("ingest");
-        return Err(BuildError::Store(kiln_content::Error::Host { call: "write", path, source: error }));
+        return Err(not_written(engine, error));
     }
-    rest.map_err(|error| broken(archive.path(), &format!("{name} cannot be read ({error})")))?;
+    rest.map_err(unreadable)?;
     let (media_type, applied) = applied?;
     if applied.diff_id != layer.diff_id {
         return Err(BuildError::WrongDiffId { expected: layer.diff_id, actual: applied.diff_id });
     }
-    Ok(Unpacked { active, applied, ingest, media_type })
+    if tree_may_do && !tree_gives(archive, name, root.as_fd(), cancel)? {
+        let mut copy = engine.store.ingest()?;
+        let (mut reader, _) = archive.read(name)?;
+        io::copy(&mut reader, &mut copy).map_err(|error| not_written(engine, error))?;
+        ingest = Some(copy);
+    }
+    Ok(Unpacked { active, applied, blob: ingest.map(|ingest| (ingest, media_type)) })
+}
+
+fn not_written(engine: &Engine, source: io::Error) -> BuildError {
+    let path = engine.store.root().join("ingest");
+    BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
+}
+
+/// Whether the tar of the changes in `root` is the archive's entry `name`, byte for byte. Ends with the
+/// first byte that is not.
+fn tree_gives(
+    archive: &Archive,
+    name: &str,
+    root: BorrowedFd<'_>,
+    cancel: &BuildCancel,
+) -> Result<bool, BuildError> {
+    let (reader, _) = archive.read(name)?;
+    let mut same = Same { reader };
+    let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: cancel.flag() };
+    match kiln_layer::diff(root, &mut same, &options) {
+        Ok(_) => Ok(same.reader.fill_buf().is_ok_and(<[u8]>::is_empty)),
+        Err(DiffError::Cancelled) => Err(BuildError::Cancelled),
+        // Another byte, or a tree that has no tar of its own: the blob is kept then.
+        Err(_) => Ok(false),
+    }
+}
+
+/// Takes only what the reader gives.
+struct Same<R> {
+    reader: R,
+}
+
+impl<R: BufRead> Write for Same<R> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let expected = self.reader.fill_buf()?;
+        let length = expected.len().min(bytes.len());
+        if length == 0 || expected[..length] != bytes[..length] {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.reader.consume(length);
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn media_type_of(archive: &Archive, compression: Compression) -> Result<&'static str, BuildError> {
@@ -178,8 +237,24 @@ fn publish(
     unpacked: Unpacked<'_>,
     parent: Option<&SnapshotId>,
 ) -> Result<LayerRecord, BuildError> {
-    let Unpacked { active, applied, ingest, media_type } = unpacked;
-    let (digest, size_bytes) = ingest.commit(layer.source.expected)?;
+    let Unpacked { active, applied, blob } = unpacked;
+    let blob = match blob {
+        Some((ingest, media_type)) => {
+            let (digest, size_bytes) = ingest.commit(layer.source.expected)?;
+            Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })
+        }
+        None => {
+            let (actual, actual_bytes) = (applied.diff_id.0, applied.tar_size_bytes);
+            match layer.source.expected {
+                Some((expected, expected_bytes)) if (expected, expected_bytes) != (actual, actual_bytes) => {
+                    let wrong =
+                        kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes };
+                    return Err(wrong.into());
+                }
+                _ => None,
+            }
+        }
+    };
     if let Some(parent) = parent {
         active.set_parent(parent, !applied.has_root)?;
     }
@@ -187,16 +262,16 @@ fn publish(
         snapshot: active.commit()?,
         diff_id: layer.diff_id,
         size_bytes: applied.tar_size_bytes,
-        blob: Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes }),
+        blob,
     };
     engine.store.put_layer(&record)?;
     Ok(record)
 }
 
-/// A reader that writes what it reads.
+/// A reader that writes what it reads, if there is somewhere to write to.
 struct Tee<'a, 's, R> {
     reader: R,
-    out: &'a mut Ingest<'s>,
+    out: Option<&'a mut Ingest<'s>>,
     /// Why it could not be written: told apart from what is wrong with the archive.
     failed: Option<io::Error>,
 }
@@ -204,7 +279,9 @@ struct Tee<'a, 's, R> {
 impl<R: BufRead> Read for Tee<'_, '_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.reader.read(buffer)?;
-        if let Err(error) = self.out.write_all(&buffer[..length]) {
+        if let Some(out) = &mut self.out
+            && let Err(error) = out.write_all(&buffer[..length])
+        {
             let kind = error.kind();
             self.failed = Some(error);
             return Err(kind.into());

@@ -28,6 +28,7 @@ mod tar_sparse;
 mod unpack;
 
 mod diff;
+mod repack;
 mod tar_write;
 
 mod clone;
@@ -38,7 +39,10 @@ mod density;
 pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
 pub use beneath::BeneathError;
 pub use clone::{TreeError, clone_tree, remove_tree};
-pub use compression::{Compression, decoder, detect, gzip_encoder, is_tar};
+pub use compression::{
+    Codec, CodecError, Compression, CopyFault, Encoder, Estargz, copy_hashed, decoder, detect, estargz,
+    is_tar,
+};
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
 pub use density::{DensityError, bounded_decoder};
 pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, diff_trees};
@@ -47,5 +51,6 @@ pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
 pub use path::{EntryPath, PathError};
+pub use repack::{RepackError, RepackOptions, Times, repack};
 pub use stat_cache::FileStatCache;
 pub use tree_digest::tree_digest;
