@@ -1,7 +1,7 @@
 //! The catalogue of bad and odd layers, each through `kiln load` and `kiln import`.
 //!
 //! Of every case the exit code is fixed, and for those that unpack, the tree. What holds for all:
-//! one error, no panic, ten seconds, 256 MiB, nothing left in the store, and nothing touched outside.
+//! one error, no panic, a minute, 256 MiB, nothing left in the store, and nothing touched outside.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
