@@ -181,7 +181,7 @@ impl Store {
             Outcome { code: used.status.code(), stdout: read(&mut stdout), stderr: read(&mut stderr) };
         assert!(outcome.code.is_some_and(|code| code != 101), "panic or signal: {outcome:?}");
         assert!(!outcome.stderr.contains("panicked at"), "{}", outcome.stderr);
-        assert!(took < Duration::from_secs(10), "took {took:?}:\n{}", outcome.stderr);
+        assert!(took < Duration::from_secs(60), "took {took:?}:\n{}", outcome.stderr);
         let rss_mib = used.rusage.maxrss >> 20;
         assert!(rss_mib < 256, "{rss_mib} MiB of memory:\n{}", outcome.stderr);
         assert_eq!(self.active_snapshots(), [""; 0], "active snapshots are left");
