@@ -2,14 +2,19 @@
 
 pub(crate) mod build;
 mod call;
+pub(crate) mod cp;
+pub(crate) mod diff;
 pub(crate) mod du;
+pub(crate) mod flatten;
 pub(crate) mod fsck;
 pub(crate) mod gc;
 pub(crate) mod history;
 pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod layer;
 pub(crate) mod load;
+pub(crate) mod mutate;
 pub(crate) mod prune;
 pub(crate) mod rmi;
 pub(crate) mod run;

@@ -39,6 +39,7 @@ mod secrets;
 mod select;
 mod source;
 mod ssh;
+pub mod toolkit;
 mod tree;
 pub mod usage;
 mod world;

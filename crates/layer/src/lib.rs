@@ -25,6 +25,7 @@ mod tar_read;
 mod tar_sparse;
 mod unpack;
 
+mod archive;
 mod diff;
 mod tar_write;
 
@@ -32,14 +33,16 @@ mod compression;
 mod copy;
 
 pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
+pub use archive::archive;
 pub use beneath::BeneathError;
 pub use compression::{Compression, decoder, detect, gzip_encoder, is_tar};
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
-pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff};
+pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, is_opaque, is_whiteout};
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
+pub use node::is_private_xattr;
 pub use path::{EntryPath, PathError};
 pub use stat_cache::FileStatCache;
 pub use tree_digest::tree_digest;
