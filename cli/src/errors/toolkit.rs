@@ -25,9 +25,10 @@ impl From<ToolkitError> for Failure {
                 ToolkitError::Build(error) => return error.into(),
                 _ => plain(exit::STORE),
             },
-            ToolkitError::Destination { .. } | ToolkitError::Output { .. } | ToolkitError::Copy(_) => {
-                plain(exit::SOURCE)
-            }
+            ToolkitError::Follow { .. }
+            | ToolkitError::Destination { .. }
+            | ToolkitError::Output { .. }
+            | ToolkitError::Copy(_) => plain(exit::SOURCE),
             _ => plain(exit::STORE),
         };
         if is_no_space(&error) { failure.no_space() } else { failure }

@@ -41,3 +41,8 @@ mod remote_git_contexts;
 mod remote_named;
 mod run;
 mod run_mounts;
+mod toolkit_cp;
+mod toolkit_diff;
+mod toolkit_image;
+mod toolkit_layer;
+mod toolkit_mutate;

@@ -51,7 +51,7 @@ struct Source {
 impl Source {
     fn open(engine: &Engine, what: &CopyOut<'_>, cancel: &BuildCancel) -> Result<Self, ToolkitError> {
         let missing = || ToolkitError::NoPath { path: what.path.into() };
-        let open = |source| ToolkitError::Open { path: what.path.into(), source };
+        let open = |source| ToolkitError::Follow { path: what.path.into(), source };
         let top = what.image.snapshot.as_ref().ok_or_else(missing)?;
         let view = engine.snapshots.open_view(top)?;
         let contents = what.path.ends_with(b"/.") || what.path.iter().all(|&b| b == b'/');

@@ -41,7 +41,10 @@ pub enum ToolkitError {
     /// A layer's files cannot be read.
     #[error("cannot read the image's files")]
     Scan(#[source] ScanError),
-    /// A path of the image cannot be opened.
+    /// A path cannot be followed inside the image.
+    #[error("cannot follow {path} in the image")]
+    Follow { path: EntryPath, source: BeneathError },
+    /// A file of a layer cannot be opened.
     #[error("cannot open {path} in the image")]
     Open { path: EntryPath, source: BeneathError },
     /// A path cannot be removed from the new layer.

@@ -150,7 +150,7 @@ fn real_name(engine: &Engine, image: &ImageRecord, path: &[u8]) -> Result<Vec<u8
 
 /// The path that `path` stands for when the last name, should it be a link's, means the link.
 pub(crate) fn real_parent(root: std::os::fd::BorrowedFd<'_>, path: &[u8]) -> Result<Vec<u8>, ToolkitError> {
-    let open = |source| ToolkitError::Open { path: path.into(), source };
+    let open = |source| ToolkitError::Follow { path: path.into(), source };
     let trimmed = path.iter().rposition(|&b| b != b'/').map_or(&b""[..], |last| &path[..=last]);
     let (above, name) = match trimmed.iter().rposition(|&b| b == b'/') {
         Some(at) => (&trimmed[..at], &trimmed[at + 1..]),
