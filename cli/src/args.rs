@@ -1,13 +1,16 @@
 //! The command line.
 
+pub(crate) mod images;
 pub(crate) mod store;
 pub(crate) mod toolkit;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kiln_build::export::Output;
 use kiln_build::{Entitlement, SecretSpec, SshSpec};
 use kiln_oci::Reference;
+use kiln_snapshotter::Backend;
 
 /// Builds container images from Dockerfiles, runs them, and moves them. No daemon.
 #[derive(Parser)]
@@ -16,6 +19,9 @@ pub(crate) struct Cli {
     /// Directory of the store [default: /var/lib/kiln as root, ~/.local/share/kiln as a user]
     #[arg(long, global = true, env = "KILN_ROOT", value_name = "DIR", hide_env = false)]
     pub(crate) root: Option<PathBuf>,
+    /// Who keeps file trees: overlay, fuse-overlayfs, copy, or auto, which takes the first that works
+    #[arg(long, global = true, env = "KILN_SNAPSHOTTER", value_name = "NAME", default_value_t)]
+    pub(crate) snapshotter: Backend,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -27,7 +33,9 @@ pub(crate) enum Command {
     /// Make an image out of a root file system
     Import(ImportArgs),
     /// List images
-    Images(ImagesArgs),
+    Images(images::ImagesArgs),
+    /// List, inspect, name and remove images
+    Image(images::ImageArgs),
     /// Show an image's config as JSON
     Inspect(NamesArgs),
     /// Show the instructions that made an image
@@ -39,9 +47,11 @@ pub(crate) enum Command {
     /// Run a command in a new container
     Run(RunArgs),
     /// Write images to a tar archive
-    Save(SaveArgs),
+    Save(images::SaveArgs),
     /// Read images from a docker or OCI archive
-    Load(LoadArgs),
+    Load(images::LoadArgs),
+    /// Write the files of an image as a tar
+    Export(images::ExportArgs),
     /// Look into the layers of an image
     Layer(toolkit::LayerArgs),
     /// Compare the files of two images; exit code 0: the same, 1: not the same
@@ -110,6 +120,25 @@ pub(crate) struct BuildArgs {
     /// Print only the image ID
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// What to leave, instead of an image in the store: DIR, - or type=image|oci|docker|tar|local|
+    /// cacheonly with attributes; may be given several times
+    #[arg(short, long, value_name = "DIR|-|type=TYPE[,NAME=VALUE…]")]
+    pub(crate) output: Vec<Output>,
+    /// Leave an image in the store, beside what --output says
+    #[arg(long)]
+    pub(crate) load: bool,
+    /// Push the image: not yet
+    #[arg(long)]
+    pub(crate) push: bool,
+    /// Annotation for the image's manifest
+    #[arg(long, value_name = "[TYPE[PLATFORM]:]NAME=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// Write the image ID to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iidfile: Option<PathBuf>,
+    /// Write digests and names of the result to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metadata_file: Option<PathBuf>,
     /// Where the files to copy are: a directory, a git repository, the URL of an archive, or - for
     /// an archive or a Dockerfile on standard input
     #[arg(value_name = "CONTEXT", default_value = ".")]
@@ -176,13 +205,6 @@ pub(crate) struct ImportArgs {
     /// Instruction for the image config, such as 'CMD ["bash"]'; may be given several times
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
     pub(crate) change: Vec<String>,
-}
-
-#[derive(Args)]
-pub(crate) struct ImagesArgs {
-    /// Only image IDs
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
 }
 
 #[derive(Args)]
@@ -267,35 +289,4 @@ pub(crate) enum NetworkMode {
     None,
     /// The host's
     Host,
-}
-
-#[derive(Args)]
-pub(crate) struct SaveArgs {
-    /// File to write [default: standard output, when it is no terminal]
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) output: Option<PathBuf>,
-    /// Who shall read it
-    #[arg(long, value_enum, default_value_t = SaveFormat::Docker, value_name = "FORMAT")]
-    pub(crate) format: SaveFormat,
-    /// Image names or IDs
-    #[arg(value_name = "IMAGE", required = true)]
-    pub(crate) names: Vec<String>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum SaveFormat {
-    /// docker, podman, and readers of OCI layouts
-    Docker,
-    /// An OCI layout alone
-    Oci,
-}
-
-#[derive(Args)]
-pub(crate) struct LoadArgs {
-    /// File to read [default: standard input]
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) input: Option<PathBuf>,
-    /// Print nothing
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
 }

@@ -90,9 +90,7 @@ impl Failure {
 
     /// Standard output does not take what a command says.
     pub(crate) fn output(error: &std::io::Error) -> Self {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        let full = matches!(error.kind(), StorageFull | QuotaExceeded);
-        let code = if full { exit::LIMIT } else { exit::SOURCE };
+        let code = if is_full(error) { exit::LIMIT } else { exit::SOURCE };
         Self::new(code, format!("cannot write to standard output: {error}"))
     }
 
@@ -234,6 +232,7 @@ impl Failure {
             | BuildError::StdinTwice
             | BuildError::TwoDockerfiles => plain(exit::USAGE),
             BuildError::NoTime { .. } => plain(exit::SOURCE).hint("give it the seconds since 1970"),
+            BuildError::Output { source, .. } if is_full(source) => plain(exit::LIMIT),
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }
             | BuildError::Ignore { .. }
@@ -242,6 +241,7 @@ impl Failure {
             BuildError::Store(kiln_content::Error::NotWritable { .. }) => {
                 plain(exit::STORE).hint("choose another place with `--root DIR` or KILN_ROOT")
             }
+            BuildError::Snapshots(inner) => snapshots(inner, plain),
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
             BuildError::Apply(inner) => plain(apply_code(inner)),
             BuildError::Extract(inner) => plain(apply_code(&inner.0)),
@@ -252,12 +252,39 @@ impl Failure {
     }
 }
 
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 fn apply_code(error: &kiln_layer::ApplyError) -> Code {
     match error {
         kiln_layer::ApplyError::Cancelled => exit::INTERRUPTED,
         kiln_layer::ApplyError::Refused { .. } => exit::POLICY,
-        kiln_layer::ApplyError::Limit { .. } => exit::LIMIT,
+        kiln_layer::ApplyError::Host { source, .. }
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            exit::LIMIT
+        }
+        kiln_layer::ApplyError::Limit { .. } | kiln_layer::ApplyError::Density(_) => exit::LIMIT,
         _ => exit::STORE,
+    }
+}
+
+fn snapshots(error: &kiln_snapshotter::Error, plain: impl Fn(Code) -> Failure) -> Failure {
+    match error {
+        kiln_snapshotter::Error::OtherForm { .. } => plain(exit::STORE)
+            .hint("leave the choice to `--snapshotter auto`, or choose another place with `--root DIR`"),
+        kiln_snapshotter::Error::Fuse { .. } => {
+            plain(exit::STORE).hint("install fuse-overlayfs, or choose `--snapshotter copy`")
+        }
+        kiln_snapshotter::Error::TooDeep { .. } => {
+            plain(exit::LIMIT).hint("start a new stage with `FROM scratch` and `COPY --from` the old one")
+        }
+        _ => plain(exit::STORE),
     }
 }
 
@@ -311,7 +338,10 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
         OpError::Unpack { source, .. } => plain(apply_code(&source.0)),
         OpError::Source(inner) => plain(source_code(inner)),
-        OpError::Build(_) => plain(exit::STORE),
+        OpError::Build(inner) => match &**inner {
+            BuildError::Snapshots(error) => snapshots(error, plain),
+            _ => plain(exit::STORE),
+        },
         _ => plain(exit::SOURCE),
     }
 }

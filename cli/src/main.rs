@@ -39,11 +39,12 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
-    let session = Session::open(cli.root, anew)?;
+    let session = Session::open(cli.root, cli.snapshotter, anew)?;
     match cli.command {
         Command::Build(args) => commands::build::run(&session, args),
         Command::Import(args) => commands::import::run(&session, args),
         Command::Images(args) => commands::images::run(&session, &args),
+        Command::Image(args) => commands::image::run(&session, &args),
         Command::Inspect(args) => commands::inspect::run(&session, &args),
         Command::History(args) => commands::history::run(&session, &args),
         Command::Rmi(args) => commands::rmi::run(&session, &args),
@@ -51,6 +52,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Run(args) => commands::run::run(&session, args),
         Command::Save(args) => commands::save::run(&session, &args),
         Command::Load(args) => commands::load::run(&session, &args),
+        Command::Export(args) => commands::export::run(&session, &args),
         Command::Layer(args) => commands::layer::run(&session, args.command),
         Command::Diff(args) => commands::diff::run(&session, &args),
         Command::Cp(args) => commands::cp::run(&session, &args),

@@ -8,7 +8,7 @@ use kiln_content::{ImageRecord, Store};
 use kiln_executor::Linux;
 use kiln_oci::Reference;
 use kiln_oci::image::ImageConfig;
-use kiln_snapshotter::Overlay;
+use kiln_snapshotter::Backend;
 use kiln_solver::Cancellation;
 use nix::sys::signal::{SigSet, Signal};
 
@@ -25,7 +25,7 @@ const MAX_CONFIG_BYTES: u64 = 8 << 20;
 
 impl Session {
     /// Opens the store at `root`, or at its usual place; with `anew`, its index is made anew first.
-    pub(crate) fn open(root: Option<PathBuf>, anew: bool) -> Result<Self, Failure> {
+    pub(crate) fn open(root: Option<PathBuf>, snapshotter: Backend, anew: bool) -> Result<Self, Failure> {
         let cancel = BuildCancel::new()?;
         // Before any thread starts, so that all of them leave these signals to the one that waits.
         watch_signals(cancel.clone());
@@ -37,7 +37,7 @@ impl Session {
         if let Some(rebuilt) = store.rebuilt() {
             eprintln!("warning: {rebuilt}");
         }
-        let snapshots = Arc::new(Overlay::open(&root.join("snapshots"))?);
+        let snapshots = kiln_snapshotter::open(&root.join("snapshots"), snapshotter)?;
         let executor = Arc::new(Linux::open(&root.join("state/executor"))?);
         Ok(Self { engine: Engine::new(store, snapshots, executor)?, cancel })
     }

@@ -1,5 +1,7 @@
 //! The task `bench`: what a rebuild costs, what a RUN costs; see `benches/README.md`.
 
+mod images;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -20,6 +22,17 @@ struct Row {
     times: Vec<Duration>,
 }
 
+/// The task `bench images`: only the images of 1 GiB.
+pub(crate) fn run_images() -> Result<(), Failure> {
+    let kiln = demo::prepare()?;
+    let bases = bases::ensure()?;
+    let temp = step::target_dir()?.join("bench");
+    remove(&temp)?;
+    let peers = peers::prepare(&temp.join("peers"), &bases)?;
+    images::run(&kiln, &peers, &bases, &temp)?;
+    remove(&temp)
+}
+
 /// The task.
 pub(crate) fn run() -> Result<(), Failure> {
     let kiln = demo::prepare()?;
@@ -38,7 +51,9 @@ pub(crate) fn run() -> Result<(), Failure> {
         "{}",
         table("`RUN true` on busybox, ms a step (50 steps, builder's start included)", &steps, STEPS)
     );
+    images::run(&kiln, &peers, &bases, &temp)?;
     large_inputs()?;
+    layers()?;
     remove(&temp)
 }
 
@@ -46,6 +61,12 @@ pub(crate) fn run() -> Result<(), Failure> {
 fn large_inputs() -> Result<(), Failure> {
     step::heading("Large inputs", "a Dockerfile of 1 MiB, 10,000 stages, 1,000,000 ignore rules");
     step::show(step::cargo().args(["bench", "-q", "-p", "kiln-frontend", "--bench", "parse"])).map(drop)
+}
+
+// As above: the crate's own bench, which runs GNU tar and umoci beside it.
+fn layers() -> Result<(), Failure> {
+    step::heading("Layers", "apply and diff of 50,000 files and of 1 GiB");
+    step::show(step::cargo().args(["bench", "-q", "-p", "kiln-layer", "--bench", "layers"])).map(drop)
 }
 
 fn rebuilds(kiln: &Kiln, peers: &[Peer]) -> Result<Vec<Row>, Failure> {

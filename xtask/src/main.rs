@@ -55,6 +55,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         [] => help(),
         [name, rest @ ..] if name == "fuzz" => fuzz::run(rest),
+        [name, what] if name == "bench" && what == "images" => bench::run_images(),
         [name] => dispatch(name.trim_start_matches('-')),
         [_, extra, ..] => Err(Failure::Usage { word: extra.clone() }),
     };

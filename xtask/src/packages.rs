@@ -50,6 +50,11 @@ pub(crate) const TEST: &[Package] = packages![
     "iptables", Probe::Program("iptables"), "sets the FORWARD policy that other engines set";
     "iproute2", Probe::Program("ip"), "makes the network that a RUN is tested in";
     "tmux", Probe::Program("tmux"), "is the terminal for `kiln run -it`";
+    "libarchive-tools", Probe::Program("bsdtar"), "makes archives that kiln must unpack as GNU tar does";
+    "fuse-overlayfs", Probe::Program("fuse-overlayfs"), "mounts snapshots where overlayfs cannot";
+    "xz-utils", Probe::Program("xz"), "compresses archives that kiln must unpack";
+    "bzip2", Probe::Program("bzip2"), "compresses archives that kiln must unpack";
+    "zstd", Probe::Program("zstd"), "compresses archives that kiln must unpack";
 ];
 
 /// Installs what is missing, saying what and why.

@@ -33,12 +33,15 @@ pub(crate) fn prepare(dir: &Path, bases: &Bases) -> Result<Vec<Peer>, Failure> {
     fs::write(&conf, containers_conf(&limits)).map_err(Failure::io("write", &conf))?;
 
     let peers: Vec<Peer> = there.into_iter().map(|name| Peer { name, dir: dir.to_owned() }).collect();
-    for (tar, name) in [(&bases.debian, "debian:bookworm"), (&bases.busybox, "busybox:latest")] {
-        let name = format!("docker.io/library/{name}");
-        let mut import = store_command("podman", dir);
-        step::read(import.args(["import", "-q", "--change", PATH]).arg(tar).arg(name))?;
-    }
+    import(dir, &bases.debian, "debian:bookworm")?;
+    import(dir, &bases.busybox, "busybox:latest")?;
     Ok(peers)
+}
+
+fn import(dir: &Path, tar: &Path, name: &str) -> Result<(), Failure> {
+    let name = format!("docker.io/library/{name}");
+    let mut import = store_command("podman", dir);
+    step::read(import.args(["import", "-q", "--change", PATH]).arg(tar).arg(name)).map(drop)
 }
 
 impl Peer {
@@ -55,6 +58,18 @@ impl Peer {
         }
         command.arg(context);
         command
+    }
+
+    /// Any command line of it on its store.
+    pub(crate) fn command(&self, args: &[String]) -> Command {
+        let mut command = store_command(self.name, &self.dir);
+        command.args(args);
+        command
+    }
+
+    /// Gives it the small base image again.
+    pub(crate) fn import_busybox(&self, bases: &Bases) -> Result<(), Failure> {
+        import(&self.dir, &bases.busybox, "busybox:latest")
     }
 
     /// Its version, as it prints it.

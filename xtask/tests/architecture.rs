@@ -12,7 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kiln-solver", &["kiln-oci"]),
     ("kiln-layer", &["kiln-oci"]),
     ("kiln-content", &["kiln-oci"]),
-    ("kiln-snapshotter", &["kiln-oci"]),
+    ("kiln-snapshotter", &["kiln-oci", "kiln-layer"]),
     ("kiln-executor", &["kiln-oci"]),
     (
         "kiln-build",

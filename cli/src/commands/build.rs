@@ -3,13 +3,15 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
+use kiln_build::export::Output;
 use kiln_build::{
-    BuildError, BuildRequest, ContextSource, DockerfileSource, NamedContext, Progress, SecretStore,
+    BuildError, BuildRequest, Built, ContextSource, DockerfileSource, NamedContext, Progress, SecretStore,
     SshAgents, build,
 };
 use kiln_llb::Network;
 
 use super::call::{check, outline, targets};
+use super::outputs::{forget_id, outputs, write_results};
 use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, ProgressMode};
 use crate::config::Config;
@@ -19,6 +21,8 @@ use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     let config = Config::read()?.gc;
+    let outputs = outputs(&args)?;
+    let to_stdout = outputs.iter().any(Output::is_stdout);
     let context = ContextSource::parse(&args.context).map_err(BuildError::from)?;
     let contexts = args
         .build_context
@@ -29,21 +33,27 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         context,
         dockerfile: args.file.as_deref().map(DockerfileSource::parse).unwrap_or_default(),
         contexts,
-        tags: args.tag,
-        target: args.target,
+        tags: args.tag.clone(),
+        outputs,
+        wants_id: args.iidfile.is_some() || args.metadata_file.is_some(),
+        target: args.target.clone(),
         no_cache: args.no_cache,
         network: match args.network {
             NetworkMode::Default => Network::Default,
             NetworkMode::None => Network::None,
             NetworkMode::Host => Network::Host,
         },
-        secrets: SecretStore::new(args.secret)?,
-        ssh: SshAgents::new(args.ssh).map_err(|error| Failure::usage(format!("--ssh {error}")))?,
-        allow: args.allow.into_iter().collect(),
+        secrets: SecretStore::new(args.secret.clone())?,
+        ssh: SshAgents::new(args.ssh.clone()).map_err(|error| Failure::usage(format!("--ssh {error}")))?,
+        allow: args.allow.iter().copied().collect(),
         ..BuildRequest::new(Default::default())
     };
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);
+    }
+    // As docker does: reproducible builds set it for every tool.
+    if let Some(epoch) = std::env::var("SOURCE_DATE_EPOCH").ok().filter(|epoch| !epoch.is_empty()) {
+        request.build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert(epoch);
     }
     for text in &args.label {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -56,6 +66,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         Method::Outline => return outline(session, &request, call.json),
         Method::Targets => return targets(session, &request, call.json),
     }
+    forget_id(&args)?;
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
     let quiet = args.quiet || args.progress == ProgressMode::Quiet;
     let shown = Arc::new(match args.progress {
@@ -72,17 +83,36 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     }
     let built = built?;
     let made_something = built.steps_run > 0;
-    if args.quiet {
-        print(&format!("{}\n", built.image_id()))?;
+    write_results(&args, &built)?;
+    for note in &built.notes {
+        eprintln!("warning: {note}");
+    }
+    let text =
+        if args.quiet { built.id.map(|id| format!("{id}\n")).unwrap_or_default() } else { report(&built) };
+    if to_stdout {
+        // The output itself is there.
+        eprint!("{text}");
     } else {
-        let cached = if built.steps_run == 0 { ", everything from the cache" } else { "" };
-        print(&format!("image {}{cached}\n", built.image_id()))?;
-        for tag in &request.tags {
-            print(&format!("named {}\n", tag.familiar()))?;
-        }
+        print(&text)?;
     }
     if made_something {
         super::gc::after_build(session, &config);
     }
     Ok(0)
+}
+
+/// What was made, a line each.
+fn report(built: &Built) -> String {
+    let cached = if built.steps_run == 0 { ", everything from the cache" } else { "" };
+    let mut text = match built.id {
+        Some(id) => format!("image {id}{cached}\n"),
+        None => format!("built{cached}\n"),
+    };
+    for name in &built.names {
+        text.push_str(&format!("named {}\n", name.familiar()));
+    }
+    for file in &built.files {
+        text.push_str(&format!("wrote {}\n", file.display()));
+    }
+    text
 }

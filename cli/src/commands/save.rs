@@ -1,18 +1,20 @@
 //! `kiln save`
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::Path;
 
-use kiln_build::export::{ArchiveFormat, SavedImage, save};
+use kiln_build::BuildError;
+use kiln_build::export::{Dest, NewFile, SaveOptions, SavedImage, save};
 use kiln_oci::Reference;
 
-use crate::args::{SaveArgs, SaveFormat};
+use crate::args::images::SaveArgs;
 use crate::errors::Failure;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &SaveArgs) -> Result<u8, Failure> {
-    let mut images = Vec::new();
+    let compress = args.compression.compress(args.format.packing());
+    let compress = compress.map_err(|error| Failure::usage(error.to_string()))?;
+    let mut images: Vec<SavedImage> = Vec::new();
     for name in &args.names {
         let image = session.find(name)?;
         let reference = name.parse::<Reference>().ok();
@@ -20,53 +22,43 @@ pub(crate) fn run(session: &Session, args: &SaveArgs) -> Result<u8, Failure> {
             Some(reference) if session.engine.store.resolve(&reference)?.is_some() => Some(reference),
             _ => None,
         };
-        images.push(SavedImage { image, name });
-    }
-    let format = match args.format {
-        SaveFormat::Docker => ArchiveFormat::Docker,
-        SaveFormat::Oci => ArchiveFormat::Oci,
-    };
-    let Some(path) = &args.output else {
-        if io::stdout().is_terminal() {
-            return Err(Failure::usage("an archive does not go to a terminal; name a file with -o"));
+        match images.iter_mut().find(|known| known.image.config == image.config) {
+            Some(known) => known.names.extend(name),
+            None => images.push(SavedImage { image, names: name.into_iter().collect() }),
         }
-        let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
-        save(&session.engine, &images, format, Path::new("standard output"), &mut out)?;
-        return Ok(0);
-    };
-    // The name appears only when the archive is whole.
-    let partial = Partial::create(path)?;
-    let mut out = BufWriter::with_capacity(256 << 10, &partial.file);
-    save(&session.engine, &images, format, path, &mut out)?;
-    drop(out);
-    partial.finish(path)?;
+    }
+    let options = SaveOptions { format: args.format.archive(), compress };
+    let dest = args.output.as_deref().map(|path| Dest::parse(&path.to_string_lossy()));
+    let path = args.output.as_deref();
+    write_to(dest, path, "an archive", &mut |path, out| {
+        save(&session.engine, &images, &options, path, out, &session.cancel)
+    })
+}
+
+/// Lets `write` write to the file that `-o` names, or to standard output when that is no terminal. A
+/// file gets its name when it is whole.
+pub(super) fn write_to(
+    dest: Option<Dest>,
+    path: Option<&Path>,
+    what: &str,
+    write: &mut dyn FnMut(&Path, &mut dyn Write) -> Result<(), BuildError>,
+) -> Result<u8, Failure> {
+    match (dest, path) {
+        (Some(Dest::Path(_)), Some(path)) => {
+            let new = NewFile::create(path)?;
+            let mut out = BufWriter::with_capacity(256 << 10, new.file());
+            write(path, &mut out)?;
+            out.into_inner().map_err(|error| new.failed(error.into_error()))?;
+            new.finish()?;
+        }
+        (None, _) if io::stdout().is_terminal() => {
+            return Err(Failure::usage(format!("{what} does not go to a terminal; name a file with -o")));
+        }
+        _ => {
+            let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
+            write(Path::new("standard output"), &mut out)?;
+            out.flush().map_err(|error| Failure::output(&error))?;
+        }
+    }
     Ok(0)
-}
-
-struct Partial {
-    file: File,
-    path: PathBuf,
-}
-
-impl Partial {
-    fn create(path: &Path) -> Result<Self, Failure> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{}.partial", std::process::id()));
-        let partial = PathBuf::from(name);
-        let file = File::create(&partial)
-            .map_err(|error| Failure::source(format!("cannot write {}: {error}", path.display())))?;
-        Ok(Self { file, path: partial })
-    }
-
-    fn finish(&self, path: &Path) -> Result<(), Failure> {
-        let done = self.file.sync_all().and_then(|()| fs::rename(&self.path, path));
-        done.map_err(|error| Failure::source(format!("cannot write {}: {error}", path.display())))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Renamed away when all went well.
-        let _ = fs::remove_file(&self.path);
-    }
 }

@@ -27,7 +27,7 @@ impl Bench {
         let loaded = Context::new(&[("Dockerfile", "FROM scratch\nCOPY f /loaded\n"), ("f", "loaded")]);
         other.build(&loaded, &["-t", "loaded:1"]).expect(0);
         let archive = store.beside("loaded.tar");
-        other.ok(&["save", "-o", text(&archive), "loaded:1"]);
+        other.ok(&["save", "--compression", "gzip", "-o", text(&archive), "loaded:1"]);
         store.ok(&["load", "-i", text(&archive)]);
         store.ok(&["fsck", "--deep"]);
         Bench { store, context, archive }
@@ -91,7 +91,7 @@ impl Bench {
         assert_eq!(self.store.shell("app:1", "cat /one /f /g /two"), "one\ncontentcontenttwo", "{what}");
         self.store.ok(&["load", "-i", text(&self.archive)]);
         let saved = self.store.beside("again.tar");
-        self.store.ok(&["save", "-o", text(&saved), "loaded:1", "app:1"]);
+        self.store.ok(&["save", "--compression", "gzip", "-o", text(&saved), "loaded:1", "app:1"]);
         self.store.ok(&["fsck", "--deep"]);
     }
 }

@@ -119,8 +119,15 @@ fn tricky(store: &Store) {
 }
 
 fn saved(store: &Store, format: &str) -> PathBuf {
-    let tar = store.beside(&format!("{format}.tar"));
-    store.ok(&["save", "--format", format, "-o", text(&tar), "tricky:1"]);
+    packed(store, format, "uncompressed")
+}
+
+/// Every way to pack layers.
+const PACKINGS: [&str; 4] = ["uncompressed", "gzip", "zstd", "estargz"];
+
+fn packed(store: &Store, format: &str, packing: &str) -> PathBuf {
+    let tar = store.beside(&format!("{format}-{packing}.tar"));
+    store.ok(&["save", "--format", format, "--compression", packing, "-o", text(&tar), "tricky:1"]);
     tar
 }
 
@@ -130,12 +137,89 @@ fn podman_loads_and_runs_what_kiln_saves() {
     let (store, tools) = (Store::with_busybox(), Tools::new());
     tricky(&store);
     assert_eq!(store.ok(&["run", "--rm", "--network", "none", "tricky:1"]).stdout, TRICKY_SAYS);
-    for format in ["docker", "oci"] {
-        let loaded = tools.podman(&["load", "-q", "-i", text(&saved(&store, format))]);
+    for (format, packing) in PACKINGS.iter().flat_map(|packing| [("docker", packing), ("oci", packing)]) {
+        let loaded = tools.podman(&["load", "-q", "-i", text(&packed(&store, format, packing))]);
         assert!(loaded.contains("tricky:1"), "{loaded}");
         let name = loaded.trim().rsplit(' ').next().expect("the name comes last").to_owned();
-        assert_eq!(tools.podman(&["run", "--rm", "--network", "none", &name]), TRICKY_SAYS, "{format}");
+        let says = tools.podman(&["run", "--rm", "--network", "none", &name]);
+        assert_eq!(says, TRICKY_SAYS, "{format} {packing}");
         tools.podman(&["rmi", "-f", &name]);
+    }
+}
+
+#[test]
+fn every_output_of_a_build_is_taken_by_other_tools() {
+    needs!("podman", "buildah", "skopeo", "umoci", "runc");
+    let (store, tools) = (Store::with_busybox(), Tools::new());
+    let context = Context::new(&[("Dockerfile", TRICKY), ("file", "copied\n")]);
+    let at = |name: &str| text(&store.beside(name)).to_owned();
+    let outputs = [
+        format!("type=docker,dest={},oci-mediatypes=false", at("docker.tar")),
+        format!("type=oci,dest={}", at("oci.tar")),
+        format!("type=oci,dest={},tar=false,compression=zstd", at("zstd")),
+        format!("type=tar,dest={}", at("rootfs.tar")),
+    ];
+    let mut args = vec!["-t", "tricky:1"];
+    outputs.iter().for_each(|output| args.extend(["-o", output]));
+    store.build(&context, &args).expect(0);
+    // A layout directory has no name that buildah could take its own from.
+    let from_layout = text(&tools.path("zstd.tar")).to_owned();
+    let to = format!("oci-archive:{from_layout}:localhost/tricky:1");
+    tools.skopeo_copy(&format!("oci:{}:1", at("zstd")), &to);
+    for from in [
+        format!("docker-archive:{}", at("docker.tar")),
+        format!("oci-archive:{}", at("oci.tar")),
+        format!("oci-archive:{from_layout}"),
+    ] {
+        let name = tools.buildah(&["pull", "-q", "--policy", "always", &from]).trim().to_owned();
+        let says = tools.podman(&["run", "--rm", "--network", "none", &name]);
+        assert_eq!(says, TRICKY_SAYS, "{from}");
+        tools.podman(&["rmi", "-f", &name]);
+    }
+    let bundle = tools.path("oci-bundle");
+    let unpacked = tools.path("unpacked");
+    fs::create_dir(&unpacked).expect("ours");
+    finish(Command::new("tar").arg("-C").arg(&unpacked).arg("-xf").arg(at("oci.tar")));
+    finish(Command::new("umoci").args([
+        "unpack",
+        "--image",
+        &format!("{}:1", text(&unpacked)),
+        text(&bundle),
+    ]));
+    assert_eq!(fs::read_to_string(bundle.join("rootfs/d/new")).expect("unpacked"), "new\n");
+    tools.podman(&["import", "-q", &at("rootfs.tar"), "rootfs:1"]);
+    let ls = tools.podman(&["run", "--rm", "--network", "none", "rootfs:1", "/bin/cat", "/d/new"]);
+    assert_eq!(ls, "new\n");
+}
+
+#[test]
+fn kiln_loads_what_skopeo_and_podman_pack_in_every_way() {
+    needs!("podman", "skopeo", "runc");
+    let (store, tools) = (Store::with_busybox(), Tools::new());
+    tricky(&store);
+    let oci = format!("oci-archive:{}", text(&saved(&store, "oci")));
+    for (packing, to) in
+        ["gzip", "zstd"].iter().flat_map(|packing| [(packing, "oci-archive"), (packing, "dir")])
+    {
+        let tar = tools.path(&format!("{packing}-{to}.tar"));
+        let policy = tools.path("policy.json");
+        let mut copy = Command::new("skopeo");
+        copy.arg("--policy").arg(policy).args(["copy", "--quiet", "--dest-compress-format", packing]);
+        if to == "dir" {
+            let layout = format!("oci:{}:tricky", text(&tar.with_extension("layout")));
+            finish(copy.args(["--dest-oci-accept-uncompressed-layers", &oci, &layout]));
+            finish(
+                Command::new("tar").arg("-C").arg(tar.with_extension("layout")).arg("-cf").arg(&tar).arg("."),
+            );
+            let loaded = Store::empty();
+            let id = loaded.ok(&["load", "-i", text(&tar)]).stdout;
+            let id = id.trim().rsplit("sha256:").next().expect("the ID comes last").to_owned();
+            let outcome = loaded.ok(&["run", "--rm", "--network", "none", &id]);
+            assert_eq!(outcome.stdout, TRICKY_SAYS, "{packing}: {}", outcome.stderr);
+        } else {
+            finish(copy.args([&oci, &format!("oci-archive:{}:localhost/theirs:1", text(&tar))]));
+            check_kiln_runs(&Store::empty(), &tar, "localhost/theirs:1");
+        }
     }
 }
 
@@ -147,14 +231,21 @@ fn skopeo_copies_and_umoci_unpacks_what_kiln_saves() {
     let docker = format!("docker-archive:{}", text(&saved(&store, "docker")));
     tools.skopeo_copy(&docker, &format!("oci:{}:x", text(&tools.path("from-docker"))));
 
-    let oci = format!("oci-archive:{}", text(&saved(&store, "oci")));
-    let layout = tools.path("layout");
-    tools.skopeo_copy(&oci, &format!("oci:{}:x", text(&layout)));
-    let bundle = tools.path("bundle");
-    finish(Command::new("umoci").args(["unpack", "--image", &format!("{}:x", text(&layout)), text(&bundle)]));
-    let rootfs = bundle.join("rootfs");
-    assert_eq!(fs::read_to_string(rootfs.join("d/new")).expect("unpacked"), "new\n");
-    assert!(!rootfs.join("d/gone").exists() && !rootfs.join("x").exists());
+    for packing in PACKINGS {
+        let oci = format!("oci-archive:{}", text(&packed(&store, "oci", packing)));
+        let layout = tools.path(&format!("layout-{packing}"));
+        tools.skopeo_copy(&oci, &format!("oci:{}:x", text(&layout)));
+        // Debian's umoci does not know zstd.
+        if packing == "zstd" {
+            continue;
+        }
+        let bundle = tools.path(&format!("bundle-{packing}"));
+        let image = format!("{}:x", text(&layout));
+        finish(Command::new("umoci").args(["unpack", "--image", &image, text(&bundle)]));
+        let rootfs = bundle.join("rootfs");
+        assert_eq!(fs::read_to_string(rootfs.join("d/new")).expect("unpacked"), "new\n");
+        assert!(!rootfs.join("d/gone").exists() && !rootfs.join("x").exists());
+    }
 }
 
 fn check_kiln_runs(store: &Store, tar: &Path, name: &str) {

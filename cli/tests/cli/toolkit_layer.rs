@@ -23,6 +23,8 @@ fn sample(store: &Store) {
                 .file("first", "linked")
                 .hard("second", "first"),
             Layer::new()
+                .dir("usr")
+                .dir("usr/lib")
                 .file("usr/lib/a", "AAAAAAAA")
                 .raw(b"usr/lib/same", tar::EntryType::Regular, 0o644, (7, 8), b"", b"the same")
                 .gone("usr/lib/b")
@@ -46,7 +48,7 @@ fn layers_are_listed_with_sizes_and_instructions() {
         .collect();
     assert_eq!(rows[0], ["LAYER", "DIFF ID", "TAR", "ON DISK", "CREATED BY"]);
     assert_eq!((rows[1][0], rows[1][2], rows[1][4]), ("1", "8.70kB", "kiln import standard input"));
-    assert_eq!((rows[2][0], rows[2][2], rows[2][4]), ("2", "4.10kB", "kiln mutate --append layer-2.tar"));
+    assert_eq!((rows[2][0], rows[2][2], rows[2][4]), ("2", "5.12kB", "kiln mutate --append layer-2.tar"));
     assert_eq!((rows[3][0], rows[3][2], rows[3][4]), ("3", "2.05kB", "kiln mutate --append layer-3.tar"));
     assert_eq!(rows.len(), 4);
 
@@ -274,4 +276,30 @@ fn hundred_thousand_files_need_little_memory() {
     assert!(differ.stdout.ends_with("0 added (0B), 0 deleted (0B), 100 changed\n"));
     let all = in_little_memory(store.command(&["diff", "many:1", "base:1", "--format", "json"])).expect(1);
     assert_eq!(json(&all)["differences"].as_array().map(Vec::len), Some(100));
+}
+
+#[test]
+fn snapshots_that_are_whole_trees_tell_the_same() {
+    needs_root!();
+    let (changes, trees) = (Store::empty(), Store::empty());
+    changes.ok(&["--snapshotter", "overlay", "images"]);
+    trees.ok(&["--snapshotter", "copy", "images"]);
+    for store in [&changes, &trees] {
+        sample(store);
+        store.ok(&["mutate", "app:1", "--squash=all", "-t", "all:1"]);
+        store.ok(&["flatten", "app:1", "-t", "flat:1"]);
+        image(store, "base:1", [Layer::new().file("usr", "a file")]);
+    }
+    for args in [
+        &["layer", "show", "app:1"][..],
+        &["layer", "show", "app:1", "/usr/lib/same"],
+        &["layer", "show", "app:1", "/var"],
+        &["layer", "show", "all:1"],
+        &["diff", "base:1", "app:1"],
+        &["diff", "app:1", "all:1"],
+        &["diff", "flat:1", "app:1"],
+    ] {
+        let (one, other) = (changes.kiln(args), trees.kiln(args));
+        assert_eq!((one.code, one.stdout), (other.code, other.stdout), "{args:?}: {}", other.stderr);
+    }
 }

@@ -1,11 +1,13 @@
 //! One build as a walk: Dockerfile, definition, solve, image, names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
 use kiln_frontend::{Ast, BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Need, Options};
 use kiln_llb::{Location, Op, Source, Vertex, VertexId};
+use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Reference, SnapshotId};
 use kiln_solver::{EventSink, Job, SolveError};
 
@@ -13,7 +15,8 @@ use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
 use crate::dockerfile::Dockerfile;
 use crate::engine::{now_unix, rfc3339};
-use crate::image::{read_config, store_image, with_layers};
+use crate::export::{Assembled, Delivered, Delivery, Output, deliver};
+use crate::image::{read_config, with_layers};
 use crate::input::{Input, Reader};
 use crate::layers::Layers;
 use crate::ops::{BuildOp, Shared, StepResources};
@@ -33,17 +36,28 @@ pub trait Progress: Send + Sync {
 /// A finished build.
 #[derive(Debug)]
 pub struct Built {
-    /// The image.
-    pub image: ImageRecord,
+    /// The image in the store; `None`: no output put one there.
+    pub image: Option<ImageRecord>,
+    /// Digest of the image's config, under which users know it. Of the first output that is an image,
+    /// or of the image that the build would have made.
+    pub id: Option<Digest>,
+    /// Points to the manifest of the first output that is an image.
+    pub manifest: Option<Descriptor>,
+    /// Names that the image got, in the store or in archives.
+    pub names: Vec<Reference>,
+    /// Files and directories that were written.
+    pub files: Vec<PathBuf>,
+    /// What the user should know.
+    pub notes: Vec<String>,
     /// Steps that had to run.
     pub steps_run: usize,
 }
 
-/// Builds an image and names it.
+/// Builds, and writes what the request asks for: by default an image in the store.
 ///
 /// # Errors
 /// [`BuildError`]; the store then holds at most more cache than before, never a half-made image,
-/// and no name has moved.
+/// no name has moved, and no file has appeared.
 pub async fn build(
     engine: &Engine,
     request: &BuildRequest,
@@ -85,16 +99,26 @@ pub async fn build(
             context.save_digests();
         }
     }
-    let image = finish(engine, &lowered, &dockerfile, &shared.layers, &cache, &tree).await?;
-    for tag in &request.tags {
-        engine.store.set_name(tag, &image)?;
-    }
+    let default = [Output::image(&request.tags)];
+    let outputs = if request.outputs.is_empty() { &default[..] } else { &request.outputs };
+    let image = if request.wants_id || outputs.iter().any(Output::is_image) {
+        Some(assemble(engine, &lowered, &dockerfile, &shared.layers, &cache, &tree).await?)
+    } else {
+        None
+    };
+    let platform = request.platform();
+    let (epoch, top, image) = (lowered.epoch, tree.snapshot(), image.as_ref());
+    let wants_manifest = request.wants_id;
+    let delivery = Delivery { engine, image, top, wants_manifest, epoch, platform: &platform, cancel };
+    let delivered = tokio::task::block_in_place(|| deliver(&delivery, outputs))?;
     engine.store.barrier()?;
     engine.store.note_use(now_unix())?;
     if cache.saved() > 0 {
         engine.store.keep_reserve();
     }
-    Ok(Built { image, steps_run: cache.saved() })
+    let Delivered { image: record, id, manifest, names, files, notes } = delivered;
+    let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
+    Ok(Built { image: record, id, manifest, names, files, notes, steps_run: cache.saved() })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -258,15 +282,15 @@ fn step_error(
     BuildError::Step { title, at, source: Box::new(source) }
 }
 
-/// Diff IDs, history with times, config, manifest.
-async fn finish(
+/// Diff IDs, history with times, config.
+async fn assemble(
     engine: &Engine,
     lowered: &Lowered,
     dockerfile: &Arc<Dockerfile>,
     layers: &Layers,
     cache: &BuildCache,
     tree: &Tree,
-) -> Result<ImageRecord, BuildError> {
+) -> Result<Assembled, BuildError> {
     let chain: Vec<SnapshotId> = match tree.snapshot() {
         Some(top) => engine.snapshots.chain(top)?,
         None => Vec::new(),
@@ -302,13 +326,6 @@ async fn finish(
         config.history.push(history);
     }
     config.created = lowered.epoch.map(rfc3339).or(created).or_else(|| Some(rfc3339(0)));
-    store_image(engine, &with_layers(config, &records), &records, tree.snapshot().cloned())
-}
-
-/// The digest under which users know the image.
-impl Built {
-    /// The image ID: digest of its config.
-    pub fn image_id(&self) -> Digest {
-        self.image.config
-    }
+    let (config_json, top) = (with_layers(config, &records), tree.snapshot().cloned());
+    Ok(Assembled { config_json, layers: records, top, inherited, manifest: None })
 }

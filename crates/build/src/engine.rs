@@ -80,6 +80,14 @@ impl Active {
         self.key.as_ref().expect("the key is taken only by commit, which consumes the value")
     }
 
+    /// Lets it stand on `parent`, as [`Snapshotter::set_parent`] does.
+    ///
+    /// # Errors
+    /// Those of [`Snapshotter::set_parent`].
+    pub fn set_parent(&self, parent: &SnapshotId, inherit_root: bool) -> Result<(), BuildError> {
+        Ok(self.engine.snapshots.set_parent(self.key(), parent, inherit_root)?)
+    }
+
     /// Commits it under a name of its own.
     ///
     /// # Errors

@@ -343,14 +343,24 @@ impl<'a> Collection<'a> {
     }
 }
 
-/// Blobs that the images and layers which stay refer to.
+/// Blobs that the images and layers which stay refer to, or that were made of them.
 fn needed_blobs(
     world: &World,
     images: &HashSet<Digest>,
     snapshots: &HashSet<&SnapshotId>,
 ) -> BTreeSet<Digest> {
-    let images = world.survey.images.iter().filter(|image| !images.contains(&image.config));
-    let layers = world.survey.layers.iter().filter(|layer| !snapshots.contains(&layer.snapshot));
-    let blobs = layers.filter_map(|layer| layer.blob.as_ref().map(|blob| blob.digest));
-    images.flat_map(|image| [image.config, image.manifest]).chain(blobs).collect()
+    let survey = &world.survey;
+    let images: Vec<_> = survey.images.iter().filter(|image| !images.contains(&image.config)).collect();
+    let layers: Vec<_> = survey.layers.iter().filter(|layer| !snapshots.contains(&layer.snapshot)).collect();
+    let configs: HashSet<Digest> = images.iter().map(|image| image.config).collect();
+    let diff_ids: HashSet<_> = layers.iter().map(|layer| layer.diff_id).collect();
+    let packed = survey.packed.iter().filter(|packed| diff_ids.contains(&packed.diff_id));
+    let kept = survey.kept.iter().filter(|kept| configs.contains(&kept.config));
+    images
+        .iter()
+        .flat_map(|image| [image.config, image.manifest])
+        .chain(layers.iter().filter_map(|layer| layer.blob.as_ref().map(|blob| blob.digest)))
+        .chain(packed.map(|packed| packed.blob))
+        .chain(kept.map(|kept| kept.blob))
+        .collect()
 }

@@ -11,20 +11,32 @@ use crate::{BuildError, Engine};
 /// of a config that came from elsewhere, or of one that [`with_layers`] completed.
 ///
 /// Config and manifest are written only when they are not there yet, so the same image again
-/// costs one look-up and no write.
+/// costs one look-up and no write. A `manifest_json` that came with the image, or that somebody asked
+/// for, replaces the one that is there.
 pub(crate) fn store_image(
     engine: &Engine,
     config_json: &[u8],
     layers: &[LayerRecord],
     top: Option<SnapshotId>,
+    manifest_json: Option<&[u8]>,
 ) -> Result<ImageRecord, BuildError> {
     let config_digest = Digest::of(config_json);
     if let Some(known) = engine.store.image(&config_digest)? {
-        return Ok(known);
+        let Some(json) = manifest_json.filter(|json| Digest::of(json) != known.manifest) else {
+            return Ok(known);
+        };
+        let record = ImageRecord { manifest: engine.store.put_blob(json)?, ..known };
+        engine.store.put_image(&record)?;
+        return Ok(record);
     }
     engine.store.put_blob(config_json)?;
-    let manifest = manifest(&config_digest, config_json.len() as u64, layers, true);
-    let manifest_digest = engine.store.put_blob(&to_json(&manifest))?;
+    let manifest_digest = match manifest_json {
+        Some(json) => engine.store.put_blob(json)?,
+        None => {
+            let manifest = manifest(&config_digest, config_json.len() as u64, layers);
+            engine.store.put_blob(&to_json(&manifest))?
+        }
+    };
     let mut diff_ids: Vec<DiffId> = Vec::with_capacity(layers.len());
     for layer in layers {
         diff_ids.push(layer.diff_id);
@@ -49,21 +61,16 @@ pub(crate) fn with_layers(mut config: ImageConfig, layers: &[LayerRecord]) -> Ve
     to_json(&config)
 }
 
-/// The manifest of `layers`; with `as_stored`, layers that came from elsewhere are listed as the
-/// blobs they came as, else all are uncompressed.
-pub(crate) fn manifest(
-    config: &Digest,
-    config_size: u64,
-    layers: &[LayerRecord],
-    as_stored: bool,
-) -> Manifest {
+/// The manifest of `layers`: those that came from elsewhere are listed as the blobs they came as, the
+/// others uncompressed.
+fn manifest(config: &Digest, config_size: u64, layers: &[LayerRecord]) -> Manifest {
     Manifest {
         schema_version: 2,
         media_type: Some(media_type::OCI_MANIFEST.to_owned()),
         config: Descriptor::new(media_type::OCI_CONFIG, *config, config_size),
         layers: layers
             .iter()
-            .map(|layer| match layer.blob.as_ref().filter(|_| as_stored) {
+            .map(|layer| match &layer.blob {
                 Some(blob) => Descriptor::new(&blob.media_type, blob.digest, blob.size_bytes),
                 None => Descriptor::new(media_type::OCI_LAYER, layer.diff_id.0, layer.size_bytes),
             })

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use kiln_content::ImageRecord;
-use kiln_layer::{ApplyOptions, CopyRequest, Limits, ScanOptions, TopDir, Whiteouts, decoder};
+use kiln_layer::{ApplyOptions, CopyRequest, Limits, ScanOptions, TopDir, Whiteouts, bounded_decoder};
 use kiln_oci::image::{History, ImageConfig};
 use kiln_oci::{Platform, Reference};
 use kiln_snapshotter::OpenOptions;
@@ -71,7 +71,7 @@ pub fn import(
         .extend(changes.into_iter().map(|entry| History { created: Some(created.clone()), ..entry }));
     config.created = Some(created);
     let layers = [layer];
-    let image = store_image(engine, &with_layers(config, &layers), &layers, Some(snapshot))?;
+    let image = store_image(engine, &with_layers(config, &layers), &layers, Some(snapshot), None)?;
     engine.store.set_name(&request.name, &image)?;
     engine.store.barrier()?;
     Ok(image)
@@ -84,7 +84,7 @@ fn unpack(source: &Path, root: std::os::fd::BorrowedFd<'_>, cancel: &BuildCancel
     } else {
         Box::new(File::open(source).map_err(unreadable)?)
     };
-    let (_, plain) = decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
+    let (_, plain) = bounded_decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
     let options = ApplyOptions {
         whiteouts: Whiteouts::Remove,
         keep_owner: true,

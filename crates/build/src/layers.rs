@@ -98,11 +98,14 @@ pub(crate) fn write_tar(
     out: impl Write,
 ) -> Result<Written, BuildError> {
     let changes = snapshots.open_changes(snapshot)?;
-    let form = match changes.form {
-        Form::OverlayUpper => TreeForm::OverlayUpper,
-        Form::Plain => TreeForm::Plain,
-    };
     let never = AtomicBool::new(false);
+    let (form, parent) = match changes.form {
+        Form::OverlayUpper => (TreeForm::OverlayUpper, None),
+        Form::Tree { parent } => (TreeForm::Plain, parent),
+    };
     let options = DiffOptions { form, root_entry: false, cancel: &never };
-    Ok(kiln_layer::diff(changes.dir.as_fd(), out, &options)?)
+    Ok(match parent {
+        Some(parent) => kiln_layer::diff_trees(parent.as_fd(), changes.dir.as_fd(), out, &options)?,
+        None => kiln_layer::diff(changes.dir.as_fd(), out, &options)?,
+    })
 }

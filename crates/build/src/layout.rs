@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use kiln_content::ImageRecord;
-use kiln_oci::Digest;
 use kiln_oci::image::{Descriptor, Index, media_type};
+use kiln_oci::{Digest, Platform};
 
 use crate::archive::{Archive, broken};
 use crate::image::parse_json;
-use crate::load::{MAX_MANIFEST_BYTES, blob_name, load_manifest, oci_name, pick_manifest};
+use crate::load::{MAX_MANIFEST_BYTES, blob_name, load_picked, oci_name, pick_manifest};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// Which image of a layout is meant.
@@ -36,8 +36,8 @@ pub fn load_layout(
     let json = archive.read_small("index.json", MAX_MANIFEST_BYTES)?;
     let index: Index = parse_json("index.json", &Digest::of(&json), &json)?;
     let descriptor = find_in_layout(&archive, &index, image)?;
-    let manifest = pick_manifest(&archive, &descriptor, 0)?;
-    load_manifest(engine, &archive, &manifest, cancel)
+    let picked = pick_manifest(&archive, &descriptor, &Platform::host(), 0)?;
+    load_picked(engine, &archive, &picked, true, cancel)
 }
 
 fn find_in_layout(archive: &Archive, index: &Index, image: &LayoutImage) -> Result<Descriptor, BuildError> {
@@ -159,6 +159,24 @@ mod tests {
         let layout = Layout::new(&bench, &["v1", "v2"]);
         let many = load(&bench, &layout, &LayoutImage::Default).unwrap_err();
         assert!(many.to_string().contains("lists 2 images"), "{many}");
+    }
+
+    #[test]
+    fn an_index_that_names_the_same_a_thousand_times_is_read_once() {
+        let bench = Bench::new();
+        let mut layout = Layout::new(&bench, &["v1"]);
+        let mut below = layout.index.manifests[0].clone();
+        below.annotations.clear();
+        for _ in 0..3 {
+            layout.index.manifests = vec![below; 1000];
+            below = layout.blob(media_type::OCI_INDEX, &to_json(&layout.index));
+        }
+        layout.index.manifests = vec![below];
+        fs::write(layout.path.join("index.json"), to_json(&layout.index)).unwrap();
+        assert_eq!(load(&bench, &layout, &LayoutImage::Default).unwrap(), "v1");
+        let kept = bench.engine.store.survey().unwrap().kept;
+        // Three indexes, a manifest, a config and a layer.
+        assert_eq!(kept.len(), 6);
     }
 
     #[test]

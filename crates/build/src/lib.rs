@@ -30,6 +30,8 @@ mod input;
 mod layers;
 mod layout;
 mod load;
+mod load_layers;
+mod load_oci;
 mod named_context;
 mod ops;
 mod redact;

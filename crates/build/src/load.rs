@@ -4,19 +4,23 @@
 //! docker writes both, and `manifest.json` then has the names.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use kiln_content::{ImageRecord, LayerBlob, LayerRecord};
-use kiln_layer::{ApplyOptions, Compression, Limits, Whiteouts, decoder};
-use kiln_oci::image::{Descriptor, ImageConfig, Index, Manifest, media_type};
-use kiln_oci::{ChainId, DiffId, Digest, Platform, Reference, SnapshotId};
+use kiln_content::ImageRecord;
+use kiln_layer::{ApplyError, Compression, DensityError, bounded_decoder};
+use kiln_oci::image::ImageConfig;
+use kiln_oci::{Digest, Platform, Reference};
 use serde::Deserialize;
 
 use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
 use crate::image::{MAX_CONFIG_BYTES, parse_json, store_image};
+use crate::load_layers::{LayerSource, Promised, load_layers};
+pub(crate) use crate::load_oci::{
+    blob_name, is_for, load_oci, load_only_image, load_picked, manifests_by_config, oci_name, pick_manifest,
+};
 use crate::{BuildError, Engine};
 
 /// One image that was loaded.
@@ -30,8 +34,6 @@ pub struct Loaded {
 
 /// Manifests and indexes beyond this size are refused, as containerd does.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
-/// Indexes within indexes are followed this far.
-const MAX_INDEX_DEPTH: usize = 4;
 
 /// An entry of a docker archive's `manifest.json`.
 #[derive(Deserialize)]
@@ -43,23 +45,32 @@ struct DockerEntry {
     layers: Vec<String>,
 }
 
-/// Loads every image for this platform from the archive at `path` (`-`: standard input), which
-/// may be compressed as a whole.
+/// Loads every image from the archive at `path` (`-`: standard input), which may be compressed as a
+/// whole. Of an image for several platforms `platform` is unpacked; without a choice it is this
+/// machine's, and the others are kept beside it, as they came.
 ///
 /// # Errors
-/// [`BuildError`]; names of images before the broken one are set, the others are not.
-pub fn load(engine: &Engine, path: &Path, cancel: &BuildCancel) -> Result<Vec<Loaded>, BuildError> {
+/// [`BuildError`]; no name has moved then.
+pub fn load(
+    engine: &Engine,
+    path: &Path,
+    platform: Option<&Platform>,
+    cancel: &BuildCancel,
+) -> Result<Vec<Loaded>, BuildError> {
     let archive = Archive::open(path, seekable(engine, path)?)?;
     let loaded = if archive.contains("manifest.json") {
-        load_docker(engine, &archive, cancel)?
+        load_docker(engine, &archive, platform, cancel)?
     } else if archive.contains("index.json") {
-        load_oci(engine, &archive, cancel)?
+        load_oci(engine, &archive, platform, cancel)?
     } else {
         return Err(broken(
             path,
             "neither manifest.json (docker) nor index.json (OCI) is in it: not an image archive",
         ));
     };
+    if let (Some(platform), true) = (platform, loaded.is_empty()) {
+        return Err(broken(path, &format!("holds no image for {platform}")));
+    }
     for Loaded { image, names } in &loaded {
         for name in names {
             engine.store.set_name(name, image)?;
@@ -80,27 +91,46 @@ fn seekable(engine: &Engine, path: &Path) -> Result<File, BuildError> {
     };
     let regular = input.metadata().map_err(unreadable)?.is_file();
     let again = input.try_clone().map_err(unreadable)?;
-    let (compression, mut plain) = decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
+    let (compression, mut plain) =
+        bounded_decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
     if regular && !stdin && compression == Compression::None {
         let mut file = again;
         file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
         return Ok(file);
     }
     let mut spool = engine.store.spool()?;
-    io::copy(&mut plain, &mut spool).map_err(unreadable)?;
+    io::copy(&mut plain, &mut spool).map_err(|error| match DensityError::of(&error) {
+        Some(density) => BuildError::Apply(ApplyError::Density(density)),
+        None => unreadable(error),
+    })?;
     spool.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     Ok(spool)
 }
 
-fn load_docker(engine: &Engine, archive: &Archive, cancel: &BuildCancel) -> Result<Vec<Loaded>, BuildError> {
+fn load_docker(
+    engine: &Engine,
+    archive: &Archive,
+    platform: Option<&Platform>,
+    cancel: &BuildCancel,
+) -> Result<Vec<Loaded>, BuildError> {
     let json = archive.read_small("manifest.json", MAX_MANIFEST_BYTES)?;
     let entries: Vec<DockerEntry> = parse_json("docker manifest.json", &Digest::of(&json), &json)?;
+    // Newer docker writes an OCI layout around it, which knows the manifests too.
+    let manifests = manifests_by_config(archive);
     let mut loaded = Vec::new();
     for entry in entries {
         let config = archive.read_small(&entry.config, MAX_CONFIG_BYTES)?;
-        let layers =
-            entry.layers.iter().map(|name| LayerSource { name: name.clone(), expected: None }).collect();
-        let image = load_image(engine, archive, &config, layers, cancel)?;
+        if !is_for(&config, platform)? {
+            continue;
+        }
+        let image = match manifests.get(&Digest::of(&config)) {
+            Some(found) => load_picked(engine, archive, found, platform.is_none(), cancel)?,
+            None => {
+                let layers = entry.layers.iter();
+                let layers = layers.map(|name| LayerSource { name: name.clone(), expected: None }).collect();
+                load_image(engine, archive, &config, layers, None, cancel)?
+            }
+        };
         let names = entry.repo_tags.unwrap_or_default();
         let names = names.iter().map(|name| parse_name(archive, name)).collect::<Result<_, _>>()?;
         loaded.push(Loaded { image, names });
@@ -112,97 +142,13 @@ fn parse_name(archive: &Archive, name: &str) -> Result<Reference, BuildError> {
     name.parse().map_err(|error| broken(archive.path(), &format!("holds a bad image name: {error}")))
 }
 
-fn load_oci(engine: &Engine, archive: &Archive, cancel: &BuildCancel) -> Result<Vec<Loaded>, BuildError> {
-    let json = archive.read_small("index.json", MAX_MANIFEST_BYTES)?;
-    let index: Index = parse_json("index.json", &Digest::of(&json), &json)?;
-    let mut loaded = Vec::new();
-    for descriptor in &index.manifests {
-        let manifest = pick_manifest(archive, descriptor, 0)?;
-        let image = load_manifest(engine, archive, &manifest, cancel)?;
-        loaded.push(Loaded { image, names: oci_name(descriptor).into_iter().collect() });
-    }
-    Ok(loaded)
-}
-
-pub(crate) fn load_manifest(
-    engine: &Engine,
-    archive: &Archive,
-    manifest: &Manifest,
-    cancel: &BuildCancel,
-) -> Result<ImageRecord, BuildError> {
-    let config = read_verified(archive, &manifest.config, MAX_CONFIG_BYTES)?;
-    let layers = manifest.layers.iter().map(|layer| LayerSource {
-        name: blob_name(&layer.digest),
-        expected: Some((layer.digest, layer.size)),
-    });
-    load_image(engine, archive, &config, layers.collect(), cancel)
-}
-
-/// The name in an index's annotations. A bare tag (`latest`) says nothing about the repository.
-pub(crate) fn oci_name(descriptor: &Descriptor) -> Option<Reference> {
-    let full = descriptor.annotations.get("io.containerd.image.name");
-    let short = descriptor.annotations.get("org.opencontainers.image.ref.name");
-    let name = full.or(short.filter(|name| name.contains([':', '/', '@'])))?;
-    name.parse().ok()
-}
-
-pub(crate) fn blob_name(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
-}
-
-/// The manifest for this platform behind `descriptor`, through nested indexes.
-pub(crate) fn pick_manifest(
-    archive: &Archive,
-    descriptor: &Descriptor,
-    depth: usize,
-) -> Result<Manifest, BuildError> {
-    if depth > MAX_INDEX_DEPTH {
-        return Err(broken(archive.path(), "indexes are nested too deeply"));
-    }
-    let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
-    match descriptor.media_type.as_str() {
-        media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST => {
-            let value: serde_json::Value = parse_json("manifest", &descriptor.digest, &json)?;
-            // A document that is both is read differently by different tools (CVE-2021-41190).
-            if value.get("manifests").is_some() {
-                return Err(broken(archive.path(), "a manifest that is also an index is refused"));
-            }
-            parse_json("manifest", &descriptor.digest, &json)
-        }
-        media_type::OCI_INDEX | media_type::DOCKER_INDEX => {
-            let index: Index = parse_json("index", &descriptor.digest, &json)?;
-            let host = Platform::host();
-            let fits = |d: &&Descriptor| {
-                d.platform.as_ref().is_none_or(|p| p.os == host.os && p.architecture == host.architecture)
-            };
-            let found = index.manifests.iter().find(fits);
-            let found = found.ok_or_else(|| broken(archive.path(), &format!("holds no image for {host}")))?;
-            pick_manifest(archive, found, depth + 1)
-        }
-        other => Err(broken(archive.path(), &format!("media type {other:?} is no image manifest"))),
-    }
-}
-
-fn read_verified(archive: &Archive, descriptor: &Descriptor, max_bytes: u64) -> Result<Vec<u8>, BuildError> {
-    let bytes = archive.read_small(&blob_name(&descriptor.digest), max_bytes)?;
-    let actual = Digest::of(&bytes);
-    if actual != descriptor.digest || bytes.len() as u64 != descriptor.size {
-        let reason = format!("blob {} is not what its descriptor says", descriptor.digest);
-        return Err(broken(archive.path(), &reason));
-    }
-    Ok(bytes)
-}
-
-struct LayerSource {
-    name: String,
-    expected: Option<(Digest, u64)>,
-}
-
-fn load_image(
+/// Loads the layers of a config that `layers` hold, lowest first, and stores the image.
+pub(crate) fn load_image(
     engine: &Engine,
     archive: &Archive,
     config_json: &[u8],
     layers: Vec<LayerSource>,
+    manifest_json: Option<&[u8]>,
     cancel: &BuildCancel,
 ) -> Result<ImageRecord, BuildError> {
     let digest = Digest::of(config_json);
@@ -214,77 +160,13 @@ fn load_image(
             &format!("image {digest} lists {promised} layers, the archive has {present}"),
         ));
     }
-    let mut records: Vec<LayerRecord> = Vec::with_capacity(layers.len());
-    let mut chain: Option<ChainId> = None;
-    let mut top: Option<SnapshotId> = None;
-    for (layer, diff_id) in layers.iter().zip(&config.rootfs.diff_ids) {
-        let next = chain.map_or(ChainId(diff_id.0), |chain| chain.push(diff_id));
-        let known = engine.store.snapshot_by_chain(&next)?.filter(|id| engine.snapshots.contains(id));
-        let known = match known {
-            Some(snapshot) => engine.store.layer(&snapshot)?,
-            None => None,
-        };
-        let record = match known {
-            Some(record) => record,
-            None => load_layer(engine, archive, layer, diff_id, top.as_ref(), cancel)?,
-        };
-        top = Some(record.snapshot.clone());
-        chain = Some(next);
-        records.push(record);
-    }
-    // The config's own bytes are kept: their digest is the image's name everywhere else.
-    store_image(engine, config_json, &records, top)
-}
-
-/// Stores one layer's blob as it came and unpacks it on top of `parent`.
-fn load_layer(
-    engine: &Engine,
-    archive: &Archive,
-    layer: &LayerSource,
-    diff_id: &DiffId,
-    parent: Option<&SnapshotId>,
-    cancel: &BuildCancel,
-) -> Result<LayerRecord, BuildError> {
-    let (mut reader, _) = archive.read(&layer.name)?;
-    let mut ingest = engine.store.ingest()?;
-    io::copy(&mut reader, &mut ingest)
-        .map_err(|error| broken(archive.path(), &format!("{} cannot be copied ({error})", layer.name)))?;
-    let (digest, size_bytes) = ingest.commit(layer.expected)?;
-
-    let (file, _) = engine.store.open_blob(&digest)?;
-    let decoded = decoder(BufReader::with_capacity(256 << 10, file));
-    let (compression, plain): (Compression, Box<dyn Read>) =
-        decoded.map_err(|error| broken(archive.path(), &format!("{}: {error}", layer.name)))?;
-    let active = engine.prepare(parent)?;
-    let root = engine.snapshots.open_layer(active.key())?;
-    let options = ApplyOptions {
-        whiteouts: Whiteouts::Overlay,
-        keep_owner: true,
-        limits: Limits::default(),
-        cancel: cancel.flag(),
-    };
-    let applied = kiln_layer::apply(plain, root.as_fd(), &options)?;
-    if applied.diff_id != *diff_id {
-        return Err(BuildError::WrongDiffId { expected: *diff_id, actual: applied.diff_id });
-    }
-    drop(root);
-    let media_type = match compression {
-        Compression::Gzip => media_type::OCI_LAYER_GZIP,
-        Compression::Zstd => media_type::OCI_LAYER_ZSTD,
-        Compression::None => media_type::OCI_LAYER,
-        Compression::Xz | Compression::Bzip2 => {
-            return Err(broken(
-                archive.path(),
-                "a layer compressed with xz or bzip2 is not part of the OCI specification",
-            ));
-        }
-    };
-    let record = LayerRecord {
-        snapshot: active.commit()?,
-        diff_id: *diff_id,
-        size_bytes: applied.tar_size_bytes,
-        blob: Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes }),
-    };
-    engine.store.put_layer(&record)?;
-    Ok(record)
+    let promised: Vec<Promised> = layers
+        .into_iter()
+        .zip(&config.rootfs.diff_ids)
+        .map(|(source, &diff_id)| Promised { source, diff_id })
+        .collect();
+    let records = load_layers(engine, archive, &promised, cancel)?;
+    // The documents' own bytes are kept: their digests are the image's names everywhere else.
+    let top = records.last().map(|record| record.snapshot.clone());
+    store_image(engine, config_json, &records, top, manifest_json)
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_content::SourceRecord;
 use kiln_frontend::git_url;
-use kiln_layer::{Compression, ExtractOptions, Limits, beneath, decoder, is_tar};
+use kiln_layer::{Compression, ExtractOptions, Limits, beneath, bounded_decoder, is_tar};
 use kiln_llb as llb;
 use kiln_oci::SnapshotId;
 use rustix::fs::OFlags;
@@ -283,7 +283,7 @@ enum Content<'a> {
 /// Tells an archive by its content. What is compressed is taken for one, as BuildKit does: a
 /// Dockerfile never is.
 fn sniff<'a>(stream: impl Read + 'a) -> io::Result<Content<'a>> {
-    let (compression, mut plain) = decoder(BufReader::with_capacity(256 << 10, stream))?;
+    let (compression, mut plain) = bounded_decoder(BufReader::with_capacity(256 << 10, stream))?;
     if compression != Compression::None {
         return Ok(Content::Archive(plain));
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kiln_llb::Network;
 use kiln_oci::{Platform, Reference};
 
+use crate::export::Output;
 use crate::{
     ContextSource, DockerfileSource, Entitlement, NamedContext, SecretStore, SourceOptions, SshAgents,
     StandardInput,
@@ -23,8 +24,12 @@ pub struct BuildRequest {
     pub contexts: Vec<NamedContext>,
     /// What `-` stands for.
     pub stdin: StandardInput,
-    /// Names for the result.
+    /// Names for the result, where there are no `outputs`.
     pub tags: Vec<Reference>,
+    /// What the build leaves; none: an image in the store.
+    pub outputs: Vec<Output>,
+    /// The image ID is wanted, whatever the outputs are.
+    pub wants_id: bool,
     /// `--build-arg`.
     pub build_args: BTreeMap<String, String>,
     /// `--label`.
@@ -52,6 +57,8 @@ impl BuildRequest {
             contexts: Vec::new(),
             stdin: StandardInput::default(),
             tags: Vec::new(),
+            outputs: Vec::new(),
+            wants_id: false,
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),
             target: None,

@@ -18,7 +18,7 @@ use crate::tables::{Existing, TABLES, Table, insert};
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// What each version adds to the one before; never changed, only added to.
-pub(crate) const MIGRATIONS: [&str; 3] = [
+pub(crate) const MIGRATIONS: [&str; 4] = [
     "
 CREATE TABLE image (config TEXT PRIMARY KEY, manifest TEXT NOT NULL, snapshot TEXT, size_bytes INTEGER NOT NULL, created_unix INTEGER NOT NULL, boot TEXT) STRICT;
 CREATE TABLE name (reference TEXT PRIMARY KEY, config TEXT NOT NULL, boot TEXT) STRICT;
@@ -44,6 +44,7 @@ CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE INDEX chain_snapshot ON chain (snapshot);
 CREATE INDEX layer_blob ON layer (blob) WHERE blob IS NOT NULL;
 ",
+    crate::packed::MIGRATION,
 ];
 
 /// What happened to an index that had to be made anew.

@@ -95,7 +95,7 @@ fn bad(column: &str, error: impl Display) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
 }
 
-fn size(row: &Row<'_>, column: &str) -> Result<u64, rusqlite::Error> {
+pub(crate) fn size(row: &Row<'_>, column: &str) -> Result<u64, rusqlite::Error> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|error| bad(column, error))
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use kiln_oci::{ChainId, Digest, Reference, SnapshotId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::packed::{self, KEPT, KeptBlob, PackedRecord};
 use crate::records::{self, word};
 use crate::tables::{CACHE, CHAIN, IMAGE, LAYER, NAME, SOURCE, Writer};
 use crate::{CacheRecord, Error, ImageRecord, LayerRecord, SourceRecord, Store};
@@ -38,6 +39,10 @@ pub struct Survey {
     pub cache: Vec<(Digest, CacheRecord)>,
     /// Trees from outside, by key.
     pub sources: Vec<(Digest, SourceRecord)>,
+    /// Layers packed for others.
+    pub packed: Vec<PackedRecord>,
+    /// Blobs that stay as long as their image.
+    pub kept: Vec<KeptBlob>,
     /// Use of snapshots.
     pub usage: HashMap<SnapshotId, Usage>,
 }
@@ -86,6 +91,8 @@ impl Store {
                 sources: all(db, "SELECT * FROM source ORDER BY key", |row| {
                     Ok((word(row, "key")?, records::source(row)?))
                 })?,
+                packed: all(db, "SELECT * FROM packed ORDER BY key", packed::packed)?,
+                kept: all(db, "SELECT * FROM kept ORDER BY key", packed::kept)?,
                 usage: all(db, "SELECT * FROM usage", |row| {
                     let disk_bytes: Option<i64> = row.get("disk_bytes")?;
                     let usage = Usage {
@@ -233,6 +240,7 @@ impl Store {
             let sql = "SELECT 1 FROM name WHERE config = ?1";
             let named = writer.db().prepare_cached(sql)?.query_row([&config], |_| Ok(())).optional()?;
             if named.is_none() {
+                writer.delete(&KEPT, "config", &config)?;
                 writer.delete(&IMAGE, "config", &config)?;
             }
             Ok(named.is_none())
@@ -245,7 +253,9 @@ impl Store {
     /// [`Error::Db`].
     pub fn is_blob_needed(&self, digest: &Digest) -> Result<bool, Error> {
         let sql = "SELECT EXISTS (SELECT 1 FROM image WHERE config = ?1 OR manifest = ?1)
-                       OR EXISTS (SELECT 1 FROM layer WHERE blob = ?1)";
+                       OR EXISTS (SELECT 1 FROM layer WHERE blob = ?1)
+                       OR EXISTS (SELECT 1 FROM packed JOIN layer USING (diff_id) WHERE packed.blob = ?1)
+                       OR EXISTS (SELECT 1 FROM kept JOIN image USING (config) WHERE kept.blob = ?1)";
         self.read(|db| db.prepare_cached(sql)?.query_row([digest.to_string()], |row| row.get(0)))
     }
 

@@ -5,6 +5,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 
 use crate::journal;
+use crate::packed::{KEPT, PACKED};
 
 /// A table of records. Each has, after these columns, `boot`: the boot in which a record was made
 /// that may not have reached the disk yet; null once it has.
@@ -31,7 +32,7 @@ pub(crate) static SOURCE: Table = Table {
 };
 
 /// All of them. Whatever is in one of these is in the journal too.
-pub(crate) static TABLES: [&Table; 6] = [&IMAGE, &NAME, &LAYER, &CHAIN, &CACHE, &SOURCE];
+pub(crate) static TABLES: [&Table; 8] = [&IMAGE, &NAME, &LAYER, &CHAIN, &CACHE, &SOURCE, &PACKED, &KEPT];
 
 /// Finds a table and one of its columns by name; the answers are our own words, fit for SQL.
 pub(crate) fn find(table: &str, column: &str) -> Option<(&'static Table, &'static str)> {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kiln_oci::DiffId;
 
 use crate::beneath::BeneathError;
+use crate::density::DensityError;
 use crate::path::{self, EntryPath, PathError};
 use crate::tar_read::TarReader;
 use crate::unpack::{Meaning, Owner, Rules, Unpacker};
@@ -59,6 +60,8 @@ pub struct Applied {
     pub tar_size_bytes: u64,
     /// Number of members.
     pub entries: u64,
+    /// A member set mode and owner of the root directory itself.
+    pub has_root: bool,
 }
 
 /// Why a tar was not unpacked. The root is left half done: throw it away.
@@ -94,6 +97,9 @@ pub enum ApplyError {
         /// How much there is.
         actual: u64,
     },
+    /// The stream grows out of all proportion, or needs too much memory: hostile, never retry.
+    #[error("the layer is not decompressed")]
+    Density(#[source] DensityError),
     /// The stream could not be read or decompressed.
     #[error("cannot read the layer")]
     Input(#[source] io::Error),
@@ -206,7 +212,7 @@ pub(crate) fn unpack(
 ) -> Result<Applied, ApplyError> {
     let mut reader = TarReader::new(tar, limits);
     let rules = unpacker.rules();
-    let mut entries = 0;
+    let (mut entries, mut has_root) = (0, false);
     while let Some(mut member) = reader.next()? {
         if rules.cancel.load(Ordering::Relaxed) {
             return Err(ApplyError::Cancelled);
@@ -216,6 +222,7 @@ pub(crate) fn unpack(
             return Err(ApplyError::Limit { what: "entries", limit: limits.entries, actual: entries });
         }
         let path = rules.clean(&member.path, &member.path)?;
+        has_root |= path.is_empty();
         member.xattrs.retain(|name, _| is_kept_xattr(name));
         let (parent, name) = path::split(&path);
         let marker = match rules.meaning {
@@ -231,7 +238,7 @@ pub(crate) fn unpack(
     }
     unpacker.finish()?;
     let (digest, tar_size_bytes) = reader.finish()?;
-    Ok(Applied { diff_id: DiffId(digest), tar_size_bytes, entries })
+    Ok(Applied { diff_id: DiffId(digest), tar_size_bytes, entries, has_root })
 }
 
 enum Marker<'n> {
@@ -252,10 +259,21 @@ fn whiteout<'n>(path: &[u8], name: &'n [u8]) -> Result<Option<Marker<'n>>, Apply
     }
 }
 
-fn is_kept_xattr(name: &[u8]) -> bool {
+/// Whether layers carry this attribute.
+pub(crate) fn is_kept_xattr(name: &[u8]) -> bool {
     let allowed = name.starts_with(b"user.")
         || matches!(name, b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default");
     allowed && !crate::node::is_private_xattr(name)
+}
+
+impl ApplyError {
+    /// What it means that the stream could not be read.
+    pub(crate) fn input(error: io::Error) -> Self {
+        match DensityError::of(&error) {
+            Some(density) => Self::Density(density),
+            None => Self::Input(error),
+        }
+    }
 }
 
 impl From<BeneathError> for ApplyError {

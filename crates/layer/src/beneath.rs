@@ -198,10 +198,28 @@ fn own(parent: &OwnedFd, name: &[u8], mode: u32, owner: (u32, u32)) -> Result<()
     fs::fchmod(&made, Mode::from_raw_mode(mode & 0o7777)).map_err(|errno| ("fchmod", errno))
 }
 
+/// Opens the directory `path` (empty: the root) where no link is on the way, the last name included.
+///
+/// # Errors
+/// `FilesystemLoop` when there is one.
+pub fn open_dir_without_links(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, BeneathError> {
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    resolve_how(root, path, OFlags::RDONLY | OFlags::DIRECTORY, how)
+        .map_err(|errno| BeneathError::host("openat2", path, errno))
+}
+
 /// `openat2` within `root`; the empty path is the root.
 fn resolve(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    resolve_how(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+fn resolve_how(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    how: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
     let path = if path.is_empty() { &b"."[..] } else { path };
-    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     // Bounded: somebody renaming without end must not hold us here.
     for _ in 0..1000 {
         // EAGAIN: a rename raced with `..` on the way; the kernel asks to try again.

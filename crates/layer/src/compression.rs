@@ -1,12 +1,19 @@
-//! Compressed layers, told by content.
+//! Compressed layers: read by content, written by choice.
 
-use std::io::{self, BufRead, Cursor, Read, Write};
+mod encode;
+mod estargz;
+mod gzip;
+mod hashed;
+
+use std::io::{self, BufRead, Cursor, Read};
 
 use bzip2::bufread::MultiBzDecoder;
-use flate2::GzBuilder;
 use flate2::bufread::MultiGzDecoder;
-use flate2::write::GzEncoder;
 use lzma_rust2::XzReader;
+
+pub use encode::{Codec, CodecError, Encoder};
+pub use estargz::{Estargz, estargz};
+pub use hashed::{CopyFault, copy_hashed};
 
 /// Windows above 128 MiB are refused: a few bytes must not cost gigabytes.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
@@ -80,18 +87,14 @@ pub fn is_tar(head: &[u8]) -> bool {
     u32::from_str_radix(&digits, 8).is_ok_and(|written| written == expected)
 }
 
-/// Compresses into `out`; the same bytes in give the same bytes out. End it with `finish`.
-pub fn gzip_encoder<W: Write>(out: W, level: u32) -> GzEncoder<W> {
-    // 255: no operating system named. No time either, and no file name.
-    GzBuilder::new().mtime(0).operating_system(255).write(out, flate2::Compression::new(level.min(9)))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn gzip(text: &[u8]) -> Vec<u8> {
-        let mut encoder = gzip_encoder(Vec::new(), 6);
+        let mut encoder = Codec::GZIP.encoder(Vec::new()).unwrap();
         encoder.write_all(text).unwrap();
         encoder.finish().unwrap()
     }

@@ -2,20 +2,23 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kiln_oci::{DiffId, Sha256Writer};
+use kiln_oci::DiffId;
+use rustix::fs::{self, FileType, Mode, OFlags};
 
-use crate::beneath::BeneathError;
-use crate::index::{Entry, EntryKind, ScanError, ScanOptions, Timestamp, open_to_read, scan};
-use crate::node::{Xattrs, is_private_xattr};
+use crate::hashing::HashedOut;
+use crate::index::{Entry, EntryKind, ScanError, Timestamp};
+use crate::node::{self, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath};
 use crate::tar_write::{BLOCK, Header, write_header, write_padding};
+use crate::walk::Walk;
 
-/// Large enough that hashing and writing, not calls, take the time.
-const BUFFER: usize = 256 << 10;
+mod trees;
+
+pub use trees::diff_trees;
 
 /// What the files of a tree mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,47 +105,76 @@ impl From<ScanError> for DiffError {
     }
 }
 
-impl From<BeneathError> for DiffError {
-    fn from(error: BeneathError) -> Self {
-        Self::Scan(error.into())
-    }
-}
-
 /// Writes the tree below `upper` as a tar: a pure function of the tree.
 ///
 /// Members are sorted by component; of hard links the first is the file. Sockets are left out, as
-/// are the attributes of overlayfs and SELinux.
+/// are the attributes of overlayfs and SELinux. Memory does not grow with the tree, but for the names
+/// of the directories on the way and the files with several links.
 pub fn diff(upper: BorrowedFd<'_>, out: impl Write, options: &DiffOptions<'_>) -> Result<Written, DiffError> {
-    let scanning = ScanOptions { hash: false, filter: None, stat_cache: None, cancel: options.cancel };
-    let entries = scan(upper, b"", &scanning)?;
-    let out = BufWriter::with_capacity(BUFFER, Sha256Writer::new(out));
-    let mut writer =
-        Writer { upper, options, out, buffer: vec![0; BUFFER], links: HashMap::new(), entries: 0 };
-    for entry in &entries {
+    let mut writer = Writer::new(out, options);
+    let mut walk = Walk::new(upper, b"")?;
+    while walk.next()?.is_some() {
         if options.cancel.load(Ordering::Relaxed) {
             return Err(DiffError::Cancelled);
         }
-        writer.write(entry)?;
+        let (entry, file) = writer.read(&mut walk)?;
+        writer.write(&entry, file)?;
     }
     writer.finish()
 }
 
 struct Writer<'a, W: Write> {
-    upper: BorrowedFd<'a>,
     options: &'a DiffOptions<'a>,
-    out: BufWriter<Sha256Writer<W>>,
-    buffer: Vec<u8>,
+    out: HashedOut<W>,
     /// First path of every inode that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
     entries: u64,
 }
 
-impl<W: Write> Writer<'_, W> {
-    fn write(&mut self, entry: &Entry) -> Result<(), DiffError> {
+impl<'a, W: Write> Writer<'a, W> {
+    fn new(out: W, options: &'a DiffOptions<'a>) -> Self {
+        Self { options, out: HashedOut::new(out), links: HashMap::new(), entries: 0 }
+    }
+
+    /// The entry that the walk came to and, unless it was written already, the content of a file.
+    /// Goes into a directory.
+    fn read(&self, walk: &mut Walk) -> Result<(Entry, Option<File>), DiffError> {
+        let found = walk.current().expect("called after the walk came to an entry");
+        let failed = |path: &[u8], error| DiffError::Scan(ScanError::host(path, error));
+        let none = Xattrs::new();
+        match node::kind(&found.stat) {
+            FileType::Directory => {
+                let mut entry = Entry::new(&found, None, none)?;
+                let dir = walk.enter()?;
+                entry.xattrs = node::xattrs_of(dir).map_err(|error| failed(&entry.path, error))?;
+                Ok((entry, None))
+            }
+            FileType::RegularFile if self.links.contains_key(&(found.stat.st_dev, found.stat.st_ino)) => {
+                Ok((Entry::new(&found, None, none)?, None))
+            }
+            FileType::RegularFile => {
+                // One that turned into a fifo or a link meanwhile does not hang or lead away.
+                let flags =
+                    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let file = fs::openat(found.parent, found.name, flags, Mode::empty()).named("openat");
+                let file = file.map_err(|error| failed(found.path, error))?;
+                let xattrs = node::xattrs_of(file.as_fd()).map_err(|error| failed(found.path, error))?;
+                Ok((Entry::new(&found, None, xattrs)?, Some(file.into())))
+            }
+            _ => {
+                let xattrs = node::xattrs(found.parent, found.name);
+                let xattrs = xattrs.map_err(|error| failed(found.path, error))?;
+                Ok((Entry::new(&found, None, xattrs)?, None))
+            }
+        }
+    }
+
+    /// Writes an entry; `file` has the content.
+    fn write(&mut self, entry: &Entry, file: Option<File>) -> Result<(), DiffError> {
         let overlay = self.options.form == TreeForm::OverlayUpper;
         if overlay && is_whiteout(entry) {
             let (parent, name) = path::split(&entry.path);
-            return self.marker(path::join(parent, &[b".wh.", name].concat()));
+            return self.marker(hiding(parent, name));
         }
         let (_, name) = path::split(&entry.path);
         if name.starts_with(b".wh.") {
@@ -152,7 +184,7 @@ impl<W: Write> Writer<'_, W> {
             refuse_redirects(entry)?;
         }
         if !entry.path.is_empty() || self.options.root_entry {
-            self.member(entry)?;
+            self.member(entry, file)?;
         }
         if overlay && is_opaque(entry) {
             self.marker(path::join(&entry.path, b".wh..wh..opq"))?;
@@ -176,7 +208,7 @@ impl<W: Write> Writer<'_, W> {
         })
     }
 
-    fn member(&mut self, entry: &Entry) -> Result<(), DiffError> {
+    fn member(&mut self, entry: &Entry, file: Option<File>) -> Result<(), DiffError> {
         let mut path = entry.path.clone();
         let (mut size, mut device, mut link) = (0, (0, 0), Vec::new());
         let flag = match &entry.kind {
@@ -224,7 +256,10 @@ impl<W: Write> Writer<'_, W> {
             device,
             xattrs: &xattrs,
         })?;
-        if flag == b'0' && size > 0 { self.content(&entry.path, size) } else { Ok(()) }
+        match file {
+            Some(file) if size > 0 => self.content(&entry.path, file, size),
+            _ => Ok(()),
+        }
     }
 
     fn header(&mut self, header: &Header<'_>) -> Result<(), DiffError> {
@@ -233,14 +268,15 @@ impl<W: Write> Writer<'_, W> {
     }
 
     /// Exactly `size` bytes: the header has promised them already.
-    fn content(&mut self, path: &[u8], size: u64) -> Result<(), DiffError> {
-        let mut file = File::from(open_to_read(self.upper, path)?);
+    fn content(&mut self, path: &[u8], mut file: File, size: u64) -> Result<(), DiffError> {
         let mut left = size;
         loop {
             if self.options.cancel.load(Ordering::Relaxed) {
                 return Err(DiffError::Cancelled);
             }
-            let length = match file.read(&mut self.buffer) {
+            // Into the output itself; one byte more than there should be shows that the file grew.
+            let spare = self.out.spare().map_err(DiffError::Output)?;
+            let length = match file.read(spare) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(DiffError::Host { call: "read", path: path.into(), source }),
@@ -251,18 +287,21 @@ impl<W: Write> Writer<'_, W> {
             if length == 0 {
                 return write_padding(&mut self.out, size).map_err(DiffError::Output);
             }
-            self.out.write_all(&self.buffer[..length]).map_err(DiffError::Output)?;
+            self.out.advance(length);
             left -= length as u64;
         }
     }
 
     fn finish(mut self) -> Result<Written, DiffError> {
         self.out.write_all(&[0; 2 * BLOCK]).map_err(DiffError::Output)?;
-        let hashed = self.out.into_inner().map_err(|error| DiffError::Output(error.into_error()))?;
-        let (mut out, digest, tar_size_bytes) = hashed.finish();
-        out.flush().map_err(DiffError::Output)?;
+        let (digest, tar_size_bytes) = self.out.finish().map_err(DiffError::Output)?;
         Ok(Written { diff_id: DiffId(digest), tar_size_bytes, entries: self.entries })
     }
+}
+
+/// The path of the marker that hides `name`.
+fn hiding(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    path::join(parent, &[b".wh.", name].concat())
 }
 
 /// The value of an overlay attribute, whether it was mounted with `userxattr` or not.

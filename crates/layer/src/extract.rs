@@ -52,6 +52,7 @@ impl fmt::Display for ExtractError {
             ApplyError::Limit { what, limit, actual } => {
                 write!(f, "the archive has {actual} {what}, {limit} are allowed")
             }
+            ApplyError::Density(_) => f.write_str("the archive is not decompressed"),
             ApplyError::Input(_) => f.write_str("cannot read the archive"),
             ApplyError::Host { call, entry, .. } => write!(f, "{call} failed for archive entry {entry}"),
         }

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 use rustix::fs::{self, FileType, OFlags, Stat};
 
 use crate::beneath::{self, BeneathError};
-use crate::node::{self, CallError, Named};
+use crate::node::{self, CallError, Named, Xattrs};
 use crate::path::{self, EntryPath, PathError};
+use crate::walk::{Found, Walk};
 
 /// A time of the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -180,7 +181,7 @@ impl From<BeneathError> for ScanError {
 }
 
 impl ScanError {
-    fn host(path: &[u8], CallError { call, errno }: CallError) -> Self {
+    pub(crate) fn host(path: &[u8], CallError { call, errno }: CallError) -> Self {
         Self::Host { call, path: path.into(), source: errno.into() }
     }
 }
@@ -195,20 +196,22 @@ pub fn scan(root: BorrowedFd<'_>, start: &[u8], options: &ScanOptions<'_>) -> Re
         b"." => b"",
         start => start,
     };
-    let mut walk = Walk { options, entries: Vec::new(), pending: Vec::new(), unhashed: Vec::new() };
-    if start.is_empty() {
-        let top = beneath::open_file(root, b"", OFlags::RDONLY | OFlags::DIRECTORY)?;
-        walk.visit(top.as_fd(), b".", Vec::new())?;
-    } else {
-        let (parent, name) = beneath::open_parent(root, start)?;
-        walk.visit(parent.as_fd(), name, start.to_vec())?;
+    let mut scan = Scan { options, entries: Vec::new(), pending: Vec::new(), unhashed: Vec::new() };
+    let mut walk = Walk::new(root, start)?;
+    while let Some(found) = walk.next()? {
+        if options.cancel.load(Ordering::Relaxed) {
+            return Err(ScanError::Cancelled);
+        }
+        if scan.visit(&found)? {
+            walk.enter()?;
+        }
     }
-    let Walk { mut entries, unhashed, .. } = walk;
+    let Scan { mut entries, unhashed, .. } = scan;
     hash_files(root, &mut entries, &unhashed, options)?;
     Ok(entries)
 }
 
-struct Walk<'a> {
+struct Scan<'a> {
     options: &'a ScanOptions<'a>,
     entries: Vec<Entry>,
     /// Directories above the current entry that are taken with the first entry below them.
@@ -217,28 +220,24 @@ struct Walk<'a> {
     unhashed: Vec<usize>,
 }
 
-impl Walk<'_> {
-    fn visit(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: Vec<u8>) -> Result<(), ScanError> {
-        if self.options.cancel.load(Ordering::Relaxed) {
-            return Err(ScanError::Cancelled);
-        }
-        let host = |error| ScanError::host(&path, error);
-        let stat = fs::statat(parent, name, fs::AtFlags::SYMLINK_NOFOLLOW).named("fstatat").map_err(host)?;
-        let is_dir = node::kind(&stat) == FileType::Directory;
+impl Scan<'_> {
+    /// Takes the entry or not; whether to look below it.
+    fn visit(&mut self, found: &Found<'_>) -> Result<bool, ScanError> {
+        let is_dir = node::kind(&found.stat) == FileType::Directory;
         let visit = match self.options.filter {
-            Some(filter) if !path.is_empty() => filter(&path, is_dir),
+            Some(filter) if !found.path.is_empty() => filter(found.path, is_dir),
             _ => Visit::Take,
         };
-        let above = self.pending.len();
+        self.pending.retain(|above| path::is_below(found.path, &above.path));
         match visit {
-            Visit::Skip => return Ok(()),
-            Visit::Descend if !is_dir => return Ok(()),
+            Visit::Skip => return Ok(false),
+            Visit::Descend if !is_dir => return Ok(false),
             Visit::Descend => {
-                let entry = self.entry(parent, name, &path, &stat)?;
+                let entry = self.entry(found)?;
                 self.pending.push(entry);
             }
             Visit::Take => {
-                let entry = self.entry(parent, name, &path, &stat)?;
+                let entry = self.entry(found)?;
                 self.entries.append(&mut self.pending);
                 if self.options.hash && matches!(entry.kind, EntryKind::File { content: None, .. }) {
                     self.unhashed.push(self.entries.len());
@@ -246,36 +245,34 @@ impl Walk<'_> {
                 self.entries.push(entry);
             }
         }
-        if is_dir {
-            let directory = node::open_dir(parent, name).map_err(host)?;
-            for child in node::names(directory.as_fd()).map_err(host)? {
-                let below = path::join(&path, &child);
-                path::check(&below)
-                    .map_err(|source| ScanError::Path { path: below.as_slice().into(), source })?;
-                self.visit(directory.as_fd(), &child, below)?;
-            }
-        }
-        self.pending.truncate(above);
-        Ok(())
+        Ok(is_dir)
     }
 
-    fn entry(
-        &self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        stat: &Stat,
-    ) -> Result<Entry, ScanError> {
-        let host = |error| ScanError::host(path, error);
+    fn entry(&self, found: &Found<'_>) -> Result<Entry, ScanError> {
+        let is_file = node::kind(&found.stat) == FileType::RegularFile;
+        let known = self.options.stat_cache.filter(|_| self.options.hash && is_file);
+        let content = known.and_then(|cache| cache.get(&FileStat::of(&found.stat)));
+        let xattrs = node::xattrs(found.parent, found.name);
+        let xattrs = xattrs.map_err(|error| ScanError::host(found.path, error))?;
+        Entry::new(found, content, xattrs)
+    }
+}
+
+impl Entry {
+    /// What a walk found, with what its `stat(2)` does not say.
+    pub(crate) fn new(
+        found: &Found<'_>,
+        content: Option<[u8; 32]>,
+        xattrs: Xattrs,
+    ) -> Result<Self, ScanError> {
+        let Found { parent, name, path, stat } = found;
         let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
         let kind = match node::kind(stat) {
-            FileType::RegularFile => {
-                let known = self.options.stat_cache.filter(|_| self.options.hash);
-                file_kind(stat, known.and_then(|cache| cache.get(&FileStat::of(stat))))
-            }
+            FileType::RegularFile => file_kind(stat, content),
             FileType::Directory => EntryKind::Dir,
             FileType::Symlink => {
-                let target = fs::readlinkat(parent, name, Vec::new()).named("readlinkat").map_err(host)?;
+                let target = fs::readlinkat(parent, *name, Vec::new()).named("readlinkat");
+                let target = target.map_err(|error| ScanError::host(path, error))?;
                 EntryKind::Symlink { target: target.into_bytes() }
             }
             FileType::CharacterDevice => EntryKind::Char { major, minor },
@@ -283,7 +280,7 @@ impl Walk<'_> {
             FileType::Fifo => EntryKind::Fifo,
             _ => EntryKind::Socket,
         };
-        Ok(Entry {
+        Ok(Self {
             path: path.to_vec(),
             kind,
             mode: stat.st_mode & 0o7777,
@@ -291,12 +288,10 @@ impl Walk<'_> {
             gid: stat.st_gid,
             mtime: mtime(stat),
             ctime: ctime(stat),
-            xattrs: node::xattrs(parent, name).map_err(host)?,
+            xattrs,
         })
     }
-}
 
-impl Entry {
     /// Whether the file that `file` has open is in the state in which it was scanned. The scan must
     /// have been of the same mount: overlayfs gives each its own device number.
     ///
@@ -420,6 +415,7 @@ pub(crate) fn open_to_read(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd,
 #[cfg(test)]
 mod tests {
     use std::fs::{create_dir, write};
+    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
     use super::*;

@@ -17,9 +17,11 @@ mod node;
 mod index;
 mod stat_cache;
 mod tree_digest;
+mod walk;
 
 mod apply;
 mod extract;
+mod hashing;
 mod tar_header;
 mod tar_read;
 mod tar_sparse;
@@ -27,22 +29,31 @@ mod unpack;
 
 mod archive;
 mod diff;
+mod repack;
 mod tar_write;
 
+mod clone;
 mod compression;
 mod copy;
+mod density;
 
 pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
 pub use archive::archive;
 pub use beneath::BeneathError;
-pub use compression::{Compression, decoder, detect, gzip_encoder, is_tar};
+pub use clone::{TreeError, clone_tree, remove_tree};
+pub use compression::{
+    Codec, CodecError, Compression, CopyFault, Encoder, Estargz, copy_hashed, decoder, detect, estargz,
+    is_tar,
+};
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
-pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, is_opaque, is_whiteout};
+pub use density::{DensityError, bounded_decoder};
+pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, diff_trees, is_opaque, is_whiteout};
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
 pub use node::is_private_xattr;
 pub use path::{EntryPath, PathError};
+pub use repack::{RepackError, RepackOptions, Times, repack};
 pub use stat_cache::FileStatCache;
 pub use tree_digest::tree_digest;

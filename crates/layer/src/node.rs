@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags,
+    self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, Stat, Timespec, Timestamps, Uid,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -121,26 +122,58 @@ fn magic_path(directory: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
 /// All extended attributes of `name` itself; `.` for the directory.
 pub(crate) fn xattrs(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, CallError> {
     let path = magic_path(parent, name);
+    read_xattrs(
+        |names| fs::llistxattr(path.as_slice(), names).named("llistxattr"),
+        |key, value| fs::lgetxattr(path.as_slice(), key, value).named("lgetxattr"),
+    )
+}
+
+/// All extended attributes of an open file or directory.
+pub(crate) fn xattrs_of(fd: BorrowedFd<'_>) -> Result<Xattrs, CallError> {
+    read_xattrs(
+        |names| fs::flistxattr(fd, names).named("flistxattr"),
+        |key, value| fs::fgetxattr(fd, key, value).named("fgetxattr"),
+    )
+}
+
+/// Removes the attributes of an open directory that are `gone`.
+pub(crate) fn remove_xattrs(fd: BorrowedFd<'_>, gone: impl Fn(&[u8]) -> bool) -> Result<(), CallError> {
+    for name in xattrs_of(fd)?.into_keys().filter(|name| gone(name)) {
+        fs::fremovexattr(fd, name.as_slice()).named("fremovexattr")?;
+    }
+    Ok(())
+}
+
+fn read_xattrs(
+    list: impl Fn(&mut [u8]) -> Result<usize, CallError>,
+    get: impl Fn(&[u8], &mut [u8]) -> Result<usize, CallError>,
+) -> Result<Xattrs, CallError> {
     let mut found = Xattrs::new();
     // Most files have none: one call with a small buffer settles it.
-    let mut names = vec![0; 1024];
-    let length = loop {
-        match fs::llistxattr(path.as_slice(), names.as_mut_slice()) {
-            Ok(length) => break length,
-            Err(Errno::RANGE) if names.len() < 1 << 20 => names.resize(names.len() * 8, 0),
-            Err(Errno::NOTSUP) => return Ok(found),
-            Err(errno) => return Err(CallError { call: "llistxattr", errno }),
+    let mut short = [0; 512];
+    let mut long = Vec::new();
+    let names = loop {
+        let buffer = if long.is_empty() { &mut short[..] } else { &mut long[..] };
+        match list(buffer) {
+            Ok(length) => break if long.is_empty() { &short[..length] } else { &long[..length] },
+            Err(CallError { errno: Errno::RANGE, .. }) if long.len() < 1 << 20 => {
+                long.resize(4096.max(long.len() * 8), 0);
+            }
+            Err(CallError { errno: Errno::NOTSUP, .. }) => return Ok(found),
+            Err(error) => return Err(error),
         }
     };
-    for key in names[..length].split(|&b| b == 0).filter(|key| !key.is_empty()) {
+    for key in names.split(|&b| b == 0).filter(|key| !key.is_empty()) {
         let mut value = vec![0; 256];
         let length = loop {
-            match fs::lgetxattr(path.as_slice(), key, value.as_mut_slice()) {
+            match get(key, &mut value) {
                 Ok(length) => break Some(length),
-                Err(Errno::RANGE) if value.len() < 1 << 20 => value.resize(value.len() * 8, 0),
+                Err(CallError { errno: Errno::RANGE, .. }) if value.len() < 1 << 20 => {
+                    value.resize(value.len() * 8, 0);
+                }
                 // Gone since it was listed, or not for us to read.
-                Err(Errno::NODATA | Errno::NOTSUP) => break None,
-                Err(errno) => return Err(CallError { call: "lgetxattr", errno }),
+                Err(CallError { errno: Errno::NODATA | Errno::NOTSUP, .. }) => break None,
+                Err(error) => return Err(error),
             }
         };
         if let Some(length) = length {
@@ -151,19 +184,49 @@ pub(crate) fn xattrs(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs, Call
     Ok(found)
 }
 
-/// Names in an open directory, sorted as bytes.
-pub(crate) fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, CallError> {
+/// Names in a directory, sorted as bytes. One piece of memory for all of them.
+#[derive(Default)]
+pub(crate) struct Names {
+    bytes: Vec<u8>,
+    /// Begin and end of each.
+    spans: Vec<(usize, usize)>,
+}
+
+impl Names {
+    pub(crate) fn one(name: &[u8]) -> Self {
+        Self { bytes: name.to_vec(), spans: vec![(0, name.len())] }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    pub(crate) fn get(&self, nth: usize) -> &[u8] {
+        let (begin, end) = self.spans[nth];
+        &self.bytes[begin..end]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.spans.iter().map(|&(begin, end)| &self.bytes[begin..end])
+    }
+}
+
+/// Lists an open directory.
+pub(crate) fn names(directory: BorrowedFd<'_>) -> Result<Names, CallError> {
     let mut buffer = Vec::with_capacity(32 << 10);
     let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
-    let mut names = Vec::new();
+    let mut names = Names::default();
     while let Some(entry) = entries.next() {
         let entry = entry.named("getdents64")?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(name.to_vec());
+            let begin = names.bytes.len();
+            names.bytes.extend_from_slice(name);
+            names.spans.push((begin, names.bytes.len()));
         }
     }
-    names.sort_unstable();
+    let bytes = &names.bytes;
+    names.spans.sort_unstable_by(|a, b| bytes[a.0..a.1].cmp(&bytes[b.0..b.1]));
     Ok(names)
 }
 
@@ -186,16 +249,86 @@ pub(crate) fn open_dir(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, C
     fs::openat(parent, name, flags, Mode::empty()).named("openat")
 }
 
-/// Removes `name` with everything below it; nothing there is fine.
+/// Removes `name` with everything below it; nothing there is fine, and so is another process that
+/// removes the same.
+///
+/// Costs an unlink an entry. Trees deeper than [`REMOVED_AT_ONCE`] are taken apart: what is below is
+/// moved up, so that neither the stack nor the number of open files depends on the tree.
 pub(crate) fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), CallError> {
-    match fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(errno) => return Err(CallError { call: "unlinkat", errno }),
+    if unlink(parent, name)? {
+        return Ok(());
     }
-    let directory = open_dir(parent, name)?;
-    for child in names(directory.as_fd())? {
-        remove(directory.as_fd(), &child)?;
+    loop {
+        // Opened anew each time: what was listed once is at its end.
+        let Some(top) = there(open_dir(parent, name))? else { return Ok(()) };
+        let mut moved = 0;
+        let Some(children) = there(names(top.as_fd()))? else { return Ok(()) };
+        for child in children.iter() {
+            remove_below(top.as_fd(), child, top.as_fd(), &mut moved, REMOVED_AT_ONCE)?;
+        }
+        if moved == 0 {
+            match there(remove_dir(parent, name)) {
+                // The other process has moved something up.
+                Err(CallError { errno: Errno::NOTEMPTY, .. }) => {}
+                result => return result.map(drop),
+            }
+        }
     }
+}
+
+fn remove_dir(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), CallError> {
     fs::unlinkat(parent, name, AtFlags::REMOVEDIR).named("unlinkat")
+}
+
+/// `None` for what is not there any more.
+fn there<T>(result: Result<T, CallError>) -> Result<Option<T>, CallError> {
+    match result {
+        Err(CallError { errno: Errno::NOENT, .. }) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// Levels of directories that are open at the same time.
+const REMOVED_AT_ONCE: u32 = 64;
+
+fn remove_below(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    top: BorrowedFd<'_>,
+    moved: &mut u32,
+    levels: u32,
+) -> Result<(), CallError> {
+    if unlink(parent, name)? {
+        return Ok(());
+    }
+    if levels == 0 {
+        loop {
+            *moved += 1;
+            let target = format!(".deep-{moved}");
+            match fs::renameat_with(parent, name, top, target.as_str(), RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                result => return there(result.named("renameat2")).map(drop),
+            }
+        }
+    }
+    let Some(directory) = there(open_dir(parent, name))? else { return Ok(()) };
+    let Some(children) = there(names(directory.as_fd()))? else { return Ok(()) };
+    for child in children.iter() {
+        remove_below(directory.as_fd(), child, top, moved, levels - 1)?;
+    }
+    match there(remove_dir(parent, name)) {
+        // The other process has moved something to this name: another round finds it.
+        Err(CallError { errno: Errno::NOTEMPTY, .. }) => *moved += 1,
+        result => drop(result?),
+    }
+    Ok(())
+}
+
+/// Unlinks what is no directory; whether it is gone.
+fn unlink(parent: BorrowedFd<'_>, name: &[u8]) -> Result<bool, CallError> {
+    match fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::ISDIR | Errno::PERM) => Ok(false),
+        Err(errno) => Err(CallError { call: "unlinkat", errno }),
+    }
 }

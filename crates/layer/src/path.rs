@@ -127,6 +127,14 @@ pub(crate) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
+/// Whether `path` is in the directory `above` or further below it. Everything is below the root.
+pub(crate) fn is_below(path: &[u8], above: &[u8]) -> bool {
+    match path.strip_prefix(above) {
+        Some(rest) if above.is_empty() => !rest.is_empty(),
+        rest => rest.is_some_and(|rest| rest.starts_with(b"/")),
+    }
+}
+
 /// `path` relative to `prefix`; empty when they are equal, whole when `prefix` is no parent.
 pub(crate) fn strip<'p>(path: &'p [u8], prefix: &[u8]) -> &'p [u8] {
     match path.strip_prefix(prefix) {

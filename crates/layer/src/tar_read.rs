@@ -2,18 +2,20 @@
 //!
 //! The `tar` crate reads extension members of any size into memory, so the framing is done here.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
+use std::sync::Arc;
 
-use kiln_oci::{Digest, Sha256Writer};
+use kiln_oci::Digest;
 
 use crate::apply::{ApplyError, Defect, Limits};
+use crate::hashing::{Hashing, PIECE};
 use crate::path::EntryPath;
 use crate::tar_header::{Extensions, Member, checksum_holds, member, raw_path, unsigned, until_nul};
 use crate::tar_sparse::{self, MapRest, MapText, SparseHeader, SparseMap};
 use crate::tar_write::BLOCK;
 
 pub(crate) struct TarReader<R: Read> {
-    source: BufReader<Hashing<R>>,
+    source: Source<R>,
     limits: Limits,
     /// Unread content of the current member, and the padding behind it.
     content_left: u64,
@@ -23,25 +25,77 @@ pub(crate) struct TarReader<R: Read> {
     holes: u64,
 }
 
-/// Hashes what passes, in the large pieces that the buffer asks for.
-struct Hashing<R> {
+/// A stream in large pieces, hashed as they come.
+struct Source<R> {
     inner: R,
-    hash: Sha256Writer<io::Sink>,
+    hashing: Hashing,
+    piece: Arc<Vec<u8>>,
+    /// How much of the piece is used.
+    at: usize,
+    /// Shows once the bytes before it are used.
+    error: Option<io::Error>,
 }
 
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.inner.read(buffer)?;
-        io::Write::write_all(&mut self.hash, &buffer[..length])?;
-        Ok(length)
+impl<R: Read> Source<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, hashing: Hashing::new(), piece: Arc::default(), at: 0, error: None }
+    }
+
+    /// What comes next; empty at the end of the stream.
+    fn fill(&mut self) -> Result<&[u8], ApplyError> {
+        if self.at == self.piece.len() {
+            self.next_piece()?;
+        }
+        Ok(&self.piece[self.at..])
+    }
+
+    fn next_piece(&mut self) -> Result<(), ApplyError> {
+        let old = std::mem::take(&mut self.piece);
+        if old.capacity() > 0 {
+            self.hashing.give_back(old);
+        }
+        self.at = 0;
+        if let Some(error) = self.error.take() {
+            return Err(ApplyError::input(error));
+        }
+        let mut room = self.hashing.room();
+        room.resize(PIECE, 0);
+        let mut filled = 0;
+        // Decompressors give little at a time.
+        while filled < PIECE {
+            match self.inner.read(&mut room[filled..]) {
+                Ok(0) => break,
+                Ok(length) => filled += length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.error = Some(error);
+                    break;
+                }
+            }
+        }
+        room.truncate(filled);
+        if filled == 0
+            && let Some(error) = self.error.take()
+        {
+            return Err(ApplyError::input(error));
+        }
+        self.piece = Arc::new(room);
+        self.hashing.hash(&self.piece);
+        Ok(())
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.at += length;
+    }
+
+    fn finish(self) -> (Digest, u64) {
+        self.hashing.finish()
     }
 }
 
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(inner: R, limits: Limits) -> Self {
-        let source = Hashing { inner, hash: Sha256Writer::new(io::sink()) };
-        let source = BufReader::with_capacity(256 << 10, source);
-        Self { source, limits, content_left: 0, padding: 0, consumed: 0, holes: 0 }
+        Self { source: Source::new(inner), limits, content_left: 0, padding: 0, consumed: 0, holes: 0 }
     }
 
     /// The next member; `None` at the end of the archive.
@@ -78,7 +132,7 @@ impl<R: Read> TarReader<R> {
             return Ok(&[]);
         }
         let left = usize::try_from(self.content_left).unwrap_or(usize::MAX).min(max);
-        let bytes = fill(&mut self.source)?;
+        let bytes = self.source.fill()?;
         if bytes.is_empty() {
             return Err(ApplyError::Broken { entry: entry.into(), defect: Defect::Truncated });
         }
@@ -94,15 +148,14 @@ impl<R: Read> TarReader<R> {
     /// Reads to the end of the stream, which the diff ID covers, and returns digest and size.
     pub(crate) fn finish(mut self) -> Result<(Digest, u64), ApplyError> {
         loop {
-            let length = fill(&mut self.source)?.len();
+            let length = self.source.fill()?.len();
             if length == 0 {
                 break;
             }
             self.source.consume(length);
             self.count(length as u64)?;
         }
-        let (_, digest, size) = self.source.into_inner().hash.finish();
-        Ok((digest, size))
+        Ok(self.source.finish())
     }
 
     fn count(&mut self, bytes: u64) -> Result<(), ApplyError> {
@@ -127,7 +180,7 @@ impl<R: Read> TarReader<R> {
     fn skip_content(&mut self) -> Result<(), ApplyError> {
         let mut left = self.content_left + self.padding;
         while left > 0 {
-            let length = fill(&mut self.source)?.len();
+            let length = self.source.fill()?.len();
             if length == 0 {
                 // Go takes a last member without its padding, too.
                 let torn = left > self.padding;
@@ -242,7 +295,7 @@ impl<R: Read> TarReader<R> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while filled < BLOCK {
-            let bytes = fill(&mut self.source)?;
+            let bytes = self.source.fill()?;
             if bytes.is_empty() && filled == 0 {
                 return Ok(None);
             }
@@ -257,15 +310,4 @@ impl<R: Read> TarReader<R> {
         self.count(BLOCK as u64)?;
         Ok(Some(block))
     }
-}
-
-fn fill<R: Read>(source: &mut BufReader<Hashing<R>>) -> Result<&[u8], ApplyError> {
-    loop {
-        match source.fill_buf() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(ApplyError::Input(error)),
-            Ok(_) => break,
-        }
-    }
-    Ok(source.buffer())
 }

@@ -1,22 +1,27 @@
 //! Makes the members of a tar below a root.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, XattrFlags};
+use rustix::fs::{self, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::apply::{ApplyError, Defect, Refusal, Whiteouts};
+use crate::apply::{ApplyError, Defect, Refusal, Whiteouts, is_kept_xattr};
 use crate::beneath;
 use crate::index::Timestamp;
 use crate::node::{self, Attributes, CallError, Named};
 use crate::path::{self, PathError};
 use crate::tar_header::{Member, MemberKind};
 use crate::tar_read::TarReader;
+
+mod links;
+mod whiteouts;
+
+use whiteouts::set_opaque;
 
 /// How members become files.
 #[derive(Clone, Copy)]
@@ -54,6 +59,10 @@ impl Rules<'_> {
             Meaning::Archive => path::clip(path),
         };
         cleaned.map_err(|error| match error {
+            PathError::TooLong(_) if levels(path) > MAX_LEVELS => {
+                let (limit, actual) = (MAX_LEVELS as u64, levels(path) as u64);
+                ApplyError::Limit { what: "levels of directories in one path", limit, actual }
+            }
             PathError::Above => ApplyError::Refused { entry: entry.into(), refusal: Refusal::Escapes },
             other => ApplyError::Broken { entry: entry.into(), defect: Defect::Path(other) },
         })
@@ -67,13 +76,27 @@ impl Rules<'_> {
     }
 }
 
+/// Directories that stay open.
+const KEPT_PARENTS: usize = 8;
+
+/// A path of the longest kind has fewer.
+const MAX_LEVELS: usize = 2048;
+
+fn levels(path: &[u8]) -> usize {
+    path.split(|&b| b == b'/').filter(|name| !name.is_empty()).count()
+}
+
 pub(crate) struct Unpacker<'a> {
     root: BorrowedFd<'a>,
     rules: Rules<'a>,
-    /// The parent of the last member: most neighbours share it. Forgotten when anything is removed.
-    parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    /// Parents of the last members, the last one first: most neighbours share theirs, links go to and
+    /// fro. Forgotten when anything is removed.
+    parents: VecDeque<(Vec<u8>, Rc<OwnedFd>)>,
     /// Times of directories, set when nothing is put into them any more.
     dir_mtimes: BTreeMap<Vec<u8>, Timestamp>,
+    /// Copies of files that have as many links as the file system allows, by the file's inode: further
+    /// links go to them.
+    overflow: HashMap<(u64, u64), Vec<u8>>,
     /// What this tar made; whiteouts do not remove it. Kept only for [`Whiteouts::Remove`].
     made: BTreeSet<Vec<u8>>,
 }
@@ -91,7 +114,14 @@ fn broken(path: &[u8], defect: Defect) -> ApplyError {
 
 impl<'a> Unpacker<'a> {
     pub(crate) fn new(root: BorrowedFd<'a>, rules: Rules<'a>) -> Self {
-        Self { root, rules, parent: None, dir_mtimes: BTreeMap::new(), made: BTreeSet::new() }
+        Self {
+            root,
+            rules,
+            parents: VecDeque::new(),
+            dir_mtimes: BTreeMap::new(),
+            overflow: HashMap::new(),
+            made: BTreeSet::new(),
+        }
     }
 
     pub(crate) fn rules(&self) -> Rules<'a> {
@@ -129,43 +159,6 @@ impl<'a> Unpacker<'a> {
         }
         self.remember(path);
         Ok(())
-    }
-
-    /// Hides what the lower layers have at `parent`/`name`; what this tar made stays.
-    pub(crate) fn hide(&mut self, parent: &[u8], name: &[u8]) -> Result<(), ApplyError> {
-        let path = path::join(parent, name);
-        if self.rules.whiteouts() == Some(Whiteouts::Remove) {
-            let Some(directory) = self.existing(parent)? else { return Ok(()) };
-            self.forget();
-            return self.remove_lower_at(directory.as_fd(), name, &path);
-        }
-        let directory = self.parent(parent)?;
-        match node::stat(directory.as_fd(), name).map_err(host(&path))? {
-            Some(stat) if node::kind(&stat) == FileType::Directory => self.make_opaque(&path),
-            // A file of this layer hides the lower one already.
-            Some(_) => Ok(()),
-            None => fs::mknodat(&directory, name, FileType::CharacterDevice, Mode::empty(), 0)
-                .named("mknodat")
-                .map_err(host(&path)),
-        }
-    }
-
-    /// Hides everything the lower layers have in the directory `path`.
-    pub(crate) fn make_opaque(&mut self, path: &[u8]) -> Result<(), ApplyError> {
-        match self.rules.whiteouts() {
-            None => Ok(()),
-            Some(Whiteouts::Overlay) => {
-                let directory = self.parent(path)?;
-                set_opaque(directory.as_fd()).map_err(host(path))
-            }
-            Some(Whiteouts::Remove) => match self.existing(path)? {
-                Some(directory) => {
-                    self.forget();
-                    self.remove_lower(directory.as_fd(), path)
-                }
-                None => Ok(()),
-            },
-        }
     }
 
     /// Sets the directories' times, now that nothing is put into them any more.
@@ -208,10 +201,7 @@ impl<'a> Unpacker<'a> {
         path: &[u8],
         member: &Member,
     ) -> Result<(), ApplyError> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::RUSR | Mode::WUSR;
-        let fd = self.replace(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))?;
-        let mut file = File::from(fd);
+        let mut file = File::from(self.create(parent, name, path)?);
         match &member.sparse {
             None => self.content(reader, &mut file, path, u64::MAX)?,
             Some(map) => {
@@ -283,48 +273,22 @@ impl<'a> Unpacker<'a> {
             }
         }
         let made = node::open_dir(parent, name).map_err(host(path))?;
+        if is_dir && self.rules.whiteouts().is_some() {
+            // As an upper directory has it: what the entry does not say, the directory has not.
+            let gone = |name: &[u8]| is_kept_xattr(name) && !member.xattrs.contains_key(name);
+            node::remove_xattrs(made.as_fd(), gone).map_err(host(path))?;
+        }
         let attributes = Attributes { mtime: None, ..self.attributes(member) };
         node::set_on_fd(made.as_fd(), &attributes).map_err(host(path))?;
         self.dir_mtimes.insert(path.to_vec(), member.mtime);
         Ok(())
     }
 
-    fn hard_link(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        member: &Member,
-    ) -> Result<(), ApplyError> {
-        let target = self.rules.clean(&member.link, path)?;
-        if target == path {
-            return Err(broken(path, Defect::LinkMissing));
-        }
-        let (above, target_name) = path::split(&target);
-        let missing = || broken(path, Defect::LinkMissing);
-        let target_parent = self.existing(above)?.ok_or_else(missing)?;
-        if target_name.is_empty() {
-            return Err(broken(path, Defect::LinkToDirectory));
-        }
-        let stat = node::stat(target_parent.as_fd(), target_name).map_err(host(path))?.ok_or_else(missing)?;
-        match node::kind(&stat) {
-            FileType::Directory => return Err(broken(path, Defect::LinkToDirectory)),
-            FileType::CharacterDevice if stat.st_rdev == 0 => return Err(missing()),
-            _ => {}
-        }
-        let here = node::stat(parent, name).map_err(host(path))?;
-        if here.is_some_and(|here| (here.st_dev, here.st_ino) == (stat.st_dev, stat.st_ino)) {
-            return Ok(());
-        }
-        // Without AT_SYMLINK_FOLLOW a link to a symbolic link is one to the link itself.
-        let link = || fs::linkat(&target_parent, target_name, parent, name, AtFlags::empty());
-        match self.replace(parent, name, path, "linkat", link) {
-            // The target was below what had to make way.
-            Err(ApplyError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Err(missing())
-            }
-            other => other,
-        }
+    /// Opens a new file to write.
+    fn create(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd, ApplyError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        self.replace(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))
     }
 
     fn special(
@@ -404,15 +368,15 @@ impl<'a> Unpacker<'a> {
 
     /// The directory `path`; `None` when it, or something above it, is not there.
     fn existing(&mut self, path: &[u8]) -> Result<Option<Rc<OwnedFd>>, ApplyError> {
-        if let Some((cached, directory)) = &self.parent
-            && cached == path
-        {
-            return Ok(Some(directory.clone()));
+        if let Some(at) = self.parents.iter().position(|(known, _)| known == path) {
+            self.parents.swap(0, at);
+            return Ok(Some(self.parents[0].1.clone()));
         }
         match beneath::open_file(self.root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => {
                 let directory = Rc::new(directory);
-                self.parent = Some((path.to_vec(), directory.clone()));
+                self.parents.truncate(KEPT_PARENTS - 1);
+                self.parents.push_front((path.to_vec(), directory.clone()));
                 Ok(Some(directory))
             }
             Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => Ok(None),
@@ -427,66 +391,6 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// The first whiteout among `path` and its parents: a lower file that this layer replaces by a
-    /// directory without an entry of its own.
-    fn whiteout_above(&self, path: &[u8]) -> Result<Option<usize>, ApplyError> {
-        for end in (1..=path.len()).filter(|&end| end == path.len() || path[end] == b'/') {
-            let Ok((parent, name)) = beneath::open_parent(self.root, &path[..end]) else { return Ok(None) };
-            match node::stat(parent.as_fd(), name).map_err(host(path))? {
-                Some(stat) if node::kind(&stat) == FileType::CharacterDevice && stat.st_rdev == 0 => {
-                    return Ok(Some(end));
-                }
-                _ => {}
-            }
-        }
-        Ok(None)
-    }
-
-    fn has_whiteout_above(&self, path: &[u8]) -> Result<bool, ApplyError> {
-        Ok(self.whiteout_above(path)?.is_some())
-    }
-
-    /// Turns a whiteout in the way into an opaque directory.
-    fn clear_whiteouts(&mut self, path: &[u8]) -> Result<(), ApplyError> {
-        if self.rules.whiteouts() != Some(Whiteouts::Overlay) {
-            return Ok(());
-        }
-        let Some(end) = self.whiteout_above(path)? else { return Ok(()) };
-        let hidden = &path[..end];
-        let (parent, name) = beneath::open_parent(self.root, hidden)?;
-        node::remove(parent.as_fd(), name).map_err(host(hidden))?;
-        beneath::mkdir_all(self.root, hidden, 0o755, (0, 0))?;
-        let made = node::open_dir(parent.as_fd(), name).map_err(host(hidden))?;
-        set_opaque(made.as_fd()).map_err(host(hidden))
-    }
-
-    fn remove_lower(&self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), ApplyError> {
-        for name in node::names(directory).map_err(host(path))? {
-            self.remove_lower_at(directory, &name, &path::join(path, &name))?;
-        }
-        Ok(())
-    }
-
-    /// Removes `name` and what is below, except for what this tar made.
-    fn remove_lower_at(&self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<(), ApplyError> {
-        if !self.holds_ours(path) {
-            return node::remove(parent, name).map_err(host(path));
-        }
-        let stat = node::stat(parent, name).map_err(host(path))?;
-        if stat.is_some_and(|stat| node::kind(&stat) == FileType::Directory) {
-            let directory = node::open_dir(parent, name).map_err(host(path))?;
-            self.remove_lower(directory.as_fd(), path)?;
-        }
-        Ok(())
-    }
-
-    /// Whether this tar made `path` or anything below it.
-    fn holds_ours(&self, path: &[u8]) -> bool {
-        let below = [path, b"/"].concat();
-        let next = self.made.range(below.clone()..).next();
-        self.made.contains(path) || next.is_some_and(|made| made.starts_with(&below))
-    }
-
     fn remember(&mut self, path: &[u8]) {
         if self.rules.whiteouts() == Some(Whiteouts::Remove) {
             self.made.insert(path.to_vec());
@@ -494,10 +398,6 @@ impl<'a> Unpacker<'a> {
     }
 
     fn forget(&mut self) {
-        self.parent = None;
+        self.parents.clear();
     }
-}
-
-fn set_opaque(directory: BorrowedFd<'_>) -> Result<(), CallError> {
-    fs::fsetxattr(directory, "trusted.overlay.opaque", b"y", XattrFlags::empty()).named("fsetxattr")
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_oci::{ActiveKey, SnapshotId};
 
+use crate::LayerForm;
+
 /// Why a snapshot operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -24,6 +26,39 @@ pub enum Error {
     /// A committed snapshot has this name already; it stays as it is.
     #[error("snapshot {0} exists already")]
     IdTaken(SnapshotId),
+    /// The backend keeps whole trees: a layer cannot be made before what it stands on.
+    #[error("snapshots here are whole trees and cannot be put on another one")]
+    WholeTrees,
+    /// The snapshots were made by a backend that keeps them in another form.
+    #[error("the snapshots at {path} are {found}, which this snapshotter does not keep")]
+    OtherForm {
+        /// The directory of snapshots.
+        path: PathBuf,
+        /// What they are.
+        found: LayerForm,
+    },
+    /// A whole tree could not be copied, compared or changed.
+    #[error("the tree at {path} could not be copied or changed")]
+    Tree {
+        /// The tree.
+        path: PathBuf,
+        /// Why.
+        source: kiln_layer::TreeError,
+    },
+    /// The changes of one snapshot could not be taken over by another.
+    #[error("the changes at {path} could not be taken over")]
+    Changes {
+        /// The tree that was to change.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// fuse-overlayfs did not do its part.
+    #[error("fuse-overlayfs failed: {reason}")]
+    Fuse {
+        /// What it says, or what did not happen.
+        reason: String,
+    },
     /// More layers than overlayfs stacks.
     #[error("the tree has more than {limit} layers, the most that overlayfs stacks")]
     TooDeep {

@@ -12,19 +12,26 @@
 //!   their only use then is [`Snapshotter::remove_active`].
 //! - Nothing is synced to disk here; whoever keeps records about snapshots owns the barrier.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod choice;
+mod copying;
 mod disk;
 mod error;
+mod fuse;
 mod mount;
 mod overlay;
+mod places;
 mod sidecar;
 mod snapshotter;
+mod sys;
 
 #[cfg(test)]
 mod conformance;
 
+pub use choice::{Backend, open};
+pub use copying::Copying;
 pub use disk::disk_bytes;
 pub use error::Error;
 pub use overlay::Overlay;
-pub use snapshotter::{Changes, Form, OpenOptions, Overhead, Snapshotter};
+pub use snapshotter::{Changes, Form, LayerForm, OpenOptions, Overhead, Snapshotter};

@@ -26,6 +26,18 @@ pub trait Snapshotter: Send + Sync {
     /// [`Error::KeyTaken`], [`Error::NoParent`]; nothing has changed then.
     fn prepare(&self, key: &ActiveKey, parent: Option<&SnapshotId>) -> Result<(), Error>;
 
+    /// Whether [`Snapshotter::open_layer`] holds changes or the whole tree.
+    fn form(&self) -> LayerForm;
+
+    /// Puts an active snapshot that was prepared on nothing, and was never mounted, on top of
+    /// `parent`: as if it had been prepared there. With `inherit_root` its root directory gets mode
+    /// and owner of the parent's. So layers unpack side by side before it is known what they stand
+    /// on. Costs O(1); only where the form is [`LayerForm::Changes`].
+    ///
+    /// # Errors
+    /// [`Error::NoActive`], [`Error::NoParent`], [`Error::WholeTrees`].
+    fn set_parent(&self, key: &ActiveKey, parent: &SnapshotId, inherit_root: bool) -> Result<(), Error>;
+
     /// Returns the writable merged tree as the root of a detached mount, gone when the descriptor
     /// and everything attached from it are closed.
     ///
@@ -140,21 +152,42 @@ pub struct OpenOptions {
     pub extra_lower: Vec<PathBuf>,
 }
 
+/// What an active snapshot's own directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerForm {
+    /// Its changes alone, as [`Form::OverlayUpper`] has them.
+    Changes,
+    /// The whole tree, the parent's files included.
+    Tree,
+}
+
+impl std::fmt::Display for LayerForm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Changes => "changes on top of one another",
+            Self::Tree => "whole trees",
+        })
+    }
+}
+
 /// What one snapshot adds to and hides from its parent.
 #[derive(Debug)]
 pub struct Changes {
     /// The directory that holds the changes; must not be written to.
     pub dir: OwnedFd,
-    /// How deletions are written in it.
+    /// What is in it.
     pub form: Form,
 }
 
-/// How a directory of changes marks what it hides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How changes are kept.
+#[derive(Debug)]
 pub enum Form {
     /// An overlayfs upperdir: a whiteout is a character device 0/0, an opaque directory has the
     /// extended attribute `trusted.overlay.opaque`.
     OverlayUpper,
-    /// A complete tree that hides nothing.
-    Plain,
+    /// A complete tree: the changes are what is different from the parent's, or all of it.
+    Tree {
+        /// The parent's tree; `None`: it stands on nothing.
+        parent: Option<OwnedFd>,
+    },
 }

@@ -162,6 +162,8 @@ struct Tracer {
     threads: HashMap<Pid, Thread>,
     count: usize,
     hit: Option<&'static str>,
+    /// Whoever stops is killed: it was forked when the others were.
+    killing: bool,
 }
 
 /// Runs `command` to its end, and with it whatever it starts. The `at`-th watched call, counted from
@@ -199,7 +201,8 @@ pub fn trace(command: &Command, calls: Calls, fault: Option<(usize, Fault)>) -> 
     ptrace::interrupt(root).map_err(failed("PTRACE_INTERRUPT"))?;
     child.stdin.take().expect("it is piped").write_all(b"go\n")?;
     let program = fs::canonicalize(command.get_program())?;
-    let mut tracer = Tracer { program, calls, fault, threads: HashMap::new(), count: 0, hit: None };
+    let mut tracer =
+        Tracer { program, calls, fault, threads: HashMap::new(), count: 0, hit: None, killing: false };
     let code = tracer.run(root)?;
     let (stdout, stderr) = (text(&mut stdout)?, text(&mut stderr)?);
     Ok(Traced { calls: tracer.count, hit: tracer.hit, code, stdout, stderr })
@@ -240,6 +243,9 @@ impl Tracer {
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(failed("waitpid")(errno)),
             };
+            if let Some(thread) = status.pid().filter(|_| self.killing) {
+                let _ = kill(thread, Signal::SIGKILL);
+            }
             match status {
                 WaitStatus::PtraceSyscall(thread) => {
                     self.syscall(thread)?;
@@ -318,6 +324,7 @@ impl Tracer {
                 ptrace::setregs(id, registers).map_err(failed("PTRACE_SETREGS"))?;
             }
             Fault::Kill => {
+                self.killing = true;
                 for &thread in self.threads.keys() {
                     let _ = kill(thread, Signal::SIGKILL);
                 }

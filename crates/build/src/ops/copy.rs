@@ -5,7 +5,7 @@ use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_layer::{
-    CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, decoder, is_tar,
+    CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, bounded_decoder, is_tar,
 };
 use kiln_llb as llb;
 use kiln_solver::{Scope, Stream};
@@ -167,7 +167,9 @@ fn archive(file: File) -> std::io::Result<Option<Box<dyn Read>>> {
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
-    let Ok((_, mut plain)) = decoder(BufReader::with_capacity(64 << 10, file)) else { return Ok(None) };
+    let Ok((_, mut plain)) = bounded_decoder(BufReader::with_capacity(64 << 10, file)) else {
+        return Ok(None);
+    };
     let mut head = Vec::with_capacity(HEADER);
     // Compressed-looking bytes that do not decompress are a plain file.
     if plain.by_ref().take(HEADER as u64).read_to_end(&mut head).is_err() {

@@ -323,7 +323,7 @@ fn tar() -> Vec<u8> {
 fn add_unpacks_what_is_an_archive_by_its_content() {
     let Some(mut bench) = Bench::new() else { return };
     let gzip = |bytes: &[u8]| {
-        let mut encoder = kiln_layer::gzip_encoder(Vec::new(), 6);
+        let mut encoder = kiln_layer::Codec::GZIP.encoder(Vec::new()).unwrap();
         std::io::Write::write_all(&mut encoder, bytes).unwrap();
         encoder.finish().unwrap()
     };

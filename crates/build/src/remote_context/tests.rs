@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use kiln_layer::gzip_encoder;
+use kiln_layer::Codec;
 
 use super::*;
 use crate::source::Fault;
@@ -96,7 +96,7 @@ fn a_directory_must_be_one() {
 fn an_archive_on_standard_input_is_the_context_however_it_is_compressed() {
     let bench = Bench::new();
     let plain = tar(&[("Dockerfile", "FROM scratch\n"), ("dir/file", "text")]);
-    let mut gzip = gzip_encoder(Vec::new(), 6);
+    let mut gzip = Codec::GZIP.encoder(Vec::new()).unwrap();
     gzip.write_all(&plain).unwrap();
     let mut streams = vec![("tar", plain.clone()), ("gzip", gzip.finish().unwrap())];
     for program in ["bzip2", "xz", "zstd"] {

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
 
 use kiln_layer::{Entry, EntryKind, beneath, is_private_xattr};
 use rustix::fs::OFlags;
@@ -45,8 +46,8 @@ impl Aspect {
     }
 }
 
-/// What two entries differ in as far as that can be told without reading files; `None` in the second
-/// place: the content of two files of one size is still to be compared.
+/// What two entries differ in as far as that can be told without reading files; and whether they are
+/// files of one size whose content is still to be compared.
 pub(crate) fn metadata(one: &Entry, other: &Entry) -> (Vec<Aspect>, bool) {
     use EntryKind::{Block, Char, File, Symlink};
     let mut found = Vec::new();
@@ -84,16 +85,54 @@ fn shown_xattrs(entry: &Entry) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
     entry.xattrs.iter().filter(|(name, _)| !is_private_xattr(name))
 }
 
-/// Compares nodes of two stacks, files and all; reads only what can be told in no other way.
-pub(crate) struct Comparer<'a> {
-    dirs: Dirs<'a>,
+/// Compares the bytes of files.
+pub(crate) struct FileComparer<'a> {
     cancel: &'a BuildCancel,
     buffers: [Vec<u8>; 2],
 }
 
+impl<'a> FileComparer<'a> {
+    pub(crate) fn new(cancel: &'a BuildCancel) -> Self {
+        Self { cancel, buffers: [vec![0; 256 << 10], vec![0; 256 << 10]] }
+    }
+
+    /// Whether the files at `path` below two roots have the same bytes; stops at the first that
+    /// differs.
+    pub(crate) fn same(
+        &mut self,
+        (one, other): (BorrowedFd<'_>, BorrowedFd<'_>),
+        path: &[u8],
+    ) -> Result<bool, ToolkitError> {
+        let mut files = [open(one, path)?, open(other, path)?];
+        let failed = |source| ToolkitError::Open {
+            path: path.into(),
+            source: beneath::BeneathError::Host { call: "read", path: path.into(), source },
+        };
+        let [first, second] = &mut self.buffers;
+        loop {
+            if self.cancel.flag().load(Ordering::Relaxed) {
+                return Err(ToolkitError::Cancelled);
+            }
+            let read = fill(&mut files[0], first).map_err(failed)?;
+            if fill(&mut files[1], second).map_err(failed)? != read || first[..read] != second[..read] {
+                return Ok(false);
+            }
+            if read < first.len() {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// Compares nodes of two stacks, files and all; reads only what can be told in no other way.
+pub(crate) struct Comparer<'a> {
+    dirs: Dirs<'a>,
+    files: FileComparer<'a>,
+}
+
 impl<'a> Comparer<'a> {
     pub(crate) fn new(dirs: Dirs<'a>, cancel: &'a BuildCancel) -> Self {
-        Self { dirs, cancel, buffers: [vec![0; 256 << 10], vec![0; 256 << 10]] }
+        Self { dirs, files: FileComparer::new(cancel) }
     }
 
     /// What the nodes at `path` differ in. Times do not count.
@@ -103,7 +142,7 @@ impl<'a> Comparer<'a> {
         (one, a): (&Stack, &Node),
         (other, b): (&Stack, &Node),
     ) -> Result<Vec<Aspect>, ToolkitError> {
-        if self.cancel.flag().load(std::sync::atomic::Ordering::Relaxed) {
+        if self.files.cancel.flag().load(Ordering::Relaxed) {
             return Err(ToolkitError::Cancelled);
         }
         // One snapshot has one thing at a path.
@@ -117,7 +156,7 @@ impl<'a> Comparer<'a> {
         Ok(found)
     }
 
-    /// Whether two files of one size have the same bytes; stops at the first that differs.
+    /// Whether two files of one size have the same bytes.
     pub(crate) fn same_content(
         &mut self,
         path: &[u8],
@@ -126,33 +165,16 @@ impl<'a> Comparer<'a> {
         other: &Stack,
         b: &Node,
     ) -> Result<bool, ToolkitError> {
-        let mut files = [self.open(one, a, path)?, self.open(other, b, path)?];
-        let failed = |source| ToolkitError::Open {
-            path: path.into(),
-            source: beneath::BeneathError::Host { call: "read", path: path.into(), source },
-        };
-        let [first, second] = &mut self.buffers;
-        loop {
-            if self.cancel.flag().load(std::sync::atomic::Ordering::Relaxed) {
-                return Err(ToolkitError::Cancelled);
-            }
-            let read = fill(&mut files[0], first).map_err(failed)?;
-            if fill(&mut files[1], second).map_err(failed)? != read || first[..read] != second[..read] {
-                return Ok(false);
-            }
-            if read < first.len() {
-                return Ok(true);
-            }
-        }
+        let roots = (self.dirs.get(one.origin(a))?, self.dirs.get(other.origin(b))?);
+        self.files.same((roots.0.as_fd(), roots.1.as_fd()), path)
     }
+}
 
-    fn open(&mut self, stack: &Stack, node: &Node, path: &[u8]) -> Result<File, ToolkitError> {
-        let dir = self.dirs.get(stack.origin(node))?;
-        // NONBLOCK: nothing but a file may be there, and nothing else may hold us.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let opened = beneath::open_file(dir.as_fd(), path, flags);
-        Ok(opened.map_err(|source| ToolkitError::Open { path: path.into(), source })?.into())
-    }
+fn open(root: BorrowedFd<'_>, path: &[u8]) -> Result<File, ToolkitError> {
+    // NONBLOCK: nothing but a file may be there, and nothing else may hold us.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let opened = beneath::open_file(root, path, flags);
+    Ok(opened.map_err(|source| ToolkitError::Open { path: path.into(), source })?.into())
 }
 
 /// Reads until the buffer is full or the file ends.

@@ -142,7 +142,7 @@ fn keep(
     names: &[Reference],
 ) -> Result<ImageRecord, ToolkitError> {
     let top = layers.last().map(|layer| layer.snapshot.clone());
-    let image = store_image(engine, &with_layers(config, layers), layers, top)?;
+    let image = store_image(engine, &with_layers(config, layers), layers, top, None)?;
     for name in names {
         engine.store.set_name(name, &image)?;
     }

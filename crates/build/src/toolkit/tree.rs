@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use kiln_layer::{Entry, EntryKind, ScanOptions, is_opaque, is_whiteout, scan};
@@ -10,6 +10,7 @@ use kiln_oci::SnapshotId;
 use kiln_snapshotter::Form;
 
 use super::ToolkitError;
+use super::compare::{FileComparer, metadata};
 use crate::{BuildCancel, Engine};
 
 /// Something that stands in a tree, and the layer it is from.
@@ -41,19 +42,48 @@ pub(crate) enum Event<'e> {
     Hidden { path: &'e [u8], old: &'e Node, by: Option<&'e Rc<Entry>> },
 }
 
-/// The entries of one snapshot's changes, in the order of a scan.
+/// What one snapshot adds and hides, as overlayfs keeps it, a directory before what is in it.
 pub(crate) struct Changes {
     entries: Vec<Entry>,
-    form: Form,
 }
 
 impl Changes {
-    /// Reads what `id` alone adds and hides. Costs a `stat` and a `listxattr` an entry; no content is
-    /// read.
+    /// Reads what `id` alone adds and hides. Costs a `stat` and a `listxattr` an entry, and reads no
+    /// content; but where snapshots are whole trees, it costs reading two of them.
     pub(crate) fn read(engine: &Engine, id: &SnapshotId, cancel: &BuildCancel) -> Result<Self, ToolkitError> {
         let changes = engine.snapshots.open_changes(id)?;
         let options = ScanOptions { hash: false, filter: None, stat_cache: None, cancel: cancel.flag() };
-        Ok(Self { entries: scan(changes.dir.as_fd(), b"", &options)?, form: changes.form })
+        let entries = scan(changes.dir.as_fd(), b"", &options)?;
+        let Form::Tree { parent: Some(parent) } = changes.form else { return Ok(Self { entries }) };
+        let lower = scan(parent.as_fd(), b"", &options)?;
+        Self::between((parent.as_fd(), lower), (changes.dir.as_fd(), entries), cancel)
+    }
+
+    /// What makes the first of two whole trees into the second.
+    fn between(
+        (lower_root, lower): (BorrowedFd<'_>, Vec<Entry>),
+        (upper_root, upper): (BorrowedFd<'_>, Vec<Entry>),
+        cancel: &BuildCancel,
+    ) -> Result<Self, ToolkitError> {
+        let mut old: BTreeMap<Vec<u8>, Entry> =
+            lower.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+        let mut files = FileComparer::new(cancel);
+        let mut entries = Vec::new();
+        for entry in upper {
+            if let Some(old) = old.remove(&entry.path) {
+                let (aspects, undecided) = metadata(&old, &entry);
+                let is_same = aspects.is_empty()
+                    && old.mtime == entry.mtime
+                    && (!undecided || files.same((lower_root, upper_root), &entry.path)?);
+                if is_same {
+                    continue;
+                }
+            }
+            entries.push(entry);
+        }
+        let whiteout = EntryKind::Char { major: 0, minor: 0 };
+        entries.extend(old.into_values().map(|entry| Entry { kind: whiteout.clone(), ..entry }));
+        Ok(Self { entries })
     }
 }
 
@@ -76,13 +106,12 @@ impl Tree {
 
     /// Puts a layer's changes on the tree and tells `on` of them.
     pub(crate) fn apply(&mut self, layer: usize, changes: Changes, on: &mut dyn FnMut(Event<'_>)) {
-        let overlay = changes.form == Form::OverlayUpper;
         for mut entry in changes.entries {
             let path: Rc<[u8]> = std::mem::take(&mut entry.path).into();
             if path.is_empty() {
                 continue;
             }
-            if overlay && is_whiteout(&entry) {
+            if is_whiteout(&entry) {
                 self.hide_below(&path, on);
                 if let Some(old) = self.nodes.remove(&path) {
                     on(Event::Hidden { path: &path, old: &old, by: None });
@@ -90,7 +119,7 @@ impl Tree {
                 continue;
             }
             let is_dir = entry.kind == EntryKind::Dir;
-            let opaque = overlay && is_opaque(&entry);
+            let opaque = is_opaque(&entry);
             let entry = Rc::new(entry);
             let old = self.nodes.remove(&path);
             let stays = is_dir && !opaque && old.as_ref().is_some_and(Node::is_dir);
@@ -165,7 +194,7 @@ impl Stack {
 /// The changes of snapshots, held open to read files out of them.
 pub(crate) struct Dirs<'a> {
     engine: &'a Engine,
-    open: BTreeMap<SnapshotId, OwnedFd>,
+    open: BTreeMap<SnapshotId, Rc<OwnedFd>>,
 }
 
 impl<'a> Dirs<'a> {
@@ -173,11 +202,14 @@ impl<'a> Dirs<'a> {
         Self { engine, open: BTreeMap::new() }
     }
 
-    pub(crate) fn get(&mut self, id: &SnapshotId) -> Result<&OwnedFd, ToolkitError> {
-        if !self.open.contains_key(id) {
-            self.open.insert(id.clone(), self.engine.snapshots.open_changes(id)?.dir);
+    /// The directory with the files of a snapshot's changes.
+    pub(crate) fn get(&mut self, id: &SnapshotId) -> Result<Rc<OwnedFd>, ToolkitError> {
+        if let Some(dir) = self.open.get(id) {
+            return Ok(dir.clone());
         }
-        Ok(&self.open[id])
+        let dir = Rc::new(self.engine.snapshots.open_changes(id)?.dir);
+        self.open.insert(id.clone(), dir.clone());
+        Ok(dir)
     }
 }
 
@@ -221,7 +253,7 @@ mod tests {
         let text = |path: &[u8]| String::from_utf8(path.to_vec()).unwrap();
         for (layer, entries) in layers.iter().enumerate() {
             let entries = entries.iter().map(|text| entry(text)).collect();
-            tree.apply(layer, Changes { entries, form: Form::OverlayUpper }, &mut |event| {
+            tree.apply(layer, Changes { entries }, &mut |event| {
                 if let Event::Hidden { path, by, .. } = event {
                     seen.push(format!("{}{}", text(path), if by.is_some() { " replaced" } else { "" }));
                 }

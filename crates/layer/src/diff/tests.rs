@@ -1,5 +1,6 @@
 //! Needs root: files get owners, devices are made.
 
+use std::collections::HashMap;
 use std::fs::{self, hard_link};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +13,7 @@ use kiln_oci::Digest;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 
 use super::*;
-use crate::{ApplyOptions, Limits, Whiteouts, apply};
+use crate::{ApplyOptions, Limits, ScanOptions, Whiteouts, apply, scan};
 
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 

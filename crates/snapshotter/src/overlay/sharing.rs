@@ -10,13 +10,14 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use kiln_oci::{ActiveKey, SnapshotId};
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat, openat, renameat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat, openat, renameat_with, unlinkat};
 use rustix::io::Errno;
 
-use super::{Overlay, active, committed, ensure_dir, make_dir, remove_work};
+use super::Overlay;
+use crate::Error;
 use crate::error::host;
-use crate::sidecar::{self, Links};
-use crate::{Error, Snapshotter};
+use crate::places::{active, committed, ensure_dir, make_dir};
+use crate::sidecar::Links;
 
 /// Where changes outlive their owner.
 pub(super) const SHARED: &str = "shared";
@@ -27,9 +28,9 @@ impl Overlay {
     pub(super) fn lower_of(&self, top: &SnapshotId) -> Result<Vec<PathBuf>, Error> {
         let mut lower = Vec::new();
         let mut seen = HashSet::new();
-        for (id, links) in self.stack(top)? {
+        for (id, links) in self.places.stack(top)? {
             let own = committed(&id).join("fs");
-            if links.changes.is_some() && self.exists(&own) {
+            if links.changes.is_some() && self.places.exists(&own) {
                 lower.push(own);
             }
             // overlayfs refuses a directory twice. Below itself it shows and hides nothing that it
@@ -53,7 +54,7 @@ impl Overlay {
     /// Where the owner of shared changes is now.
     fn place_of(&self, owner: &SnapshotId) -> Result<PathBuf, Error> {
         let places = [committed(owner), shared(owner)];
-        let found = places.into_iter().find(|place| self.exists(place));
+        let found = places.into_iter().find(|place| self.places.exists(place));
         let missing =
             || Error::Damaged { path: committed(owner), reason: "another snapshot shows its changes" };
         found.ok_or_else(missing)
@@ -61,56 +62,60 @@ impl Overlay {
 
     /// Whether `id` is the name of a snapshot, or of changes that others still show.
     pub(super) fn is_taken(&self, id: &SnapshotId) -> bool {
-        self.contains(id) || self.exists(&shared(id))
+        self.places.contains(id) || self.places.exists(&shared(id))
     }
 
     /// [`Snapshotter::commit_layer`].
     pub(super) fn share(&self, key: &ActiveKey, id: &SnapshotId, layer: &SnapshotId) -> Result<(), Error> {
-        let parent = self.active_parent(key)?;
+        let parent = self.places.active_parent(key)?;
         if self.is_taken(id) {
             return Err(Error::IdTaken(id.clone()));
         }
-        let owner = self.links(layer)?.changes.unwrap_or_else(|| layer.clone());
+        let owner = self.places.links(layer)?.changes.unwrap_or_else(|| layer.clone());
         let place = self.place_of(&owner)?;
         let dir = active(key);
-        remove_work(&self.path.join(&dir).join("work"))?;
+        self.remove_work(&dir.join("work"))?;
         let fs = dir.join("fs");
         // Refuses when something was written. It comes back only where the roots differ, as a
         // directory that covers the layer's: no entry of a layer's tar is for the root.
-        let (root, layer_root) = (self.stat_dir(&fs)?, self.stat_dir(&place.join("fs"))?);
-        unlinkat(&self.root, &fs, AtFlags::REMOVEDIR).map_err(host("rmdir", &fs))?;
+        let (root, layer_root) = (self.places.stat_dir(&fs)?, self.places.stat_dir(&place.join("fs"))?);
+        unlinkat(&self.places.root, &fs, AtFlags::REMOVEDIR).map_err(host("rmdir", &fs))?;
         let key_of = |stat: &Stat| (stat.st_mode, stat.st_uid, stat.st_gid);
         if key_of(&root) != key_of(&layer_root) {
-            make_dir(&self.root, &fs, 0o700)?;
-            self.make_like(&fs, &root)?;
+            make_dir(&self.places.root, &fs, 0o700)?;
+            self.places.make_like(&fs, &root)?;
         }
 
-        let (meta, next) = (dir.join("meta"), dir.join("meta.new"));
-        sidecar::write(&self.root, &next, &Links { parent, changes: Some(owner) })?;
-        renameat(&self.root, &next, &self.root, &meta).map_err(host("rename", &meta))?;
-        ensure_dir(&self.root, &place.join(SHARERS), 0o700)?;
+        self.places.replace_sidecar(&dir, &Links { parent, changes: Some(owner) })?;
+        ensure_dir(&self.places.root, &place.join(SHARERS), 0o700)?;
         let hint = place.join(SHARERS).join(id.as_str());
         let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-        openat(&self.root, &hint, flags, Mode::RUSR | Mode::WUSR).map_err(host("openat", &hint))?;
-        self.publish(key, id)
+        openat(&self.places.root, &hint, flags, Mode::RUSR | Mode::WUSR).map_err(host("openat", &hint))?;
+        self.places.publish(key, id)
     }
 
     /// [`Snapshotter::remove`].
     pub(super) fn release(&self, id: &SnapshotId) -> Result<(), Error> {
         // A damaged sidecar must not keep the snapshot from being removed.
-        let owner = self.links(id).ok().and_then(|links| links.changes);
+        let owner = self.places.links(id).ok().and_then(|links| links.changes);
         if self.is_shared(id, &committed(id))? {
-            match renameat_with(&self.root, committed(id), &self.root, shared(id), RenameFlags::NOREPLACE) {
+            match renameat_with(
+                &self.places.root,
+                committed(id),
+                &self.places.root,
+                shared(id),
+                RenameFlags::NOREPLACE,
+            ) {
                 Ok(()) => {}
                 Err(Errno::NOENT) => return Err(Error::NoSnapshot(id.clone())),
                 Err(errno) => return Err(host("rename", committed(id))(errno)),
             }
-        } else if !self.discard(&committed(id))? {
+        } else if !self.places.discard(&committed(id))? {
             return Err(Error::NoSnapshot(id.clone()));
         }
         let Some(owner) = owner else { return Ok(()) };
         let Ok(place) = self.place_of(&owner) else { return Ok(()) };
-        match unlinkat(&self.root, place.join(SHARERS).join(id.as_str()), AtFlags::empty()) {
+        match unlinkat(&self.places.root, place.join(SHARERS).join(id.as_str()), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(host("unlink", place)(errno)),
         }
@@ -119,7 +124,7 @@ impl Overlay {
 
     /// Removes changes without an owner that nobody shares any more.
     pub(super) fn sweep_shared(&self) -> Result<(), Error> {
-        for name in self.names(SHARED)? {
+        for name in self.places.names(SHARED)? {
             if let Ok(owner) = name.parse() {
                 self.discard_unshared(&owner)?;
             }
@@ -129,8 +134,8 @@ impl Overlay {
 
     fn discard_unshared(&self, owner: &SnapshotId) -> Result<(), Error> {
         let place = shared(owner);
-        if self.exists(&place) && !self.is_shared(owner, &place)? {
-            self.discard(&place)?;
+        if self.places.exists(&place) && !self.is_shared(owner, &place)? {
+            self.places.discard(&place)?;
         }
         Ok(())
     }
@@ -138,12 +143,12 @@ impl Overlay {
     /// Whether a committed snapshot shows the changes of `owner`, which is at `place`.
     fn is_shared(&self, owner: &SnapshotId, place: &Path) -> Result<bool, Error> {
         let sharers = place.join(SHARERS);
-        if !self.exists(&sharers) {
+        if !self.places.exists(&sharers) {
             return Ok(false);
         }
-        for name in self.names(&sharers)? {
+        for name in self.places.names(&sharers)? {
             let Ok(sharer) = name.parse::<SnapshotId>() else { continue };
-            match self.links(&sharer) {
+            match self.places.links(&sharer) {
                 Ok(links) if links.changes.as_ref() == Some(owner) => return Ok(true),
                 Ok(_) | Err(Error::NoSnapshot(_)) => {}
                 // It may be a sharer; what cannot be read frees nothing.

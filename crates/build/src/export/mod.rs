@@ -1,0 +1,33 @@
+//! Everything that leaves the store: archives, layouts, trees.
+//!
+//! Read [`Output`] first (what users ask for), then `image.rs` (an image made ready to leave),
+//! `layers.rs` (blobs on demand), and the writers: `archive.rs`, `layout.rs`, `tree.rs`.
+//!
+//! # Invariants
+//! - What is written depends on the image and the options alone: two stores give the same bytes.
+//! - Every byte that leaves is checked against its digest on the way.
+//! - A file has its name only when it is whole; after an error nothing is left of it.
+
+mod archive;
+mod file;
+mod image;
+mod index;
+mod layers;
+mod layout;
+mod output;
+mod packing;
+mod run;
+mod save;
+mod tree;
+
+pub use archive::ArchiveFormat;
+pub use file::{Dest, NewFile, write_whole};
+pub use output::{
+    Annotations, ArchiveOutput, ImageFormat, ImageOutput, LocalMode, Output, OutputError, TreeOutput,
+};
+pub use packing::{Compress, Packing, PackingError};
+pub use save::{SaveOptions, SavedImage, save};
+pub use tree::export_tree;
+
+pub(crate) use image::Assembled;
+pub(crate) use run::{Delivered, Delivery, deliver};

@@ -1,0 +1,258 @@
+//! The outputs of a build, all or none.
+
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use kiln_content::ImageRecord;
+use kiln_oci::image::{Descriptor, Manifest, media_type};
+use kiln_oci::{Digest, Platform, Reference, SnapshotId};
+
+use super::archive::{ArchiveFormat, Outgoing, TarShelf, write_images};
+use super::file::{Dest, NewFile};
+use super::image::{Assembled, ReadyImage, Style, make_ready};
+use super::layout::DirShelf;
+use super::output::{ArchiveOutput, ImageFormat, ImageOutput, Output, TreeOutput};
+use super::packing::{Compress, Packing};
+use super::tree::{TreeStyle, write_local, write_tar};
+use crate::archive::Archive;
+use crate::image::{parse_json, store_image};
+use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
+use crate::{BuildCancel, BuildError, Engine};
+
+/// What a build made, before anything of it has left.
+pub(crate) struct Delivery<'a> {
+    pub(crate) engine: &'a Engine,
+    /// `None`: no output wants an image.
+    pub(crate) image: Option<&'a Assembled>,
+    pub(crate) top: Option<&'a SnapshotId>,
+    /// Somebody wants to know what the manifest is, even of an image that only stays in the store.
+    pub(crate) wants_manifest: bool,
+    /// `SOURCE_DATE_EPOCH`
+    pub(crate) epoch: Option<i64>,
+    pub(crate) platform: &'a Platform,
+    pub(crate) cancel: &'a BuildCancel,
+}
+
+/// What has left.
+#[derive(Debug, Default)]
+pub(crate) struct Delivered {
+    /// The image in the store.
+    pub(crate) image: Option<ImageRecord>,
+    /// Image ID and manifest of the first output that is an image.
+    pub(crate) id: Option<Digest>,
+    pub(crate) manifest: Option<Descriptor>,
+    /// Names in the store and in archives, each once.
+    pub(crate) names: Vec<Reference>,
+    /// Files and directories that were written.
+    pub(crate) files: Vec<PathBuf>,
+    /// What the user should know.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Writes all `outputs`. Files get their names only when every output is written; names in the store
+/// come last.
+///
+/// # Errors
+/// [`BuildError`]; of files nothing is left then, and no name has moved.
+pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Delivered, BuildError> {
+    let mut delivered = Delivered::default();
+    let mut files: Vec<NewFile> = Vec::new();
+    let mut names: Vec<(Reference, ImageRecord)> = Vec::new();
+    // What cannot be taken back comes after what can: standard output at the end.
+    let mut ordered: Vec<&Output> = outputs.iter().collect();
+    ordered.sort_by_key(|output| match output {
+        _ if output.is_stdout() => 3,
+        Output::Local(_) => 2,
+        Output::Archive(archive) if archive.directory => 1,
+        _ => 0,
+    });
+    for output in ordered {
+        match output {
+            Output::Image(output) => {
+                let record = delivery.image(output, &mut delivered)?;
+                for name in delivery.names(output, &record)? {
+                    names.push((name, record.clone()));
+                }
+                delivered.image = Some(record);
+            }
+            Output::Archive(output) => delivery.archive(output, &mut files, &mut delivered)?,
+            Output::Tar(output) => {
+                let style = delivery.tree_style(output);
+                delivery.write_to(&output.dest, &mut files, &mut |path, out| {
+                    write_tar(delivery.engine, delivery.top, &style, path, out, delivery.cancel.flag())
+                })?;
+            }
+            Output::Local(output) => {
+                let Dest::Path(dir) = &output.dest else { continue };
+                let style = delivery.tree_style(output);
+                let (engine, cancel) = (delivery.engine, delivery.cancel.flag());
+                write_local(engine, delivery.top, &style, dir, output.mode, cancel)?;
+                delivered.files.push(dir.clone());
+            }
+            Output::CacheOnly => {}
+        }
+    }
+    for file in files {
+        delivered.files.push(file.path().to_owned());
+        file.finish()?;
+    }
+    for (name, image) in names {
+        delivery.engine.store.set_name(&name, &image)?;
+        delivered.add_name(&name);
+    }
+    Ok(delivered)
+}
+
+impl Delivered {
+    fn add_name(&mut self, name: &Reference) {
+        if !self.names.contains(name) {
+            self.names.push(name.clone());
+        }
+    }
+
+    fn seen(&mut self, id: Digest, manifest: &Descriptor) {
+        if self.id.is_none() {
+            self.id = Some(id);
+            self.manifest = Some(manifest.clone());
+        }
+    }
+}
+
+impl Delivery<'_> {
+    fn assembled(&self) -> Result<&Assembled, BuildError> {
+        self.image.ok_or_else(|| BuildError::Bug { what: "an output lacks its image".to_owned() })
+    }
+
+    fn tree_style(&self, output: &TreeOutput) -> TreeStyle {
+        let below = output.platform_split.then(|| self.platform.to_string().replace('/', "_"));
+        TreeStyle { epoch: self.epoch, below }
+    }
+
+    fn style(&self, format: &ImageFormat, delivered: &mut Delivered) -> Style {
+        let compress = format.compress.unwrap_or(Compress::new(Packing::GZIP));
+        let newest = self.epoch.filter(|_| format.rewrite_timestamp);
+        if format.rewrite_timestamp && newest.is_none() {
+            let note = "rewrite-timestamp has no effect: SOURCE_DATE_EPOCH is not set";
+            delivered.notes.push(note.to_owned());
+        }
+        Style {
+            newest,
+            oci: Output::oci_types(format, &compress),
+            annotations: format.annotations.of_manifest(self.platform),
+            descriptor_annotations: format.annotations.of_descriptor(self.platform),
+            ..Style::new(compress)
+        }
+    }
+
+    /// An image in the store. Packed only when somebody asked for it.
+    fn image(&self, output: &ImageOutput, delivered: &mut Delivered) -> Result<ImageRecord, BuildError> {
+        let image = self.assembled()?;
+        let Assembled { config_json, layers, top, .. } = image;
+        let format = &output.format;
+        let plain = ImageFormat { rewrite_timestamp: format.rewrite_timestamp, ..ImageFormat::default() };
+        let style = self.style(format, delivered);
+        if *format == plain && style.newest.is_none() {
+            let record = store_image(self.engine, config_json, layers, top.clone(), None)?;
+            if self.wants_manifest {
+                let json = self.engine.store.read_blob(&record.manifest, MAX_MANIFEST_BYTES)?;
+                let parsed: Manifest = parse_json("manifest", &record.manifest, &json)?;
+                let kind = parsed.media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST);
+                let mut descriptor = Descriptor::new(kind, record.manifest, json.len() as u64);
+                descriptor.platform = Some(self.platform.clone());
+                delivered.seen(record.config, &descriptor);
+            }
+            return Ok(record);
+        }
+        // Without a request layers are written anew only where they must.
+        let compress = format.compress.unwrap_or(Compress::new(Packing::UNCOMPRESSED));
+        let ready = make_ready(self.engine, image, &Style { compress, ..style }, self.cancel.flag())?;
+        delivered.seen(ready.config, &ready.descriptor);
+        if ready.config == Digest::of(config_json) {
+            let made = Some(&*ready.manifest_json);
+            return store_image(self.engine, config_json, layers, top.clone(), made);
+        }
+        self.store_changed(ready)
+    }
+
+    /// Stores an image whose layers are no longer those of the snapshots: it is unpacked.
+    fn store_changed(&self, ready: ReadyImage) -> Result<ImageRecord, BuildError> {
+        let path = Path::new("the image");
+        let failed = |source| BuildError::Output { path: path.to_owned(), source };
+        let mut spool = self.engine.store.spool()?;
+        let outgoing = [Outgoing { image: ready, names: Vec::new(), index: None }];
+        let mut out = BufWriter::with_capacity(256 << 10, &spool);
+        let mut shelf = TarShelf::new(&mut out, path);
+        write_images(self.engine, &outgoing, ArchiveFormat::Oci, &mut shelf, self.cancel.flag())?;
+        shelf.finish()?;
+        out.into_inner().map_err(|error| failed(error.into_error()))?;
+        spool.seek(SeekFrom::Start(0)).map_err(failed)?;
+        load_only_image(self.engine, &Archive::open(path, spool)?, self.cancel)
+    }
+
+    /// The names that an image gets in the store.
+    fn names(&self, output: &ImageOutput, record: &ImageRecord) -> Result<Vec<Reference>, BuildError> {
+        let with_digest = |name: &Reference| {
+            let text = format!("{}@{}", name.familiar_name(), record.manifest);
+            text.parse::<Reference>().map_err(|error| BuildError::Bug { what: error.to_string() })
+        };
+        let mut names = output.names.clone();
+        if output.canonical {
+            for name in &output.names {
+                names.push(with_digest(name)?);
+            }
+        }
+        if let (Some(prefix), true) = (&output.dangling_prefix, output.names.is_empty()) {
+            names.push(with_digest(prefix)?);
+        }
+        Ok(names)
+    }
+
+    fn archive(
+        &self,
+        output: &ArchiveOutput,
+        files: &mut Vec<NewFile>,
+        delivered: &mut Delivered,
+    ) -> Result<(), BuildError> {
+        let style = self.style(&output.format, delivered);
+        let image = make_ready(self.engine, self.assembled()?, &style, self.cancel.flag())?;
+        delivered.seen(image.config, &image.descriptor);
+        output.names.iter().for_each(|name| delivered.add_name(name));
+        let outgoing = [Outgoing { image, names: output.names.clone(), index: None }];
+        let (engine, cancel) = (self.engine, self.cancel.flag());
+        if let (Dest::Path(dir), true) = (&output.dest, output.directory) {
+            write_images(engine, &outgoing, output.kind, &mut DirShelf::new(dir)?, cancel)?;
+            delivered.files.push(dir.clone());
+            return Ok(());
+        }
+        self.write_to(&output.dest, files, &mut |path, out| {
+            let mut shelf = TarShelf::new(out, path);
+            write_images(engine, &outgoing, output.kind, &mut shelf, cancel)?;
+            shelf.finish()
+        })
+    }
+
+    /// Lets `write` write to `dest`; a file is added to `files`, to get its name later.
+    fn write_to(
+        &self,
+        dest: &Dest,
+        files: &mut Vec<NewFile>,
+        write: &mut dyn FnMut(&Path, &mut dyn Write) -> Result<(), BuildError>,
+    ) -> Result<(), BuildError> {
+        match dest {
+            Dest::Stdout => {
+                let path = Path::new("standard output");
+                let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
+                write(path, &mut out)?;
+                out.flush().map_err(|source| BuildError::Output { path: path.to_owned(), source })
+            }
+            Dest::Path(path) => {
+                let new = NewFile::create(path)?;
+                let mut out = BufWriter::with_capacity(256 << 10, new.file());
+                write(path, &mut out)?;
+                out.into_inner().map_err(|error| new.failed(error.into_error()))?;
+                files.push(new);
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The layers of an archive become blobs and snapshots, several at once.
+//!
+//! Each is read once: what comes out of the archive goes into the blob, through the decompressor and
+//! into the tree on the way. Nothing is part of the store before all of it is known to be right.
+//!
+//! A plain layer needs no blob when its tree gives the same bytes again, as with all that kiln saved.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use kiln_content::{Ingest, LayerBlob, LayerRecord};
+use kiln_layer::{
+    Applied, ApplyOptions, Compression, DiffError, DiffOptions, Limits, TreeForm, Whiteouts, bounded_decoder,
+    detect,
+};
+use kiln_oci::image::media_type;
+use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
+use kiln_snapshotter::LayerForm;
+
+use crate::archive::{Archive, broken};
+use crate::cancel::BuildCancel;
+use crate::engine::Active;
+use crate::{BuildError, Engine};
+
+/// Layers that are unpacked before the first of them is published.
+const BATCH: usize = 32;
+
+/// Where a layer is in the archive.
+pub(crate) struct LayerSource {
+    /// Name of the entry.
+    pub(crate) name: String,
+    /// What a manifest says of its digest and size; docker archives say nothing.
+    pub(crate) expected: Option<(Digest, u64)>,
+}
+
+/// A layer and what its image's config says of it.
+pub(crate) struct Promised {
+    pub(crate) source: LayerSource,
+    pub(crate) diff_id: DiffId,
+}
+
+/// A layer that was unpacked and is not part of the store yet.
+struct Unpacked<'a> {
+    active: Active,
+    applied: Applied,
+    /// `None`: the tree is all there is to keep.
+    blob: Option<(Ingest<'a>, &'static str)>,
+}
+
+/// Loads `layers`, lowest first, as far as the store does not have them.
+///
+/// # Errors
+/// That of the lowest layer that has one; of it and those above nothing is kept.
+pub(crate) fn load_layers(
+    engine: &Engine,
+    archive: &Archive,
+    layers: &[Promised],
+    cancel: &BuildCancel,
+) -> Result<Vec<LayerRecord>, BuildError> {
+    let mut records: Vec<LayerRecord> = Vec::with_capacity(layers.len());
+    let mut chain: Option<ChainId> = None;
+    for layer in layers {
+        let next = chain.map_or(ChainId(layer.diff_id.0), |chain| chain.push(&layer.diff_id));
+        let known = engine.store.snapshot_by_chain(&next)?.filter(|id| engine.snapshots.contains(id));
+        let Some(snapshot) = known else { break };
+        let Some(record) = engine.store.layer(&snapshot)? else { break };
+        chain = Some(next);
+        records.push(record);
+    }
+    let missing = &layers[records.len()..];
+    if engine.snapshots.form() == LayerForm::Tree {
+        for layer in missing {
+            let parent = records.last().map(|record| record.snapshot.clone());
+            let unpacked = unpack(engine, archive, layer, parent.as_ref(), cancel)?;
+            records.push(publish(engine, layer, unpacked, None)?);
+        }
+        return Ok(records);
+    }
+    // Each holds a file open until it is published.
+    for batch in missing.chunks(BATCH) {
+        for (layer, unpacked) in batch.iter().zip(unpack_all(engine, archive, batch, cancel)) {
+            let parent = records.last().map(|record| record.snapshot.clone());
+            records.push(publish(engine, layer, unpacked?, parent.as_ref())?);
+        }
+    }
+    Ok(records)
+}
+
+type Outcome<'a> = Result<Unpacked<'a>, BuildError>;
+
+/// Unpacks the layers side by side, each on nothing. Ends with the first that failed.
+fn unpack_all<'a>(
+    engine: &'a Engine,
+    archive: &Archive,
+    layers: &[Promised],
+    cancel: &BuildCancel,
+) -> Vec<Outcome<'a>> {
+    let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let outcomes: Vec<Mutex<Option<Outcome<'a>>>> = layers.iter().map(|_| Mutex::default()).collect();
+    let work = || {
+        while !stopped.load(Ordering::Relaxed) {
+            let nth = next.fetch_add(1, Ordering::Relaxed);
+            let Some(layer) = layers.get(nth) else { break };
+            let outcome = unpack(engine, archive, layer, None, cancel);
+            stopped.fetch_or(outcome.is_err(), Ordering::Relaxed);
+            *outcomes[nth].lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(layers.len());
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without another thread it takes longer.
+            let _ = thread::Builder::new().name("load-layer".to_owned()).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    let outcomes = outcomes.into_iter().map(|o| o.into_inner().unwrap_or_else(PoisonError::into_inner));
+    // Layers are begun in order, so whatever was not begun stands behind one that failed.
+    outcomes.map_while(|outcome| outcome).collect()
+}
+
+/// Reads one layer once: into a blob that is not committed, and into an active snapshot.
+fn unpack<'a>(
+    engine: &'a Engine,
+    archive: &Archive,
+    layer: &Promised,
+    parent: Option<&SnapshotId>,
+    cancel: &BuildCancel,
+) -> Outcome<'a> {
+    let name = &layer.source.name;
+    let (mut reader, _) = archive.read(name)?;
+    let unreadable = |error| broken(archive.path(), &format!("{name} cannot be read ({error})"));
+    let is_plain = detect(reader.fill_buf().map_err(unreadable)?) == Compression::None;
+    // Of a whole tree nobody can tell what the layer added to it.
+    let tree_may_do = is_plain && engine.snapshots.form() == LayerForm::Changes;
+    let mut ingest = if tree_may_do { None } else { Some(engine.store.ingest()?) };
+    let mut tee = Tee { reader, out: ingest.as_mut(), failed: None };
+    let active = engine.prepare(parent)?;
+    let root = engine.snapshots.open_layer(active.key())?;
+    let options = ApplyOptions {
+        whiteouts: match engine.snapshots.form() {
+            LayerForm::Changes => Whiteouts::Overlay,
+            LayerForm::Tree => Whiteouts::Remove,
+        },
+        keep_owner: true,
+        limits: Limits::default(),
+        cancel: cancel.flag(),
+    };
+    let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee))
+        .map_err(|error| broken(archive.path(), &format!("{name}: {error}")))
+        .and_then(|(compression, plain)| {
+            Ok((
+                media_type_of(archive.path(), compression)?,
+                kiln_layer::apply(plain, root.as_fd(), &options)?,
+            ))
+        });
+    // The decompressor may have stopped at its own end; the blob goes on to the entry's.
+    let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
+    if let Some(error) = tee.failed.take() {
+        return Err(not_written(engine, error));
+    }
+    rest.map_err(unreadable)?;
+    let (media_type, applied) = applied?;
+    if applied.diff_id != layer.diff_id {
+        return Err(BuildError::WrongDiffId { expected: layer.diff_id, actual: applied.diff_id });
+    }
+    if tree_may_do && !tree_gives(archive, name, root.as_fd(), cancel)? {
+        let mut copy = engine.store.ingest()?;
+        let (mut reader, _) = archive.read(name)?;
+        io::copy(&mut reader, &mut copy).map_err(|error| not_written(engine, error))?;
+        ingest = Some(copy);
+    }
+    Ok(Unpacked { active, applied, blob: ingest.map(|ingest| (ingest, media_type)) })
+}
+
+pub(crate) fn not_written(engine: &Engine, source: io::Error) -> BuildError {
+    let path = engine.store.root().join("ingest");
+    BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
+}
+
+/// Whether the tar of the changes in `root` is the archive's entry `name`, byte for byte. Ends with the
+/// first byte that is not.
+fn tree_gives(
+    archive: &Archive,
+    name: &str,
+    root: BorrowedFd<'_>,
+    cancel: &BuildCancel,
+) -> Result<bool, BuildError> {
+    let (reader, _) = archive.read(name)?;
+    let mut same = Same { reader };
+    let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: cancel.flag() };
+    match kiln_layer::diff(root, &mut same, &options) {
+        Ok(_) => Ok(same.reader.fill_buf().is_ok_and(<[u8]>::is_empty)),
+        Err(DiffError::Cancelled) => Err(BuildError::Cancelled),
+        // Another byte, or a tree that has no tar of its own: the blob is kept then.
+        Err(_) => Ok(false),
+    }
+}
+
+/// Takes only what the reader gives.
+struct Same<R> {
+    reader: R,
+}
+
+impl<R: BufRead> Write for Same<R> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let expected = self.reader.fill_buf()?;
+        let length = expected.len().min(bytes.len());
+        if length == 0 || expected[..length] != bytes[..length] {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.reader.consume(length);
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) fn media_type_of(path: &Path, compression: Compression) -> Result<&'static str, BuildError> {
+    match compression {
+        Compression::Gzip => Ok(media_type::OCI_LAYER_GZIP),
+        Compression::Zstd => Ok(media_type::OCI_LAYER_ZSTD),
+        Compression::None => Ok(media_type::OCI_LAYER),
+        Compression::Xz | Compression::Bzip2 => {
+            Err(broken(path, "a layer compressed with xz or bzip2 is not part of the OCI specification"))
+        }
+    }
+}
+
+/// Makes a layer part of the store: its blob, its snapshot, its record.
+fn publish(
+    engine: &Engine,
+    layer: &Promised,
+    unpacked: Unpacked<'_>,
+    parent: Option<&SnapshotId>,
+) -> Result<LayerRecord, BuildError> {
+    let Unpacked { active, applied, blob } = unpacked;
+    let blob = match blob {
+        Some((ingest, media_type)) => {
+            let (digest, size_bytes) = ingest.commit(layer.source.expected)?;
+            Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })
+        }
+        None => {
+            let (actual, actual_bytes) = (applied.diff_id.0, applied.tar_size_bytes);
+            match layer.source.expected {
+                Some((expected, expected_bytes)) if (expected, expected_bytes) != (actual, actual_bytes) => {
+                    let wrong =
+                        kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes };
+                    return Err(wrong.into());
+                }
+                _ => None,
+            }
+        }
+    };
+    if let Some(parent) = parent {
+        active.set_parent(parent, !applied.has_root)?;
+    }
+    let record = LayerRecord {
+        snapshot: active.commit()?,
+        diff_id: layer.diff_id,
+        size_bytes: applied.tar_size_bytes,
+        blob,
+    };
+    engine.store.put_layer(&record)?;
+    Ok(record)
+}
+
+/// A reader that writes what it reads, if there is somewhere to write to.
+pub(crate) struct Tee<'a, 's, R> {
+    pub(crate) reader: R,
+    pub(crate) out: Option<&'a mut Ingest<'s>>,
+    /// Why it could not be written: told apart from what is wrong with the archive.
+    pub(crate) failed: Option<io::Error>,
+}
+
+impl<R: BufRead> Read for Tee<'_, '_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.reader.read(buffer)?;
+        if let Some(out) = &mut self.out
+            && let Err(error) = out.write_all(&buffer[..length])
+        {
+            let kind = error.kind();
+            self.failed = Some(error);
+            return Err(kind.into());
+        }
+        Ok(length)
+    }
+}
