@@ -2,6 +2,7 @@
 
 pub(crate) mod images;
 pub(crate) mod store;
+pub(crate) mod toolkit;
 
 use std::path::PathBuf;
 
@@ -51,6 +52,16 @@ pub(crate) enum Command {
     Load(images::LoadArgs),
     /// Write the files of an image as a tar
     Export(images::ExportArgs),
+    /// Look into the layers of an image
+    Layer(toolkit::LayerArgs),
+    /// Compare the files of two images; exit code 0: the same, 1: not the same
+    Diff(toolkit::DiffArgs),
+    /// Copy files out of an image
+    Cp(toolkit::CpArgs),
+    /// Make an image of another one: more layers, other settings, fewer layers
+    Mutate(toolkit::MutateArgs),
+    /// Make an image of another one with one layer
+    Flatten(toolkit::FlattenArgs),
     /// Show what the store takes on disk
     Du(store::DuArgs),
     /// Remove what nothing needs, and cache as the policy says

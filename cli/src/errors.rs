@@ -1,5 +1,7 @@
 //! Errors as users see them: text, hint, exit code.
 
+mod toolkit;
+
 use std::process::ExitCode;
 
 use kiln_build::{BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
@@ -61,7 +63,8 @@ impl Failure {
         failure.hint("make room on that file system, or put the store on another one with `--root DIR`")
     }
 
-    fn hint(mut self, hint: impl Into<String>) -> Self {
+    /// What to do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }

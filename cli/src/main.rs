@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod config;
 mod errors;
+mod escape;
 mod progress;
 mod session;
 
@@ -52,6 +53,11 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Save(args) => commands::save::run(&session, &args),
         Command::Load(args) => commands::load::run(&session, &args),
         Command::Export(args) => commands::export::run(&session, &args),
+        Command::Layer(args) => commands::layer::run(&session, args.command),
+        Command::Diff(args) => commands::diff::run(&session, &args),
+        Command::Cp(args) => commands::cp::run(&session, &args),
+        Command::Mutate(args) => commands::mutate::run(&session, args),
+        Command::Flatten(args) => commands::flatten::run(&session, &args),
         Command::Du(args) => commands::du::run(&session, &args),
         Command::Gc(args) => commands::gc::run(&session, &args),
         Command::Prune(args) => commands::prune::run(&session, &args),

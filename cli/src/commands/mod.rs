@@ -2,8 +2,11 @@
 
 pub(crate) mod build;
 mod call;
+pub(crate) mod cp;
+pub(crate) mod diff;
 pub(crate) mod du;
 pub(crate) mod export;
+pub(crate) mod flatten;
 pub(crate) mod fsck;
 pub(crate) mod gc;
 pub(crate) mod history;
@@ -11,7 +14,9 @@ pub(crate) mod image;
 pub(crate) mod images;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod layer;
 pub(crate) mod load;
+pub(crate) mod mutate;
 mod outputs;
 pub(crate) mod prune;
 pub(crate) mod rmi;

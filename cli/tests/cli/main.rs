@@ -45,3 +45,8 @@ mod remote_named;
 mod run;
 mod run_mounts;
 mod save;
+mod toolkit_cp;
+mod toolkit_diff;
+mod toolkit_image;
+mod toolkit_layer;
+mod toolkit_mutate;

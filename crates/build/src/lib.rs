@@ -41,6 +41,7 @@ mod secrets;
 mod select;
 mod source;
 mod ssh;
+pub mod toolkit;
 mod tree;
 pub mod usage;
 mod world;

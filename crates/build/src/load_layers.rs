@@ -7,6 +7,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -152,7 +153,10 @@ fn unpack<'a>(
     let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee))
         .map_err(|error| broken(archive.path(), &format!("{name}: {error}")))
         .and_then(|(compression, plain)| {
-            Ok((media_type_of(archive, compression)?, kiln_layer::apply(plain, root.as_fd(), &options)?))
+            Ok((
+                media_type_of(archive.path(), compression)?,
+                kiln_layer::apply(plain, root.as_fd(), &options)?,
+            ))
         });
     // The decompressor may have stopped at its own end; the blob goes on to the entry's.
     let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
@@ -173,7 +177,7 @@ fn unpack<'a>(
     Ok(Unpacked { active, applied, blob: ingest.map(|ingest| (ingest, media_type)) })
 }
 
-fn not_written(engine: &Engine, source: io::Error) -> BuildError {
+pub(crate) fn not_written(engine: &Engine, source: io::Error) -> BuildError {
     let path = engine.store.root().join("ingest");
     BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
 }
@@ -218,15 +222,14 @@ impl<R: BufRead> Write for Same<R> {
     }
 }
 
-fn media_type_of(archive: &Archive, compression: Compression) -> Result<&'static str, BuildError> {
+pub(crate) fn media_type_of(path: &Path, compression: Compression) -> Result<&'static str, BuildError> {
     match compression {
         Compression::Gzip => Ok(media_type::OCI_LAYER_GZIP),
         Compression::Zstd => Ok(media_type::OCI_LAYER_ZSTD),
         Compression::None => Ok(media_type::OCI_LAYER),
-        Compression::Xz | Compression::Bzip2 => Err(broken(
-            archive.path(),
-            "a layer compressed with xz or bzip2 is not part of the OCI specification",
-        )),
+        Compression::Xz | Compression::Bzip2 => {
+            Err(broken(path, "a layer compressed with xz or bzip2 is not part of the OCI specification"))
+        }
     }
 }
 
@@ -269,11 +272,11 @@ fn publish(
 }
 
 /// A reader that writes what it reads, if there is somewhere to write to.
-struct Tee<'a, 's, R> {
-    reader: R,
-    out: Option<&'a mut Ingest<'s>>,
+pub(crate) struct Tee<'a, 's, R> {
+    pub(crate) reader: R,
+    pub(crate) out: Option<&'a mut Ingest<'s>>,
     /// Why it could not be written: told apart from what is wrong with the archive.
-    failed: Option<io::Error>,
+    pub(crate) failed: Option<io::Error>,
 }
 
 impl<R: BufRead> Read for Tee<'_, '_, R> {

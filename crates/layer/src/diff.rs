@@ -312,7 +312,7 @@ fn overlay_xattr<'e>(entry: &'e Entry, name: &str) -> Option<&'e [u8]> {
 
 /// A 0:0 device, or an empty file with an attribute (overlayfs.rst, "whiteouts and opaque
 /// directories").
-fn is_whiteout(entry: &Entry) -> bool {
+pub fn is_whiteout(entry: &Entry) -> bool {
     match entry.kind {
         EntryKind::Char { major: 0, minor: 0 } => true,
         EntryKind::File { size: 0, .. } => overlay_xattr(entry, "whiteout").is_some(),
@@ -320,7 +320,8 @@ fn is_whiteout(entry: &Entry) -> bool {
     }
 }
 
-fn is_opaque(entry: &Entry) -> bool {
+/// Whether an overlayfs upperdir has nothing to show of a lower directory here.
+pub fn is_opaque(entry: &Entry) -> bool {
     entry.kind == EntryKind::Dir && overlay_xattr(entry, "opaque") == Some(b"y")
 }
 

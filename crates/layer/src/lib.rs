@@ -27,6 +27,7 @@ mod tar_read;
 mod tar_sparse;
 mod unpack;
 
+mod archive;
 mod diff;
 mod repack;
 mod tar_write;
@@ -37,6 +38,7 @@ mod copy;
 mod density;
 
 pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
+pub use archive::archive;
 pub use beneath::BeneathError;
 pub use clone::{TreeError, clone_tree, remove_tree};
 pub use compression::{
@@ -45,11 +47,12 @@ pub use compression::{
 };
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
 pub use density::{DensityError, bounded_decoder};
-pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, diff_trees};
+pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, diff_trees, is_opaque, is_whiteout};
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
+pub use node::is_private_xattr;
 pub use path::{EntryPath, PathError};
 pub use repack::{RepackError, RepackOptions, Times, repack};
 pub use stat_cache::FileStatCache;

@@ -42,7 +42,7 @@ pub(crate) struct Attributes<'a> {
 }
 
 /// Names that describe the overlay or this host, not the file.
-pub(crate) fn is_private_xattr(name: &[u8]) -> bool {
+pub fn is_private_xattr(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") || name == b"security.selinux"
 }
 

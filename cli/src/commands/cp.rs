@@ -1,0 +1,45 @@
+//! `kiln cp`
+
+use std::io::{BufWriter, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use kiln_build::toolkit::{CopyOut, copy_out, copy_out_tar};
+
+use crate::args::toolkit::CpArgs;
+use crate::errors::Failure;
+use crate::escape;
+use crate::session::Session;
+
+pub(crate) fn run(session: &Session, args: &CpArgs) -> Result<u8, Failure> {
+    let (name, path) = split(args.source.as_bytes())?;
+    let image = session.find(name)?;
+    let what = CopyOut { image: &image, path, follow: args.follow_link };
+    if args.destination == Path::new("-") {
+        let stdout = std::io::stdout();
+        if stdout.is_terminal() {
+            return Err(Failure::usage("a tar does not go to a terminal; name a directory or use a pipe"));
+        }
+        let mut out = BufWriter::with_capacity(256 << 10, stdout.lock());
+        copy_out_tar(&session.engine, &what, Path::new("standard output"), &mut out, &session.cancel)?;
+        out.flush().map_err(|error| Failure::output(&error))?;
+        return Ok(0);
+    }
+    let copied = copy_out(&session.engine, &what, &args.destination, args.archive, &session.cancel)?;
+    for path in &copied.left_out {
+        eprintln!("warning: the device /{} is left out; --archive copies it", escape::path(path));
+    }
+    Ok(0)
+}
+
+/// The image's name and the path in it.
+fn split(source: &[u8]) -> Result<(&str, &[u8]), Failure> {
+    let wrong = || {
+        Failure::usage(format!("{:?} is not an image and a path in it", escape::path(source)))
+            .hint("write IMAGE:/PATH, such as app:1:/etc/passwd")
+    };
+    // Neither tags nor ports begin with a slash, so the first one behind a colon begins the path.
+    let at = source.windows(2).position(|pair| pair == b":/").ok_or_else(wrong)?;
+    let name = std::str::from_utf8(&source[..at]).map_err(|_| wrong())?;
+    Ok((name, &source[at + 1..]))
+}

@@ -1,0 +1,72 @@
+//! A tar of the user's becomes a layer, checked as those of archives are.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use kiln_content::{LayerBlob, LayerRecord};
+use kiln_layer::{ApplyOptions, Limits, Whiteouts, bounded_decoder};
+use kiln_oci::SnapshotId;
+use kiln_snapshotter::LayerForm;
+
+use crate::archive::broken;
+use crate::load_layers::{Tee, media_type_of, not_written};
+use crate::{BuildCancel, BuildError, Engine};
+
+/// Stores the tar at `path` (`-`: standard input), plain or compressed as layers may be, as a layer
+/// on top of `parent`. It is read once, and its bytes are kept as they came.
+///
+/// # Errors
+/// [`BuildError::Unreadable`], [`BuildError::Archive`], [`BuildError::Apply`]; nothing is left in the
+/// store then.
+pub(crate) fn append(
+    engine: &Engine,
+    path: &Path,
+    parent: Option<&SnapshotId>,
+    cancel: &BuildCancel,
+) -> Result<LayerRecord, BuildError> {
+    let unreadable = |source| BuildError::Unreadable { path: path.to_owned(), source };
+    let input: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).map_err(unreadable)?)
+    };
+    let mut ingest = engine.store.ingest()?;
+    let reader = BufReader::with_capacity(256 << 10, input);
+    let mut tee = Tee { reader, out: Some(&mut ingest), failed: None };
+    let active = engine.prepare(parent)?;
+    let root = engine.snapshots.open_layer(active.key())?;
+    let options = ApplyOptions {
+        whiteouts: match engine.snapshots.form() {
+            LayerForm::Changes => Whiteouts::Overlay,
+            LayerForm::Tree => Whiteouts::Remove,
+        },
+        keep_owner: true,
+        limits: Limits::default(),
+        cancel: cancel.flag(),
+    };
+    let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee))
+        .map_err(|error| broken(path, &format!("cannot be read ({error})")))
+        .and_then(|(compression, plain)| {
+            let media_type = media_type_of(path, compression)?;
+            Ok((media_type, kiln_layer::apply(plain, root.as_fd(), &options)?))
+        });
+    // The decompressor may have stopped at its own end; the blob goes on to the file's.
+    let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
+    if let Some(error) = tee.failed.take() {
+        return Err(not_written(engine, error));
+    }
+    rest.map_err(unreadable)?;
+    let (media_type, applied) = applied?;
+    drop(root);
+    let (digest, size_bytes) = ingest.commit(None)?;
+    let record = LayerRecord {
+        snapshot: active.commit()?,
+        diff_id: applied.diff_id,
+        size_bytes: applied.tar_size_bytes,
+        blob: Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes }),
+    };
+    engine.store.put_layer(&record)?;
+    Ok(record)
+}
