@@ -118,7 +118,9 @@ fn a_terminal_works_and_the_shells_exit_code_comes_back() {
     screen.wait_for("/dev/pts/0");
     screen.wait_for("30 100");
     // Ctrl-C belongs to the program inside, not to kiln.
-    screen.tmux(&["send-keys", "sleep 500", "Enter"]);
+    screen.tmux(&["send-keys", "echo run''ning; sleep 500", "Enter"]);
+    // From here on the shell does not read, so that the terminal makes a signal of it.
+    screen.wait_for("running");
     screen.tmux(&["send-keys", "C-c"]);
     screen.tmux(&["send-keys", "echo still''here", "Enter"]);
     screen.wait_for("stillhere");
