@@ -160,7 +160,7 @@ impl Store {
         self.bounded(command)
     }
 
-    /// Runs a command to its end, and holds kiln to what every input is bound to: ten seconds,
+    /// Runs a command to its end, and holds kiln to what every input is bound to: a minute,
     /// 256 MiB of memory, no panic, nothing left mounted or half-written.
     #[track_caller]
     pub(crate) fn bounded(&self, mut command: Command) -> Outcome {
