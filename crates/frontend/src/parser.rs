@@ -33,20 +33,13 @@ pub(crate) fn parse_as(text: &str, stands_for: Option<Span>) -> (Ast, Vec<Diagno
     let (mut instructions, mut diagnostics) = (Vec::new(), Vec::new());
     let mut glued = None;
     for line in &lines {
-        match instruction(line, 0, directives.escape) {
+        match instruction(line, 0, directives.escape, glued.take()) {
             Ok(instruction) => {
                 diagnostics.extend(almost_json(&instruction));
                 glued = glued_heredoc(&instruction);
                 instructions.push(instruction);
             }
-            Err(mut diagnostic) => {
-                // Only the first line behind it: the others follow from that.
-                if let Some(opener) = glued.take() {
-                    let hint = format!("put a blank in front of `<<` in `{opener}` to begin a heredoc there");
-                    *diagnostic = diagnostic.with_hint(Some(hint));
-                }
-                diagnostics.push(*diagnostic);
-            }
+            Err(diagnostic) => diagnostics.push(*diagnostic),
         }
     }
     if lines.is_empty() {
@@ -98,16 +91,18 @@ fn keyword(input: &str) -> IResult<&str, &str> {
     terminated(take_while1(|c: char| !c.is_whitespace()), multispace0).parse(input)
 }
 
-/// Reads the instruction that begins at byte `from` of a line.
-fn instruction(line: &Arc<Line>, from: usize, escape: char) -> Result<Instruction> {
+/// Reads the instruction that begins at byte `from` of a line. `glued`: what looks like a heredoc in
+/// the instruction before.
+fn instruction(line: &Arc<Line>, from: usize, escape: char, glued: Option<String>) -> Result<Instruction> {
     let text = line.text.as_str();
     let (after, word) = keyword(&text[from..])
         .map_err(|_| Box::new(Diagnostic::error(line.whole(), "an instruction is missing")))?;
     let known = Kind::ALL.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
     let Some((_, kind)) = known.copied() else {
         let hint = did_you_mean(word, Kind::ALL.iter().map(|(name, _)| *name));
+        let begin = |word| format!("put a blank in front of `<<` in `{word}` to begin a heredoc there");
         // Most of the time the line before was to go on.
-        let hint = hint.or_else(|| {
+        let hint = glued.map(begin).or(hint).or_else(|| {
             let follows = from == 0 && line.first_line > 1;
             follows.then(|| {
                 let go_on = format!("end the line before with `{escape}` if this belongs to it");
@@ -431,7 +426,7 @@ impl Reader<'_> {
     }
 
     fn onbuild(&self) -> Result<Body> {
-        let trigger = instruction(self.line, self.rest.start, self.escape)?;
+        let trigger = instruction(self.line, self.rest.start, self.escape, None)?;
         match trigger.kind {
             Kind::Onbuild => {
                 return wrong(
