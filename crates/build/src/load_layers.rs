@@ -168,7 +168,7 @@ fn unpack<'a>(
     if applied.diff_id != layer.diff_id {
         return Err(BuildError::WrongDiffId { expected: layer.diff_id, actual: applied.diff_id });
     }
-    if tree_may_do && !tree_gives(archive, name, root.as_fd(), cancel)? {
+    if tree_may_do && !tree_gives(root.as_fd(), &applied, cancel)? {
         let mut copy = engine.store.ingest()?;
         let (mut reader, _) = archive.read(name)?;
         io::copy(&mut reader, &mut copy).map_err(|error| not_written(engine, error))?;
@@ -182,43 +182,14 @@ pub(crate) fn not_written(engine: &Engine, source: io::Error) -> BuildError {
     BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
 }
 
-/// Whether the tar of the changes in `root` is the archive's entry `name`, byte for byte. Ends with the
-/// first byte that is not.
-fn tree_gives(
-    archive: &Archive,
-    name: &str,
-    root: BorrowedFd<'_>,
-    cancel: &BuildCancel,
-) -> Result<bool, BuildError> {
-    let (reader, _) = archive.read(name)?;
-    let mut same = Same { reader };
+/// Whether the tree at `root` gives the very tar that was unpacked there.
+fn tree_gives(root: BorrowedFd<'_>, tar: &Applied, cancel: &BuildCancel) -> Result<bool, BuildError> {
     let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: cancel.flag() };
-    match kiln_layer::diff(root, &mut same, &options) {
-        Ok(_) => Ok(same.reader.fill_buf().is_ok_and(<[u8]>::is_empty)),
+    match kiln_layer::shape(root, &options) {
+        Ok(shape) => Ok(shape == tar.shape),
         Err(DiffError::Cancelled) => Err(BuildError::Cancelled),
-        // Another byte, or a tree that has no tar of its own: the blob is kept then.
+        // A tree that has no tar of its own: the blob is kept then.
         Err(_) => Ok(false),
-    }
-}
-
-/// Takes only what the reader gives.
-struct Same<R> {
-    reader: R,
-}
-
-impl<R: BufRead> Write for Same<R> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let expected = self.reader.fill_buf()?;
-        let length = expected.len().min(bytes.len());
-        if length == 0 || expected[..length] != bytes[..length] {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        self.reader.consume(length);
-        Ok(length)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use kiln_oci::DiffId;
 use crate::beneath::BeneathError;
 use crate::density::DensityError;
 use crate::path::{self, EntryPath, PathError};
+use crate::shape::Shape;
 use crate::tar_read::TarReader;
 use crate::unpack::{Meaning, Owner, Rules, Unpacker};
 
@@ -62,6 +63,8 @@ pub struct Applied {
     pub entries: u64,
     /// A member set mode and owner of the root directory itself.
     pub has_root: bool,
+    /// The tar but for the content of files.
+    pub shape: Shape,
 }
 
 /// Why a tar was not unpacked. The root is left half done: throw it away.
@@ -237,8 +240,8 @@ pub(crate) fn unpack(
         }
     }
     unpacker.finish()?;
-    let (digest, tar_size_bytes) = reader.finish()?;
-    Ok(Applied { diff_id: DiffId(digest), tar_size_bytes, entries, has_root })
+    let (digest, tar_size_bytes, shape) = reader.finish()?;
+    Ok(Applied { diff_id: DiffId(digest), tar_size_bytes, entries, has_root, shape })
 }
 
 enum Marker<'n> {

@@ -13,6 +13,7 @@ use crate::hashing::HashedOut;
 use crate::index::{Entry, EntryKind, ScanError, Timestamp};
 use crate::node::{self, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath};
+use crate::shape::{Shape, ShapeHasher};
 use crate::tar_write::{BLOCK, Header, write_header, write_padding};
 use crate::walk::Walk;
 
@@ -111,29 +112,96 @@ impl From<ScanError> for DiffError {
 /// are the attributes of overlayfs and SELinux. Memory does not grow with the tree, but for the names
 /// of the directories on the way and the files with several links.
 pub fn diff(upper: BorrowedFd<'_>, out: impl Write, options: &DiffOptions<'_>) -> Result<Written, DiffError> {
-    let mut writer = Writer::new(out, options);
-    let mut walk = Walk::new(upper, b"")?;
-    while walk.next()?.is_some() {
-        if options.cancel.load(Ordering::Relaxed) {
-            return Err(DiffError::Cancelled);
-        }
-        let (entry, file) = writer.read(&mut walk)?;
-        writer.write(&entry, file)?;
-    }
+    let mut writer = Writer::new(HashedOut::new(out), options);
+    writer.tree(upper)?;
     writer.finish()
 }
 
-struct Writer<'a, W: Write> {
+/// The shape of the tar that [`diff()`] writes. Reads no content: a few system calls a file.
+///
+/// # Errors
+/// Those of [`diff()`], but for those of reading content.
+pub fn shape(upper: BorrowedFd<'_>, options: &DiffOptions<'_>) -> Result<Shape, DiffError> {
+    let mut writer = Writer::new(ShapeHasher::new(), options);
+    writer.tree(upper)?;
+    writer.end()?;
+    Ok(writer.out.finish())
+}
+
+/// Where members go.
+trait Output: Write {
+    /// Takes exactly `size_bytes` of content: the header has promised them already.
+    fn content(
+        &mut self,
+        path: &[u8],
+        file: File,
+        size_bytes: u64,
+        cancel: &AtomicBool,
+    ) -> Result<(), DiffError>;
+}
+
+impl<W: Write> Output for HashedOut<W> {
+    fn content(
+        &mut self,
+        path: &[u8],
+        mut file: File,
+        size_bytes: u64,
+        cancel: &AtomicBool,
+    ) -> Result<(), DiffError> {
+        let mut left = size_bytes;
+        loop {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(DiffError::Cancelled);
+            }
+            // Into the output itself; one byte more than there should be shows that the file grew.
+            let spare = self.spare().map_err(DiffError::Output)?;
+            let length = match file.read(spare) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(DiffError::Host { call: "read", path: path.into(), source }),
+            };
+            if length as u64 > left || (length == 0 && left > 0) {
+                return Err(DiffError::ChangedWhileReading { path: path.into() });
+            }
+            if length == 0 {
+                return Ok(());
+            }
+            self.advance(length);
+            left -= length as u64;
+        }
+    }
+}
+
+impl Output for ShapeHasher {
+    fn content(&mut self, _: &[u8], _: File, _: u64, _: &AtomicBool) -> Result<(), DiffError> {
+        Ok(())
+    }
+}
+
+struct Writer<'a, O: Output> {
     options: &'a DiffOptions<'a>,
-    out: HashedOut<W>,
+    out: O,
     /// First path of every inode that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
     entries: u64,
 }
 
-impl<'a, W: Write> Writer<'a, W> {
-    fn new(out: W, options: &'a DiffOptions<'a>) -> Self {
-        Self { options, out: HashedOut::new(out), links: HashMap::new(), entries: 0 }
+impl<'a, O: Output> Writer<'a, O> {
+    fn new(out: O, options: &'a DiffOptions<'a>) -> Self {
+        Self { options, out, links: HashMap::new(), entries: 0 }
+    }
+
+    /// Writes all that is below `upper`.
+    fn tree(&mut self, upper: BorrowedFd<'_>) -> Result<(), DiffError> {
+        let mut walk = Walk::new(upper, b"")?;
+        while walk.next()?.is_some() {
+            if self.options.cancel.load(Ordering::Relaxed) {
+                return Err(DiffError::Cancelled);
+            }
+            let (entry, file) = self.read(&mut walk)?;
+            self.write(&entry, file)?;
+        }
+        Ok(())
     }
 
     /// The entry that the walk came to and, unless it was written already, the content of a file.
@@ -257,7 +325,10 @@ impl<'a, W: Write> Writer<'a, W> {
             xattrs: &xattrs,
         })?;
         match file {
-            Some(file) if size > 0 => self.content(&entry.path, file, size),
+            Some(file) if size > 0 => {
+                self.out.content(&entry.path, file, size, self.options.cancel)?;
+                write_padding(&mut self.out, size).map_err(DiffError::Output)
+            }
             _ => Ok(()),
         }
     }
@@ -267,33 +338,15 @@ impl<'a, W: Write> Writer<'a, W> {
         write_header(&mut self.out, header).map_err(DiffError::Output)
     }
 
-    /// Exactly `size` bytes: the header has promised them already.
-    fn content(&mut self, path: &[u8], mut file: File, size: u64) -> Result<(), DiffError> {
-        let mut left = size;
-        loop {
-            if self.options.cancel.load(Ordering::Relaxed) {
-                return Err(DiffError::Cancelled);
-            }
-            // Into the output itself; one byte more than there should be shows that the file grew.
-            let spare = self.out.spare().map_err(DiffError::Output)?;
-            let length = match file.read(spare) {
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(DiffError::Host { call: "read", path: path.into(), source }),
-            };
-            if length as u64 > left || (length == 0 && left > 0) {
-                return Err(DiffError::ChangedWhileReading { path: path.into() });
-            }
-            if length == 0 {
-                return write_padding(&mut self.out, size).map_err(DiffError::Output);
-            }
-            self.out.advance(length);
-            left -= length as u64;
-        }
+    /// Two blocks of zeros.
+    fn end(&mut self) -> Result<(), DiffError> {
+        self.out.write_all(&[0; 2 * BLOCK]).map_err(DiffError::Output)
     }
+}
 
+impl<W: Write> Writer<'_, HashedOut<W>> {
     fn finish(mut self) -> Result<Written, DiffError> {
-        self.out.write_all(&[0; 2 * BLOCK]).map_err(DiffError::Output)?;
+        self.end()?;
         let (digest, tar_size_bytes) = self.out.finish().map_err(DiffError::Output)?;
         Ok(Written { diff_id: DiffId(digest), tar_size_bytes, entries: self.entries })
     }

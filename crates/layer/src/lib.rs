@@ -30,6 +30,7 @@ mod unpack;
 mod archive;
 mod diff;
 mod repack;
+mod shape;
 mod tar_write;
 
 mod clone;
@@ -47,7 +48,7 @@ pub use compression::{
 };
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
 pub use density::{DensityError, bounded_decoder};
-pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, diff_trees, is_opaque, is_whiteout};
+pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, diff_trees, is_opaque, is_whiteout, shape};
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
@@ -55,5 +56,6 @@ pub use index::{
 pub use node::is_private_xattr;
 pub use path::{EntryPath, PathError};
 pub use repack::{RepackError, RepackOptions, Times, repack};
+pub use shape::Shape;
 pub use stat_cache::FileStatCache;
 pub use tree_digest::tree_digest;

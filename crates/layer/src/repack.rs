@@ -142,7 +142,7 @@ pub(crate) fn each_member(
         content(&mut tar, &member, options.cancel, members)?;
         members.end().map_err(RepackError::Output)?;
     }
-    let (digest, _) = tar.finish()?;
+    let (digest, ..) = tar.finish()?;
     Ok(DiffId(digest))
 }
 

@@ -10,6 +10,7 @@ use kiln_oci::Digest;
 use crate::apply::{ApplyError, Defect, Limits};
 use crate::hashing::{Hashing, PIECE};
 use crate::path::EntryPath;
+use crate::shape::{Shape, ShapeHasher};
 use crate::tar_header::{Extensions, Member, checksum_holds, member, raw_path, unsigned, until_nul};
 use crate::tar_sparse::{self, MapRest, MapText, SparseHeader, SparseMap};
 use crate::tar_write::BLOCK;
@@ -23,6 +24,7 @@ pub(crate) struct TarReader<R: Read> {
     consumed: u64,
     /// Bytes of the files that are not in the tar.
     holes: u64,
+    shape: ShapeHasher,
 }
 
 /// A stream in large pieces, hashed as they come.
@@ -95,7 +97,15 @@ impl<R: Read> Source<R> {
 
 impl<R: Read> TarReader<R> {
     pub(crate) fn new(inner: R, limits: Limits) -> Self {
-        Self { source: Source::new(inner), limits, content_left: 0, padding: 0, consumed: 0, holes: 0 }
+        Self {
+            source: Source::new(inner),
+            limits,
+            content_left: 0,
+            padding: 0,
+            consumed: 0,
+            holes: 0,
+            shape: ShapeHasher::new(),
+        }
     }
 
     /// The next member; `None` at the end of the archive.
@@ -145,17 +155,20 @@ impl<R: Read> TarReader<R> {
         self.content_left -= length as u64;
     }
 
-    /// Reads to the end of the stream, which the diff ID covers, and returns digest and size.
-    pub(crate) fn finish(mut self) -> Result<(Digest, u64), ApplyError> {
+    /// Reads to the end of the stream, which the diff ID covers, and returns digest, size and shape.
+    pub(crate) fn finish(mut self) -> Result<(Digest, u64, Shape), ApplyError> {
         loop {
-            let length = self.source.fill()?.len();
+            let rest = self.source.fill()?;
+            let length = rest.len();
             if length == 0 {
                 break;
             }
+            self.shape.update(rest);
             self.source.consume(length);
             self.count(length as u64)?;
         }
-        Ok(self.source.finish())
+        let (digest, size_bytes) = self.source.finish();
+        Ok((digest, size_bytes, self.shape.finish()))
     }
 
     fn count(&mut self, bytes: u64) -> Result<(), ApplyError> {
@@ -180,7 +193,8 @@ impl<R: Read> TarReader<R> {
     fn skip_content(&mut self) -> Result<(), ApplyError> {
         let mut left = self.content_left + self.padding;
         while left > 0 {
-            let length = self.source.fill()?.len();
+            let bytes = self.source.fill()?;
+            let mut length = bytes.len();
             if length == 0 {
                 // Go takes a last member without its padding, too.
                 let torn = left > self.padding;
@@ -188,7 +202,9 @@ impl<R: Read> TarReader<R> {
                 let error = ApplyError::Broken { entry: EntryPath(Vec::new()), defect: Defect::Truncated };
                 return if torn { Err(error) } else { Ok(()) };
             }
-            let length = length.min(usize::try_from(left).unwrap_or(usize::MAX));
+            length = length.min(usize::try_from(left).unwrap_or(usize::MAX));
+            // Content that nobody took counts, too: such a tar is not what its tree gives.
+            self.shape.update(&bytes[..length]);
             self.source.consume(length);
             left -= length as u64;
         }
@@ -269,6 +285,7 @@ impl<R: Read> TarReader<R> {
             let length = chunk.len();
             self.consume(length);
         }
+        self.shape.update(&bytes);
         self.skip_content()?;
         Ok(bytes)
     }
@@ -307,6 +324,7 @@ impl<R: Read> TarReader<R> {
             self.source.consume(length);
             filled += length;
         }
+        self.shape.update(&block);
         self.count(BLOCK as u64)?;
         Ok(Some(block))
     }

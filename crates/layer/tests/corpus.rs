@@ -12,7 +12,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use kiln_layer::{ApplyOptions, EntryKind, Limits, ScanOptions, Whiteouts, apply, bounded_decoder, scan};
+use kiln_layer::{
+    ApplyOptions, DiffOptions, EntryKind, Limits, ScanOptions, TreeForm, Whiteouts, apply, bounded_decoder,
+    diff, scan, shape,
+};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 /// A tree and what makes it.
@@ -215,8 +218,13 @@ fn unpack(archive: &Path, to: &Path) {
     let (whiteouts, limits) = (Whiteouts::Remove, Limits::default());
     let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &never };
     let (_, plain) = bounded_decoder(BufReader::new(File::open(archive).unwrap())).unwrap();
-    apply(plain, File::open(to).unwrap().as_fd(), &options)
-        .unwrap_or_else(|error| panic!("{error}: {error:?}"));
+    let root = File::open(to).unwrap();
+    let applied = apply(plain, root.as_fd(), &options).unwrap_or_else(|error| panic!("{error}: {error:?}"));
+    // A tree has the shape of the very tar that it gives again, and of no other.
+    let options = DiffOptions { form: TreeForm::Plain, root_entry: false, cancel: &never };
+    let again = diff(root.as_fd(), std::io::sink(), &options).expect("archives have no reserved names");
+    let of_tree = shape(root.as_fd(), &options).expect("as above");
+    assert_eq!(of_tree == applied.shape, again.diff_id == applied.diff_id, "{}", archive.display());
 }
 
 #[test]

@@ -30,12 +30,19 @@ fn write(tree: &Path) -> Vec<u8> {
     write_form(tree, TreeForm::OverlayUpper).unwrap().0
 }
 
-fn unpack(tar: &[u8], root: &Path) {
+fn unpack(tar: &[u8], root: &Path) -> Shape {
     let cancel = AtomicBool::new(false);
     let (whiteouts, limits) = (Whiteouts::Overlay, Limits::default());
     let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &cancel };
     let applied = apply(tar, File::open(root).unwrap().as_fd(), &options).unwrap();
     assert_eq!(applied.diff_id.0, Digest::of(tar));
+    applied.shape
+}
+
+fn shape_of(tree: &Path) -> Shape {
+    let cancel = AtomicBool::new(false);
+    let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: &cancel };
+    shape(File::open(tree).unwrap().as_fd(), &options).unwrap()
 }
 
 /// Everything that a layer keeps, with hard links told by the first path instead of the inode.
@@ -161,4 +168,39 @@ fn gnu_tar_lists_what_was_written() {
     assert!(text.contains("3000000/4294967294 700001"), "{text}");
     assert!(text.contains("usr/link link to big"), "{text}");
     assert_eq!(text.lines().count(), describe(tree.path()).len() + 1, "the opaque marker comes on top");
+}
+
+#[test]
+fn a_tree_has_the_shape_of_its_own_tar_alone() {
+    let temp = tempfile::tempdir().unwrap();
+    let (tree, again) = (temp.path().join("tree"), temp.path().join("again"));
+    fs::create_dir(&tree).unwrap();
+    furnish(&tree);
+    let tar = write(&tree);
+    let from = |tar: &[u8]| {
+        fs::create_dir(&again).unwrap();
+        let shape = unpack(tar, &again);
+        let of_tree = shape_of(&again);
+        let same_bytes = write(&again) == tar;
+        fs::remove_dir_all(&again).unwrap();
+        (shape == of_tree, same_bytes)
+    };
+    assert_eq!(from(&tar), (true, true));
+    // Behind the end, and the padding of the first file that has any.
+    assert_eq!(from(&[&tar[..], &[0; 512]].concat()), (false, false));
+    let mut padded = tar.clone();
+    let content = tar.windows(6).position(|bytes| bytes == b"setuid").unwrap();
+    padded[content + 6] = 1;
+    assert_eq!(from(&padded), (false, false));
+    // Content is none of its business: it is what the file was given.
+    padded[content + 6] = 0;
+    padded[content] = b'S';
+    assert_eq!(from(&padded), (true, true));
+    // The same members in another order.
+    let mut archive = tar::Archive::new(&tar[..]);
+    let starts =
+        archive.entries().unwrap().raw(true).map(|entry| entry.unwrap().raw_header_position() as usize);
+    let starts: Vec<usize> = starts.take(2).collect();
+    let (first, others) = (&tar[starts[0]..starts[1]], &tar[starts[1]..tar.len() - 1024]);
+    assert_eq!(from(&[others, first, &[0; 1024]].concat()), (false, false));
 }

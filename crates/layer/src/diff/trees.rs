@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering as Memory;
 use rustix::fs::FileType;
 
 use super::{DiffError, DiffOptions, TreeForm, Writer, Written, hiding};
-use crate::hashing::PIECE;
+use crate::hashing::{HashedOut, PIECE};
 use crate::index::{Entry, EntryKind, mtime};
 use crate::node::{self, is_private_xattr};
 use crate::path::{self, EntryPath};
@@ -35,7 +35,7 @@ pub fn diff_trees(
     let changed_links = changed_links(lower, upper)?;
     let options = DiffOptions { form: TreeForm::Plain, ..*options };
     let mut trees = Trees {
-        writer: Writer::new(out, &options),
+        writer: Writer::new(HashedOut::new(out), &options),
         old: Walk::new(lower, b"")?,
         new: Walk::new(upper, b"")?,
         pending: Vec::new(),
@@ -67,7 +67,7 @@ fn in_order(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 struct Trees<'a, W: Write> {
-    writer: Writer<'a, W>,
+    writer: Writer<'a, HashedOut<W>>,
     old: Walk,
     new: Walk,
     /// Unchanged directories above: written with the first change in them.
