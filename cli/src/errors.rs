@@ -9,6 +9,7 @@ use kiln_containers::RunError;
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_llb::Location;
+use kiln_oci::document::DocumentError;
 use rustix::io::Errno;
 
 /// Exit codes, the same for every command.
@@ -124,6 +125,8 @@ impl Failure {
     }
 }
 
+const FROM_ELSEWHERE: &str = "the image is damaged, or somebody means harm: get it again from whom you trust";
+
 /// An error and its causes, a line each.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = format!("{error}\n");
@@ -149,6 +152,7 @@ fn is_no_space(error: &(dyn std::error::Error + 'static)) -> bool {
         (Some(BuildError::Store(inner)), _, _) => inner.is_no_space(),
         (Some(BuildError::Snapshots(inner)), _, _) => inner.is_no_space(),
         (Some(BuildError::Step { source, .. }), _, _) => is_no_space(source.as_ref()),
+        (Some(BuildError::Layer { source, .. }), _, _) => is_no_space(source.as_ref()),
         (_, Some(OpError::Build(inner)), _) => is_no_space(inner.as_ref()),
         (_, _, Some(SourceError::Build(inner))) => is_no_space(inner.as_ref()),
         _ => false,
@@ -232,6 +236,27 @@ impl Failure {
             | BuildError::StdinTwice
             | BuildError::TwoDockerfiles => plain(exit::USAGE),
             BuildError::NoTime { .. } => plain(exit::SOURCE).hint("give it the seconds since 1970"),
+            BuildError::Document { source, .. } if matches!(**source, DocumentError::Schema1) => {
+                plain(exit::NETWORK).hint("`skopeo copy --format v2s2` makes an image of today of it")
+            }
+            BuildError::Document { source, .. } if source.is_limit() => {
+                plain(exit::LIMIT).hint(FROM_ELSEWHERE)
+            }
+            BuildError::Document { .. } | BuildError::NotPromised { .. } => {
+                plain(exit::STORE).hint(FROM_ELSEWHERE)
+            }
+            BuildError::ForeignLayer { .. } => {
+                plain(exit::SOURCE).hint("save the image with all of its layers where it comes from")
+            }
+            BuildError::LargeDocument { .. } => plain(exit::LIMIT).hint(FROM_ELSEWHERE),
+            BuildError::NoPlatform { .. } => {
+                plain(exit::NETWORK).hint("`kiln load --platform` chooses one of those that are there")
+            }
+            BuildError::Layer { source, .. } => {
+                let failure = plain(Self::of_build(source).code);
+                let host = matches!(**source, BuildError::Apply(kiln_layer::ApplyError::Host { .. }));
+                if host { failure } else { failure.hint(FROM_ELSEWHERE) }
+            }
             BuildError::Output { source, .. } if is_full(source) => plain(exit::LIMIT),
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }

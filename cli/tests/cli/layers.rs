@@ -2,7 +2,7 @@
 
 mod backends;
 mod catalogue;
-mod raw;
+pub(crate) mod raw;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

@@ -14,8 +14,8 @@ use std::thread;
 
 use kiln_content::{Ingest, LayerBlob, LayerRecord};
 use kiln_layer::{
-    Applied, ApplyOptions, Compression, DiffError, DiffOptions, Limits, TreeForm, Whiteouts, bounded_decoder,
-    detect,
+    Applied, ApplyError, ApplyOptions, Compression, DiffError, DiffOptions, Limits, TreeForm, Whiteouts,
+    bounded_decoder, detect,
 };
 use kiln_oci::image::media_type;
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
@@ -76,7 +76,7 @@ pub(crate) fn load_layers(
         for layer in missing {
             let parent = records.last().map(|record| record.snapshot.clone());
             let unpacked = unpack(engine, archive, layer, parent.as_ref(), cancel)?;
-            records.push(publish(engine, layer, unpacked, None)?);
+            records.push(publish(engine, archive, layer, unpacked, None)?);
         }
         return Ok(records);
     }
@@ -84,7 +84,7 @@ pub(crate) fn load_layers(
     for batch in missing.chunks(BATCH) {
         for (layer, unpacked) in batch.iter().zip(unpack_all(engine, archive, batch, cancel)) {
             let parent = records.last().map(|record| record.snapshot.clone());
-            records.push(publish(engine, layer, unpacked?, parent.as_ref())?);
+            records.push(publish(engine, archive, layer, unpacked?, parent.as_ref())?);
         }
     }
     Ok(records)
@@ -123,8 +123,33 @@ fn unpack_all<'a>(
     outcomes.map_while(|outcome| outcome).collect()
 }
 
-/// Reads one layer once: into a blob that is not committed, and into an active snapshot.
+/// Says which layer it is that something is wrong with.
+fn in_layer(archive: &Archive, layer: &Promised, error: BuildError) -> BuildError {
+    match error {
+        BuildError::Apply(ApplyError::Cancelled) => BuildError::Cancelled,
+        BuildError::Apply(_)
+        | BuildError::WrongDiffId { .. }
+        | BuildError::Store(kiln_content::Error::Mismatch { .. }) => BuildError::Layer {
+            path: archive.path().to_owned(),
+            member: layer.source.name.clone(),
+            source: Box::new(error),
+        },
+        other => other,
+    }
+}
+
 fn unpack<'a>(
+    engine: &'a Engine,
+    archive: &Archive,
+    layer: &Promised,
+    parent: Option<&SnapshotId>,
+    cancel: &BuildCancel,
+) -> Outcome<'a> {
+    read_layer(engine, archive, layer, parent, cancel).map_err(|error| in_layer(archive, layer, error))
+}
+
+/// Reads one layer once: into a blob that is not committed, and into an active snapshot.
+fn read_layer<'a>(
     engine: &'a Engine,
     archive: &Archive,
     layer: &Promised,
@@ -236,6 +261,7 @@ pub(crate) fn media_type_of(path: &Path, compression: Compression) -> Result<&'s
 /// Makes a layer part of the store: its blob, its snapshot, its record.
 fn publish(
     engine: &Engine,
+    archive: &Archive,
     layer: &Promised,
     unpacked: Unpacked<'_>,
     parent: Option<&SnapshotId>,
@@ -243,7 +269,8 @@ fn publish(
     let Unpacked { active, applied, blob } = unpacked;
     let blob = match blob {
         Some((ingest, media_type)) => {
-            let (digest, size_bytes) = ingest.commit(layer.source.expected)?;
+            let committed = ingest.commit(layer.source.expected);
+            let (digest, size_bytes) = committed.map_err(|error| in_layer(archive, layer, error.into()))?;
             Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })
         }
         None => {
@@ -252,7 +279,7 @@ fn publish(
                 Some((expected, expected_bytes)) if (expected, expected_bytes) != (actual, actual_bytes) => {
                     let wrong =
                         kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes };
-                    return Err(wrong.into());
+                    return Err(in_layer(archive, layer, wrong.into()));
                 }
                 _ => None,
             }
