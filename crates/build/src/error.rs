@@ -82,20 +82,11 @@ pub enum BuildError {
     #[error("{path}: {member} has {size_bytes} bytes, {limit_bytes} are allowed")]
     LargeDocument { path: PathBuf, member: String, size_bytes: u64, limit_bytes: u64 },
     /// A document in an archive or a layout has another digest or size than whoever points to it says.
-    #[error(
-        "{path}: {member} is not what its descriptor says: it has {actual_bytes} bytes and is {actual}, not {expected_bytes} bytes and {expected}"
-    )]
-    NotPromised {
-        path: PathBuf,
-        member: String,
-        expected: Digest,
-        expected_bytes: u64,
-        actual: Digest,
-        actual_bytes: u64,
-    },
+    #[error("{path}: {member} is not what its descriptor says")]
+    NotPromised { path: PathBuf, member: String, source: Box<kiln_content::Error> },
     /// None of an archive's or a layout's images is for this platform.
     #[error("{path}: holds no image for {wanted}, only {}", available.join(", "))]
-    NoPlatform { path: PathBuf, wanted: Platform, available: Vec<String> },
+    NoPlatform { path: PathBuf, wanted: Box<Platform>, available: Vec<String> },
     /// A layer that its manifest only says URLs of.
     #[error("{path}: layer {digest} is not in it, and the urls it has instead are never fetched")]
     ForeignLayer { path: PathBuf, digest: Digest },

@@ -125,7 +125,11 @@ impl Others {
         if available.is_empty() {
             available.push("what is for none".to_owned());
         }
-        BuildError::NoPlatform { path: archive.path().to_owned(), wanted: wanted.clone(), available }
+        BuildError::NoPlatform {
+            path: archive.path().to_owned(),
+            wanted: Box::new(wanted.clone()),
+            available,
+        }
     }
 }
 
@@ -350,10 +354,11 @@ fn read_verified(archive: &Archive, descriptor: &Descriptor, max_bytes: u64) -> 
     let member = blob_name(&descriptor.digest);
     let bytes = archive.read_small(&member, max_bytes)?;
     let (actual, actual_bytes) = (Digest::of(&bytes), bytes.len() as u64);
-    if (actual, actual_bytes) != (descriptor.digest, descriptor.size) {
-        let (path, expected, expected_bytes) =
-            (archive.path().to_owned(), descriptor.digest, descriptor.size);
-        return Err(BuildError::NotPromised { path, member, expected, expected_bytes, actual, actual_bytes });
+    let (expected, expected_bytes) = (descriptor.digest, descriptor.size);
+    if (actual, actual_bytes) != (expected, expected_bytes) {
+        let source = kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes };
+        let (path, source) = (archive.path().to_owned(), Box::new(source));
+        return Err(BuildError::NotPromised { path, member, source });
     }
     Ok(bytes)
 }
