@@ -1,7 +1,9 @@
 //! Errors as users see them: text, hint, exit code.
 
+mod shortage;
 mod toolkit;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use kiln_build::{BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
@@ -10,7 +12,8 @@ use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_llb::Location;
 use kiln_oci::document::DocumentError;
-use rustix::io::Errno;
+
+use shortage::{Shortage, shortage};
 
 /// Exit codes, the same for every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +48,11 @@ impl From<Code> for ExitCode {
     }
 }
 
+/// Writes to standard error, if anybody listens.
+pub(crate) fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// A command that failed.
 pub(crate) struct Failure {
     code: Code,
@@ -56,12 +64,6 @@ pub(crate) struct Failure {
 impl Failure {
     fn new(code: Code, message: impl AsRef<str>) -> Self {
         Self { code, text: format!("error: {}\n", message.as_ref()), hint: None }
-    }
-
-    /// The same, for want of space.
-    fn no_space(self) -> Self {
-        let failure = Self { code: exit::LIMIT, ..self };
-        failure.hint("make room on that file system, or put the store on another one with `--root DIR`")
     }
 
     /// What to do about it.
@@ -138,28 +140,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether the disk was full, or a quota used up, somewhere below.
-fn is_no_space(error: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    let full = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded);
-    let here = error.downcast_ref().is_some_and(full)
-        || error.downcast_ref().is_some_and(|errno: &Errno| full(&(*errno).into()))
-        || error.downcast_ref().is_some_and(kiln_content::Error::is_no_space)
-        || error.downcast_ref().is_some_and(kiln_snapshotter::Error::is_no_space);
-    // An error that speaks as the one in it does not name that one as its source, and one in a box
-    // names the box.
-    let within = match (error.downcast_ref(), error.downcast_ref(), error.downcast_ref()) {
-        (Some(BuildError::Store(inner)), _, _) => inner.is_no_space(),
-        (Some(BuildError::Snapshots(inner)), _, _) => inner.is_no_space(),
-        (Some(BuildError::Step { source, .. }), _, _) => is_no_space(source.as_ref()),
-        (Some(BuildError::Layer { source, .. }), _, _) => is_no_space(source.as_ref()),
-        (_, Some(OpError::Build(inner)), _) => is_no_space(inner.as_ref()),
-        (_, _, Some(SourceError::Build(inner))) => is_no_space(inner.as_ref()),
-        _ => false,
-    };
-    here || within || error.source().is_some_and(is_no_space)
-}
-
 /// Only the causes.
 fn causes(error: &dyn std::error::Error) -> String {
     let all = chain(error);
@@ -182,7 +162,7 @@ fn line_start(text: &str, line: usize) -> usize {
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
         let failure = Self::of_build(&error);
-        if is_no_space(&error) { failure.no_space() } else { failure }
+        failure.for_want_of(shortage(&error))
     }
 }
 
@@ -266,6 +246,9 @@ impl Failure {
             BuildError::Store(kiln_content::Error::NotWritable { .. }) => {
                 plain(exit::STORE).hint("choose another place with `--root DIR` or KILN_ROOT")
             }
+            BuildError::Store(kiln_content::Error::Unsafe { .. }) => {
+                plain(exit::POLICY).hint("choose a place of your own with `--root DIR` or KILN_ROOT")
+            }
             BuildError::Snapshots(inner) => snapshots(inner, plain),
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
             BuildError::Apply(inner) => plain(apply_code(inner)),
@@ -278,22 +261,14 @@ impl Failure {
 }
 
 fn is_full(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded)
+    shortage(error) == Some(Shortage::Space)
 }
 
 fn apply_code(error: &kiln_layer::ApplyError) -> Code {
     match error {
         kiln_layer::ApplyError::Cancelled => exit::INTERRUPTED,
         kiln_layer::ApplyError::Refused { .. } => exit::POLICY,
-        kiln_layer::ApplyError::Host { source, .. }
-            if matches!(
-                source.kind(),
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-            ) =>
-        {
-            exit::LIMIT
-        }
+        kiln_layer::ApplyError::Host { source, .. } if shortage(source).is_some() => exit::LIMIT,
         kiln_layer::ApplyError::Limit { .. } | kiln_layer::ApplyError::Density(_) => exit::LIMIT,
         _ => exit::STORE,
     }
