@@ -10,7 +10,7 @@ use crate::beneath::BeneathError;
 use crate::density::DensityError;
 use crate::path::{self, EntryPath, PathError};
 use crate::tar_read::TarReader;
-use crate::unpack::{Meaning, Owner, Rules, Unpacker};
+use crate::unpack::{ImpliedDir, Meaning, Owner, Rules, Unpacker};
 
 /// What becomes of whiteouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +62,9 @@ pub struct Applied {
     pub entries: u64,
     /// A member set mode and owner of the root directory itself.
     pub has_root: bool,
-    /// Of an upperdir: the directories that paths go through without an entry of their own, parents
-    /// first, as far as the layers below show there. See [`inherit`](crate::inherit).
-    pub implied: Vec<EntryPath>,
+    /// Of an upperdir: the directories that paths went through without an entry of their own, parents
+    /// first, as far as the layers below may have something there. See [`inherit`](crate::inherit).
+    pub implied: Vec<ImpliedDir>,
 }
 
 /// Why a tar was not unpacked. The root is left half done: throw it away.

@@ -14,7 +14,7 @@ use crate::apply::{ApplyError, Defect, Refusal, Whiteouts, is_kept_xattr};
 use crate::beneath;
 use crate::index::Timestamp;
 use crate::node::{self, Attributes, CallError, Named};
-use crate::path::{self, EntryPath, PathError};
+use crate::path::{self, PathError};
 use crate::tar_header::{Member, MemberKind};
 use crate::tar_read::TarReader;
 
@@ -23,7 +23,7 @@ mod links;
 mod whiteouts;
 
 use implied::Implied;
-pub use implied::{Inherited, inherit};
+pub use implied::{ImpliedDir, Inherited, inherit};
 use whiteouts::set_opaque;
 
 /// How members become files.
@@ -168,11 +168,11 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    /// Sets the directories' times, now that nothing is put into them any more. Returns those that are
-    /// to be as the lower layers have them.
-    pub(crate) fn finish(&mut self) -> Result<Vec<EntryPath>, ApplyError> {
+    /// Sets the directories' times, now that nothing is put into them any more. Returns those that
+    /// were made without an entry.
+    pub(crate) fn finish(&mut self) -> Result<Vec<ImpliedDir>, ApplyError> {
         self.set_implied_times()?;
-        let inheriting = self.inheriting(self.dir_mtimes.keys().map(Vec::as_slice))?;
+        let implied = self.implied_dirs(self.dir_mtimes.keys().map(Vec::as_slice))?;
         for (path, mtime) in std::mem::take(&mut self.dir_mtimes) {
             if path.is_empty() {
                 node::set_mtime(self.root, b".", mtime).map_err(host(&path))?;
@@ -185,7 +185,7 @@ impl<'a> Unpacker<'a> {
                 node::set_mtime(parent.as_fd(), name, mtime).map_err(host(&path))?;
             }
         }
-        Ok(inheriting)
+        Ok(implied)
     }
 
     fn unpack_root(&mut self, member: &Member) -> Result<(), ApplyError> {

@@ -4,7 +4,7 @@
 //! with the time 0. Over the layers below it should be as theirs: an upperdir is unpacked before it is
 //! known what it stands on, so that comes after, by [`inherit`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -23,8 +23,9 @@ const MODE: u32 = 0o755;
 
 #[derive(Default)]
 pub(super) struct Implied {
-    /// Those that were made, by their paths without links.
-    made: BTreeSet<Vec<u8>>,
+    /// Those that were made, by their paths without links, and whether they may have covered something
+    /// of the lower layers then. Some may have been given an entry or given way to one since.
+    made: BTreeMap<Vec<u8>, bool>,
     /// Those among them that stand in the place of something this layer hides.
     anew: BTreeSet<Vec<u8>>,
     /// All directories below which nothing of the lower layers shows.
@@ -33,6 +34,15 @@ pub(super) struct Implied {
     kept: HashMap<(u64, u64), (Vec<u8>, Timestamp)>,
     /// This tar made a link: paths are not what they seem.
     pub(super) has_links: bool,
+}
+
+/// A directory that a layer's paths went through when it had no entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImpliedDir {
+    /// Where it was made.
+    pub path: EntryPath,
+    /// It is there and has got no entry: mode, owner, attributes and time are nobody's yet.
+    pub stays: bool,
 }
 
 /// What became of directories that a layer implied.
@@ -54,15 +64,18 @@ pub enum Inherited {
 pub fn inherit(
     lower: BorrowedFd<'_>,
     upper: BorrowedFd<'_>,
-    implied: &[EntryPath],
+    implied: &[ImpliedDir],
 ) -> Result<Inherited, ApplyError> {
-    for EntryPath(path) in implied {
+    for ImpliedDir { path: EntryPath(path), stays } in implied {
         let like = match beneath::open_dir_without_links(lower, path) {
             Ok(like) => like,
             Err(error) if is_link(&error) => return Ok(Inherited::Link),
             Err(error) if is_absent(&error) => continue,
             Err(error) => return Err(error.into()),
         };
+        if !stays {
+            continue;
+        }
         let stat = fs::fstat(&like).named("fstat").map_err(host(path))?;
         let mut xattrs = node::xattrs_of(like.as_fd()).map_err(host(path))?;
         xattrs.retain(|name, _| !is_private_xattr(name));
@@ -82,6 +95,14 @@ fn is_absent(error: &BeneathError) -> bool {
     matches!(error.host_kind(), Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
 }
 
+impl Implied {
+    /// Whether nothing of what lower layers have at `path` shows there.
+    fn is_hidden(&self, path: &[u8]) -> bool {
+        let mut above = prefixes(path::split(path).0);
+        self.opaque.contains(&b""[..]) || above.any(|above| self.opaque.contains(above))
+    }
+}
+
 /// `path` and all above it, the highest first.
 fn prefixes(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     (1..=path.len()).filter(|&end| end == path.len() || path[end] == b'/').map(|end| &path[..end])
@@ -91,16 +112,31 @@ impl Unpacker<'_> {
     /// Makes the directory `path` and what is missing above it.
     pub(super) fn imply(&mut self, path: &[u8]) -> Result<(), ApplyError> {
         let real = beneath::real_path(self.root, path)?;
+        let mut above = beneath::open_file(self.root, b"", OFlags::RDONLY | OFlags::DIRECTORY)?;
         for prefix in prefixes(&real) {
-            match beneath::open_file(self.root, prefix, OFlags::PATH | OFlags::DIRECTORY) {
+            match beneath::open_file(self.root, prefix, OFlags::RDONLY | OFlags::DIRECTORY) {
+                Ok(dir) => above = dir,
                 Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => {
+                    let parent = path::split(prefix).0;
+                    if !self.implied.made.contains_key(parent) {
+                        self.keep_time(above.as_fd(), parent)?;
+                    }
                     self.remember(prefix);
-                    self.implied.made.insert(prefix.to_vec());
+                    let covers = !self.implied.is_hidden(prefix);
+                    self.implied.made.insert(prefix.to_vec(), covers);
                 }
-                result => drop(result?),
+                Err(error) => return Err(error.into()),
             }
         }
         beneath::mkdir_all(self.root, &real, MODE, (0, 0))?;
+        Ok(())
+    }
+
+    /// Makes the directory `path` in the place of a whiteout that was there.
+    pub(super) fn imply_in_place_of_whiteout(&mut self, path: &[u8]) -> Result<(), ApplyError> {
+        self.imply(path)?;
+        let real = beneath::real_path(self.root, path)?;
+        self.implied.made.insert(real, false);
         Ok(())
     }
 
@@ -123,7 +159,7 @@ impl Unpacker<'_> {
         let owner = (!matches!(self.rules.owner, Owner::Process)).then_some((0, 0));
         let attributes = Attributes { owner, mode: MODE, xattrs: &Xattrs::new(), mtime: None };
         node::set_on_fd(dir.as_fd(), &attributes).map_err(host(path))?;
-        self.implied.made.insert(real);
+        self.implied.made.insert(real, false);
         Ok(())
     }
 
@@ -152,44 +188,44 @@ impl Unpacker<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        // One may have given way to another entry.
-        let made = std::mem::take(&mut self.implied.made);
-        for path in made {
-            match beneath::open_dir_without_links(self.root, &path) {
-                Ok(dir) => node::set_mtime(dir.as_fd(), b".", Timestamp::default()).map_err(host(&path))?,
-                Err(error) if is_absent(&error) || is_link(&error) => continue,
+        for path in self.implied.made.keys() {
+            match beneath::open_dir_without_links(self.root, path) {
+                Ok(dir) => node::set_mtime(dir.as_fd(), b".", Timestamp::default()).map_err(host(path))?,
+                // It has given way to another entry.
+                Err(error) if is_absent(&error) || is_link(&error) => {}
                 Err(error) => return Err(error.into()),
             }
-            self.implied.made.insert(path);
         }
         Ok(())
     }
 
-    /// The directories that [`inherit`] is for, parents first; `explicit` have entries.
-    pub(super) fn inheriting<'p>(
+    /// What [`inherit`] is for, parents first; `explicit` have entries.
+    pub(super) fn implied_dirs<'p>(
         &self,
         explicit: impl Iterator<Item = &'p [u8]>,
-    ) -> Result<Vec<EntryPath>, ApplyError> {
-        let Implied { made, anew, opaque, has_links, .. } = &self.implied;
-        if made.is_empty() || self.rules.whiteouts() != Some(Whiteouts::Overlay) {
+    ) -> Result<Vec<ImpliedDir>, ApplyError> {
+        let implied = &self.implied;
+        if implied.made.is_empty() || self.rules.whiteouts() != Some(Whiteouts::Overlay) {
             return Ok(Vec::new());
         }
         let mut have_entries = BTreeSet::new();
         for entry in explicit {
             let (above, name) = path::split(entry);
-            let real = match has_links {
+            let real = match implied.has_links {
                 true => path::join(&beneath::real_path(self.root, above)?, name),
                 false => entry.to_vec(),
             };
             have_entries.insert(real);
         }
-        let is_hidden = |path: &[u8]| {
-            opaque.contains(&b""[..]) || prefixes(path::split(path).0).any(|above| opaque.contains(above))
+        let covering = implied.made.iter().filter(|(_, covers)| **covers).map(|(path, _)| path.as_slice());
+        let dir = |path: &[u8]| {
+            let is_theirs = have_entries.contains(path) || implied.anew.contains(path);
+            let stays = !is_theirs
+                && !implied.is_hidden(path)
+                && beneath::open_dir_without_links(self.root, path).is_ok();
+            ImpliedDir { path: path.into(), stays }
         };
-        let inheriting = made.iter().filter(|path| {
-            !have_entries.contains(*path) && !anew.contains(*path) && !is_hidden(path.as_slice())
-        });
-        Ok(inheriting.cloned().map(EntryPath).collect())
+        Ok(covering.map(dir).collect())
     }
 
     /// Removes a lower layer's file that this layer goes through as a directory, as an upperdir would

@@ -27,9 +27,16 @@ impl Unpacker<'_> {
             }
             // A file of this layer hides the lower one already.
             Some(_) => Ok(()),
-            None => fs::mknodat(&directory, name, FileType::CharacterDevice, Mode::empty(), 0)
-                .named("mknodat")
-                .map_err(host(&path)),
+            None => {
+                fs::mknodat(&directory, name, FileType::CharacterDevice, Mode::empty(), 0)
+                    .named("mknodat")
+                    .map_err(host(&path))?;
+                // Where no lower layer has the directory, overlayfs lists its whiteouts, of which then
+                // nobody finds anything; unless it may have been copied up.
+                fs::fsetxattr(&directory, "trusted.overlay.origin", b"", XattrFlags::empty())
+                    .named("fsetxattr")
+                    .map_err(host(&path))
+            }
         }
     }
 
@@ -80,7 +87,7 @@ impl Unpacker<'_> {
         let hidden = &path[..end];
         let (parent, name) = beneath::open_parent(self.root, hidden)?;
         node::remove(parent.as_fd(), name).map_err(host(hidden))?;
-        self.imply(hidden)?;
+        self.imply_in_place_of_whiteout(hidden)?;
         let made = node::open_dir(parent.as_fd(), name).map_err(host(hidden))?;
         set_opaque(made.as_fd()).map_err(host(hidden))?;
         self.note_opaque(hidden, true)
@@ -94,12 +101,20 @@ impl Unpacker<'_> {
     }
 
     /// Removes `name` and what is below, except for what this tar made.
-    fn remove_lower_at(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<(), ApplyError> {
-        if !self.holds_ours(path) {
+    fn remove_lower_at(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), ApplyError> {
+        let stat = node::stat(parent, name).map_err(host(path))?;
+        let is = |kind| stat.as_ref().is_some_and(|stat| node::kind(stat) == kind);
+        // What this tar put behind a lower link is elsewhere.
+        let is_lower_link = is(FileType::Symlink) && !self.made.contains(path);
+        if is_lower_link || !self.holds_ours(path) {
             return node::remove(parent, name).map_err(host(path));
         }
-        let stat = node::stat(parent, name).map_err(host(path))?;
-        if stat.is_some_and(|stat| node::kind(&stat) == FileType::Directory) {
+        if is(FileType::Directory) {
             let directory = node::open_dir(parent, name).map_err(host(path))?;
             if !self.made.contains(path) {
                 self.imply_anew(path)?;
