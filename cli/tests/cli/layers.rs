@@ -2,6 +2,7 @@
 
 mod backends;
 mod catalogue;
+mod implied;
 mod raw;
 
 use std::fs;

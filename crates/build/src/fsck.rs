@@ -7,7 +7,7 @@ mod deep;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_content::{ImageRecord, Survey};
+use kiln_content::{ImageRecord, KeptBlob, PackedRecord, Survey};
 use kiln_oci::image::{ImageConfig, Manifest};
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
 
@@ -28,7 +28,7 @@ pub struct FsckOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// What kind of thing: `index`, `journal`, `name`, `image`, `layer`, `chain`, `result`, `source`,
-    /// `snapshot`, `blob`.
+    /// `snapshot`, `blob`, `packed`, `index of an image`.
     pub kind: &'static str,
     /// Which one.
     pub id: String,
@@ -325,6 +325,7 @@ impl<'a> Check<'a> {
             };
             self.bad_layer_blob(&layer, &what)?;
         }
+        self.made_and_kept(&sizes)?;
         let diff_ids: BTreeMap<&SnapshotId, DiffId> =
             self.survey.layers.iter().map(|layer| (&layer.snapshot, layer.diff_id)).collect();
         let mut wrong = Vec::new();
@@ -342,6 +343,62 @@ impl<'a> Check<'a> {
             }
             self.found("chain", chain, format!("layer {id} is not at the top of this stack"), done);
         }
+        Ok(())
+    }
+
+    /// Layers that were packed, and indexes that were kept, are there. A record that outlived its layer
+    /// or image names nothing that has to be.
+    fn made_and_kept(&mut self, sizes: &BTreeMap<Digest, u64>) -> Result<(), BuildError> {
+        let diff_ids: BTreeSet<DiffId> = self.survey.layers.iter().map(|layer| layer.diff_id).collect();
+        let of_layers = |packed: &&PackedRecord| diff_ids.contains(&packed.diff_id);
+        for packed in self.survey.packed.iter().filter(of_layers).cloned().collect::<Vec<_>>() {
+            self.report.records += 1;
+            let what = match sizes.get(&packed.blob) {
+                None if self.engine.store.has_blob(&packed.blob) => continue,
+                None => "it is missing".to_owned(),
+                Some(size) if *size != packed.size_bytes => {
+                    format!("it has {size} bytes instead of {}", packed.size_bytes)
+                }
+                Some(_) => continue,
+            };
+            self.bad_packed(&packed.blob, &what)?;
+        }
+        let configs: BTreeSet<Digest> = self.survey.images.iter().map(|image| image.config).collect();
+        let of_images = |kept: &&KeptBlob| configs.contains(&kept.config);
+        for kept in self.survey.kept.iter().filter(of_images).copied().collect::<Vec<_>>() {
+            self.report.records += 1;
+            if !sizes.contains_key(&kept.blob) && !self.engine.store.has_blob(&kept.blob) {
+                self.bad_kept(&kept.config, &kept.blob, "it is missing")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A packed layer is missing or wrong: it can be packed again.
+    fn bad_packed(&mut self, blob: &Digest, what: &str) -> Result<(), BuildError> {
+        if self.repair {
+            let store = &self.engine.store;
+            store.forget_packed(blob)?;
+            if !store.is_blob_needed(blob)? {
+                store.remove_blob(blob)?;
+            }
+        }
+        self.found("packed", blob, what, self.repair.then_some("forgotten; the layer is packed again"));
+        Ok(())
+    }
+
+    /// Something of the index that an image came with is missing or damaged: the image is whole without.
+    fn bad_kept(&mut self, config: &Digest, blob: &Digest, what: &str) -> Result<(), BuildError> {
+        if self.repair {
+            let store = &self.engine.store;
+            store.forget_index(config)?;
+            if !store.is_blob_needed(blob)? {
+                store.remove_blob(blob)?;
+            }
+        }
+        let what = format!("{blob}, kept for this image: {what}");
+        let done = self.repair.then_some("forgotten; the image stays, for its own platform");
+        self.found("index of an image", config, what, done);
         Ok(())
     }
 

@@ -60,8 +60,15 @@ pub(crate) fn stand_on<'a>(
     let Some(parent) = parent.filter(|_| engine.snapshots.form() == LayerForm::Changes) else {
         return Ok(active);
     };
-    if !applied.implied.is_empty() {
-        let view = engine.snapshots.open_view(parent)?;
+    let view = match applied.implied.as_slice() {
+        [] => None,
+        _ => match engine.snapshots.open_view(parent) {
+            // Nobody can look at it either.
+            Err(kiln_snapshotter::Error::TooDeep { .. }) => None,
+            view => Some(view?),
+        },
+    };
+    if let Some(view) = view {
         let upper = engine.snapshots.open_layer(active.key())?;
         if inherit(view.as_fd(), upper.as_fd(), &applied.implied)? == Inherited::Link {
             drop((view, upper, active));

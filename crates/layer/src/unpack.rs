@@ -382,7 +382,7 @@ impl<'a> Unpacker<'a> {
         }
         match beneath::open_file(self.root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => {
-                self.keep_time(directory.as_fd(), path)?;
+                self.keep_times(path)?;
                 let directory = Rc::new(directory);
                 self.parents.truncate(KEPT_PARENTS - 1);
                 self.parents.push_front((path.to_vec(), directory.clone()));

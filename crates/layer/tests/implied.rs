@@ -317,14 +317,17 @@ fn gnu_tar(tar: &[u8], root: &Path) -> bool {
     child.wait().unwrap().success()
 }
 
-fn stat(tree: &BTreeMap<Vec<u8>, Entry>, path: &str) -> (u32, u32, i64, bool) {
+/// Mode, owner, time, and whether it has attributes.
+type Shown = (u32, u32, i64, bool);
+
+fn stat(tree: &BTreeMap<Vec<u8>, Entry>, path: &str) -> Shown {
     let entry = &tree[path.as_bytes()];
     (entry.mode & 0o7777, entry.uid, entry.mtime.secs, entry.xattrs.contains_key(&b"user.below"[..]))
 }
 
-/// Mode, owner, time, and whether it has attributes, of what the lower tree below makes of these paths.
+/// What the lower tree below makes of these paths.
 #[track_caller]
-fn check(members: &[(&str, Above)], expected: &[(&str, (u32, u32, i64, bool))], inherited: Inherited) {
+fn check(members: &[(&str, Above)], expected: &[(&str, Shown)], inherited: Inherited) {
     if !can_mount() {
         return;
     }

@@ -4,7 +4,7 @@
 //! with the time 0. Over the layers below it should be as theirs: an upperdir is unpacked before it is
 //! known what it stands on, so that comes after, by [`inherit`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -32,6 +32,8 @@ pub(super) struct Implied {
     opaque: BTreeSet<Vec<u8>>,
     /// Times of directories that were there before, by inode: a link may be another path to one.
     kept: HashMap<(u64, u64), (Vec<u8>, Timestamp)>,
+    /// Paths of directories whose time was kept.
+    seen: HashSet<Vec<u8>>,
     /// This tar made a link: paths are not what they seem.
     pub(super) has_links: bool,
 }
@@ -112,14 +114,13 @@ impl Unpacker<'_> {
     /// Makes the directory `path` and what is missing above it.
     pub(super) fn imply(&mut self, path: &[u8]) -> Result<(), ApplyError> {
         let real = beneath::real_path(self.root, path)?;
-        let mut above = beneath::open_file(self.root, b"", OFlags::RDONLY | OFlags::DIRECTORY)?;
         for prefix in prefixes(&real) {
-            match beneath::open_file(self.root, prefix, OFlags::RDONLY | OFlags::DIRECTORY) {
-                Ok(dir) => above = dir,
+            match beneath::open_file(self.root, prefix, OFlags::PATH | OFlags::DIRECTORY) {
+                Ok(_) => {}
                 Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => {
                     let parent = path::split(prefix).0;
                     if !self.implied.made.contains_key(parent) {
-                        self.keep_time(above.as_fd(), parent)?;
+                        self.keep_times(parent)?;
                     }
                     self.remember(prefix);
                     let covers = !self.implied.is_hidden(prefix);
@@ -163,14 +164,23 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    /// Keeps the time of a directory that is there, before anything is put into it.
-    pub(super) fn keep_time(&mut self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), ApplyError> {
-        if self.rules.whiteouts() == Some(Whiteouts::Overlay) {
+    /// Keeps the times of a directory that is there and of those above it, before anything is put into
+    /// it. Even of those above: fuse-overlayfs, unlike overlayfs, forgets them when it copies up.
+    pub(super) fn keep_times(&mut self, path: &[u8]) -> Result<(), ApplyError> {
+        if self.rules.whiteouts() == Some(Whiteouts::Overlay) || self.implied.seen.contains(path) {
             return Ok(());
         }
-        let stat = fs::fstat(directory).named("fstat").map_err(host(path))?;
-        let inode = (stat.st_dev, stat.st_ino);
-        self.implied.kept.entry(inode).or_insert_with(|| (path.to_vec(), mtime(&stat)));
+        let real = beneath::real_path(self.root, path)?;
+        self.implied.seen.insert(path.to_vec());
+        for prefix in std::iter::once(&b""[..]).chain(prefixes(&real)) {
+            if !self.implied.seen.insert(prefix.to_vec()) && prefix != path {
+                continue;
+            }
+            let dir = beneath::open_file(self.root, prefix, OFlags::PATH | OFlags::DIRECTORY)?;
+            let stat = fs::fstat(dir).named("fstat").map_err(host(path))?;
+            let inode = (stat.st_dev, stat.st_ino);
+            self.implied.kept.entry(inode).or_insert_with(|| (prefix.to_vec(), mtime(&stat)));
+        }
         Ok(())
     }
 
@@ -233,7 +243,7 @@ impl Unpacker<'_> {
     pub(super) fn clear_lower_file(&mut self, path: &[u8]) -> Result<(), ApplyError> {
         let Some(lower) = self.lower_file_above(path)? else { return Ok(()) };
         let (parent, name) = beneath::open_parent(self.root, &lower)?;
-        self.keep_time(parent.as_fd(), path::split(&lower).0)?;
+        self.keep_times(path::split(&lower).0)?;
         node::remove(parent.as_fd(), name).map_err(host(path))
     }
 
