@@ -47,10 +47,10 @@ fn of_io(error: &io::Error) -> Option<Shortage> {
 }
 
 fn of_store(error: &kiln_content::Error) -> Option<Shortage> {
-    if error.is_no_space() {
-        return Some(Shortage::Space);
+    if error.is_file_size() {
+        return Some(Shortage::FileSize);
     }
-    error.is_file_size().then_some(Shortage::FileSize)
+    error.is_no_space().then_some(Shortage::Space)
 }
 
 /// What there was too little of somewhere below.

@@ -2,6 +2,7 @@
 
 mod backends;
 mod catalogue;
+mod implied;
 pub(crate) mod raw;
 
 use std::fs;

@@ -10,7 +10,7 @@ use crate::beneath::BeneathError;
 use crate::density::DensityError;
 use crate::path::{self, EntryPath, PathError};
 use crate::tar_read::TarReader;
-use crate::unpack::{Meaning, Owner, Rules, Unpacker};
+use crate::unpack::{ImpliedDir, Meaning, Owner, Rules, Unpacker};
 
 /// What becomes of whiteouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub struct ApplyOptions<'a> {
 }
 
 /// What was unpacked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
     /// Digest of the whole stream, bytes behind the end of the archive included.
     pub diff_id: DiffId,
@@ -62,6 +62,9 @@ pub struct Applied {
     pub entries: u64,
     /// A member set mode and owner of the root directory itself.
     pub has_root: bool,
+    /// Of an upperdir: the directories that paths went through without an entry of their own, parents
+    /// first, as far as the layers below may have something there. See [`inherit`](crate::inherit).
+    pub implied: Vec<ImpliedDir>,
 }
 
 /// Why a tar was not unpacked. The root is left half done: throw it away.
@@ -187,7 +190,8 @@ pub enum Defect {
 
 /// Unpacks the uncompressed `tar` below `root` and returns its digest.
 ///
-/// Members replace what is there, the last one of a name wins; missing parents are made 0755 0:0.
+/// Members replace what is there, the last one of a name wins; missing parents are made 0755 0:0 with
+/// the time 0.
 /// Of extended attributes `security.capability`, `user.*` and POSIX ACLs are kept, never
 /// overlayfs's own. With [`Whiteouts::Overlay`] the root should be fresh and reachable by nobody
 /// else.
@@ -236,9 +240,9 @@ pub(crate) fn unpack(
             Some(Marker::Hides(hidden)) => unpacker.hide(parent, hidden)?,
         }
     }
-    unpacker.finish()?;
+    let implied = unpacker.finish()?;
     let (digest, tar_size_bytes) = reader.finish()?;
-    Ok(Applied { diff_id: DiffId(digest), tar_size_bytes, entries, has_root })
+    Ok(Applied { diff_id: DiffId(digest), tar_size_bytes, entries, has_root, implied })
 }
 
 enum Marker<'n> {

@@ -57,3 +57,4 @@ pub use path::{EntryPath, PathError};
 pub use repack::{RepackError, RepackOptions, Times, repack};
 pub use stat_cache::FileStatCache;
 pub use tree_digest::tree_digest;
+pub use unpack::{ImpliedDir, Inherited, inherit};
