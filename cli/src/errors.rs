@@ -1,7 +1,9 @@
 //! Errors as users see them: text, hint, exit code.
 
+mod shortage;
 mod toolkit;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use kiln_build::{BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
@@ -9,7 +11,9 @@ use kiln_containers::RunError;
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_llb::Location;
-use rustix::io::Errno;
+use kiln_oci::document::DocumentError;
+
+use shortage::{Shortage, shortage};
 
 /// Exit codes, the same for every command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,11 @@ impl From<Code> for ExitCode {
     }
 }
 
+/// Writes to standard error, if anybody listens.
+pub(crate) fn say(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// A command that failed.
 pub(crate) struct Failure {
     code: Code,
@@ -55,12 +64,6 @@ pub(crate) struct Failure {
 impl Failure {
     fn new(code: Code, message: impl AsRef<str>) -> Self {
         Self { code, text: format!("error: {}\n", message.as_ref()), hint: None }
-    }
-
-    /// The same, for want of space.
-    fn no_space(self) -> Self {
-        let failure = Self { code: exit::LIMIT, ..self };
-        failure.hint("make room on that file system, or put the store on another one with `--root DIR`")
     }
 
     /// What to do about it.
@@ -124,6 +127,8 @@ impl Failure {
     }
 }
 
+const FROM_ELSEWHERE: &str = "the image is damaged, or somebody means harm: get it again from whom you trust";
+
 /// An error and its causes, a line each.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = format!("{error}\n");
@@ -133,27 +138,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// Whether the disk was full, or a quota used up, somewhere below.
-fn is_no_space(error: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    let full = |error: &std::io::Error| matches!(error.kind(), StorageFull | QuotaExceeded);
-    let here = error.downcast_ref().is_some_and(full)
-        || error.downcast_ref().is_some_and(|errno: &Errno| full(&(*errno).into()))
-        || error.downcast_ref().is_some_and(kiln_content::Error::is_no_space)
-        || error.downcast_ref().is_some_and(kiln_snapshotter::Error::is_no_space);
-    // An error that speaks as the one in it does not name that one as its source, and one in a box
-    // names the box.
-    let within = match (error.downcast_ref(), error.downcast_ref(), error.downcast_ref()) {
-        (Some(BuildError::Store(inner)), _, _) => inner.is_no_space(),
-        (Some(BuildError::Snapshots(inner)), _, _) => inner.is_no_space(),
-        (Some(BuildError::Step { source, .. }), _, _) => is_no_space(source.as_ref()),
-        (_, Some(OpError::Build(inner)), _) => is_no_space(inner.as_ref()),
-        (_, _, Some(SourceError::Build(inner))) => is_no_space(inner.as_ref()),
-        _ => false,
-    };
-    here || within || error.source().is_some_and(is_no_space)
 }
 
 /// Only the causes.
@@ -178,7 +162,7 @@ fn line_start(text: &str, line: usize) -> usize {
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
         let failure = Self::of_build(&error);
-        if is_no_space(&error) { failure.no_space() } else { failure }
+        failure.for_want_of(shortage(&error))
     }
 }
 
@@ -232,6 +216,27 @@ impl Failure {
             | BuildError::StdinTwice
             | BuildError::TwoDockerfiles => plain(exit::USAGE),
             BuildError::NoTime { .. } => plain(exit::SOURCE).hint("give it the seconds since 1970"),
+            BuildError::Document { source, .. } if matches!(**source, DocumentError::Schema1) => {
+                plain(exit::NETWORK).hint("`skopeo copy --format v2s2` makes an image of today of it")
+            }
+            BuildError::Document { source, .. } if source.is_limit() => {
+                plain(exit::LIMIT).hint(FROM_ELSEWHERE)
+            }
+            BuildError::Document { .. } | BuildError::NotPromised { .. } => {
+                plain(exit::STORE).hint(FROM_ELSEWHERE)
+            }
+            BuildError::ForeignLayer { .. } => {
+                plain(exit::SOURCE).hint("save the image with all of its layers where it comes from")
+            }
+            BuildError::LargeDocument { .. } => plain(exit::LIMIT).hint(FROM_ELSEWHERE),
+            BuildError::NoPlatform { .. } => {
+                plain(exit::NETWORK).hint("`kiln load --platform` chooses one of those that are there")
+            }
+            BuildError::Layer { source, .. } => {
+                let failure = plain(Self::of_build(source).code);
+                let host = matches!(**source, BuildError::Apply(kiln_layer::ApplyError::Host { .. }));
+                if host { failure } else { failure.hint(FROM_ELSEWHERE) }
+            }
             BuildError::Output { source, .. } if is_full(source) => plain(exit::LIMIT),
             BuildError::Unreadable { .. }
             | BuildError::ContextKind { .. }
@@ -240,6 +245,9 @@ impl Failure {
             | BuildError::Output { .. } => plain(exit::SOURCE),
             BuildError::Store(kiln_content::Error::NotWritable { .. }) => {
                 plain(exit::STORE).hint("choose another place with `--root DIR` or KILN_ROOT")
+            }
+            BuildError::Store(kiln_content::Error::Unsafe { .. }) => {
+                plain(exit::POLICY).hint("choose a place of your own with `--root DIR` or KILN_ROOT")
             }
             BuildError::Snapshots(inner) => snapshots(inner, plain),
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
@@ -253,22 +261,14 @@ impl Failure {
 }
 
 fn is_full(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded)
+    shortage(error) == Some(Shortage::Space)
 }
 
 fn apply_code(error: &kiln_layer::ApplyError) -> Code {
     match error {
         kiln_layer::ApplyError::Cancelled => exit::INTERRUPTED,
         kiln_layer::ApplyError::Refused { .. } => exit::POLICY,
-        kiln_layer::ApplyError::Host { source, .. }
-            if matches!(
-                source.kind(),
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-            ) =>
-        {
-            exit::LIMIT
-        }
+        kiln_layer::ApplyError::Host { source, .. } if shortage(source).is_some() => exit::LIMIT,
         kiln_layer::ApplyError::Limit { .. } | kiln_layer::ApplyError::Density(_) => exit::LIMIT,
         _ => exit::STORE,
     }

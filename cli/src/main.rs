@@ -13,14 +13,24 @@ mod session;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
+use rustix::fs::Mode;
+use rustix::process::umask;
 
 use crate::args::{Cli, Command};
-use crate::errors::{Failure, exit};
+use crate::errors::{Failure, exit, say};
 use crate::session::Session;
 
 fn main() -> ExitCode {
     // A container's helper is this program again, under another name.
     kiln_executor::init_if_asked();
+    // What a mask forbids to others stays forbidden; one that forbids the owner makes nobody safer.
+    let mask = umask(Mode::empty());
+    umask(mask & (Mode::RWXG | Mode::RWXO));
+    // A file beyond the limit is an error like any other, EFBIG, unless the signal kills first.
+    let mut too_large = SigSet::empty();
+    too_large.add(Signal::SIGXFSZ);
+    let _ = too_large.thread_block();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -31,7 +41,7 @@ fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprint!("{}", failure.render());
+            say(&failure.render());
             failure.exit_code().into()
         }
     }

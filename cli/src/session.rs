@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_build::{BuildCancel, Engine};
 use kiln_content::{ImageRecord, Store};
@@ -12,7 +13,7 @@ use kiln_snapshotter::Backend;
 use kiln_solver::Cancellation;
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::errors::Failure;
+use crate::errors::{Failure, exit, say};
 
 /// An open store and the way to stop.
 pub(crate) struct Session {
@@ -35,7 +36,7 @@ impl Session {
         };
         let store = Arc::new(if anew { Store::open_anew(&root)? } else { Store::open(&root)? });
         if let Some(rebuilt) = store.rebuilt() {
-            eprintln!("warning: {rebuilt}");
+            say(&format!("warning: {rebuilt}\n"));
         }
         let snapshots = kiln_snapshotter::open(&root.join("snapshots"), snapshotter)?;
         let executor = Arc::new(Linux::open(&root.join("state/executor"))?);
@@ -81,7 +82,14 @@ fn default_root() -> Result<PathBuf, Failure> {
     Ok(data.join("kiln"))
 }
 
+/// How long whatever is under way has to end by itself: less than the two seconds within which an
+/// interrupted command is gone.
+const GRACE: Duration = Duration::from_millis(1500);
+
 /// One thread waits for Ctrl-C and its kin and stops the work; SIGWINCH is left to the terminal.
+///
+/// What does not look at the flag, as a write to a pipe that nobody reads, is left where it is: the store is
+/// whole whenever a process dies. A second signal does not wait for that.
 fn watch_signals(cancel: BuildCancel) {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -93,8 +101,24 @@ fn watch_signals(cancel: BuildCancel) {
         return;
     }
     std::thread::spawn(move || {
-        while mask.wait().is_ok() {
-            cancel.cancel();
+        if mask.wait().is_err() {
+            return;
+        }
+        cancel.cancel();
+        std::thread::spawn(|| {
+            std::thread::sleep(GRACE);
+            interrupted();
+        });
+        if mask.wait().is_ok() {
+            interrupted();
         }
     });
+}
+
+/// Ends the process, whatever its other threads do.
+fn interrupted() -> ! {
+    // Standard error may be what holds one of them.
+    std::thread::spawn(|| say("error: interrupted\n"));
+    std::thread::sleep(Duration::from_millis(20));
+    std::process::exit(exit::INTERRUPTED.number().into())
 }

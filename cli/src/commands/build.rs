@@ -15,7 +15,7 @@ use super::outputs::{forget_id, outputs, write_results};
 use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, ProgressMode};
 use crate::config::Config;
-use crate::errors::Failure;
+use crate::errors::{Failure, say};
 use crate::progress::{Live, Plain, Quiet, Shown};
 use crate::session::Session;
 
@@ -85,13 +85,13 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     let made_something = built.steps_run > 0;
     write_results(&args, &built)?;
     for note in &built.notes {
-        eprintln!("warning: {note}");
+        say(&format!("warning: {note}\n"));
     }
     let text =
         if args.quiet { built.id.map(|id| format!("{id}\n")).unwrap_or_default() } else { report(&built) };
     if to_stdout {
         // The output itself is there.
-        eprint!("{text}");
+        say(&text);
     } else {
         print(&text)?;
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use kiln_build::toolkit::{CopyOut, copy_out, copy_out_tar};
 
 use crate::args::toolkit::CpArgs;
-use crate::errors::Failure;
+use crate::errors::{Failure, say};
 use crate::escape;
 use crate::session::Session;
 
@@ -27,7 +27,7 @@ pub(crate) fn run(session: &Session, args: &CpArgs) -> Result<u8, Failure> {
     }
     let copied = copy_out(&session.engine, &what, &args.destination, args.archive, &session.cancel)?;
     for path in &copied.left_out {
-        eprintln!("warning: the device /{} is left out; --archive copies it", escape::path(path));
+        say(&format!("warning: the device /{} is left out; --archive copies it\n", escape::path(path)));
     }
     Ok(0)
 }

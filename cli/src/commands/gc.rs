@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{human_size, print, table};
 use crate::args::store::{Format, GcArgs};
 use crate::config::{Config, GcConfig};
-use crate::errors::Failure;
+use crate::errors::{Failure, say};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &GcArgs) -> Result<u8, Failure> {
@@ -21,7 +21,7 @@ pub(crate) fn run(session: &Session, args: &GcArgs) -> Result<u8, Failure> {
         Format::Table => print_text(&collected, args.dry_run, args.verbose || args.dry_run),
     }?;
     if collected.over_limit {
-        eprintln!("warning: the limit does not hold although all that may go is gone");
+        say("warning: the limit does not hold although all that may go is gone\n");
     }
     Ok(0)
 }
@@ -91,6 +91,6 @@ pub(super) fn after_build(session: &Session, config: &GcConfig) {
     }
     let policy: Policy = config.policy(session.engine.store.root());
     if let Err(error) = collect_sometimes(&session.engine, &policy, &session.cancel) {
-        eprintln!("warning: garbage was not collected: {error}");
+        say(&format!("warning: garbage was not collected: {error}\n"));
     }
 }

@@ -6,7 +6,7 @@ use kiln_build::toolkit::{Mutated, Mutation, Squash, mutate};
 
 use super::{pair, print};
 use crate::args::toolkit::{MutateArgs, SquashWhat};
-use crate::errors::Failure;
+use crate::errors::{Failure, say};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: MutateArgs) -> Result<u8, Failure> {
@@ -64,7 +64,7 @@ pub(super) fn told(mutated: &Mutated) -> Result<u8, Failure> {
     if let Some(count) = mutated.squashed {
         let layers = if count == 1 { "1 layer".to_owned() } else { format!("{count} layers") };
         let above = mutated.base.as_ref().map(|base| format!(" above {base}")).unwrap_or_default();
-        eprintln!("{layers}{above} became one");
+        say(&format!("{layers}{above} became one\n"));
     }
     print(&format!("{}\n", mutated.image.config))?;
     Ok(0)

@@ -2,7 +2,8 @@
 
 use kiln_build::toolkit::ToolkitError;
 
-use super::{Failure, chain, exit, is_no_space};
+use super::shortage::shortage;
+use super::{Failure, chain, exit};
 
 impl From<ToolkitError> for Failure {
     fn from(error: ToolkitError) -> Self {
@@ -31,6 +32,6 @@ impl From<ToolkitError> for Failure {
             | ToolkitError::Copy(_) => plain(exit::SOURCE),
             _ => plain(exit::STORE),
         };
-        if is_no_space(&error) { failure.no_space() } else { failure }
+        failure.for_want_of(shortage(&error))
     }
 }

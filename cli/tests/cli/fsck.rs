@@ -59,6 +59,14 @@ impl Bench {
         paths.find(|path| fs::read(path).expect("ours").first() != Some(&b'{')).expect("it was loaded")
     }
 
+    fn blobs(&self) -> Vec<PathBuf> {
+        let dirs = fs::read_dir(self.at("blobs/sha256")).expect("ours");
+        let files = dirs.flat_map(|dir| fs::read_dir(dir.expect("ours").path()).expect("ours"));
+        let mut paths: Vec<PathBuf> = files.map(|file| file.expect("ours").path()).collect();
+        paths.sort();
+        paths
+    }
+
     /// Damage is found and told, repaired when asked, and afterwards everything can be had again.
     #[track_caller]
     fn check(&self, what: &str, deep: bool, kinds: &[&str]) {
@@ -320,4 +328,60 @@ fn formats_of_a_newer_kiln_are_refused_and_left_alone() {
     }
     assert_eq!(fs::read_to_string(bench.at("db/journal")).expect("ours"), newer);
     assert!(!bench.at("db/meta.sqlite").exists());
+}
+
+#[test]
+fn damaged_packed_layers_are_found_forgotten_and_packed_again() {
+    needs_root!();
+    let bench = Bench::new();
+    let saved = bench.store.beside("packed.tar");
+    let save = || drop(bench.store.ok(&["save", "--compression", "zstd", "-o", text(&saved), "app:1"]));
+    let before: Vec<PathBuf> = bench.blobs();
+    save();
+    let all_packed =
+        || -> Vec<PathBuf> { bench.blobs().into_iter().filter(|blob| !before.contains(blob)).collect() };
+    let packed = all_packed();
+    assert!(packed.len() > 2, "{packed:?}");
+    bench.store.ok(&["fsck", "--deep"]);
+    fs::remove_file(&packed[0]).expect("ours");
+    bench.check("a packed layer is missing", false, &["packed"]);
+    save();
+    let packed = all_packed();
+    flip(&packed[1]);
+    bench.check("a packed layer is damaged", true, &["packed"]);
+    save();
+    let packed = all_packed();
+    fs::write(&packed[2], "short").expect("ours");
+    bench.check("a packed layer is cut off", false, &["packed"]);
+}
+
+#[test]
+fn deep_checks_know_what_every_snapshotter_keeps() {
+    needs_root!();
+    for snapshotter in ["copy", "fuse-overlayfs"] {
+        let bench = Bench::new();
+        let store = Store::empty();
+        let with = |args: &[&str]| store.kiln(&[&["--snapshotter", snapshotter], args].concat());
+        let archive = store.beside("app.tar");
+        bench.store.ok(&["save", "--compression", "gzip", "-o", text(&archive), "app:1", "loaded:1"]);
+        let loaded = with(&["load", "-i", text(&archive)]);
+        if loaded.stderr.contains("fuse-overlayfs failed") {
+            eprintln!("SKIPPED ALOUD: {}", loaded.stderr);
+            continue;
+        }
+        loaded.expect(0);
+        let context = Context::new(&[("Dockerfile", "FROM app:1\nRUN rm /g && rm -r /one && mkdir /one\n")]);
+        with(&["build", "-t", "more:1", context.path()]).expect(0);
+        let said = with(&["fsck", "--deep"]).expect(0).stdout;
+        assert!(said.contains("layers and") && said.contains("in order"), "{said}");
+        let committed = fs::read_dir(store.root().join("snapshots/committed")).expect("ours");
+        let places = committed.map(|entry| entry.expect("ours").path().join("fs/f"));
+        let place = places.into_iter().find(|place| place.exists()).expect("some layer has it");
+        flip(&place);
+        with(&["fsck", "--deep"]).expect(6).says(&[]);
+        with(&["fsck", "--deep", "--repair"]).expect(0);
+        with(&["fsck", "--deep"]).expect(0);
+        with(&["load", "-i", text(&archive)]).expect(0);
+        with(&["fsck", "--deep"]).expect(0);
+    }
 }

@@ -2,7 +2,8 @@
 
 mod backends;
 mod catalogue;
-mod raw;
+mod implied;
+pub(crate) mod raw;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

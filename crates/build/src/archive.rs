@@ -5,8 +5,10 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Take};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_layer::beneath;
+use kiln_oci::document::DocumentError;
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::BuildError;
@@ -15,6 +17,8 @@ use crate::BuildError;
 const MAX_LINKS: usize = 8;
 /// Archives list a few files a layer; more is no image archive.
 const MAX_ENTRIES: usize = 100_000;
+/// Manifests and configs of one archive together: small ones may all name the same large one.
+const MAX_DOCUMENTS_BYTES: u64 = 64 << 20;
 
 enum Place {
     File { offset: u64, size_bytes: u64 },
@@ -25,6 +29,8 @@ enum Place {
 pub(crate) struct Archive {
     path: PathBuf,
     backing: Backing,
+    /// Bytes of documents that were read.
+    read_bytes: AtomicU64,
 }
 
 enum Backing {
@@ -57,7 +63,11 @@ impl Archive {
                 return Err(self::broken(path, "more than 100,000 entries: not an image archive"));
             }
         }
-        Ok(Self { path: path.to_owned(), backing: Backing::Tar { file, places } })
+        Ok(Self {
+            path: path.to_owned(),
+            backing: Backing::Tar { file, places },
+            read_bytes: AtomicU64::new(0),
+        })
     }
 
     /// The files below the directory `path`. Links are followed inside it.
@@ -65,7 +75,7 @@ impl Archive {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(path, flags, Mode::empty())
             .map_err(|errno| BuildError::Unreadable { path: path.to_owned(), source: errno.into() })?;
-        Ok(Self { path: path.to_owned(), backing: Backing::Directory(root) })
+        Ok(Self { path: path.to_owned(), backing: Backing::Directory(root), read_bytes: AtomicU64::new(0) })
     }
 
     /// The archive's path, for messages.
@@ -128,14 +138,24 @@ impl Archive {
         Ok((BufReader::with_capacity(256 << 10, file.take(size_bytes)), size_bytes))
     }
 
-    /// A small entry as a whole.
+    /// A document as a whole.
+    ///
+    /// # Errors
+    /// [`BuildError::LargeDocument`] for one beyond `max_bytes`, and for all that are read together.
     pub(crate) fn read_small(&self, name: &str, max_bytes: u64) -> Result<Vec<u8>, BuildError> {
         let (mut reader, size_bytes) = self.read(name)?;
+        let too_large = |size_bytes, limit_bytes| BuildError::LargeDocument {
+            path: self.path.clone(),
+            member: name.to_owned(),
+            size_bytes,
+            limit_bytes,
+        };
         if size_bytes > max_bytes {
-            return Err(broken(
-                &self.path,
-                &format!("{name} has {size_bytes} bytes, {max_bytes} are allowed"),
-            ));
+            return Err(too_large(size_bytes, max_bytes));
+        }
+        let read_bytes = self.read_bytes.fetch_add(size_bytes, Ordering::Relaxed).saturating_add(size_bytes);
+        if read_bytes > MAX_DOCUMENTS_BYTES {
+            return Err(too_large(read_bytes, MAX_DOCUMENTS_BYTES));
         }
         let mut bytes = Vec::new();
         reader
@@ -145,6 +165,21 @@ impl Archive {
             return Err(broken(&self.path, &format!("{name} is cut off")));
         }
         Ok(bytes)
+    }
+
+    /// Reads the document `name` as `read` says.
+    pub(crate) fn parse<T>(
+        &self,
+        name: &str,
+        json: &[u8],
+        read: impl FnOnce(&[u8]) -> Result<T, DocumentError>,
+    ) -> Result<T, BuildError> {
+        read(json).map_err(|error| self.refused(name, error))
+    }
+
+    /// Why the document `name` is refused.
+    pub(crate) fn refused(&self, name: &str, error: DocumentError) -> BuildError {
+        BuildError::Document { path: self.path.clone(), member: name.to_owned(), source: Box::new(error) }
     }
 }
 

@@ -30,15 +30,23 @@ pub(crate) const MAX_BYTES: u64 = 1 << 20;
 
 /// `-f`, or the first of [`NAMES`] in `context`.
 pub(crate) fn find(context: &Path, chosen: Option<&Path>) -> Result<PathBuf, BuildError> {
+    let missing = |path: PathBuf| BuildError::NoDockerfile { path };
+    // Not to be allowed to look is another trouble than its not being there.
+    let is_there = |path: &Path| match path.try_exists() {
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(BuildError::Unreadable { path: path.to_owned(), source })
+        }
+        there => Ok(there.unwrap_or(false)),
+    };
     if let Some(path) = chosen {
-        return if path.exists() {
-            Ok(path.to_owned())
-        } else {
-            Err(BuildError::NoDockerfile { path: path.to_owned() })
-        };
+        return if is_there(path)? { Ok(path.to_owned()) } else { Err(missing(path.to_owned())) };
     }
-    let found = NAMES.iter().map(|name| context.join(name)).find(|path| path.exists());
-    found.ok_or_else(|| BuildError::NoDockerfile { path: context.join(NAMES[0]) })
+    for path in NAMES.iter().map(|name| context.join(name)) {
+        if is_there(&path)? {
+            return Ok(path);
+        }
+    }
+    Err(missing(context.join(NAMES[0])))
 }
 
 /// Reads the Dockerfile at `path`.

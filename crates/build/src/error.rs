@@ -8,7 +8,8 @@ use kiln_executor::{ExecError, Exit};
 use kiln_frontend::Diagnostic;
 use kiln_frontend::ignore::RulePlace;
 use kiln_llb::Location;
-use kiln_oci::{DiffId, Digest, Reference};
+use kiln_oci::document::DocumentError;
+use kiln_oci::{DiffId, Digest, Platform, Reference};
 
 use crate::{Dockerfile, Entitlement, SourceError};
 
@@ -74,6 +75,24 @@ pub enum BuildError {
     /// An archive is not an image archive, or is damaged.
     #[error("{path}: {reason}")]
     Archive { path: PathBuf, reason: String },
+    /// A document of an image in an archive or a layout is refused.
+    #[error("{path}: {member} is refused")]
+    Document { path: PathBuf, member: String, source: Box<DocumentError> },
+    /// A document in an archive or a layout is larger than any honest one, or all together are.
+    #[error("{path}: {member} has {size_bytes} bytes, {limit_bytes} are allowed")]
+    LargeDocument { path: PathBuf, member: String, size_bytes: u64, limit_bytes: u64 },
+    /// A document in an archive or a layout has another digest or size than whoever points to it says.
+    #[error("{path}: {member} is not what its descriptor says")]
+    NotPromised { path: PathBuf, member: String, source: Box<kiln_content::Error> },
+    /// None of an archive's or a layout's images is for this platform.
+    #[error("{path}: holds no image for {wanted}, only {}", available.join(", "))]
+    NoPlatform { path: PathBuf, wanted: Box<Platform>, available: Vec<String> },
+    /// A layer that its manifest only says URLs of.
+    #[error("{path}: layer {digest} is not in it, and the urls it has instead are never fetched")]
+    ForeignLayer { path: PathBuf, digest: Digest },
+    /// A layer of an archive or a layout.
+    #[error("{path}: the layer {member} cannot be loaded")]
+    Layer { path: PathBuf, member: String, source: Box<BuildError> },
     /// Archive content is not what its image config promises.
     #[error("layer content is {actual}, but the image promises {expected}")]
     WrongDiffId { expected: DiffId, actual: DiffId },

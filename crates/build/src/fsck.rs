@@ -7,9 +7,10 @@ mod deep;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_content::{ImageRecord, Survey};
+use kiln_content::{ImageRecord, KeptBlob, PackedRecord, Survey};
 use kiln_oci::image::{ImageConfig, Manifest};
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
+use rustix::io::Errno;
 
 use crate::image::{MAX_CONFIG_BYTES, parse_json};
 use crate::load::MAX_MANIFEST_BYTES;
@@ -28,7 +29,7 @@ pub struct FsckOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// What kind of thing: `index`, `journal`, `name`, `image`, `layer`, `chain`, `result`, `source`,
-    /// `snapshot`, `blob`.
+    /// `snapshot`, `blob`, `packed`, `index of an image`.
     pub kind: &'static str,
     /// Which one.
     pub id: String,
@@ -195,7 +196,7 @@ impl<'a> Check<'a> {
                     match chain.and_then(|()| self.engine.snapshots.open_changes(&id).map(drop)) {
                         // Removed by its user meanwhile, which only happens to what has no records.
                         Ok(()) | Err(kiln_snapshotter::Error::NoSnapshot(_)) => {}
-                        Err(error) => self.bad_snapshot(&id, error.to_string())?,
+                        Err(error) => self.bad_snapshot(&id, fault(error)?)?,
                     }
                 }
             }
@@ -264,7 +265,7 @@ impl<'a> Check<'a> {
         };
         let config = match config {
             Ok(config) => config,
-            Err(error) => return Ok(Some(format!("its config: {error}"))),
+            Err(error) => return Ok(Some(format!("its config: {}", fault(error)?))),
         };
         let manifest = match store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) {
             Ok(json) => parse_json::<Manifest>("manifest", &image.manifest, &json),
@@ -275,14 +276,14 @@ impl<'a> Check<'a> {
                 return Ok(Some("its manifest is of another image".to_owned()));
             }
             Ok(_) => {}
-            Err(error) => return Ok(Some(format!("its manifest: {error}"))),
+            Err(error) => return Ok(Some(format!("its manifest: {}", fault(error)?))),
         }
         let chain = match &image.snapshot {
             None => Vec::new(),
             Some(top) if self.is_absent(top) => return Ok(Some(format!("its files ({top}) are missing"))),
             Some(top) => match self.engine.snapshots.chain(top) {
                 Ok(chain) => chain,
-                Err(error) => return Ok(Some(error.to_string())),
+                Err(error) => return fault(error).map(Some),
             },
         };
         if let Some(bad) = chain.iter().find(|id| self.bad.contains(id)) {
@@ -325,6 +326,7 @@ impl<'a> Check<'a> {
             };
             self.bad_layer_blob(&layer, &what)?;
         }
+        self.made_and_kept(&sizes)?;
         let diff_ids: BTreeMap<&SnapshotId, DiffId> =
             self.survey.layers.iter().map(|layer| (&layer.snapshot, layer.diff_id)).collect();
         let mut wrong = Vec::new();
@@ -345,6 +347,62 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Layers that were packed, and indexes that were kept, are there. A record that outlived its layer
+    /// or image names nothing that has to be.
+    fn made_and_kept(&mut self, sizes: &BTreeMap<Digest, u64>) -> Result<(), BuildError> {
+        let diff_ids: BTreeSet<DiffId> = self.survey.layers.iter().map(|layer| layer.diff_id).collect();
+        let of_layers = |packed: &&PackedRecord| diff_ids.contains(&packed.diff_id);
+        for packed in self.survey.packed.iter().filter(of_layers).cloned().collect::<Vec<_>>() {
+            self.report.records += 1;
+            let what = match sizes.get(&packed.blob) {
+                None if self.engine.store.has_blob(&packed.blob) => continue,
+                None => "it is missing".to_owned(),
+                Some(size) if *size != packed.size_bytes => {
+                    format!("it has {size} bytes instead of {}", packed.size_bytes)
+                }
+                Some(_) => continue,
+            };
+            self.bad_packed(&packed.blob, &what)?;
+        }
+        let configs: BTreeSet<Digest> = self.survey.images.iter().map(|image| image.config).collect();
+        let of_images = |kept: &&KeptBlob| configs.contains(&kept.config);
+        for kept in self.survey.kept.iter().filter(of_images).copied().collect::<Vec<_>>() {
+            self.report.records += 1;
+            if !sizes.contains_key(&kept.blob) && !self.engine.store.has_blob(&kept.blob) {
+                self.bad_kept(&kept.config, &kept.blob, "it is missing")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A packed layer is missing or wrong: it can be packed again.
+    fn bad_packed(&mut self, blob: &Digest, what: &str) -> Result<(), BuildError> {
+        if self.repair {
+            let store = &self.engine.store;
+            store.forget_packed(blob)?;
+            if !store.is_blob_needed(blob)? {
+                store.remove_blob(blob)?;
+            }
+        }
+        self.found("packed", blob, what, self.repair.then_some("forgotten; the layer is packed again"));
+        Ok(())
+    }
+
+    /// Something of the index that an image came with is missing or damaged: the image is whole without.
+    fn bad_kept(&mut self, config: &Digest, blob: &Digest, what: &str) -> Result<(), BuildError> {
+        if self.repair {
+            let store = &self.engine.store;
+            store.forget_index(config)?;
+            if !store.is_blob_needed(blob)? {
+                store.remove_blob(blob)?;
+            }
+        }
+        let what = format!("{blob}, kept for this image: {what}");
+        let done = self.repair.then_some("forgotten; the image stays, for its own platform");
+        self.found("index of an image", config, what, done);
+        Ok(())
+    }
+
     /// Tells of garbage, which is no damage.
     fn garbage(&mut self) {
         let mut known: BTreeSet<&SnapshotId> = BTreeSet::new();
@@ -359,4 +417,20 @@ impl<'a> Check<'a> {
                 .push(format!("{unknown} layers that nothing refers to: `kiln gc` removes them"));
         }
     }
+}
+
+/// What an error says of what was read, unless it is this process that has too little of something.
+fn fault(error: impl Into<BuildError>) -> Result<String, BuildError> {
+    let error = error.into();
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(at) = cause {
+        let errno = at.downcast_ref().and_then(Errno::from_io_error).or_else(|| at.downcast_ref().copied());
+        if let Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOSPC | Errno::DQUOT | Errno::FBIG) =
+            errno
+        {
+            return Err(error);
+        }
+        cause = at.source();
+    }
+    Ok(error.to_string())
 }

@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags, open};
 use crate::cancel::BuildCancel;
 use crate::engine::{now_unix, rfc3339};
 use crate::image::{store_image, with_layers};
+use crate::input::Something;
 use crate::layers::describe;
 use crate::{BuildError, Engine};
 
@@ -80,7 +81,7 @@ pub fn import(
 fn unpack(source: &Path, root: std::os::fd::BorrowedFd<'_>, cancel: &BuildCancel) -> Result<(), BuildError> {
     let unreadable = |error| BuildError::Unreadable { path: source.to_owned(), source: error };
     let input: Box<dyn Read> = if source == Path::new("-") {
-        Box::new(io::stdin())
+        Box::new(Something::of(io::stdin()))
     } else {
         Box::new(File::open(source).map_err(unreadable)?)
     };

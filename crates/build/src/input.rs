@@ -72,6 +72,31 @@ impl fmt::Debug for StandardInput {
     }
 }
 
+/// A stream with something in it: one that ends before its first byte is an error.
+pub(crate) struct Something<R> {
+    stream: R,
+    came: bool,
+}
+
+impl<R: Read> Something<R> {
+    pub(crate) fn of(stream: R) -> Self {
+        Self { stream, came: false }
+    }
+}
+
+impl<R: Read> Read for Something<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.stream.read(buffer)?;
+        if length == 0 && !self.came && !buffer.is_empty() {
+            // Rust opens /dev/null in the place of a standard input that is closed.
+            let what = "nothing came: standard input is empty, or closed";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+        }
+        self.came |= length > 0;
+        Ok(length)
+    }
+}
+
 /// `--build-arg` of this name: whether a repository that is the context keeps its `.git`.
 const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 
@@ -208,8 +233,8 @@ impl Reader<'_> {
             DockerfileSource::Usual | DockerfileSource::File(_) => return Ok(None),
             DockerfileSource::Stdin => {
                 let mut bytes = Vec::new();
-                let stream =
-                    self.request.stdin.clone().take(dockerfile::MAX_BYTES + 1).read_to_end(&mut bytes);
+                let stream = Something::of(self.request.stdin.clone());
+                let stream = stream.take(dockerfile::MAX_BYTES + 1).read_to_end(&mut bytes);
                 stream.map_err(|source| BuildError::Unreadable { path: "-".into(), source })?;
                 ("standard input".to_owned(), bytes)
             }

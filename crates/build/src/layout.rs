@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use kiln_content::ImageRecord;
-use kiln_oci::image::{Descriptor, Index, media_type};
-use kiln_oci::{Digest, Platform};
+use kiln_oci::image::{Descriptor, Index};
+use kiln_oci::{Digest, Platform, document};
 
 use crate::archive::{Archive, broken};
-use crate::image::parse_json;
-use crate::load::{MAX_MANIFEST_BYTES, blob_name, load_picked, oci_name, pick_manifest};
+use crate::load::{MAX_MANIFEST_BYTES, blob_name, layout_index, load_picked, oci_name, pick_manifest};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// Which image of a layout is meant.
@@ -33,8 +32,7 @@ pub fn load_layout(
     cancel: &BuildCancel,
 ) -> Result<ImageRecord, BuildError> {
     let archive = Archive::open_dir(path)?;
-    let json = archive.read_small("index.json", MAX_MANIFEST_BYTES)?;
-    let index: Index = parse_json("index.json", &Digest::of(&json), &json)?;
+    let index = layout_index(&archive)?;
     let descriptor = find_in_layout(&archive, &index, image)?;
     let picked = pick_manifest(&archive, &descriptor, &Platform::host(), 0)?;
     load_picked(engine, &archive, &picked, true, cancel)
@@ -66,10 +64,8 @@ fn find_in_layout(archive: &Archive, index: &Index, image: &LayoutImage) -> Resu
             }
             // One that only another index names: its own bytes say what it is.
             let bytes = archive.read_small(&blob_name(digest), MAX_MANIFEST_BYTES)?;
-            let value: serde_json::Value = parse_json("manifest", digest, &bytes)?;
-            let index = value.get("manifests").is_some();
-            let kind = if index { media_type::OCI_INDEX } else { media_type::OCI_MANIFEST };
-            Ok(Descriptor::new(kind, *digest, bytes.len() as u64))
+            let kind = archive.parse(&blob_name(digest), &bytes, document::own_media_type)?;
+            Ok(Descriptor::new(&kind, *digest, bytes.len() as u64))
         }
     }
 }
@@ -79,7 +75,7 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use kiln_oci::image::{ImageConfig, Manifest, to_json};
+    use kiln_oci::image::{ImageConfig, Manifest, media_type, to_json};
     use kiln_oci::{DiffId, Platform};
 
     use super::*;

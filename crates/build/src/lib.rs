@@ -41,6 +41,7 @@ mod secrets;
 mod select;
 mod source;
 mod ssh;
+mod stand;
 pub mod toolkit;
 mod tree;
 pub mod usage;

@@ -10,16 +10,16 @@ use std::path::Path;
 
 use kiln_content::ImageRecord;
 use kiln_layer::{ApplyError, Compression, DensityError, bounded_decoder};
-use kiln_oci::image::ImageConfig;
-use kiln_oci::{Digest, Platform, Reference};
+use kiln_oci::{Digest, Platform, Reference, document};
 use serde::Deserialize;
 
 use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
-use crate::image::{MAX_CONFIG_BYTES, parse_json, store_image};
+use crate::image::{MAX_CONFIG_BYTES, store_image};
 use crate::load_layers::{LayerSource, Promised, load_layers};
 pub(crate) use crate::load_oci::{
-    blob_name, is_for, load_oci, load_only_image, load_picked, manifests_by_config, oci_name, pick_manifest,
+    Others, blob_name, layout_index, load_oci, load_only_image, load_picked, manifests_by_config, oci_name,
+    pick_manifest,
 };
 use crate::{BuildError, Engine};
 
@@ -31,6 +31,9 @@ pub struct Loaded {
     /// The names the archive gave it; none for a nameless one.
     pub names: Vec<Reference>,
 }
+
+/// Where a docker archive lists its images.
+const DOCKER_MANIFEST: &str = "manifest.json";
 
 /// Manifests and indexes beyond this size are refused, as containerd does.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
@@ -58,7 +61,7 @@ pub fn load(
     cancel: &BuildCancel,
 ) -> Result<Vec<Loaded>, BuildError> {
     let archive = Archive::open(path, seekable(engine, path)?)?;
-    let loaded = if archive.contains("manifest.json") {
+    let loaded = if archive.contains(DOCKER_MANIFEST) {
         load_docker(engine, &archive, platform, cancel)?
     } else if archive.contains("index.json") {
         load_oci(engine, &archive, platform, cancel)?
@@ -68,9 +71,6 @@ pub fn load(
             "neither manifest.json (docker) nor index.json (OCI) is in it: not an image archive",
         ));
     };
-    if let (Some(platform), true) = (platform, loaded.is_empty()) {
-        return Err(broken(path, &format!("holds no image for {platform}")));
-    }
     for Loaded { image, names } in &loaded {
         for name in names {
             engine.store.set_name(name, image)?;
@@ -113,17 +113,20 @@ fn load_docker(
     platform: Option<&Platform>,
     cancel: &BuildCancel,
 ) -> Result<Vec<Loaded>, BuildError> {
-    let json = archive.read_small("manifest.json", MAX_MANIFEST_BYTES)?;
-    let entries: Vec<DockerEntry> = parse_json("docker manifest.json", &Digest::of(&json), &json)?;
+    let json = archive.read_small(DOCKER_MANIFEST, MAX_MANIFEST_BYTES)?;
+    let entries: Vec<DockerEntry> = archive.parse(DOCKER_MANIFEST, &json, document::read)?;
     // Newer docker writes an OCI layout around it, which knows the manifests too.
     let manifests = manifests_by_config(archive);
-    let mut loaded = Vec::new();
+    let (mut loaded, mut others) = (Vec::new(), Others::default());
     for entry in entries {
-        let config = archive.read_small(&entry.config, MAX_CONFIG_BYTES)?;
-        if !is_for(&config, platform)? {
+        let json = archive.read_small(&entry.config, MAX_CONFIG_BYTES)?;
+        let config = Config { member: entry.config, json };
+        let parsed = archive
+            .parse(&config.member, &config.json, |json| document::read_config(json, entry.layers.len()))?;
+        if !others.is_for(&parsed, platform) {
             continue;
         }
-        let image = match manifests.get(&Digest::of(&config)) {
+        let image = match manifests.get(&Digest::of(&config.json)) {
             Some(found) => load_picked(engine, archive, found, platform.is_none(), cancel)?,
             None => {
                 let layers = entry.layers.iter();
@@ -135,6 +138,7 @@ fn load_docker(
         let names = names.iter().map(|name| parse_name(archive, name)).collect::<Result<_, _>>()?;
         loaded.push(Loaded { image, names });
     }
+    others.check(archive, platform, &loaded)?;
     Ok(loaded)
 }
 
@@ -142,31 +146,30 @@ fn parse_name(archive: &Archive, name: &str) -> Result<Reference, BuildError> {
     name.parse().map_err(|error| broken(archive.path(), &format!("holds a bad image name: {error}")))
 }
 
+/// The config of an image, and the archive's name for it.
+pub(crate) struct Config {
+    pub(crate) member: String,
+    pub(crate) json: Vec<u8>,
+}
+
 /// Loads the layers of a config that `layers` hold, lowest first, and stores the image.
 pub(crate) fn load_image(
     engine: &Engine,
     archive: &Archive,
-    config_json: &[u8],
+    config: &Config,
     layers: Vec<LayerSource>,
     manifest_json: Option<&[u8]>,
     cancel: &BuildCancel,
 ) -> Result<ImageRecord, BuildError> {
-    let digest = Digest::of(config_json);
-    let config: ImageConfig = parse_json("image config", &digest, config_json)?;
-    if config.rootfs.diff_ids.len() != layers.len() {
-        let (promised, present) = (config.rootfs.diff_ids.len(), layers.len());
-        return Err(broken(
-            archive.path(),
-            &format!("image {digest} lists {promised} layers, the archive has {present}"),
-        ));
-    }
+    let count = layers.len();
+    let parsed = archive.parse(&config.member, &config.json, |json| document::read_config(json, count))?;
     let promised: Vec<Promised> = layers
         .into_iter()
-        .zip(&config.rootfs.diff_ids)
+        .zip(&parsed.rootfs.diff_ids)
         .map(|(source, &diff_id)| Promised { source, diff_id })
         .collect();
     let records = load_layers(engine, archive, &promised, cancel)?;
     // The documents' own bytes are kept: their digests are the image's names everywhere else.
     let top = records.last().map(|record| record.snapshot.clone());
-    store_image(engine, config_json, &records, top, manifest_json)
+    store_image(engine, &config.json, &records, top, manifest_json)
 }

@@ -14,8 +14,7 @@ use std::thread;
 
 use kiln_content::{Ingest, LayerBlob, LayerRecord};
 use kiln_layer::{
-    Applied, ApplyOptions, Compression, DiffError, DiffOptions, Limits, TreeForm, Whiteouts, bounded_decoder,
-    detect,
+    Applied, ApplyError, Compression, DiffError, DiffOptions, TreeForm, bounded_decoder, detect,
 };
 use kiln_oci::image::media_type;
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
@@ -24,6 +23,7 @@ use kiln_snapshotter::LayerForm;
 use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
 use crate::engine::Active;
+use crate::stand::{prepare_layer, stand_on, unpack_layer};
 use crate::{BuildError, Engine};
 
 /// Layers that are unpacked before the first of them is published.
@@ -76,7 +76,7 @@ pub(crate) fn load_layers(
         for layer in missing {
             let parent = records.last().map(|record| record.snapshot.clone());
             let unpacked = unpack(engine, archive, layer, parent.as_ref(), cancel)?;
-            records.push(publish(engine, layer, unpacked, None)?);
+            records.push(publish(engine, archive, layer, unpacked, parent.as_ref(), cancel)?);
         }
         return Ok(records);
     }
@@ -84,7 +84,7 @@ pub(crate) fn load_layers(
     for batch in missing.chunks(BATCH) {
         for (layer, unpacked) in batch.iter().zip(unpack_all(engine, archive, batch, cancel)) {
             let parent = records.last().map(|record| record.snapshot.clone());
-            records.push(publish(engine, layer, unpacked?, parent.as_ref())?);
+            records.push(publish(engine, archive, layer, unpacked?, parent.as_ref(), cancel)?);
         }
     }
     Ok(records)
@@ -123,8 +123,33 @@ fn unpack_all<'a>(
     outcomes.map_while(|outcome| outcome).collect()
 }
 
-/// Reads one layer once: into a blob that is not committed, and into an active snapshot.
+/// Says which layer it is that something is wrong with.
+fn in_layer(archive: &Archive, layer: &Promised, error: BuildError) -> BuildError {
+    match error {
+        BuildError::Apply(ApplyError::Cancelled) => BuildError::Cancelled,
+        BuildError::Apply(_)
+        | BuildError::WrongDiffId { .. }
+        | BuildError::Store(kiln_content::Error::Mismatch { .. }) => BuildError::Layer {
+            path: archive.path().to_owned(),
+            member: layer.source.name.clone(),
+            source: Box::new(error),
+        },
+        other => other,
+    }
+}
+
 fn unpack<'a>(
+    engine: &'a Engine,
+    archive: &Archive,
+    layer: &Promised,
+    parent: Option<&SnapshotId>,
+    cancel: &BuildCancel,
+) -> Outcome<'a> {
+    read_layer(engine, archive, layer, parent, cancel).map_err(|error| in_layer(archive, layer, error))
+}
+
+/// Reads one layer once: into a blob that is not committed, and into an active snapshot.
+fn read_layer<'a>(
     engine: &'a Engine,
     archive: &Archive,
     layer: &Promised,
@@ -139,24 +164,11 @@ fn unpack<'a>(
     let tree_may_do = is_plain && engine.snapshots.form() == LayerForm::Changes;
     let mut ingest = if tree_may_do { None } else { Some(engine.store.ingest()?) };
     let mut tee = Tee { reader, out: ingest.as_mut(), failed: None };
-    let active = engine.prepare(parent)?;
-    let root = engine.snapshots.open_layer(active.key())?;
-    let options = ApplyOptions {
-        whiteouts: match engine.snapshots.form() {
-            LayerForm::Changes => Whiteouts::Overlay,
-            LayerForm::Tree => Whiteouts::Remove,
-        },
-        keep_owner: true,
-        limits: Limits::default(),
-        cancel: cancel.flag(),
-    };
+    let active = prepare_layer(engine, parent)?;
     let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee))
         .map_err(|error| broken(archive.path(), &format!("{name}: {error}")))
         .and_then(|(compression, plain)| {
-            Ok((
-                media_type_of(archive.path(), compression)?,
-                kiln_layer::apply(plain, root.as_fd(), &options)?,
-            ))
+            Ok((media_type_of(archive.path(), compression)?, unpack_layer(engine, &active, plain, cancel)?))
         });
     // The decompressor may have stopped at its own end; the blob goes on to the entry's.
     let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
@@ -168,7 +180,12 @@ fn unpack<'a>(
     if applied.diff_id != layer.diff_id {
         return Err(BuildError::WrongDiffId { expected: layer.diff_id, actual: applied.diff_id });
     }
-    if tree_may_do && !tree_gives(root.as_fd(), &applied, cancel)? {
+    // Where directories are only implied, the tree gives more.
+    let tree_does = tree_may_do && applied.implied.is_empty() && {
+        let root = engine.snapshots.open_layer(active.key())?;
+        tree_gives(root.as_fd(), &applied, cancel)?
+    };
+    if tree_may_do && !tree_does {
         let mut copy = engine.store.ingest()?;
         let (mut reader, _) = archive.read(name)?;
         io::copy(&mut reader, &mut copy).map_err(|error| not_written(engine, error))?;
@@ -207,14 +224,17 @@ pub(crate) fn media_type_of(path: &Path, compression: Compression) -> Result<&'s
 /// Makes a layer part of the store: its blob, its snapshot, its record.
 fn publish(
     engine: &Engine,
+    archive: &Archive,
     layer: &Promised,
     unpacked: Unpacked<'_>,
     parent: Option<&SnapshotId>,
+    cancel: &BuildCancel,
 ) -> Result<LayerRecord, BuildError> {
     let Unpacked { active, applied, blob } = unpacked;
     let blob = match blob {
         Some((ingest, media_type)) => {
-            let (digest, size_bytes) = ingest.commit(layer.source.expected)?;
+            let committed = ingest.commit(layer.source.expected);
+            let (digest, size_bytes) = committed.map_err(|error| in_layer(archive, layer, error.into()))?;
             Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })
         }
         None => {
@@ -223,15 +243,18 @@ fn publish(
                 Some((expected, expected_bytes)) if (expected, expected_bytes) != (actual, actual_bytes) => {
                     let wrong =
                         kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes };
-                    return Err(wrong.into());
+                    return Err(in_layer(archive, layer, wrong.into()));
                 }
                 _ => None,
             }
         }
     };
-    if let Some(parent) = parent {
-        active.set_parent(parent, !applied.has_root)?;
-    }
+    let again = || {
+        let (reader, _) = archive.read(&layer.source.name)?;
+        let unreadable = |error| broken(archive.path(), &format!("{}: {error}", layer.source.name));
+        Ok(bounded_decoder(reader).map_err(unreadable)?.1)
+    };
+    let active = stand_on(engine, active, &applied, parent, again, cancel)?;
     let record = LayerRecord {
         snapshot: active.commit()?,
         diff_id: layer.diff_id,

@@ -1,15 +1,16 @@
 //! Images out of OCI layouts: indexes, platforms, manifests.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kiln_content::ImageRecord;
+use kiln_oci::document::{self, DocumentError, is_index, is_manifest};
 use kiln_oci::image::{Descriptor, ImageConfig, Index, Manifest, media_type};
 use kiln_oci::{Digest, Platform, Reference};
 
 use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
-use crate::image::{MAX_CONFIG_BYTES, parse_json};
-use crate::load::{Loaded, MAX_MANIFEST_BYTES, load_image};
+use crate::image::MAX_CONFIG_BYTES;
+use crate::load::{Config, Loaded, MAX_MANIFEST_BYTES, load_image};
 use crate::load_layers::LayerSource;
 use crate::{BuildError, Engine};
 
@@ -48,27 +49,88 @@ pub(crate) fn load_oci(
     let index = layout_index(archive)?;
     let host = Platform::host();
     let wanted = platform.unwrap_or(&host);
-    let mut loaded: Vec<Loaded> = Vec::new();
+    let (mut loaded, mut others): (Vec<Loaded>, _) = (Vec::new(), Others::default());
+    // The same again is the same image again.
+    let mut seen: HashMap<Digest, Digest> = HashMap::new();
     for descriptor in &index.manifests {
         let name = oci_name(descriptor);
+        let known = seen.get(&descriptor.digest).map(|config| (config, &mut loaded));
+        if let Some((config, loaded)) = known {
+            loaded
+                .iter_mut()
+                .filter(|it| it.image.config == *config)
+                .for_each(|it| it.names.extend(name.clone()));
+            continue;
+        }
         // Some tools list one manifest for each platform under the same name.
         let better = |other: &Descriptor| oci_name(other) == name && fits(other, wanted);
         let alone = platform.is_none() && !index.manifests.iter().any(better);
         if !fits(descriptor, wanted) && (!alone || is_attestation(descriptor)) {
+            others.see(descriptor);
             continue;
         }
         let picked = pick_manifest(archive, descriptor, wanted, 0)?;
-        if !is_for(&read_verified(archive, &picked.manifest.config, MAX_CONFIG_BYTES)?, platform)? {
+        if platform.is_some() && !others.is_for(&read_config(archive, &picked.manifest)?.1, platform) {
             continue;
         }
         let image = load_picked(engine, archive, &picked, platform.is_none(), cancel)?;
+        seen.insert(descriptor.digest, image.config);
         // One image under several names is one image.
         match loaded.iter_mut().find(|known| known.image.config == image.config) {
             Some(known) => known.names.extend(name),
             None => loaded.push(Loaded { image, names: name.into_iter().collect() }),
         }
     }
+    others.check(archive, platform, &loaded)?;
     Ok(loaded)
+}
+
+/// Platforms of the images that were passed over.
+#[derive(Default)]
+pub(crate) struct Others(BTreeSet<String>);
+
+impl Others {
+    fn see(&mut self, descriptor: &Descriptor) {
+        if !is_attestation(descriptor) {
+            self.0.extend(descriptor.platform.as_ref().map(ToString::to_string));
+        }
+    }
+
+    /// Whether the image with this config is for `platform`; always, when there is none.
+    pub(crate) fn is_for(&mut self, config: &ImageConfig, platform: Option<&Platform>) -> bool {
+        let variant = config.variant.clone();
+        let has = Platform { variant, ..Platform::new(&config.os, &config.architecture) };
+        let fits = platform.is_none_or(|wanted| matches(&has, wanted));
+        if !fits {
+            self.0.insert(has.to_string());
+        }
+        fits
+    }
+
+    /// Nothing loaded for a platform that was asked for is an error.
+    pub(crate) fn check(
+        self,
+        archive: &Archive,
+        platform: Option<&Platform>,
+        loaded: &[Loaded],
+    ) -> Result<(), BuildError> {
+        match platform {
+            Some(wanted) if loaded.is_empty() => Err(self.none_for(archive, wanted)),
+            _ => Ok(()),
+        }
+    }
+
+    fn none_for(self, archive: &Archive, wanted: &Platform) -> BuildError {
+        let mut available: Vec<String> = self.0.into_iter().take(20).collect();
+        if available.is_empty() {
+            available.push("what is for none".to_owned());
+        }
+        BuildError::NoPlatform {
+            path: archive.path().to_owned(),
+            wanted: Box::new(wanted.clone()),
+            available,
+        }
+    }
 }
 
 /// The image of a layout that has one.
@@ -96,7 +158,7 @@ pub(crate) fn manifests_by_config(archive: &Archive) -> HashMap<Digest, Picked> 
         if listed.add(archive, root, 0).is_err() {
             continue;
         }
-        for leaf in listed.blobs.iter().filter(|leaf| is_manifest(leaf)) {
+        for leaf in listed.blobs.iter().filter(|leaf| is_manifest(&leaf.media_type)) {
             let Ok(json) = read_verified(archive, leaf, MAX_MANIFEST_BYTES) else { continue };
             let Ok(manifest) = parse_manifest(archive, leaf, &json) else { continue };
             left_bytes = left_bytes.saturating_sub(json.len());
@@ -110,44 +172,27 @@ pub(crate) fn manifests_by_config(archive: &Archive) -> HashMap<Digest, Picked> 
     found
 }
 
-fn layout_index(archive: &Archive) -> Result<Index, BuildError> {
+/// The index of an OCI layout.
+pub(crate) fn layout_index(archive: &Archive) -> Result<Index, BuildError> {
     let json = archive.read_small("index.json", MAX_MANIFEST_BYTES)?;
-    parse_json("index.json", &Digest::of(&json), &json)
+    archive.parse("index.json", &json, |json| document::read_index(json, media_type::OCI_INDEX))
 }
 
-/// Whether the image with this config is for `platform`; always, when there is none.
-pub(crate) fn is_for(config_json: &[u8], platform: Option<&Platform>) -> Result<bool, BuildError> {
-    let Some(wanted) = platform else { return Ok(true) };
-    let config: ImageConfig = parse_json("image config", &Digest::of(config_json), config_json)?;
-    Ok(matches(&config.os, &config.architecture, config.variant.as_deref(), wanted))
-}
-
-fn matches(os: &str, architecture: &str, variant: Option<&str>, wanted: &Platform) -> bool {
-    let variants = (variant, wanted.variant.as_deref());
-    os == wanted.os
-        && architecture == wanted.architecture
+fn matches(has: &Platform, wanted: &Platform) -> bool {
+    let variants = (has.variant.as_deref(), wanted.variant.as_deref());
+    has.os == wanted.os
+        && has.architecture == wanted.architecture
         && !matches!(variants, (Some(has), Some(wants)) if has != wants)
 }
 
 /// Whether what `descriptor` points to may be, or hold, an image for `wanted`.
 fn fits(descriptor: &Descriptor, wanted: &Platform) -> bool {
-    descriptor
-        .platform
-        .as_ref()
-        .is_none_or(|has| matches(&has.os, &has.architecture, has.variant.as_deref(), wanted))
+    descriptor.platform.as_ref().is_none_or(|has| matches(has, wanted))
 }
 
 /// What BuildKit says about an image stands beside it, as a manifest for no platform.
 fn is_attestation(descriptor: &Descriptor) -> bool {
     descriptor.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
-}
-
-fn is_manifest(descriptor: &Descriptor) -> bool {
-    matches!(descriptor.media_type.as_str(), media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST)
-}
-
-fn is_index(descriptor: &Descriptor) -> bool {
-    matches!(descriptor.media_type.as_str(), media_type::OCI_INDEX | media_type::DOCKER_INDEX)
 }
 
 /// Loads the image of a manifest. With `keep`, the index that led to it stays beside the image, with
@@ -160,7 +205,7 @@ pub(crate) fn load_picked(
     cancel: &BuildCancel,
 ) -> Result<ImageRecord, BuildError> {
     let image = load_manifest(engine, archive, picked, cancel)?;
-    if keep && is_index(&picked.root) {
+    if keep && is_index(&picked.root.media_type) {
         let mut listed = Listed::default();
         listed.add(archive, &picked.root, 0)?;
         let there = |blob: &Descriptor| {
@@ -210,20 +255,18 @@ struct Listed {
 
 impl Listed {
     fn add(&mut self, archive: &Archive, descriptor: &Descriptor, depth: usize) -> Result<(), BuildError> {
-        if depth > MAX_INDEX_DEPTH {
-            return Err(broken(archive.path(), "indexes are nested too deeply"));
-        }
+        check_depth(archive, descriptor, depth)?;
         if !self.seen.insert(descriptor.digest) {
             return Ok(());
         }
         self.blobs.push(descriptor.clone());
         let there = archive.contains(&blob_name(&descriptor.digest));
-        if is_index(descriptor) && there {
+        if is_index(&descriptor.media_type) && there {
             let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
-            let index: Index = parse_json("index", &descriptor.digest, &json)?;
+            let index = parse_index(archive, descriptor, &json)?;
             return index.manifests.iter().try_for_each(|below| self.add(archive, below, depth + 1));
         }
-        if is_manifest(descriptor) && there {
+        if is_manifest(&descriptor.media_type) && there {
             let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
             let manifest = parse_manifest(archive, descriptor, &json)?;
             let parts = [manifest.config].into_iter().chain(manifest.layers);
@@ -240,12 +283,26 @@ pub(crate) fn load_manifest(
     picked: &Picked,
     cancel: &BuildCancel,
 ) -> Result<ImageRecord, BuildError> {
-    let config = read_verified(archive, &picked.manifest.config, MAX_CONFIG_BYTES)?;
-    let layers = picked.manifest.layers.iter().map(|layer| LayerSource {
-        name: blob_name(&layer.digest),
-        expected: Some((layer.digest, layer.size)),
-    });
-    load_image(engine, archive, &config, layers.collect(), Some(&picked.json), cancel)
+    let (config, _) = read_config(archive, &picked.manifest)?;
+    let mut layers = Vec::with_capacity(picked.manifest.layers.len());
+    for layer in &picked.manifest.layers {
+        let name = blob_name(&layer.digest);
+        // Whoever wrote the image would choose what this machine asks whom for.
+        if layer.extra.contains_key("urls") && !archive.contains(&name) {
+            let (path, digest) = (archive.path().to_owned(), layer.digest);
+            return Err(BuildError::ForeignLayer { path, digest });
+        }
+        layers.push(LayerSource { name, expected: Some((layer.digest, layer.size)) });
+    }
+    load_image(engine, archive, &config, layers, Some(&picked.json), cancel)
+}
+
+fn read_config(archive: &Archive, manifest: &Manifest) -> Result<(Config, ImageConfig), BuildError> {
+    let member = blob_name(&manifest.config.digest);
+    let json = read_verified(archive, &manifest.config, MAX_CONFIG_BYTES)?;
+    let layers = manifest.layers.len();
+    let parsed = archive.parse(&member, &json, |json| document::read_config(json, layers))?;
+    Ok((Config { member, json }, parsed))
 }
 
 /// The manifest for `platform` behind `descriptor`, through nested indexes.
@@ -255,40 +312,53 @@ pub(crate) fn pick_manifest(
     platform: &Platform,
     depth: usize,
 ) -> Result<Picked, BuildError> {
-    if depth > MAX_INDEX_DEPTH {
-        return Err(broken(archive.path(), "indexes are nested too deeply"));
+    check_depth(archive, descriptor, depth)?;
+    let kind = &descriptor.media_type;
+    if !is_manifest(kind) && !is_index(kind) {
+        return Err(archive.refused(&blob_name(&descriptor.digest), document::unknown_kind(kind)));
     }
     let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
-    if is_manifest(descriptor) {
+    if is_manifest(kind) {
         let manifest = parse_manifest(archive, descriptor, &json)?;
         return Ok(Picked { json, manifest, root: descriptor.clone() });
     }
-    if !is_index(descriptor) {
-        let kind = &descriptor.media_type;
-        return Err(broken(archive.path(), &format!("media type {kind:?} is no image manifest")));
-    }
-    let index: Index = parse_json("index", &descriptor.digest, &json)?;
-    let found = index.manifests.iter().find(|below| fits(below, platform));
-    let found = found.ok_or_else(|| broken(archive.path(), &format!("holds no image for {platform}")))?;
+    let index = parse_index(archive, descriptor, &json)?;
+    let Some(found) = index.manifests.iter().find(|below| fits(below, platform)) else {
+        let mut others = Others::default();
+        index.manifests.iter().for_each(|below| others.see(below));
+        return Err(others.none_for(archive, platform));
+    };
     let picked = pick_manifest(archive, found, platform, depth + 1)?;
     Ok(Picked { root: descriptor.clone(), ..picked })
 }
 
-fn parse_manifest(archive: &Archive, descriptor: &Descriptor, json: &[u8]) -> Result<Manifest, BuildError> {
-    let value: serde_json::Value = parse_json("manifest", &descriptor.digest, json)?;
-    // A document that is both is read differently by different tools (CVE-2021-41190).
-    if value.get("manifests").is_some() {
-        return Err(broken(archive.path(), "a manifest that is also an index is refused"));
+fn check_depth(archive: &Archive, descriptor: &Descriptor, depth: usize) -> Result<(), BuildError> {
+    if depth > MAX_INDEX_DEPTH {
+        let nested = DocumentError::Nested { limit: MAX_INDEX_DEPTH };
+        return Err(archive.refused(&blob_name(&descriptor.digest), nested));
     }
-    parse_json("manifest", &descriptor.digest, json)
+    Ok(())
+}
+
+fn parse_manifest(archive: &Archive, descriptor: &Descriptor, json: &[u8]) -> Result<Manifest, BuildError> {
+    let read = |json: &[u8]| document::read_manifest(json, &descriptor.media_type);
+    archive.parse(&blob_name(&descriptor.digest), json, read)
+}
+
+fn parse_index(archive: &Archive, descriptor: &Descriptor, json: &[u8]) -> Result<Index, BuildError> {
+    let read = |json: &[u8]| document::read_index(json, &descriptor.media_type);
+    archive.parse(&blob_name(&descriptor.digest), json, read)
 }
 
 fn read_verified(archive: &Archive, descriptor: &Descriptor, max_bytes: u64) -> Result<Vec<u8>, BuildError> {
-    let bytes = archive.read_small(&blob_name(&descriptor.digest), max_bytes)?;
-    let actual = Digest::of(&bytes);
-    if actual != descriptor.digest || bytes.len() as u64 != descriptor.size {
-        let reason = format!("blob {} is not what its descriptor says", descriptor.digest);
-        return Err(broken(archive.path(), &reason));
+    let member = blob_name(&descriptor.digest);
+    let bytes = archive.read_small(&member, max_bytes)?;
+    let (actual, actual_bytes) = (Digest::of(&bytes), bytes.len() as u64);
+    let (expected, expected_bytes) = (descriptor.digest, descriptor.size);
+    if (actual, actual_bytes) != (expected, expected_bytes) {
+        let source = kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes };
+        let (path, source) = (archive.path().to_owned(), Box::new(source));
+        return Err(BuildError::NotPromised { path, member, source });
     }
     Ok(bytes)
 }

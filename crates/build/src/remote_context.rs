@@ -20,6 +20,7 @@ use kiln_oci::SnapshotId;
 use rustix::fs::OFlags;
 
 use crate::engine::now_unix;
+use crate::input::Something;
 use crate::source::{Fetcher, SourceError, SourceOptions, key_of};
 use crate::{BuildCancel, BuildError, Engine, dockerfile};
 
@@ -128,7 +129,7 @@ impl ContextOpener<'_> {
             ContextSource::Stdin => {
                 let origin = "standard input";
                 let unreadable = |source| BuildError::Unreadable { path: "-".into(), source };
-                match sniff(stdin).map_err(unreadable)? {
+                match sniff(Something::of(stdin)).map_err(unreadable)? {
                     Content::Archive(tar) => self.unpacked(tar, origin).map(MainContext::Tree),
                     Content::Other(text) => dockerfile_only(text, origin),
                 }

@@ -4,7 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use kiln_oci::Digest;
+use rusqlite::ErrorCode;
 use rusqlite::ffi::{SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE};
+use rustix::process::{Resource, getrlimit};
 
 /// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +19,14 @@ pub enum Error {
         path: PathBuf,
         /// The kernel's reason.
         source: io::Error,
+    },
+    /// Somebody else has power over the store.
+    #[error("the store at {path} is not safe to use: {what}")]
+    Unsafe {
+        /// The store.
+        path: PathBuf,
+        /// Who, and how.
+        what: String,
     },
     /// A newer kiln made this store.
     #[error("the store at {path} has version {found}; this kiln knows versions up to {known}")]
@@ -92,9 +102,25 @@ impl Error {
             }
             // What is in memory for all processes grows as a file, and the errno of that is not told.
             Error::Db(error) => error.sqlite_error().is_some_and(|error| {
-                error.code == rusqlite::ErrorCode::DiskFull
+                error.code == ErrorCode::DiskFull
                     || [SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE].contains(&error.extended_code)
             }),
+            _ => false,
+        }
+    }
+
+    /// Whether a file became larger than this process's limit.
+    pub fn is_file_size(&self) -> bool {
+        match self {
+            Error::Host { source, .. } | Error::NotWritable { source, .. } => {
+                source.kind() == io::ErrorKind::FileTooLarge
+            }
+            // SQLite keeps the errno to itself; with a limit there is no likelier one.
+            Error::Db(error) => {
+                let limited = || getrlimit(Resource::Fsize).current.is_some();
+                error.sqlite_error().is_some_and(|error| error.code == ErrorCode::SystemIoFailure)
+                    && limited()
+            }
             _ => false,
         }
     }

@@ -108,6 +108,17 @@ impl Store {
         Ok(self.has_blob(&found.blob).then_some(found))
     }
 
+    /// Forgets every layer that was packed into `blob`: the next one to need it packs it again.
+    pub fn forget_packed(&self, blob: &Digest) -> Result<(), Error> {
+        self.write(|db| Ok(db.delete(&PACKED, "blob", &blob.to_string()).map(drop)?))
+    }
+
+    /// Forgets the index that the image `config` came with, and what was kept for its sake. The image
+    /// stays.
+    pub fn forget_index(&self, config: &Digest) -> Result<(), Error> {
+        self.write(|db| Ok(db.delete(&KEPT, "config", &config.to_string()).map(drop)?))
+    }
+
     /// Keeps `blobs` as long as the image `config` is in the store; `index` is the one of them that
     /// leads to the others. Replaces what was kept for it.
     pub fn keep_index(&self, config: &Digest, index: &Digest, blobs: &[Digest]) -> Result<(), Error> {
@@ -165,6 +176,9 @@ mod tests {
         let gone = PackedRecord { blob: Digest::of(b"gone"), toc: None, ..record };
         store.put_packed("gzip:6", &gone).unwrap();
         assert_eq!(store.packed(&diff_id, "gzip:6").unwrap(), None);
+        assert_eq!(store.survey().unwrap().packed.len(), 1);
+        store.forget_packed(&Digest::of(b"gone")).unwrap();
+        assert_eq!(store.survey().unwrap().packed, []);
     }
 
     #[test]
@@ -179,6 +193,9 @@ mod tests {
         assert_eq!(store.survey().unwrap().kept.len(), 3);
         store.keep_index(&config, &index, &[]).unwrap();
         assert_eq!(store.survey().unwrap().kept.len(), 1);
+        store.forget_index(&config).unwrap();
+        assert_eq!(store.survey().unwrap().kept, []);
+        store.keep_index(&config, &index, &others).unwrap();
         assert!(store.forget_image(&config).unwrap());
         assert_eq!(store.index_of(&config).unwrap(), None);
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,7 +43,7 @@ impl Store {
     /// An index that is damaged or gone is made anew; [`Store::rebuilt`] tells.
     ///
     /// # Errors
-    /// [`Error::NotWritable`], [`Error::NewerStore`]; nothing is left behind then.
+    /// [`Error::NotWritable`], [`Error::Unsafe`], [`Error::NewerStore`]; nothing is left behind then.
     pub fn open(root: &Path) -> Result<Self, Error> {
         let boot = prepare(root)?;
         let place = Place::new(root);
@@ -268,13 +268,40 @@ impl Drop for Store {
 /// Makes the directories; returns the boot id.
 fn prepare(root: &Path) -> Result<String, Error> {
     let failed = |source| Error::NotWritable { path: root.to_owned(), source };
+    check_place(root)?;
     if !root.join("db/meta.sqlite").exists() {
         for dir in DIRS {
             DirBuilder::new().recursive(true).mode(0o700).create(root.join(dir)).map_err(failed)?;
         }
+        // Somebody may have been faster.
+        check_place(root)?;
     }
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(failed)?;
     Ok(boot.trim().to_owned())
+}
+
+/// Whoever can put another directory in the store's place, or write to it, owns every image in it.
+fn check_place(root: &Path) -> Result<(), Error> {
+    let refused = |what: String| Error::Unsafe { path: root.to_owned(), what };
+    let mut parent_mode = 0;
+    let mut at = PathBuf::new();
+    for component in root.components() {
+        at.push(component);
+        let Ok(stat) = fs::symlink_metadata(&at) else { break };
+        if stat.is_symlink() && parent_mode & 0o002 != 0 {
+            return Err(refused(format!(
+                "{} is a link in a directory that anybody may write to",
+                at.display()
+            )));
+        }
+        parent_mode = fs::metadata(&at).map_or(0, |stat| stat.mode());
+    }
+    match fs::metadata(root).map(|stat| stat.uid()) {
+        Ok(owner) if owner != rustix::process::geteuid().as_raw() => {
+            Err(refused(format!("it belongs to user {owner}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn not_writable(root: &Path, error: Error) -> Error {

@@ -225,6 +225,7 @@ impl Store {
         let config = config.to_string();
         self.write(|writer| {
             writer.delete(&NAME, "config", &config)?;
+            writer.delete(&KEPT, "config", &config)?;
             writer.delete(&IMAGE, "config", &config)?;
             Ok(())
         })

@@ -11,7 +11,7 @@ use crate::density::DensityError;
 use crate::path::{self, EntryPath, PathError};
 use crate::shape::Shape;
 use crate::tar_read::TarReader;
-use crate::unpack::{Meaning, Owner, Rules, Unpacker};
+use crate::unpack::{ImpliedDir, Meaning, Owner, Rules, Unpacker};
 
 /// What becomes of whiteouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct ApplyOptions<'a> {
 }
 
 /// What was unpacked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
     /// Digest of the whole stream, bytes behind the end of the archive included.
     pub diff_id: DiffId,
@@ -65,6 +65,9 @@ pub struct Applied {
     pub has_root: bool,
     /// The tar but for the content of files.
     pub shape: Shape,
+    /// Of an upperdir: the directories that paths went through without an entry of their own, parents
+    /// first, as far as the layers below may have something there. See [`inherit`](crate::inherit).
+    pub implied: Vec<ImpliedDir>,
 }
 
 /// Why a tar was not unpacked. The root is left half done: throw it away.
@@ -190,7 +193,8 @@ pub enum Defect {
 
 /// Unpacks the uncompressed `tar` below `root` and returns its digest.
 ///
-/// Members replace what is there, the last one of a name wins; missing parents are made 0755 0:0.
+/// Members replace what is there, the last one of a name wins; missing parents are made 0755 0:0 with
+/// the time 0.
 /// Of extended attributes `security.capability`, `user.*` and POSIX ACLs are kept, never
 /// overlayfs's own. With [`Whiteouts::Overlay`] the root should be fresh and reachable by nobody
 /// else.
@@ -239,9 +243,9 @@ pub(crate) fn unpack(
             Some(Marker::Hides(hidden)) => unpacker.hide(parent, hidden)?,
         }
     }
-    unpacker.finish()?;
+    let implied = unpacker.finish()?;
     let (digest, tar_size_bytes, shape) = reader.finish()?;
-    Ok(Applied { diff_id: DiffId(digest), tar_size_bytes, entries, has_root, shape })
+    Ok(Applied { diff_id: DiffId(digest), tar_size_bytes, entries, has_root, implied, shape })
 }
 
 enum Marker<'n> {

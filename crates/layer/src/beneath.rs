@@ -47,6 +47,13 @@ impl BeneathError {
         }
     }
 
+    pub(crate) fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Host { source, .. } => Errno::from_io_error(source),
+            Self::Path { .. } => None,
+        }
+    }
+
     fn host(call: &'static str, path: &[u8], errno: Errno) -> Self {
         Self::Host { call, path: path.into(), source: errno.into() }
     }

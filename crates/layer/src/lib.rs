@@ -59,3 +59,4 @@ pub use repack::{RepackError, RepackOptions, Times, repack};
 pub use shape::Shape;
 pub use stat_cache::FileStatCache;
 pub use tree_digest::tree_digest;
+pub use unpack::{ImpliedDir, Inherited, inherit};

@@ -18,9 +18,12 @@ use crate::path::{self, PathError};
 use crate::tar_header::{Member, MemberKind};
 use crate::tar_read::TarReader;
 
+mod implied;
 mod links;
 mod whiteouts;
 
+use implied::Implied;
+pub use implied::{ImpliedDir, Inherited, inherit};
 use whiteouts::set_opaque;
 
 /// How members become files.
@@ -99,6 +102,8 @@ pub(crate) struct Unpacker<'a> {
     overflow: HashMap<(u64, u64), Vec<u8>>,
     /// What this tar made; whiteouts do not remove it. Kept only for [`Whiteouts::Remove`].
     made: BTreeSet<Vec<u8>>,
+    /// Directories without an entry.
+    implied: Implied,
 }
 
 fn host(path: &[u8]) -> impl Fn(CallError) -> ApplyError + '_ {
@@ -121,6 +126,7 @@ impl<'a> Unpacker<'a> {
             dir_mtimes: BTreeMap::new(),
             overflow: HashMap::new(),
             made: BTreeSet::new(),
+            implied: Implied::default(),
         }
     }
 
@@ -151,6 +157,7 @@ impl<'a> Unpacker<'a> {
                     return Err(broken(path, Defect::LinkTarget));
                 }
                 self.replace(parent, name, path, "symlinkat", || fs::symlinkat(target, parent, name))?;
+                self.implied.has_links = true;
                 node::set_on_name(parent, name, true, &self.attributes(member)).map_err(host(path))?;
             }
             MemberKind::Char | MemberKind::Block | MemberKind::Fifo => {
@@ -161,8 +168,11 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    /// Sets the directories' times, now that nothing is put into them any more.
-    pub(crate) fn finish(&mut self) -> Result<(), ApplyError> {
+    /// Sets the directories' times, now that nothing is put into them any more. Returns those that
+    /// were made without an entry.
+    pub(crate) fn finish(&mut self) -> Result<Vec<ImpliedDir>, ApplyError> {
+        self.set_implied_times()?;
+        let implied = self.implied_dirs(self.dir_mtimes.keys().map(Vec::as_slice))?;
         for (path, mtime) in std::mem::take(&mut self.dir_mtimes) {
             if path.is_empty() {
                 node::set_mtime(self.root, b".", mtime).map_err(host(&path))?;
@@ -175,7 +185,7 @@ impl<'a> Unpacker<'a> {
                 node::set_mtime(parent.as_fd(), name, mtime).map_err(host(&path))?;
             }
         }
-        Ok(())
+        Ok(implied)
     }
 
     fn unpack_root(&mut self, member: &Member) -> Result<(), ApplyError> {
@@ -270,6 +280,7 @@ impl<'a> Unpacker<'a> {
                 // The lower directory stays hidden: whiteouts reach lower layers only, but those fully.
                 let made = node::open_dir(parent, name).map_err(host(path))?;
                 set_opaque(made.as_fd()).map_err(host(path))?;
+                self.note_opaque(path, true)?;
             }
         }
         let made = node::open_dir(parent, name).map_err(host(path))?;
@@ -353,11 +364,8 @@ impl<'a> Unpacker<'a> {
             return Ok(directory);
         }
         self.clear_whiteouts(path)?;
-        beneath::mkdir_all(self.root, path, 0o755, (0, 0))?;
-        for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
-            self.remember(&path[..at]);
-        }
-        self.remember(path);
+        self.clear_lower_file(path)?;
+        self.imply(path)?;
         let error = || ApplyError::Host {
             call: "openat2",
             entry: path.into(),
@@ -374,6 +382,7 @@ impl<'a> Unpacker<'a> {
         }
         match beneath::open_file(self.root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(directory) => {
+                self.keep_times(path)?;
                 let directory = Rc::new(directory);
                 self.parents.truncate(KEPT_PARENTS - 1);
                 self.parents.push_front((path.to_vec(), directory.clone()));
@@ -382,8 +391,7 @@ impl<'a> Unpacker<'a> {
             Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => Ok(None),
             Err(error)
                 if error.host_kind() == Some(io::ErrorKind::NotADirectory)
-                    && self.rules.whiteouts() == Some(Whiteouts::Overlay)
-                    && self.has_whiteout_above(path)? =>
+                    && (self.has_whiteout_above(path)? || self.lower_file_above(path)?.is_some()) =>
             {
                 Ok(None)
             }

@@ -1,6 +1,6 @@
 //! Words of the domain: digests, references, image JSON, platforms, mounts.
 //!
-//! Read [`digest`] first, then [`reference`], [`image`], [`snapshot`] and [`mount`].
+//! Read [`digest`] first, then [`reference`], [`image`], [`document`], [`snapshot`] and [`mount`].
 //!
 //! # Invariants
 //! - Pure: no file, no process, no clock.
@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod digest;
+pub mod document;
 pub mod image;
 mod mount;
 mod platform;

@@ -39,12 +39,17 @@ impl Platform {
             "powerpc64" => ("ppc64le", None),
             other => (other, None),
         };
+        Self { variant, ..Self::new("linux", architecture) }
+    }
+
+    /// A platform without a variant.
+    pub fn new(os: &str, architecture: &str) -> Self {
         Self {
             architecture: architecture.to_owned(),
-            os: "linux".to_owned(),
+            os: os.to_owned(),
             os_version: None,
             os_features: Vec::new(),
-            variant,
+            variant: None,
         }
     }
 }
@@ -71,11 +76,8 @@ impl FromStr for Platform {
             return Err(PlatformError(text.chars().take(80).collect()));
         }
         Ok(Self {
-            architecture: parts[1].to_owned(),
-            os: parts[0].to_owned(),
-            os_version: None,
-            os_features: Vec::new(),
             variant: parts.get(2).map(|variant| (*variant).to_owned()),
+            ..Self::new(parts[0], parts[1])
         })
     }
 }

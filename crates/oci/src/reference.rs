@@ -173,17 +173,11 @@ impl FromStr for Reference {
     }
 }
 
-/// The first component is a host when it holds a dot or a colon, has upper-case letters or is
+/// The first component is a host when it holds a dot or a colon or is
 /// `localhost` (docker's rule); otherwise the whole text is a repository of Docker Hub.
 fn split_domain(text: &str) -> (Option<&str>, &str) {
     match text.split_once('/') {
-        Some((first, rest))
-            if first.contains(['.', ':'])
-                || first == "localhost"
-                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
-        {
-            (Some(first), rest)
-        }
+        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (Some(first), rest),
         _ => (None, text),
     }
 }
@@ -261,6 +255,7 @@ mod tests {
             "a/",
             "/a",
             "UPPER",
+            "UPPER/x",
             "a b",
             "a:.x",
             "a@sha256:1",

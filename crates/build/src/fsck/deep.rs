@@ -1,72 +1,126 @@
-//! The part that reads everything.
+//! The part that reads everything, with two threads: disks give more then, and somebody may be building.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufReader, Read};
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
-use kiln_content::{LayerBlob, LayerRecord};
-use kiln_layer::{ApplyOptions, DiffOptions, Limits, TreeForm, Whiteouts, decoder};
-use kiln_oci::{DiffId, Digest};
+use kiln_content::{LayerBlob, LayerRecord, PackedRecord};
+use kiln_layer::{CopyFault, DiffOptions, TreeForm, copy_hashed, decoder};
+use kiln_oci::{DiffId, Digest, SnapshotId};
+use kiln_snapshotter::Form;
 
-use super::Check;
+use super::{Check, fault};
 use crate::layers::write_tar;
-use crate::{BuildCancel, BuildError};
+use crate::stand::{prepare_layer, stand_on, unpack_layer};
+use crate::{BuildCancel, BuildError, Engine};
+
+const THREADS: usize = 2;
+
+/// What is wrong with something, if anything is.
+type Fault = Option<String>;
 
 impl Check<'_> {
-    /// Every blob is what its name says; every layer's tree is what its diff ID says.
+    /// Every blob is what its name says; every layer's tree is what its diff ID says; every packed layer
+    /// is the one that it was packed from.
     pub(super) fn deep(&mut self, cancel: &BuildCancel) -> Result<(), BuildError> {
-        let stop = || cancel.flag().load(Ordering::Relaxed);
-        let mut bad: BTreeSet<Digest> = BTreeSet::new();
-        for (digest, _) in self.engine.store.blob_files()?.blobs {
-            if stop() {
-                return Err(BuildError::Cancelled);
-            }
-            self.report.blobs_read += 1;
-            let what = match self.engine.store.is_blob_good(&digest) {
-                Ok(true) | Err(kiln_content::Error::NoBlob(_)) => continue,
-                Ok(false) => "its bytes are not those of its digest".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            bad.insert(digest);
-            self.bad_blob(&digest, &what)?;
+        let bad = self.deep_blobs(cancel)?;
+        self.deep_layers(&bad, cancel)?;
+        self.deep_packed(&bad, cancel)?;
+        let layers = &self.survey.layers;
+        let known = |id| layers.binary_search_by(|layer| layer.snapshot.cmp(id)).is_ok();
+        let pending = self.parents.keys().filter(|id| !known(id)).count();
+        if pending > 0 {
+            let note = format!(
+                "{pending} layers have no diff ID yet (it is pending), so that their files cannot be compared"
+            );
+            self.report.notes.push(note);
         }
-        for layer in self.survey.layers.clone() {
-            if stop() {
-                return Err(BuildError::Cancelled);
+        Ok(())
+    }
+
+    /// Returns those that are damaged.
+    fn deep_blobs(&mut self, cancel: &BuildCancel) -> Result<BTreeSet<Digest>, BuildError> {
+        let engine = self.engine;
+        let blobs: Vec<Digest> = engine.store.blob_files()?.blobs.into_iter().map(|(blob, _)| blob).collect();
+        let faults = side_by_side(&blobs, cancel, |digest| match engine.store.is_blob_good(digest) {
+            Ok(true) | Err(kiln_content::Error::NoBlob(_)) => Ok(None),
+            Ok(false) => Ok(Some("its bytes are not those of its digest".to_owned())),
+            Err(error) => fault(error).map(Some),
+        })?;
+        self.report.blobs_read += blobs.len();
+        let mut bad = BTreeSet::new();
+        for (digest, what) in blobs.iter().zip(faults) {
+            if let Some(what) = what {
+                bad.insert(*digest);
+                self.bad_blob(digest, &what)?;
             }
-            if self.bad.contains(&layer.snapshot) || !self.parents.contains_key(&layer.snapshot) {
-                continue;
-            }
-            self.report.layers_read += 1;
-            // One that is missing was told of before.
-            let good =
-                |blob: &&LayerBlob| !bad.contains(&blob.digest) && self.engine.store.has_blob(&blob.digest);
-            let blob = layer.blob.as_ref().filter(good);
-            let compared = match blob {
-                Some(blob) => self.compare_with_blob(&layer, blob, cancel),
-                None => self.tree_digest(&layer).map(|found| {
+        }
+        Ok(bad)
+    }
+
+    fn deep_layers(&mut self, bad: &BTreeSet<Digest>, cancel: &BuildCancel) -> Result<(), BuildError> {
+        let engine = self.engine;
+        let is_whole = |layer: &&LayerRecord| {
+            !self.bad.contains(&layer.snapshot) && self.parents.contains_key(&layer.snapshot)
+        };
+        let mut layers: Vec<LayerRecord> = self.survey.layers.iter().filter(is_whole).cloned().collect();
+        // What stands on a damaged layer is damaged, whatever it looks like from there.
+        layers.sort_by_cached_key(|layer| engine.snapshots.chain(&layer.snapshot).map_or(0, |c| c.len()));
+        let faults = side_by_side(&layers, cancel, |layer| {
+            // A blob that is missing was told of before.
+            let good = |blob: &&LayerBlob| !bad.contains(&blob.digest) && engine.store.has_blob(&blob.digest);
+            let compared = match layer.blob.as_ref().filter(good) {
+                Some(blob) => compare_with_blob(engine, layer, blob, cancel),
+                None => tree_digest(engine, layer).map(|found| {
                     let differs = found != layer.diff_id && layer.blob.is_none();
                     differs.then(|| format!("its files make {found} instead of {}", layer.diff_id))
                 }),
             };
             match compared {
-                Ok(None) => {}
-                Ok(Some(what)) => self.bad_snapshot(&layer.snapshot, what)?,
-                Err(BuildError::Snapshots(kiln_snapshotter::Error::NoSnapshot(_))) => {}
-                Err(BuildError::Cancelled) => return Err(BuildError::Cancelled),
-                Err(error) => {
-                    self.bad_snapshot(&layer.snapshot, format!("its files cannot be read: {error}"))?
-                }
+                Err(BuildError::Snapshots(kiln_snapshotter::Error::NoSnapshot(_))) => Ok(None),
+                Err(BuildError::Cancelled) => Err(BuildError::Cancelled),
+                Err(error) => Ok(Some(format!("its files cannot be read: {}", fault(error)?))),
+                compared => compared,
+            }
+        })?;
+        self.report.layers_read += layers.len();
+        for (layer, what) in layers.iter().zip(faults) {
+            if let Some(what) = what.filter(|_| !self.bad.contains(&layer.snapshot)) {
+                self.bad_snapshot(&layer.snapshot, what)?;
             }
         }
-        let layers = &self.survey.layers;
-        let known = |id| layers.binary_search_by(|layer| layer.snapshot.cmp(id)).is_ok();
-        let unknown = self.parents.keys().filter(|id| !known(id)).count();
-        if unknown > 0 {
-            let note =
-                format!("{unknown} layers have no diff ID yet, so that their files cannot be compared");
-            self.report.notes.push(note);
+        Ok(())
+    }
+
+    fn deep_packed(&mut self, bad: &BTreeSet<Digest>, cancel: &BuildCancel) -> Result<(), BuildError> {
+        let engine = self.engine;
+        let is_there =
+            |packed: &&PackedRecord| !bad.contains(&packed.blob) && engine.store.has_blob(&packed.blob);
+        let records: Vec<PackedRecord> = self.survey.packed.iter().filter(is_there).cloned().collect();
+        let faults = side_by_side(&records, cancel, |packed| {
+            let plain = match open_plain(engine, &packed.blob) {
+                Ok(inner) => Stoppable { inner, cancel },
+                Err(error) => return Ok(Some(format!("it cannot be unpacked: {}", fault(error)?))),
+            };
+            match copy_hashed(plain, io::sink()) {
+                Ok((found, size_bytes)) => {
+                    let differs = (found, size_bytes) != (packed.packed_diff_id.0, packed.tar_size_bytes);
+                    let expected = packed.packed_diff_id;
+                    Ok(differs.then(|| format!("it makes {found} instead of {expected}")))
+                }
+                Err(_) if cancel.flag().load(Ordering::Relaxed) => Err(BuildError::Cancelled),
+                Err(CopyFault::Read(error) | CopyFault::Write(error)) => {
+                    Ok(Some(format!("it cannot be unpacked: {error}")))
+                }
+            }
+        })?;
+        for (packed, what) in records.iter().zip(faults) {
+            if let Some(what) = what {
+                self.bad_packed(&packed.blob, &what)?;
+            }
         }
         Ok(())
     }
@@ -79,8 +133,17 @@ impl Check<'_> {
         for layer in &layers {
             self.bad_layer_blob(layer, what)?;
         }
+        let is_packed = self.survey.packed.iter().any(|packed| packed.blob == *digest);
+        if is_packed && layers.is_empty() {
+            self.bad_packed(digest, what)?;
+        }
+        let kept: Vec<Digest> =
+            self.survey.kept.iter().filter(|kept| kept.blob == *digest).map(|kept| kept.config).collect();
+        for config in &kept {
+            self.bad_kept(config, digest, what)?;
+        }
         // A damaged config or manifest was found with its image.
-        if layers.is_empty() {
+        if layers.is_empty() && !is_packed && kept.is_empty() {
             let done = self.repair.then_some("removed");
             if self.repair {
                 self.engine.store.remove_blob(digest)?;
@@ -96,7 +159,8 @@ impl Check<'_> {
         let mut done = None;
         if self.repair {
             self.engine.store.remove_blob(&blob.digest)?;
-            if self.tree_digest(layer).is_ok_and(|found| found == layer.diff_id) {
+            self.engine.store.forget_packed(&blob.digest)?;
+            if tree_digest(self.engine, layer).is_ok_and(|found| found == layer.diff_id) {
                 self.engine.store.forget_layer_blob(&layer.snapshot)?;
                 done = Some("removed; the layer can be read out of its files");
             } else {
@@ -107,42 +171,110 @@ impl Check<'_> {
         self.found("blob", blob.digest, what, done);
         Ok(())
     }
+}
 
-    /// The diff ID that a layer's files make.
-    fn tree_digest(&self, layer: &LayerRecord) -> Result<DiffId, BuildError> {
-        Ok(write_tar(&*self.engine.snapshots, &layer.snapshot, io::sink())?.diff_id)
-    }
-
-    /// What is wrong with a layer that came as a blob: the blob is unpacked once more, and both trees
-    /// must make the same tar.
-    fn compare_with_blob(
-        &self,
-        layer: &LayerRecord,
-        blob: &LayerBlob,
-        cancel: &BuildCancel,
-    ) -> Result<Option<String>, BuildError> {
-        let (file, _) = self.engine.store.open_blob(&blob.digest)?;
-        let unreadable = |source| BuildError::Unreadable { path: blob.digest.to_string().into(), source };
-        let decoded = decoder(BufReader::with_capacity(256 << 10, file));
-        let (_, plain): (_, Box<dyn Read>) = decoded.map_err(unreadable)?;
-        let scratch = self.engine.prepare(None)?;
-        let root = self.engine.snapshots.open_layer(scratch.key())?;
-        let options = ApplyOptions {
-            whiteouts: Whiteouts::Overlay,
-            keep_owner: true,
-            limits: Limits::default(),
-            cancel: cancel.flag(),
-        };
-        let applied = match kiln_layer::apply(plain, root.as_fd(), &options) {
-            Err(kiln_layer::ApplyError::Cancelled) => return Err(BuildError::Cancelled),
-            other => other?,
-        };
-        if applied.diff_id != layer.diff_id {
-            return Ok(Some(format!("its blob makes {} instead of {}", applied.diff_id, layer.diff_id)));
+/// Does something with each of `items`, two at a time; the answers stand in their order.
+///
+/// # Errors
+/// [`BuildError::Cancelled`], or the first error.
+fn side_by_side<T: Sync, R: Send>(
+    items: &[T],
+    cancel: &BuildCancel,
+    work: impl Fn(&T) -> Result<R, BuildError> + Sync,
+) -> Result<Vec<R>, BuildError> {
+    let next = AtomicUsize::new(0);
+    let answers: Vec<Mutex<Option<Result<R, BuildError>>>> = items.iter().map(|_| Mutex::default()).collect();
+    let run = || {
+        while !cancel.flag().load(Ordering::Relaxed) {
+            let nth = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(nth) else { break };
+            *answers[nth].lock().unwrap_or_else(PoisonError::into_inner) = Some(work(item));
         }
-        let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: cancel.flag() };
-        let expected = kiln_layer::diff(root.as_fd(), io::sink(), &options)?.diff_id;
-        let found = self.tree_digest(layer)?;
-        Ok((found != expected).then(|| "its files are not those of its blob".to_owned()))
+    };
+    thread::scope(|scope| {
+        for _ in 1..THREADS.min(items.len()) {
+            // Without another thread it takes longer.
+            let _ = thread::Builder::new().name("fsck".to_owned()).spawn_scoped(scope, run);
+        }
+        run();
+    });
+    let answers =
+        answers.into_iter().map(|answer| answer.into_inner().unwrap_or_else(PoisonError::into_inner));
+    answers.map(|answer| answer.unwrap_or(Err(BuildError::Cancelled))).collect()
+}
+
+/// The diff ID that a layer's files make.
+fn tree_digest(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, BuildError> {
+    Ok(write_tar(&*engine.snapshots, &layer.snapshot, io::sink())?.diff_id)
+}
+
+/// The tar inside a blob of the store.
+fn open_plain(engine: &Engine, blob: &Digest) -> Result<Box<dyn Read>, BuildError> {
+    let (file, _) = engine.store.open_blob(blob)?;
+    let unreadable = |source| BuildError::Unreadable { path: blob.to_string().into(), source };
+    Ok(decoder(BufReader::with_capacity(256 << 10, file)).map_err(unreadable)?.1)
+}
+
+struct Stoppable<'a, R> {
+    inner: R,
+    cancel: &'a BuildCancel,
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let stopped = self.cancel.flag().load(Ordering::Relaxed);
+        if stopped { Err(io::Error::other("cancelled")) } else { self.inner.read(buffer) }
     }
+}
+
+/// What is wrong with a layer that came as a blob: the blob is unpacked once more, on what the layer
+/// stands on, and both must be the same.
+fn compare_with_blob(
+    engine: &Engine,
+    layer: &LayerRecord,
+    blob: &LayerBlob,
+    cancel: &BuildCancel,
+) -> Result<Fault, BuildError> {
+    let parent = engine.snapshots.parent(&layer.snapshot)?;
+    let active = prepare_layer(engine, parent.as_ref())?;
+    let cancelled = |error| match error {
+        BuildError::Apply(kiln_layer::ApplyError::Cancelled) => BuildError::Cancelled,
+        error => error,
+    };
+    let applied =
+        unpack_layer(engine, &active, open_plain(engine, &blob.digest)?, cancel).map_err(cancelled)?;
+    if applied.diff_id != layer.diff_id {
+        return Ok(Some(format!("its blob makes {} instead of {}", applied.diff_id, layer.diff_id)));
+    }
+    let again = || open_plain(engine, &blob.digest);
+    let active = stand_on(engine, active, &applied, parent.as_ref(), again, cancel).map_err(cancelled)?;
+    // Some backends settle what was written only then. Nobody knows its name.
+    let fresh = active.commit()?;
+    let same = are_same(engine, &fresh, &layer.snapshot, cancel);
+    engine.snapshots.remove(&fresh)?;
+    Ok((!same?).then(|| "its files are not those of its blob".to_owned()))
+}
+
+/// Whether two snapshots on the same parent hold the same changes.
+fn are_same(
+    engine: &Engine,
+    one: &SnapshotId,
+    other: &SnapshotId,
+    cancel: &BuildCancel,
+) -> Result<bool, BuildError> {
+    let (left, right) = (engine.snapshots.open_changes(one)?, engine.snapshots.open_changes(other)?);
+    let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: cancel.flag() };
+    let (left_dir, right_dir) = (left.dir.as_fd(), right.dir.as_fd());
+    let same = match (&left.form, &right.form) {
+        (Form::Tree { .. }, Form::Tree { .. }) => {
+            kiln_layer::diff_trees(left_dir, right_dir, io::sink(), &options)
+                .map(|written| written.entries == 0)
+        }
+        _ => kiln_layer::diff(left_dir, io::sink(), &options)
+            .and_then(|left| Ok(left.diff_id == kiln_layer::diff(right_dir, io::sink(), &options)?.diff_id)),
+    };
+    same.map_err(|error| match error {
+        kiln_layer::DiffError::Cancelled => BuildError::Cancelled,
+        error => error.into(),
+    })
 }

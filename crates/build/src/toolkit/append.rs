@@ -2,16 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use kiln_content::{LayerBlob, LayerRecord};
-use kiln_layer::{ApplyOptions, Limits, Whiteouts, bounded_decoder};
+use kiln_layer::bounded_decoder;
 use kiln_oci::SnapshotId;
-use kiln_snapshotter::LayerForm;
 
 use crate::archive::broken;
 use crate::load_layers::{Tee, media_type_of, not_written};
+use crate::stand::{prepare_layer, stand_on, unpack_layer};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// Stores the tar at `path` (`-`: standard input), plain or compressed as layers may be, as a layer
@@ -35,22 +34,12 @@ pub(crate) fn append(
     let mut ingest = engine.store.ingest()?;
     let reader = BufReader::with_capacity(256 << 10, input);
     let mut tee = Tee { reader, out: Some(&mut ingest), failed: None };
-    let active = engine.prepare(parent)?;
-    let root = engine.snapshots.open_layer(active.key())?;
-    let options = ApplyOptions {
-        whiteouts: match engine.snapshots.form() {
-            LayerForm::Changes => Whiteouts::Overlay,
-            LayerForm::Tree => Whiteouts::Remove,
-        },
-        keep_owner: true,
-        limits: Limits::default(),
-        cancel: cancel.flag(),
-    };
+    let active = prepare_layer(engine, parent)?;
     let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee))
         .map_err(|error| broken(path, &format!("cannot be read ({error})")))
         .and_then(|(compression, plain)| {
             let media_type = media_type_of(path, compression)?;
-            Ok((media_type, kiln_layer::apply(plain, root.as_fd(), &options)?))
+            Ok((media_type, unpack_layer(engine, &active, plain, cancel)?))
         });
     // The decompressor may have stopped at its own end; the blob goes on to the file's.
     let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
@@ -59,8 +48,12 @@ pub(crate) fn append(
     }
     rest.map_err(unreadable)?;
     let (media_type, applied) = applied?;
-    drop(root);
     let (digest, size_bytes) = ingest.commit(None)?;
+    let again = || {
+        let (blob, _) = engine.store.open_blob(&digest)?;
+        Ok(bounded_decoder(BufReader::with_capacity(256 << 10, blob)).map_err(unreadable)?.1)
+    };
+    let active = stand_on(engine, active, &applied, parent, again, cancel)?;
     let record = LayerRecord {
         snapshot: active.commit()?,
         diff_id: applied.diff_id,

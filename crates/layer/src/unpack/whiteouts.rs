@@ -21,12 +21,22 @@ impl Unpacker<'_> {
         }
         let directory = self.parent(parent)?;
         match node::stat(directory.as_fd(), name).map_err(host(&path))? {
-            Some(stat) if node::kind(&stat) == FileType::Directory => self.make_opaque(&path),
+            Some(stat) if node::kind(&stat) == FileType::Directory => {
+                self.make_opaque(&path)?;
+                self.note_opaque(&path, true)
+            }
             // A file of this layer hides the lower one already.
             Some(_) => Ok(()),
-            None => fs::mknodat(&directory, name, FileType::CharacterDevice, Mode::empty(), 0)
-                .named("mknodat")
-                .map_err(host(&path)),
+            None => {
+                fs::mknodat(&directory, name, FileType::CharacterDevice, Mode::empty(), 0)
+                    .named("mknodat")
+                    .map_err(host(&path))?;
+                // Where no lower layer has the directory, overlayfs lists its whiteouts, of which then
+                // nobody finds anything; unless it may have been copied up.
+                fs::fsetxattr(&directory, "trusted.overlay.origin", b"", XattrFlags::empty())
+                    .named("fsetxattr")
+                    .map_err(host(&path))
+            }
         }
     }
 
@@ -36,7 +46,8 @@ impl Unpacker<'_> {
             None => Ok(()),
             Some(Whiteouts::Overlay) => {
                 let directory = self.parent(path)?;
-                set_opaque(directory.as_fd()).map_err(host(path))
+                set_opaque(directory.as_fd()).map_err(host(path))?;
+                self.note_opaque(path, false)
             }
             Some(Whiteouts::Remove) => match self.existing(path)? {
                 Some(directory) => {
@@ -64,7 +75,7 @@ impl Unpacker<'_> {
     }
 
     pub(super) fn has_whiteout_above(&self, path: &[u8]) -> Result<bool, ApplyError> {
-        Ok(self.whiteout_above(path)?.is_some())
+        Ok(self.rules.whiteouts() == Some(Whiteouts::Overlay) && self.whiteout_above(path)?.is_some())
     }
 
     /// Turns a whiteout in the way into an opaque directory.
@@ -76,12 +87,13 @@ impl Unpacker<'_> {
         let hidden = &path[..end];
         let (parent, name) = beneath::open_parent(self.root, hidden)?;
         node::remove(parent.as_fd(), name).map_err(host(hidden))?;
-        beneath::mkdir_all(self.root, hidden, 0o755, (0, 0))?;
+        self.imply_in_place_of_whiteout(hidden)?;
         let made = node::open_dir(parent.as_fd(), name).map_err(host(hidden))?;
-        set_opaque(made.as_fd()).map_err(host(hidden))
+        set_opaque(made.as_fd()).map_err(host(hidden))?;
+        self.note_opaque(hidden, true)
     }
 
-    fn remove_lower(&self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), ApplyError> {
+    fn remove_lower(&mut self, directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), ApplyError> {
         for name in node::names(directory).map_err(host(path))?.iter() {
             self.remove_lower_at(directory, name, &path::join(path, name))?;
         }
@@ -89,20 +101,31 @@ impl Unpacker<'_> {
     }
 
     /// Removes `name` and what is below, except for what this tar made.
-    fn remove_lower_at(&self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<(), ApplyError> {
-        if !self.holds_ours(path) {
+    fn remove_lower_at(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<(), ApplyError> {
+        let stat = node::stat(parent, name).map_err(host(path))?;
+        let is = |kind| stat.as_ref().is_some_and(|stat| node::kind(stat) == kind);
+        // What this tar put behind a lower link is elsewhere.
+        let is_lower_link = is(FileType::Symlink) && !self.made.contains(path);
+        if is_lower_link || !self.holds_ours(path) {
             return node::remove(parent, name).map_err(host(path));
         }
-        let stat = node::stat(parent, name).map_err(host(path))?;
-        if stat.is_some_and(|stat| node::kind(&stat) == FileType::Directory) {
+        if is(FileType::Directory) {
             let directory = node::open_dir(parent, name).map_err(host(path))?;
+            if !self.made.contains(path) {
+                self.imply_anew(path)?;
+            }
             self.remove_lower(directory.as_fd(), path)?;
         }
         Ok(())
     }
 
     /// Whether this tar made `path` or anything below it.
-    fn holds_ours(&self, path: &[u8]) -> bool {
+    pub(super) fn holds_ours(&self, path: &[u8]) -> bool {
         let below = [path, b"/"].concat();
         let next = self.made.range(below.clone()..).next();
         self.made.contains(path) || next.is_some_and(|made| made.starts_with(&below))

@@ -1,0 +1,205 @@
+//! C13: Ctrl-C, SIGTERM and SIGHUP in every phase of a command: 130 within two seconds, and nothing is
+//! left.
+
+use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{Context, Running, Store, busybox_tar, needs_root, processes_with, text};
+
+const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
+const PATIENCE: Duration = Duration::from_secs(2);
+
+#[track_caller]
+fn check_nothing_is_left(store: &Store, what: &str) {
+    let ingest = fs::read_dir(store.root().join("ingest")).expect("a store").count();
+    assert_eq!(ingest, 0, "{what}: half a blob is left");
+    assert_eq!(store.mounts(), [""; 0], "{what}: mounts are left");
+    // What was in flight goes with the next command at the latest.
+    store.ok(&["images"]);
+    assert_eq!(store.active_snapshots(), [""; 0], "{what}: active snapshots are left");
+    store.sound().unwrap_or_else(|error| panic!("{what}: {error}"));
+}
+
+#[test]
+fn c13_a_step_is_stopped_by_each_signal() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let dockerfile = "FROM busybox\nRUN --network=none echo re\"\"ady; sleep 31536020\n";
+    let context = Context::new(&[("Dockerfile", dockerfile)]);
+    for signal in SIGNALS {
+        let before = store.holds();
+        let mut build = Running::start(store.command(&["build", "--progress", "plain", context.path()]));
+        build.wait_for("ready");
+        let sent = Instant::now();
+        build.signal(signal);
+        build.end().expect(130).says(&["error: "]);
+        assert!(sent.elapsed() < PATIENCE, "{signal:?}: {:?}", sent.elapsed());
+        assert_eq!(processes_with("31536020"), [""; 0], "{signal:?}: processes are left");
+        check_nothing_is_left(&store, "RUN");
+        assert_eq!(store.holds(), before);
+    }
+}
+
+/// A command that waits for standard input, of which it has read all that came, is stopped.
+#[track_caller]
+fn stop_while_reading(store: &Store, line: &[&str], first: &[u8]) {
+    for signal in SIGNALS {
+        let (reader, mut writer) = std::io::pipe().expect("pipes can be made");
+        let mut command = store.command(line);
+        command.stdin(reader.try_clone().expect("descriptors are left"));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("kiln starts");
+        writer.write_all(first).expect("it is read");
+        // Nothing in the pipe: kiln has it, and asks for more.
+        while rustix::io::ioctl_fionread(&reader).expect("a pipe") > 0 {
+            assert!(child.try_wait().expect("our child").is_none(), "{line:?} does not wait for more");
+            std::thread::yield_now();
+        }
+        let sent = Instant::now();
+        kill_process(Pid::from_child(&child), signal).expect("it waits");
+        let status = child.wait().expect("our child");
+        assert_eq!(status.code(), Some(130), "{line:?} {signal:?}");
+        assert!(sent.elapsed() < PATIENCE, "{line:?} {signal:?}: {:?}", sent.elapsed());
+        check_nothing_is_left(store, line[0]);
+    }
+}
+
+#[test]
+fn c13_reading_is_stopped_by_each_signal() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let tar = fs::read(busybox_tar(&store.beside("scratch"))).expect("busybox");
+    let half = &tar[..tar.len() / 2];
+    let before = store.holds();
+    stop_while_reading(&store, &["load"], half);
+    stop_while_reading(&store, &["import", "-", "x"], half);
+    stop_while_reading(&store, &["build", "-"], half);
+    stop_while_reading(&store, &["build", "-"], b"FROM busybox\n");
+    let context = Context::new(&[]);
+    stop_while_reading(&store, &["build", "-f", "-", context.path()], b"FROM busybox\n");
+    assert_eq!(store.holds(), before);
+}
+
+#[test]
+fn c13_writing_is_stopped_by_each_signal() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[("Dockerfile", "FROM busybox\n")]);
+    for line in [
+        &["save", "busybox"][..],
+        &["save", "--format", "oci", "busybox"],
+        &["export", "busybox"],
+        &["cp", "busybox:/bin", "-"],
+        &["build", "--progress", "plain", "-o", "-", context.path()],
+    ] {
+        for signal in SIGNALS {
+            let (reader, writer) = std::io::pipe().expect("pipes can be made");
+            let mut command = store.command(line);
+            let mut child = command.stdout(writer).stderr(Stdio::null()).spawn().expect("kiln starts");
+            drop(command);
+            // Something has come, and the rest is more than a pipe holds.
+            while rustix::io::ioctl_fionread(&reader).expect("a pipe") == 0 {
+                assert!(child.try_wait().expect("our child").is_none(), "{line:?} writes nothing");
+                std::thread::yield_now();
+            }
+            let sent = Instant::now();
+            kill_process(Pid::from_child(&child), signal).expect("it waits");
+            let status = child.wait().expect("our child");
+            assert_eq!(status.code(), Some(130), "{line:?} {signal:?}");
+            assert!(sent.elapsed() < PATIENCE, "{line:?} {signal:?}: {:?}", sent.elapsed());
+            check_nothing_is_left(&store, line[0]);
+        }
+    }
+}
+
+#[test]
+fn c13_any_moment_is_a_good_one() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let dockerfile =
+        "FROM busybox\nCOPY . /all/\nRUN --network=none cp -r /all /more\nRUN --network=none rm -r /all\n";
+    let context = Context::new(&[("Dockerfile", dockerfile)]);
+    for nth in 0..200 {
+        context.write(&format!("d{}/f{nth}", nth % 10), &"x".repeat(nth * 100));
+    }
+    store.build(&context, &["-t", "app"]).expect(0);
+    let saved = store.beside("saved.tar");
+    store.ok(&["save", "-o", text(&saved), "app"]);
+    let other = Store::empty();
+    other.ok(&["images"]);
+    let outputs = store.beside("outputs");
+    fs::create_dir(&outputs).expect("ours");
+    let out = outputs.join("out.tar");
+    let tar = busybox_tar(&store.beside("scratch"));
+    let lines: [(&Store, &[&str]); 6] = [
+        (&store, &["build", "--progress", "plain", "--no-cache", "-t", "again", context.path()]),
+        (
+            &store,
+            &[
+                "save",
+                "--format",
+                "oci",
+                "--force-compression",
+                "--compression",
+                "zstd",
+                "-o",
+                text(&out),
+                "app",
+            ],
+        ),
+        (&other, &["load", "-i", text(&saved)]),
+        (&store, &["import", text(&tar), "imported"]),
+        (&store, &["gc", "--max-store", "1kB"]),
+        (&store, &["fsck", "--deep"]),
+    ];
+    let moments = 12;
+    for (of, line) in lines {
+        let prepare = || {
+            if line[0] == "load" {
+                other.kiln(&["rmi", "app"]);
+                other.ok(&["prune", "--all", "--force"]);
+            }
+            let _ = fs::remove_file(&out);
+        };
+        prepare();
+        let begun = Instant::now();
+        of.ok(line);
+        let whole = begun.elapsed();
+        let (mut stopped, mut slowest) = (0, Duration::ZERO);
+        for moment in 0..moments {
+            prepare();
+            let signal = SIGNALS[moment % SIGNALS.len()];
+            let mut command = of.command(line);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("kiln starts");
+            // Not a wait for something: the moments are what is tested.
+            std::thread::sleep(whole.mul_f64((moment as f64 + 0.5) / moments as f64));
+            let sent = Instant::now();
+            let _ = kill_process(Pid::from_child(&child), signal);
+            let status = child.wait().expect("our child");
+            let took = sent.elapsed();
+            slowest = slowest.max(took);
+            assert!(took < PATIENCE, "{line:?} {signal:?}: {took:?}");
+            use std::os::unix::process::ExitStatusExt;
+            match (status.code(), status.signal()) {
+                (Some(0), _) => {}
+                (Some(130), _) => {
+                    stopped += 1;
+                    let left = fs::read_dir(&outputs).expect("ours").count();
+                    assert_eq!(left, 0, "{line:?}: half a file is left");
+                }
+                // Before the program has begun, a signal does what it does to any.
+                (None, Some(_)) if moment == 0 => {}
+                ended => panic!("{line:?} {signal:?} at {moment}: {ended:?}"),
+            }
+            check_nothing_is_left(of, line[0]);
+        }
+        println!(
+            "{}: {moments} moments of {whole:?}, {stopped} before the end, slowest end {slowest:?}",
+            line[0]
+        );
+    }
+}
