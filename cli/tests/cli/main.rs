@@ -36,6 +36,7 @@ mod interop;
 mod kills;
 mod layers;
 mod outputs;
+mod power;
 mod remote;
 mod remote_add;
 mod remote_contexts;
