@@ -4,43 +4,19 @@
 //! A run of the test command kills 2,000 times with seeds of its own, which it prints; `KILN_KILLS=N`
 //! kills N times for each of the five kinds of command, `KILN_SEED=N` repeats a run.
 
-use std::collections::hash_map::RandomState;
 use std::fs;
-use std::hash::BuildHasher;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use kiln_testkit::random::Random;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::harness::{Context, Store, needs_root, text};
 
 /// Kills for each kind of command in a run of the test command.
 const KILLS: usize = 400;
-
-/// SplitMix64: a seed repeats a run.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        let given = std::env::var("KILN_SEED").ok().map(|seed| seed.parse().expect("KILN_SEED is a number"));
-        Self(given.unwrap_or_else(|| RandomState::new().hash_one(std::process::id())))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Less than `most`.
-    fn duration(&mut self, most: Duration) -> Duration {
-        most.mul_f64((self.next() >> 11) as f64 / (1_u64 << 53) as f64)
-    }
-}
 
 /// A command, what has to be done before it, and what its result is told by.
 struct Scenario<'s> {
@@ -82,7 +58,7 @@ impl Scenario<'_> {
 
     fn campaign(&self, name: &str) {
         let mut random = Random::new();
-        let (seed, started) = (random.0, Instant::now());
+        let (seed, started) = (random.seed(), Instant::now());
         (self.prepare)();
         let begun = Instant::now();
         let golden = self.complete().unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -92,7 +68,7 @@ impl Scenario<'_> {
         let (kills, mut hit, mut wrong) = (given.unwrap_or(KILLS), 0, Vec::new());
         for number in 0..kills {
             (self.prepare)();
-            let after = random.duration(whole);
+            let after = whole.mul_f64(random.fraction());
             hit += usize::from(self.cut(after));
             let mut complain = |what: String| wrong.push(format!("kill {number} after {after:?}: {what}"));
             if let Err(what) = self.store.sound() {

@@ -38,6 +38,7 @@ mod kills;
 mod layers;
 mod manifests;
 mod outputs;
+mod power;
 mod remote;
 mod remote_add;
 mod remote_contexts;

@@ -1,5 +1,6 @@
 //! The index: a SQLite file that can be lost. Opening, versions, checking, making it anew.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -74,6 +75,7 @@ pub(crate) struct Place {
     root: PathBuf,
     pub(crate) index: PathBuf,
     checked: PathBuf,
+    boot: String,
     /// Damage was found since it was opened.
     distrusted: AtomicBool,
 }
@@ -116,9 +118,10 @@ pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
 }
 
 impl Place {
-    pub(crate) fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path, boot: &str) -> Self {
         let db = root.join("db");
         Self {
+            boot: boot.to_owned(),
             root: root.to_owned(),
             index: db.join("meta.sqlite"),
             checked: db.join("checked"),
@@ -202,13 +205,12 @@ impl Place {
         }
         let found = journal.position()?;
         let (known, is_stale) = look(&db, boot)?;
-        if known != found {
+        if is_stale {
+            forget_other_boots(&mut db, &mut journal, boot)?;
+        } else if known != found {
             let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
             journal.catch_up(&transaction, boot)?;
             transaction.commit()?;
-        }
-        if is_stale {
-            forget_other_boots(&mut db, &mut journal, boot)?;
         }
         if !trusted {
             self.check(&mut db, &mut journal, boot)?;
@@ -282,11 +284,13 @@ impl Place {
         fs::metadata(self.index.with_extension("sqlite-wal")).is_ok_and(|log| log.len() > 0)
     }
 
-    /// How the file looked when it was last known to be good: changed by nobody but SQLite.
+    /// How the file looked when it was last known to be good: changed by nobody but SQLite, and in
+    /// this boot, for a power cut may have changed anything.
     pub(crate) fn stamp(&self) -> Option<String> {
         let file = fs::metadata(&self.index).ok()?;
         let times = (file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec());
-        Some(format!("1 {} {} {} {times:?}\n", file.dev(), file.ino(), file.len()))
+        let Self { boot, .. } = self;
+        Some(format!("2 {} {} {} {times:?} {boot}\n", file.dev(), file.ino(), file.len()))
     }
 
     fn is_checked(&self) -> bool {
@@ -328,17 +332,24 @@ fn look(db: &Connection, boot: &str) -> Result<(Option<Position>, bool), rusqlit
 /// replaced comes back.
 fn forget_other_boots(db: &mut Connection, journal: &mut Journal, boot: &str) -> Result<(), Error> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Before it is written anew from an index that has forgotten what was replaced.
+    let (replay, _) = journal.read_beside(&transaction)?;
+    let scratch = replay.into_scratch(boot)?;
+    journal.catch_up(&transaction, boot)?;
     for table in TABLES {
-        transaction.execute(&format!("DELETE FROM {} WHERE boot <> ?1", table.name), [boot])?;
-    }
-    let scratch = journal.read()?.into_scratch(boot)?;
-    for table in TABLES {
+        let (name, key) = (table.name, table.columns[0]);
+        let mut query =
+            transaction.prepare(&format!("DELETE FROM {name} WHERE boot <> ?1 RETURNING {key}"))?;
+        let dropped: HashSet<String> =
+            query.query_map([boot], |row| row.get(0))?.collect::<Result<_, _>>()?;
         for mut values in all_rows(&scratch, table, true)? {
             let made = match values.pop() {
                 Some(Value::Text(made)) => Some(made),
                 _ => None,
             };
-            insert(&transaction, table, Existing::Keep, &values, made.as_deref())?;
+            if matches!(&values[0], Value::Text(key) if dropped.contains(key)) {
+                insert(&transaction, table, Existing::Keep, &values, made.as_deref())?;
+            }
         }
     }
     journal.rewrite(&transaction)?;
@@ -387,8 +398,8 @@ pub(crate) fn find_damage(
 fn differs(db: &mut Connection, journal: &mut Journal, boot: &str) -> Result<Option<&'static str>, Error> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     journal.catch_up(&transaction, boot)?;
-    let replay = journal.read()?;
-    if replay.damaged > 0 {
+    let (replay, bytes) = journal.read_beside(&transaction)?;
+    if !replay.is_whole(bytes) {
         // The index is sound: it is the journal that needs to be made anew.
         journal.rewrite(&transaction)?;
         transaction.commit()?;

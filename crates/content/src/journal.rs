@@ -107,6 +107,11 @@ impl Replay {
         self.lines.is_empty()
     }
 
+    /// Whether all of the journal can be read, which has `bytes` bytes.
+    pub(crate) fn is_whole(&self, bytes: u64) -> bool {
+        self.damaged == 0 && self.whole_bytes == bytes
+    }
+
     /// An index in memory with nothing but what this says.
     pub(crate) fn into_scratch(self, boot: &str) -> Result<Connection, rusqlite::Error> {
         let mut scratch = Connection::open_in_memory()?;
@@ -238,6 +243,40 @@ impl Journal {
         Ok(parse_header(&start).map(|(_, generation)| Position { generation, bytes }))
     }
 
+    /// Reads all of it, and of the index how much of it has reached the disk: after a power cut its
+    /// own lines may not say so. Also how long it is.
+    ///
+    /// # Errors
+    /// As [`Journal::position`], and [`Error::Db`].
+    pub(crate) fn read_beside(&self, db: &Connection) -> Result<(Replay, u64), Error> {
+        let (known, found) = (known_position(db)?, self.position()?);
+        let mut replay = self.read()?;
+        let generation = |position: Option<Position>| position.map(|position| position.generation);
+        if generation(known) == generation(found) {
+            let mut query = db.prepare("SELECT name, value FROM state WHERE name LIKE 'covered %'")?;
+            let mut rows = query.query([])?;
+            while let Some(row) = rows.next()? {
+                let (name, bytes): (String, i64) = (row.get(0)?, row.get(1)?);
+                let boot = name.strip_prefix(COVERED).unwrap_or_default().to_owned();
+                let covered = replay.covered.entry(boot).or_default();
+                *covered = u64::try_from(bytes).unwrap_or(0).max(*covered);
+            }
+        }
+        Ok((replay, found.map_or(0, |found| found.bytes)))
+    }
+
+    /// Brings it to the disk; nothing if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub(crate) fn sync(&mut self) -> Result<(), Error> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        self.open()?.sync_data().map_err(Error::host("fdatasync", path))
+    }
+
     /// Reads all of it. A header that is damaged counts as a damaged line.
     ///
     /// # Errors
@@ -340,22 +379,33 @@ impl Journal {
         Ok(self.file.as_ref().expect("opened above"))
     }
 
-    /// Writes a journal of nothing but what is in the index. Inside a write transaction.
+    /// Writes a journal of nothing but what is in the index, and what comes back when a power cut
+    /// takes that. Inside a write transaction.
     ///
     /// # Errors
     /// [`Error::Host`], [`Error::Db`].
     pub(crate) fn rewrite(&mut self, db: &Connection) -> Result<Position, Error> {
         let generation = i64::from_str_radix(&crate::lease::random(), 16).unwrap_or(1);
         let mut bytes = header(generation).into_bytes();
+        // Only what is durable already: no boot is called that.
+        let older = self.read_beside(db)?.0.into_scratch("")?;
         for table in TABLES {
-            let sql = format!("SELECT {}, boot FROM {}", table.columns.join(", "), table.name);
-            let mut query = db.prepare(&sql)?;
+            let (columns, name, key) = (table.columns.join(", "), table.name, table.columns[0]);
+            let mut replaced = older.prepare(&format!("SELECT {columns} FROM {name} WHERE {key} = ?1"))?;
+            let values = |row: &rusqlite::Row<'_>| {
+                (0..table.columns.len()).map(|at| row.get(at)).collect::<Result<Vec<Value>, _>>()
+            };
+            let mut query = db.prepare(&format!("SELECT {columns}, boot FROM {name}"))?;
             let mut rows = query.query([])?;
             while let Some(row) = rows.next()? {
-                let values = (0..table.columns.len()).map(|at| row.get(at));
-                let values: Vec<Value> = values.collect::<Result<_, _>>()?;
+                let values_now = values(row)?;
                 let boot: Option<String> = row.get(table.columns.len())?;
-                write_put(&mut bytes, table, &values, boot.as_deref());
+                if boot.is_some()
+                    && let Some(before) = replaced.query_row([&values_now[0]], values).optional()?
+                {
+                    write_put(&mut bytes, table, &before, None);
+                }
+                write_put(&mut bytes, table, &values_now, boot.as_deref());
             }
         }
         let new = self.path.with_extension("new");
@@ -364,7 +414,12 @@ impl Journal {
             file.sync_data()
         });
         written.and_then(|()| fs::rename(&new, &self.path)).map_err(Error::host("write", &self.path))?;
+        // The index must not reach the disk before the journal that it is going to name.
+        let directory = self.path.parent().unwrap_or(&self.root);
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(Error::host("fsync", directory))?;
         self.file = None;
+        db.execute("DELETE FROM state WHERE name LIKE 'covered %'", [])?;
         let position = Position { generation, bytes: bytes.len() as u64 };
         remember(db, position)?;
         set_state(db, LIVE, i64::try_from(position.bytes).unwrap_or(i64::MAX))?;
@@ -376,6 +431,13 @@ const GENERATION: &str = "journal-generation";
 const BYTES: &str = "journal-bytes";
 /// How long the journal was when it was last written anew.
 const LIVE: &str = "journal-live";
+/// With a boot id behind it: how much of the journal has reached the disk in that boot.
+const COVERED: &str = "covered ";
+
+/// Notes in the index how much of the journal it knows has reached the disk in `boot`.
+pub(crate) fn remember_covered(db: &Connection, boot: &str, bytes: u64) -> Result<(), rusqlite::Error> {
+    set_state(db, &format!("{COVERED}{boot}"), i64::try_from(bytes).unwrap_or(i64::MAX))
+}
 
 fn state(db: &Connection, name: &str) -> Result<Option<i64>, rusqlite::Error> {
     let mut query = db.prepare_cached("SELECT value FROM state WHERE name = ?1")?;

@@ -214,9 +214,16 @@ impl Store {
     /// made again if somebody took away its last name meanwhile, and with it the record.
     pub fn set_name(&self, reference: &Reference, image: &ImageRecord) -> Result<(), Error> {
         let (reference, id) = (reference.to_string(), image.config.to_string());
-        let sql = "SELECT config FROM name JOIN image USING (config) WHERE reference = ?1";
-        let known = self.read(|db| one(db, sql, &reference, |row| row.get::<_, String>(0)))?;
-        if known.as_ref() == Some(&id) {
+        let sql = "SELECT config, coalesce(name.boot, image.boot) IS NOT NULL FROM name JOIN image \
+                       USING (config) WHERE reference = ?1";
+        let known = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
+        let known = self.read(|db| one(db, sql, &reference, known))?;
+        if let Some((known, is_loose)) = known
+            && known == id
+        {
+            if is_loose {
+                self.needs_barrier();
+            }
             return Ok(());
         }
         self.write(|db| {

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::types::Value;
+use rusqlite::{Connection, TransactionBehavior, params_from_iter};
 use rustix::fs::syncfs;
 
 use crate::Error;
 use crate::index::{Place, Rebuilt, find_damage, is_damage};
-use crate::journal::Journal;
+use crate::journal::{Journal, Position, remember_covered};
 use crate::pins::Pins;
-use crate::tables::{TABLES, Writer};
+use crate::tables::{TABLES, Table, Writer};
 
 const DIRS: [&str; 6] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots"];
 
@@ -46,7 +47,7 @@ impl Store {
     /// [`Error::NotWritable`], [`Error::Unsafe`], [`Error::NewerStore`]; nothing is left behind then.
     pub fn open(root: &Path) -> Result<Self, Error> {
         let boot = prepare(root)?;
-        let place = Place::new(root);
+        let place = Place::new(root, &boot);
         let opened = match place.open(&boot) {
             // Even reading needs a little space: on a full disk, that which was set aside for this.
             Err(Error::Db(_) | Error::Host { .. }) if crate::reserve::release(root) => place.open(&boot),
@@ -63,7 +64,7 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_anew(root: &Path) -> Result<Self, Error> {
         let boot = prepare(root)?;
-        let place = Place::new(root);
+        let place = Place::new(root, &boot);
         let anew = || {
             let rebuilt = place.open_anew(&boot)?;
             Ok((place.open(&boot)?.0, Some(rebuilt)))
@@ -162,8 +163,11 @@ impl Store {
         let at = journal.catch_up(&transaction, &self.boot)?;
         let mut writer = Writer::new(&transaction, &self.boot);
         let value = work(&mut writer, at.generation)?;
-        let lines = writer.into_lines();
-        if lines.is_empty() {
+        let (lines, renewed) = writer.into_lines();
+        if renewed {
+            journal.rewrite(&transaction)?;
+            transaction.commit()?;
+        } else if lines.is_empty() {
             transaction.commit()?;
         } else {
             journal.append(&transaction, at, &lines)?;
@@ -175,6 +179,12 @@ impl Store {
         self.wrote.store(true, Ordering::Relaxed);
         self.dirty.fetch_or(!lines.is_empty(), Ordering::Relaxed);
         Ok(value)
+    }
+
+    /// Lets the next barrier be one although this handle wrote nothing: it tells somebody about what
+    /// another wrote, who may have died before the barrier.
+    pub(crate) fn needs_barrier(&self) {
+        self.dirty.store(true, Ordering::Relaxed);
     }
 
     /// As [`Store::write`], for what is no record: nothing is made durable for its sake.
@@ -191,11 +201,12 @@ impl Store {
     }
 
     /// Makes all changes of records survive a power cut, for whoever removes data next: what is
-    /// forgotten must not come back without it. One `fdatasync`.
+    /// forgotten must not come back without it. Two `fdatasync`.
     ///
     /// # Errors
     /// [`Error::Db`], [`Error::Host`].
     pub fn settle(&self) -> Result<(), Error> {
+        self.journal().sync()?;
         self.synced(|| {
             self.write_aside(|db| {
                 db.execute("INSERT OR REPLACE INTO state VALUES ('settled', 1)", []).map(drop)
@@ -220,33 +231,57 @@ impl Store {
         if !self.dirty.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        // What another process records during the sync stands behind this, has larger row ids, and
-        // is not covered by it.
-        let reached = self.journal().position()?;
-        let mut covered = Vec::new();
-        for table in TABLES {
-            let sql = format!("SELECT coalesce(max(rowid), 0) FROM {}", table.name);
-            covered.push((table.name, self.read(|db| db.query_row(&sql, [], |row| row.get::<_, i64>(0)))?));
-        }
+        // What another process records during the sync is not covered by it: it stands behind this,
+        // and is none of these rows, or not as they are now.
+        let loose = self.loose()?;
         let directory = File::open(&self.root).map_err(Error::host("open", &self.root))?;
         syncfs(&directory).map_err(Error::host("syncfs", &self.root))?;
-        // This transaction alone is synced itself: without it all others would count for nothing.
-        self.synced(|| {
-            self.write_at(|writer, generation| {
-                for (table, last) in covered {
-                    let sql =
-                        format!("UPDATE {table} SET boot = NULL WHERE boot IS NOT NULL AND rowid <= ?1");
-                    writer.db().execute(&sql, [last])?;
-                }
-                if let Some(reached) = reached.filter(|reached| reached.generation == generation) {
-                    writer.barrier(reached.bytes);
-                }
-                Ok(())
-            })
-        })?;
+        self.mark_durable(&loose)?;
         self.dirty.store(false, Ordering::Relaxed);
         Ok(())
     }
+
+    /// What a sync that begins now is going to cover.
+    fn loose(&self) -> Result<Loose, Error> {
+        let reached = self.journal().position()?;
+        let rows = |table| Ok((table, self.read(|db| loose_rows(db, table))?));
+        Ok(Loose { reached, rows: TABLES.into_iter().map(rows).collect::<Result<_, Error>>()? })
+    }
+
+    fn mark_durable(&self, loose: &Loose) -> Result<(), Error> {
+        // This transaction alone is synced itself: without it all others would count for nothing.
+        self.synced(|| {
+            self.write_at(|writer, generation| {
+                for (table, rows) in &loose.rows {
+                    let same = table.columns.iter().enumerate();
+                    let same: Vec<String> =
+                        same.map(|(at, column)| format!("{column} IS ?{}", at + 1)).collect();
+                    let (name, same) = (table.name, same.join(" AND "));
+                    let mut query =
+                        writer.db().prepare(&format!("UPDATE {name} SET boot = NULL WHERE {same}"))?;
+                    for row in rows {
+                        query.execute(params_from_iter(row))?;
+                    }
+                }
+                match loose.reached.filter(|reached| reached.generation == generation) {
+                    Some(reached) => {
+                        writer.barrier(reached.bytes);
+                        remember_covered(writer.db(), &self.boot, reached.bytes)?;
+                    }
+                    // Somebody has written it anew meanwhile: it does not know that they are durable.
+                    None => writer.renew_journal(),
+                }
+                Ok(())
+            })
+        })
+    }
+}
+
+/// What is not known to be durable.
+struct Loose {
+    /// Where the journal stands.
+    reached: Option<Position>,
+    rows: Vec<(&'static Table, Vec<Vec<Value>>)>,
 }
 
 impl Drop for Store {
@@ -265,14 +300,27 @@ impl Drop for Store {
     }
 }
 
+/// The records that are not known to be durable.
+fn loose_rows(db: &Connection, table: &Table) -> Result<Vec<Vec<Value>>, rusqlite::Error> {
+    let columns = table.columns.join(", ");
+    let sql = format!("SELECT {columns} FROM {} WHERE boot IS NOT NULL", table.name);
+    let values = |row: &rusqlite::Row<'_>| (0..table.columns.len()).map(|at| row.get(at)).collect();
+    db.prepare_cached(&sql)?.query_map([], values)?.collect()
+}
+
 /// Makes the directories; returns the boot id.
 fn prepare(root: &Path) -> Result<String, Error> {
     let failed = |source| Error::NotWritable { path: root.to_owned(), source };
     check_place(root)?;
-    if !root.join("db/meta.sqlite").exists() {
-        for dir in DIRS {
+    let mut made = false;
+    // After a power cut some may be there and others not.
+    for dir in DIRS {
+        if !root.join(dir).is_dir() {
             DirBuilder::new().recursive(true).mode(0o700).create(root.join(dir)).map_err(failed)?;
+            made = true;
         }
+    }
+    if made {
         // Somebody may have been faster.
         check_place(root)?;
     }
@@ -375,6 +423,80 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         assert!(store.snapshot_by_chain(&chain("durable")).unwrap().is_some());
         assert!(store.snapshot_by_chain(&chain("lost")).unwrap().is_none());
+    }
+
+    fn put(store: &Store, name: &str) -> Digest {
+        let config = Digest::of(name.as_bytes());
+        let image = ImageRecord { config, manifest: config, snapshot: None, size_bytes: 5, created_unix: 6 };
+        store.put_image(&image).unwrap();
+        store.set_name(&"app:1".parse().unwrap(), &image).unwrap();
+        config
+    }
+
+    fn app(store: &Store) -> Option<Digest> {
+        store.resolve(&"app:1".parse().unwrap()).unwrap().map(|image| image.config)
+    }
+
+    #[test]
+    fn name_that_moved_moves_back_although_the_journal_lost_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        store.boot = "old".to_owned();
+        let old = put(&store, "old");
+        let journal = dir.path().join("db/journal");
+        let synced = fs::metadata(&journal).unwrap().len();
+        store.barrier().unwrap();
+        put(&store, "new");
+        drop(store);
+        // The line of the barrier, too, came after the sync.
+        File::options().write(true).open(&journal).unwrap().set_len(synced).unwrap();
+        assert_eq!(app(&Store::open(dir.path()).unwrap()), Some(old));
+    }
+
+    #[test]
+    fn name_that_moved_moves_back_although_the_journal_was_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let old = put(&store, "old");
+        store.barrier().unwrap();
+        store.boot = "another".to_owned();
+        put(&store, "new");
+        let renew = |writer: &mut Writer<'_>| {
+            writer.renew_journal();
+            Ok(())
+        };
+        store.write(renew).unwrap();
+        drop(store);
+        for _ in 0..2 {
+            assert_eq!(app(&Store::open(dir.path()).unwrap()), Some(old));
+            fs::remove_file(dir.path().join("db/meta.sqlite")).unwrap();
+        }
+    }
+
+    #[test]
+    fn barrier_covers_a_name_that_somebody_set_who_died_before_his() {
+        let dir = tempfile::tempdir().unwrap();
+        let killed = Store::open(dir.path()).unwrap();
+        let config = put(&killed, "made");
+        let store = Store::open(dir.path()).unwrap();
+        let image = store.image(&config).unwrap().unwrap();
+        store.set_name(&"app:1".parse().unwrap(), &image).unwrap();
+        store.barrier().unwrap();
+        let loose = store.read(|db| loose_rows(db, &crate::tables::NAME)).unwrap();
+        assert!(loose.is_empty(), "{loose:?}");
+    }
+
+    #[test]
+    fn barrier_does_not_cover_what_changes_during_its_sync() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        put(&store, "one");
+        let loose = store.loose().unwrap();
+        // Takes the row id of the one that it replaces, which was the last.
+        put(&store, "other");
+        store.mark_durable(&loose).unwrap();
+        let rows = |table| store.read(|db| loose_rows(db, table)).unwrap().len();
+        assert_eq!((rows(&crate::tables::NAME), rows(&crate::tables::IMAGE)), (1, 1));
     }
 
     #[test]

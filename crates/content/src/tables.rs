@@ -53,16 +53,22 @@ pub(crate) struct Writer<'a> {
     db: &'a Connection,
     boot: &'a str,
     lines: Vec<u8>,
+    renews: bool,
 }
 
 impl<'a> Writer<'a> {
     pub(crate) fn new(db: &'a Connection, boot: &'a str) -> Self {
-        Self { db, boot, lines: Vec::new() }
+        Self { db, boot, lines: Vec::new(), renews: false }
     }
 
-    /// The journal's lines for what was changed so far.
-    pub(crate) fn into_lines(self) -> Vec<u8> {
-        self.lines
+    /// The journal's lines for what was changed so far; and whether it is to be written anew.
+    pub(crate) fn into_lines(self) -> (Vec<u8>, bool) {
+        (self.lines, self.renews)
+    }
+
+    /// Lets the journal be written anew, because what has changed is no line.
+    pub(crate) fn renew_journal(&mut self) {
+        self.renews = true;
     }
 
     /// Says in the journal that its first so many bytes have reached the disk.

@@ -58,7 +58,11 @@ impl Places {
 
     fn write_form(&self, form: LayerForm) -> Result<(), Error> {
         let next = self.path.join(format!("{FORM}.{}", std::process::id()));
-        let written = File::create(&next).and_then(|mut file| file.write_all(text(form)));
+        // Without it nothing here can be read, so a power cut must not leave half of it.
+        let written = File::create(&next).and_then(|mut file| {
+            file.write_all(text(form))?;
+            file.sync_data()
+        });
         written.and_then(|()| fs::rename(&next, self.path.join(FORM))).map_err(host("write", &next))
     }
 

@@ -147,15 +147,43 @@ const TRANSFERRING: &[(c_long, &str)] = &[
     (libc::SYS_copy_file_range, "copy_file_range"),
 ];
 
+/// A system call as it is made.
+#[derive(Debug, Clone, Copy)]
+pub struct SystemCall {
+    /// Which one.
+    pub number: c_long,
+    /// Its arguments; pointers are of the program's memory.
+    pub args: [u64; 6],
+}
+
+/// Looks on while a program makes its system calls.
+pub trait Watch {
+    /// Whether this call is worth being looked at.
+    fn wants(&self, number: c_long) -> bool;
+    /// A thread is about to make a call.
+    fn enters(&mut self, thread: Pid, call: &SystemCall);
+    /// The call has returned: a negative `result` is an error number.
+    fn leaves(&mut self, thread: Pid, call: &SystemCall, result: i64);
+}
+
 /// One thread of the program.
 struct Thread {
     /// It executes the program itself, not something that the program runs.
     own: bool,
     /// What its call is to return instead.
     answer: Option<Errno>,
+    /// The call it is in, if somebody watches.
+    call: Option<SystemCall>,
 }
 
-struct Tracer {
+impl Thread {
+    fn new(own: bool) -> Self {
+        Self { own, answer: None, call: None }
+    }
+}
+
+struct Tracer<'w> {
+    watch: Option<&'w mut dyn Watch>,
     program: PathBuf,
     calls: Calls,
     fault: Option<(usize, Fault)>,
@@ -174,6 +202,23 @@ struct Tracer {
 /// # Errors
 /// [`TraceError`]; the program is killed then.
 pub fn trace(command: &Command, calls: Calls, fault: Option<(usize, Fault)>) -> Result<Traced, TraceError> {
+    run(command, calls, fault, None)
+}
+
+/// Runs `command` to its end as [`trace`] does, without a fault, and lets `watch` look on.
+///
+/// # Errors
+/// [`TraceError`].
+pub fn observe(command: &Command, watch: &mut dyn Watch) -> Result<Traced, TraceError> {
+    run(command, Calls::Changing, None, Some(watch))
+}
+
+fn run(
+    command: &Command,
+    calls: Calls,
+    fault: Option<(usize, Fault)>,
+    watch: Option<&mut dyn Watch>,
+) -> Result<Traced, TraceError> {
     let (mut stdout, mut stderr) = (scratch()?, scratch()?);
     // A shell waits for a line until it is traced; then it becomes the program.
     let mut shell = Command::new("/bin/sh");
@@ -202,7 +247,7 @@ pub fn trace(command: &Command, calls: Calls, fault: Option<(usize, Fault)>) -> 
     child.stdin.take().expect("it is piped").write_all(b"go\n")?;
     let program = fs::canonicalize(command.get_program())?;
     let mut tracer =
-        Tracer { program, calls, fault, threads: HashMap::new(), count: 0, hit: None, killing: false };
+        Tracer { watch, program, calls, fault, threads: HashMap::new(), count: 0, hit: None, killing: false };
     let code = tracer.run(root)?;
     let (stdout, stderr) = (text(&mut stdout)?, text(&mut stderr)?);
     Ok(Traced { calls: tracer.count, hit: tracer.hit, code, stdout, stderr })
@@ -230,7 +275,7 @@ fn text(file: &mut fs::File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-impl Tracer {
+impl Tracer<'_> {
     /// Until the last thread is gone; the exit code of the first.
     fn run(&mut self, root: Pid) -> Result<Option<i32>, TraceError> {
         let mut code = None;
@@ -254,7 +299,7 @@ impl Tracer {
                 WaitStatus::PtraceEvent(thread, signal, event) => {
                     if event == libc::PTRACE_EVENT_EXEC {
                         let own = self.runs_program(thread);
-                        self.threads.insert(thread, Thread { own, answer: None });
+                        self.threads.insert(thread, Thread::new(own));
                     }
                     let is_stop = event == libc::PTRACE_EVENT_STOP && signal != Signal::SIGTRAP;
                     if is_stop {
@@ -286,7 +331,7 @@ impl Tracer {
             Some(thread) => thread.own,
             None => {
                 let own = self.runs_program(id);
-                self.threads.insert(id, Thread { own, answer: None });
+                self.threads.insert(id, Thread::new(own));
                 own
             }
         };
@@ -297,12 +342,27 @@ impl Tracer {
                 registers.rax = i64::from(-(errno as i32)).cast_unsigned();
                 ptrace::setregs(id, registers).map_err(failed("PTRACE_SETREGS"))?;
             }
+            let call = self.threads.get_mut(&id).and_then(|thread| thread.call.take());
+            if let (Some(call), Some(watch)) = (call, &mut self.watch)
+                && let Ok(registers) = ptrace::getregs(id)
+            {
+                watch.leaves(id, &call, registers.rax.cast_signed());
+            }
             return Ok(());
         }
         if !own || info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
             return Ok(());
         }
         let Ok(mut registers) = ptrace::getregs(id) else { return Ok(()) };
+        if let Some(watch) = &mut self.watch {
+            let number = registers.orig_rax.cast_signed();
+            if watch.wants(number) {
+                let libc::user_regs_struct { rdi, rsi, rdx, r10, r8, r9, .. } = registers;
+                let call = SystemCall { number, args: [rdi, rsi, rdx, r10, r8, r9] };
+                watch.enters(id, &call);
+                self.threads.entry(id).and_modify(|thread| thread.call = Some(call));
+            }
+        }
         let Some(name) = self.calls.has(registers.orig_rax.cast_signed()) else { return Ok(()) };
         let number = self.count;
         self.count += 1;
