@@ -248,6 +248,79 @@ fn damaged_index_costs_one_warning_and_no_cache() {
 }
 
 #[test]
+fn without_index_and_journal_all_that_is_written_beside_layers_comes_back() {
+    needs_root!();
+    type Damage = fn(&Path);
+    let noise = |path: &Path| fs::write(path, [7, 0, 255, 10].repeat(5000)).expect("ours");
+    let damages: [(&str, Damage); 3] = [
+        ("both gone", |db| {
+            fs::remove_file(db.join("meta.sqlite")).expect("ours");
+            fs::remove_file(db.join("journal")).expect("ours");
+        }),
+        ("all of it gone", |db| fs::remove_dir_all(db).expect("ours")),
+        ("both noise", |_| ()),
+    ];
+    for (what, damage) in damages {
+        for ask in [false, true] {
+            let bench = Bench::new();
+            let line = ["tag", "app:1", "app:2"];
+            bench.store.ok(&line);
+            bench.store.ok(&["rmi", "app:2"]);
+            bench.store.image("app:3", "FROM scratch\nLABEL nothing=here\n");
+            let before = bench.store.holds();
+            damage(&bench.at("db"));
+            if what == "both noise" {
+                noise(&bench.at("db/meta.sqlite"));
+                noise(&bench.at("db/journal"));
+            }
+            let first = if ask { &["fsck", "--rebuild"][..] } else { &["images"] };
+            let first = bench.store.ok(first);
+            let warnings: Vec<&str> = first.stderr.lines().collect();
+            assert_eq!(warnings.len(), 1, "{what}: {}", first.stderr);
+            assert!(warnings[0].contains("records were found beside the layers"), "{what}: {}", first.stderr);
+            assert_eq!(bench.store.holds(), before, "{what}");
+            let images = bench.store.ok(&["images"]).stdout;
+            for name in ["app", "busybox", "loaded"] {
+                assert!(images.contains(name), "{what}: {images}");
+            }
+            assert!(!bench.store.ok(&["images", "app:2"]).stdout.contains("app"), "{what}: {images}");
+            assert_eq!(
+                bench.store.build(&bench.context, &["-t", "app:1"]).expect(0).ran(),
+                [""; 0],
+                "{what}"
+            );
+            assert_eq!(bench.store.ok(&["fsck", "--deep"]).stderr, "", "{what}: once is enough");
+            bench.whole(what);
+        }
+    }
+}
+
+#[test]
+fn without_index_and_journal_what_is_damaged_does_not_come_back() {
+    needs_root!();
+    let bench = Bench::new();
+    flip(&bench.snapshot_with("two").1);
+    fs::remove_dir_all(bench.at("db")).expect("ours");
+    let images = bench.store.ok(&["images"]).stdout;
+    assert!(!images.contains("app") && images.contains("loaded"), "{images}");
+    bench.store.ok(&["fsck", "--deep"]);
+    bench.whole("after a layer was dropped");
+}
+
+#[test]
+fn a_lost_journal_is_written_anew_from_the_index() {
+    needs_root!();
+    for ask in [&["fsck", "--rebuild"][..], &["images"]] {
+        let bench = Bench::new();
+        let before = bench.store.holds();
+        fs::remove_file(bench.at("db/journal")).expect("ours");
+        bench.store.ok(ask);
+        assert_eq!(bench.store.holds(), before);
+        assert_eq!(bench.store.build(&bench.context, &["-t", "app:1"]).expect(0).ran(), [""; 0]);
+    }
+}
+
+#[test]
 fn damaged_journal_is_told_and_written_anew() {
     needs_root!();
     let bench = Bench::new();

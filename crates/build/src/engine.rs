@@ -36,9 +36,12 @@ impl Engine {
         let lease = Arc::new(store.lease()?);
         let engine = Self { store, snapshots, executor, lease };
         engine.sweep()?;
-        if engine.store.rebuilt().is_some() {
+        if let Some(rebuilt) = engine.store.rebuilt() {
             // Its journal says what was put there, not what is there still.
             crate::fsck::drop_dangling(&engine)?;
+            if rebuilt.salvaged {
+                crate::fsck::drop_unproven(&engine)?;
+            }
         }
         Ok(engine)
     }

@@ -101,6 +101,25 @@ pub(crate) fn drop_dangling(engine: &Engine) -> Result<usize, BuildError> {
     Ok(check.report.problems.len())
 }
 
+/// Drops the records that nobody can vouch for after the index was made of what was found beside the
+/// layers: nothing says what had reached the disk. Reads everything.
+pub(crate) fn drop_unproven(engine: &Engine) -> Result<(), BuildError> {
+    let mut check = Check::new(engine, true)?;
+    check.snapshots()?;
+    check.records()?;
+    check.blobs()?;
+    check.deep(&BuildCancel::new()?)?;
+    let survey = engine.store.survey()?;
+    let proven: BTreeSet<&SnapshotId> = survey.layers.iter().map(|layer| &layer.snapshot).collect();
+    let used = survey.cache.iter().map(|(_, record)| &record.snapshot);
+    for id in used.chain(survey.sources.iter().map(|(_, record)| &record.snapshot)) {
+        if !proven.contains(id) {
+            engine.store.disown_snapshot(id)?;
+        }
+    }
+    Ok(())
+}
+
 /// A check under way.
 struct Check<'a> {
     engine: &'a Engine,

@@ -13,6 +13,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::Error;
 use crate::journal::{Journal, POSITION, Position};
+use crate::sidecars;
 use crate::tables::{Existing, TABLES, Table, insert};
 
 /// Version of the index; counted in SQLite's `user_version`.
@@ -57,16 +58,24 @@ pub struct Rebuilt {
     pub records: i64,
     /// Lines of the journal that could not be read.
     pub lost_lines: usize,
+    /// The journal was lost, too: all that is known is what was written beside the layers.
+    pub salvaged: bool,
 }
 
 impl std::fmt::Display for Rebuilt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { reason, records, lost_lines } = self;
-        write!(f, "the store's index {reason}; it was made anew with {records} records")?;
-        if *lost_lines > 0 {
-            write!(f, ", but {lost_lines} lines of its journal are damaged")?;
+        let Self { reason, records, lost_lines, salvaged } = self;
+        write!(f, "the store's index {reason}")?;
+        if *salvaged {
+            write!(f, ", and there is no journal; {records} records were found beside the layers")?;
+        } else {
+            write!(f, "; it was made anew with {records} records")?;
         }
-        Ok(())
+        match (*lost_lines, *salvaged) {
+            (0, _) => Ok(()),
+            (lines, false) => write!(f, ", but {lines} lines of its journal are damaged"),
+            (lines, true) => write!(f, ", and {lines} damaged lines"),
+        }
     }
 }
 
@@ -161,6 +170,12 @@ impl Place {
     /// As [`Place::open`]; the old one stays then.
     pub(crate) fn open_anew(&self, boot: &str) -> Result<Rebuilt, Error> {
         let _turn = self.turn("rebuild")?;
+        if Journal::new(&self.root).read()?.is_empty() {
+            // A journal that is lost is written anew from an index that is not.
+            if let Err(Trouble::Other(error)) = self.open_as_it_is(boot) {
+                return Err(error);
+            }
+        }
         self.rebuild(boot, "was not trusted".to_owned())
     }
 
@@ -175,7 +190,8 @@ impl Place {
     fn open_as_it_is(&self, boot: &str) -> Result<Connection, Trouble> {
         let mut journal = Journal::new(&self.root);
         let size_bytes = fs::metadata(&self.index).map_or(0, |file| file.len());
-        if size_bytes == 0 && !journal.read()?.is_empty() {
+        let is_new = || Ok::<_, Error>(journal.read()?.is_empty() && !sidecars::any(&self.root));
+        if size_bytes == 0 && !is_new()? {
             let what = if self.index.exists() { "is empty" } else { "is missing" };
             return Err(Trouble::Unusable(what.to_owned()));
         }
@@ -193,7 +209,7 @@ impl Place {
             let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
             // Another process may have come first while this one waited.
             let found = usize::try_from(version(&transaction)?).unwrap_or(0);
-            if found == 0 && !journal.read()?.is_empty() {
+            if found == 0 && !(journal.read()?.is_empty() && !sidecars::any(&self.root)) {
                 return Err(Trouble::Unusable("is empty".to_owned()));
             }
             for step in MIGRATIONS.iter().skip(found) {
@@ -256,6 +272,11 @@ impl Place {
         let transaction = db.transaction()?;
         make_tables(&transaction)?;
         replay.apply(&transaction, boot)?;
+        let mut lost_lines = replay.damaged;
+        let salvaged = replay.is_empty() && sidecars::any(&self.root);
+        if salvaged {
+            lost_lines = sidecars::replay(&self.root, &transaction)?;
+        }
         let mut records = 0;
         for table in TABLES {
             let sql = format!("SELECT count(*) FROM {}", table.name);
@@ -276,7 +297,7 @@ impl Place {
         let synced = File::open(&directory).and_then(|directory| directory.sync_all());
         synced.map_err(Error::host("fsync", directory))?;
         self.mark_checked();
-        Ok(Rebuilt { reason, records, lost_lines: replay.damaged })
+        Ok(Rebuilt { reason, records, lost_lines, salvaged })
     }
 
     /// Whether the index has a log, which the last to close it writes into it.

@@ -42,11 +42,16 @@ enum Line {
         row: Row,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         boot: Option<String>,
+        /// When; only beside snapshots, where the order of lines is not that of changes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<i64>,
     },
     Delete {
         delete: String,
         column: String,
         value: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<i64>,
     },
     Barrier {
         barrier: u64,
@@ -55,6 +60,15 @@ enum Line {
 }
 
 pub(crate) fn write_put(out: &mut Vec<u8>, table: &Table, values: &[Value], boot: Option<&str>) {
+    write_line(out, &put_line(table, values, boot, None));
+}
+
+/// As [`write_put`], for a line beside a snapshot.
+pub(crate) fn write_put_at(out: &mut Vec<u8>, table: &Table, values: &[Value], at: i64) {
+    write_line(out, &put_line(table, values, None, Some(at)));
+}
+
+fn put_line(table: &Table, values: &[Value], boot: Option<&str>, at: Option<i64>) -> Line {
     let json = |value: &Value| match value {
         Value::Integer(number) => (*number).into(),
         Value::Text(text) => text.clone().into(),
@@ -63,12 +77,13 @@ pub(crate) fn write_put(out: &mut Vec<u8>, table: &Table, values: &[Value], boot
     };
     let cells = table.columns.iter().zip(values);
     let row = cells.map(|(column, value)| ((*column).to_owned(), json(value))).collect();
-    write_line(out, &Line::Put { put: table.name.to_owned(), row, boot: boot.map(str::to_owned) });
+    Line::Put { put: table.name.to_owned(), row, boot: boot.map(str::to_owned), at }
 }
 
-pub(crate) fn write_delete(out: &mut Vec<u8>, table: &Table, column: &str, value: &str) {
+/// `at`: as in [`write_put_at`].
+pub(crate) fn write_delete(out: &mut Vec<u8>, table: &Table, column: &str, value: &str, at: Option<i64>) {
     let (delete, column, value) = (table.name.to_owned(), column.to_owned(), value.to_owned());
-    write_line(out, &Line::Delete { delete, column, value });
+    write_line(out, &Line::Delete { delete, column, value, at });
 }
 
 pub(crate) fn write_barrier(out: &mut Vec<u8>, covered_bytes: u64, boot: &str) {
@@ -145,12 +160,37 @@ impl Replay {
         replay
     }
 
+    /// Adds lines of another file.
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
+        let Self { lines, damaged, .. } = Self::parse(bytes, 0);
+        self.lines.extend(lines);
+        self.damaged += damaged;
+    }
+
+    /// Orders lines of several files.
+    pub(crate) fn sort_by_time(&mut self) {
+        self.lines.sort_by_key(|(_, line)| match line {
+            Line::Put { at, .. } | Line::Delete { at, .. } => at.unwrap_or(0),
+            Line::Barrier { .. } => 0,
+        });
+    }
+
+    /// Makes all changes in `db`, as if all of them had reached the disk.
+    pub(crate) fn apply_all(&mut self, db: &Connection) -> Result<(), rusqlite::Error> {
+        for (_, line) in &mut self.lines {
+            if let Line::Put { boot, .. } = line {
+                *boot = None;
+            }
+        }
+        self.apply(db, "")
+    }
+
     /// Makes the changes in `db`, but for records whose data may have been lost in a crash of the
     /// machine: made in another boot than `boot`, and no barrier since.
     pub(crate) fn apply(&self, db: &Connection, boot: &str) -> Result<(), rusqlite::Error> {
         for (start, line) in &self.lines {
             match line {
-                Line::Put { put, row, boot: made } => {
+                Line::Put { put, row, boot: made, .. } => {
                     let Some(table) = TABLES.into_iter().find(|table| table.name == put) else { continue };
                     let durable = made.as_ref().is_none_or(|made| self.covered.get(made) > Some(start));
                     if !durable && made.as_deref() != Some(boot) {
@@ -160,7 +200,7 @@ impl Replay {
                     let made = made.as_deref().filter(|_| !durable);
                     tables::insert(db, table, Existing::Replace, &values, made)?;
                 }
-                Line::Delete { delete, column, value } => {
+                Line::Delete { delete, column, value, .. } => {
                     if let Some((table, column)) = tables::find(delete, column) {
                         tables::delete(db, table, column, value)?;
                     }

@@ -1,7 +1,7 @@
 //! What the store knows: blobs, images and their names, layers, cached results, leases.
 //!
 //! Read [`Store`] first, then `blobs.rs`, `records.rs` and `lease.rs`; `pins.rs` for garbage collection,
-//! `index.rs` and `journal.rs` for what survives damage.
+//! `index.rs`, `journal.rs` and `sidecars.rs` for what survives damage.
 //!
 //! # Invariants
 //! - A blob's file name is the digest of its bytes; it is complete or not there.
@@ -24,6 +24,7 @@ mod packed;
 mod pins;
 mod records;
 mod reserve;
+mod sidecars;
 mod store;
 mod survey;
 mod tables;

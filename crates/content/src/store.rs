@@ -15,9 +15,9 @@ use crate::Error;
 use crate::index::{Place, Rebuilt, find_damage, is_damage};
 use crate::journal::{Journal, Position, remember_covered};
 use crate::pins::Pins;
-use crate::tables::{TABLES, Table, Writer};
+use crate::tables::{TABLES, Table, Writer, Written};
 
-const DIRS: [&str; 6] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots"];
+const DIRS: [&str; 7] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots", crate::sidecars::DIR];
 
 /// Blobs and metadata below one directory. Any number of processes may have it open.
 ///
@@ -163,8 +163,8 @@ impl Store {
         let at = journal.catch_up(&transaction, &self.boot)?;
         let mut writer = Writer::new(&transaction, &self.boot);
         let value = work(&mut writer, at.generation)?;
-        let (lines, renewed) = writer.into_lines();
-        if renewed {
+        let Written { lines, renews, notes } = writer.into_written();
+        if renews {
             journal.rewrite(&transaction)?;
             transaction.commit()?;
         } else if lines.is_empty() {
@@ -176,6 +176,7 @@ impl Store {
                 return Err(error.into());
             }
         }
+        notes.write(&self.root);
         self.wrote.store(true, Ordering::Relaxed);
         self.dirty.fetch_or(!lines.is_empty(), Ordering::Relaxed);
         Ok(value)

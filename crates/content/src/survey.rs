@@ -290,6 +290,7 @@ fn forget(writer: &mut Writer<'_>, snapshot: &str) -> Result<(), Error> {
     for table in [&IMAGE, &CACHE, &SOURCE, &CHAIN, &LAYER] {
         writer.delete(table, "snapshot", snapshot)?;
     }
+    writer.forget_notes(snapshot);
     writer.db().execute("DELETE FROM usage WHERE snapshot = ?1", [snapshot])?;
     Ok(())
 }

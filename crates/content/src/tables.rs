@@ -6,6 +6,7 @@ use rusqlite::{Connection, params_from_iter};
 
 use crate::journal;
 use crate::packed::{KEPT, PACKED};
+use crate::sidecars::{self, Notes};
 
 /// A table of records. Each has, after these columns, `boot`: the boot in which a record was made
 /// that may not have reached the disk yet; null once it has.
@@ -54,16 +55,33 @@ pub(crate) struct Writer<'a> {
     boot: &'a str,
     lines: Vec<u8>,
     renews: bool,
+    notes: Notes,
+}
+
+/// What a transaction leaves outside the index.
+pub(crate) struct Written {
+    /// The journal's lines.
+    pub(crate) lines: Vec<u8>,
+    /// The journal is to be written anew.
+    pub(crate) renews: bool,
+    /// What is to be written beside snapshots.
+    pub(crate) notes: Notes,
 }
 
 impl<'a> Writer<'a> {
     pub(crate) fn new(db: &'a Connection, boot: &'a str) -> Self {
-        Self { db, boot, lines: Vec::new(), renews: false }
+        Self { db, boot, lines: Vec::new(), renews: false, notes: Notes::default() }
     }
 
-    /// The journal's lines for what was changed so far; and whether it is to be written anew.
-    pub(crate) fn into_lines(self) -> (Vec<u8>, bool) {
-        (self.lines, self.renews)
+    /// What is to be written for what was changed so far.
+    pub(crate) fn into_written(self) -> Written {
+        let Self { lines, renews, notes, .. } = self;
+        Written { lines, renews, notes }
+    }
+
+    /// Lets what is written beside a snapshot go with its records.
+    pub(crate) fn forget_notes(&mut self, snapshot: &str) {
+        self.notes.forget(snapshot);
     }
 
     /// Lets the journal be written anew, because what has changed is no line.
@@ -93,8 +111,31 @@ impl<'a> Writer<'a> {
         let changed = insert(self.db, table, existing, &values, Some(self.boot))? > 0;
         if changed {
             journal::write_put(&mut self.lines, table, &values, Some(self.boot));
+            if let Some(snapshot) = self.snapshot_of(table, &values)? {
+                journal::write_put_at(self.notes.about(snapshot), table, &values, sidecars::now());
+            }
         }
         Ok(changed)
+    }
+
+    /// The snapshot that a record is about.
+    fn snapshot_of(&self, table: &Table, values: &[Value]) -> Result<Option<String>, rusqlite::Error> {
+        if let Some(at) = table.columns.iter().position(|column| *column == "snapshot") {
+            return Ok(Some(match &values[at] {
+                Value::Text(snapshot) => snapshot.clone(),
+                _ => sidecars::NONE.to_owned(),
+            }));
+        }
+        if table != &NAME {
+            return Ok(None);
+        }
+        Ok(self.snapshots_of("image", "config", &values[1])?.pop())
+    }
+
+    fn snapshots_of(&self, from: &str, column: &str, value: &Value) -> Result<Vec<String>, rusqlite::Error> {
+        let sql = format!("SELECT coalesce(image.snapshot, ?2) FROM {from} WHERE {column} = ?1");
+        let mut query = self.db.prepare_cached(&sql)?;
+        query.query_map(rusqlite::params![value, sidecars::NONE], |row| row.get(0))?.collect()
     }
 
     /// Removes all records with this value in a column; how many that were.
@@ -104,9 +145,21 @@ impl<'a> Writer<'a> {
         column: &'static str,
         value: &str,
     ) -> Result<usize, rusqlite::Error> {
+        let key = Value::Text(value.to_owned());
+        let about = match (table.name, column) {
+            ("name", "reference") => {
+                self.snapshots_of("name JOIN image USING (config)", "reference", &key)?
+            }
+            ("name" | "image", "config") => self.snapshots_of("image", "config", &key)?,
+            _ => Vec::new(),
+        };
         let removed = delete(self.db, table, column, value)?;
         if removed > 0 {
-            journal::write_delete(&mut self.lines, table, column, value);
+            journal::write_delete(&mut self.lines, table, column, value, None);
+            for snapshot in about {
+                let now = Some(sidecars::now());
+                journal::write_delete(self.notes.about(snapshot), table, column, value, now);
+            }
         }
         Ok(removed)
     }
