@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::args::store::LimitArgs;
 use crate::args::{Cli, Command};
 use crate::errors::{Failure, exit};
 use crate::session::Session;
@@ -37,9 +38,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a command that unpacks says about how much.
+fn limits_of(command: &Command) -> Option<&LimitArgs> {
+    match command {
+        Command::Build(args) => Some(&args.limits),
+        Command::Import(args) => Some(&args.limits),
+        Command::Load(args) => Some(&args.limits),
+        Command::Mutate(args) => Some(&args.limits),
+        _ => None,
+    }
+}
+
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
-    let session = Session::open(cli.root, cli.snapshotter, anew)?;
+    let mut session = Session::open(cli.root, cli.snapshotter, anew)?;
+    if let Some(args) = limits_of(&cli.command) {
+        session.engine.limits = config::limits(args.max_layer, session.engine.store.root())?;
+    }
     match cli.command {
         Command::Build(args) => commands::build::run(&session, args),
         Command::Import(args) => commands::import::run(&session, args),

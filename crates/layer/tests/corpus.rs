@@ -214,7 +214,8 @@ fn unpack(archive: &Path, to: &Path) {
     let never = AtomicBool::new(false);
     let (whiteouts, limits) = (Whiteouts::Remove, Limits::default());
     let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &never };
-    let (_, plain) = bounded_decoder(BufReader::new(File::open(archive).unwrap())).unwrap();
+    let (_, plain) =
+        bounded_decoder(BufReader::new(File::open(archive).unwrap()), &Limits::default()).unwrap();
     apply(plain, File::open(to).unwrap().as_fd(), &options)
         .unwrap_or_else(|error| panic!("{error}: {error:?}"));
 }
