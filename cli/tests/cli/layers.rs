@@ -3,6 +3,7 @@
 mod backends;
 mod catalogue;
 mod implied;
+mod large;
 mod raw;
 
 use std::fs;
