@@ -22,6 +22,7 @@ mod walk;
 mod apply;
 mod extract;
 mod hashing;
+mod tar_acl;
 mod tar_header;
 mod tar_read;
 mod tar_sparse;
