@@ -96,6 +96,8 @@ pub(crate) struct BuildArgs {
     /// Run every step again
     #[arg(long)]
     pub(crate) no_cache: bool,
+    #[command(flatten)]
+    pub(crate) limits: store::LimitArgs,
     /// Network of the RUN steps that choose none
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,
@@ -205,6 +207,8 @@ pub(crate) struct ImportArgs {
     /// Instruction for the image config, such as 'CMD ["bash"]'; may be given several times
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
     pub(crate) change: Vec<String>,
+    #[command(flatten)]
+    pub(crate) limits: store::LimitArgs,
 }
 
 #[derive(Args)]

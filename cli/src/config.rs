@@ -2,6 +2,8 @@
 //! user; KILN_CONFIG names another.
 //!
 //! ```toml
+//! max-layer = "100GB"     # unpack layers and archives of up to this size
+//!
 //! [gc]                    # garbage collection, after builds as well
 //! max-store = "50GB"      # or a part of the file system: "20%"
 //! min-free = "10%"
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_build::gc::Policy;
+use kiln_layer::Limits;
 use serde::{Deserialize, Deserializer};
 
 use crate::args::store::{Size, parse_duration};
@@ -23,6 +26,8 @@ use crate::errors::Failure;
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Config {
+    #[serde(default, deserialize_with = "size")]
+    pub(crate) max_layer: Option<Size>,
     #[serde(default)]
     pub(crate) gc: GcConfig,
 }
@@ -43,7 +48,7 @@ pub(crate) struct GcConfig {
 impl GcConfig {
     /// The policy for a store on this file system.
     pub(crate) fn policy(&self, root: &Path) -> Policy {
-        let whole = rustix::fs::statvfs(root).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+        let whole = file_system_bytes(root);
         Policy {
             keep: self.keep_duration,
             max_store_bytes: self.max_store.map(|size| size.bytes(whole)),
@@ -58,6 +63,19 @@ impl GcConfig {
         let any = max_store.is_some() || min_free.is_some() || keep_duration.is_some();
         after_builds.unwrap_or(any)
     }
+}
+
+fn file_system_bytes(root: &Path) -> u64 {
+    rustix::fs::statvfs(root).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
+/// How much may be unpacked: what the command line says, else what the file says.
+pub(crate) fn limits(named: Option<Size>, root: &Path) -> Result<Limits, Failure> {
+    let named = match named {
+        Some(named) => Some(named),
+        None => Config::read()?.max_layer,
+    };
+    Ok(named.map_or_else(Limits::default, |size| Limits::vouched(size.bytes(file_system_bytes(root)))))
 }
 
 fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Size>, D::Error> {
@@ -110,6 +128,14 @@ mod tests {
         let off = Config::parse("[gc]\nmin-free = \"10%\"\nafter-builds = false\n").unwrap();
         assert!(!off.gc.is_automatic() && off.gc.policy(Path::new("/")).min_free_bytes > Some(0));
         assert!(!Config::parse("").unwrap().gc.is_automatic());
+    }
+
+    #[test]
+    fn a_limit_stands_beside_the_policy() {
+        let config = Config::parse("max-layer = \"2GiB\"\n[gc]\nmin-free = \"1%\"\n").unwrap();
+        assert_eq!(config.max_layer, Some(Size::Bytes(2 << 30)));
+        let named = limits(config.max_layer, Path::new("/"));
+        assert!(named.is_ok_and(|limits| limits == Limits::vouched(2 << 30)));
     }
 
     #[test]

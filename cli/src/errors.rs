@@ -251,8 +251,8 @@ impl Failure {
             }
             BuildError::Snapshots(inner) => snapshots(inner, plain),
             BuildError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "cancelled"),
-            BuildError::Apply(inner) => plain(apply_code(inner)),
-            BuildError::Extract(inner) => plain(apply_code(&inner.0)),
+            BuildError::Apply(inner) => apply(inner, plain),
+            BuildError::Extract(inner) => apply(&inner.0, plain),
             BuildError::Source(inner) => plain(source_code(inner)),
             BuildError::TooLarge { .. } => plain(exit::DOCKERFILE),
             _ => plain(exit::STORE),
@@ -262,6 +262,18 @@ impl Failure {
 
 fn is_full(error: &std::io::Error) -> bool {
     shortage(error) == Some(Shortage::Space)
+}
+
+fn apply(error: &kiln_layer::ApplyError, plain: impl Fn(Code) -> Failure) -> Failure {
+    use kiln_layer::{ApplyError, CONTENT_BYTES, DensityError, TAR_BYTES};
+    let failure = plain(apply_code(error));
+    match error {
+        ApplyError::Density(DensityError::Ratio { .. })
+        | ApplyError::Limit { what: TAR_BYTES | CONTENT_BYTES, .. } => failure.hint(
+            "if it is honest, allow it with `--max-layer SIZE`, or with max-layer in the configuration file",
+        ),
+        _ => failure,
+    }
 }
 
 fn apply_code(error: &kiln_layer::ApplyError) -> Code {
@@ -336,10 +348,12 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::Owner { .. } => plain(exit::DOCKERFILE),
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)
             .hint(format!("end the destination with a slash to copy into it: {destination}/")),
-        OpError::Unpack { source, .. } => plain(apply_code(&source.0)),
+        OpError::Unpack { source, .. } => apply(&source.0, plain),
         OpError::Source(inner) => plain(source_code(inner)),
         OpError::Build(inner) => match &**inner {
             BuildError::Snapshots(error) => snapshots(error, plain),
+            BuildError::Apply(error) => apply(error, plain),
+            BuildError::Extract(error) => apply(&error.0, plain),
             _ => plain(exit::STORE),
         },
         _ => plain(exit::SOURCE),

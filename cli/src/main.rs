@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::Mode;
 use rustix::process::umask;
 
+use crate::args::store::LimitArgs;
 use crate::args::{Cli, Command};
 use crate::errors::{Failure, exit, say};
 use crate::session::Session;
@@ -47,9 +48,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a command that unpacks says about how much.
+fn limits_of(command: &Command) -> Option<&LimitArgs> {
+    match command {
+        Command::Build(args) => Some(&args.limits),
+        Command::Import(args) => Some(&args.limits),
+        Command::Load(args) => Some(&args.limits),
+        Command::Mutate(args) => Some(&args.limits),
+        _ => None,
+    }
+}
+
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
-    let session = Session::open(cli.root, cli.snapshotter, anew)?;
+    let mut session = Session::open(cli.root, cli.snapshotter, anew)?;
+    if let Some(args) = limits_of(&cli.command) {
+        session.engine.limits = config::limits(args.max_layer, session.engine.store.root())?;
+    }
     match cli.command {
         Command::Build(args) => commands::build::run(&session, args),
         Command::Import(args) => commands::import::run(&session, args),

@@ -137,6 +137,8 @@ pub(crate) struct LoadArgs {
     /// Print nothing
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) limits: super::store::LimitArgs,
 }
 
 #[derive(Args)]

@@ -4,6 +4,15 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+/// How much may be unpacked.
+#[derive(Args)]
+pub(crate) struct LimitArgs {
+    /// Unpack layers and archives of up to this size, however well they are packed (100GB, 50%)
+    /// [default: 64GiB, and 1GiB of what is packed better than 1000 to 1]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_layer: Option<Size>,
+}
+
 #[derive(Args)]
 pub(crate) struct DuArgs {
     /// Every image, layer and cache mount

@@ -89,6 +89,8 @@ pub(crate) struct MutateArgs {
     /// times
     #[arg(long, value_name = "LAYER.tar")]
     pub(crate) append: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) limits: super::store::LimitArgs,
     /// Environment variable; without a value, the one of the environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,

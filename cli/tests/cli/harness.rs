@@ -93,6 +93,11 @@ impl Store {
         Store { dir: tempfile::tempdir().expect("temporary directories can be made") }
     }
 
+    /// An empty store on the file system of `place`.
+    pub(crate) fn below(place: &Path) -> Store {
+        Store { dir: tempfile::tempdir_in(place).expect("temporary directories can be made") }
+    }
+
     /// A store with `busybox:latest`.
     pub(crate) fn with_busybox() -> Store {
         let store = Store::empty();

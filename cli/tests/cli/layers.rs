@@ -3,6 +3,7 @@
 mod backends;
 mod catalogue;
 mod implied;
+mod large;
 pub(crate) mod raw;
 
 use std::fs;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kiln_content::{Lease, Store};
 use kiln_executor::Executor;
+use kiln_layer::Limits;
 use kiln_oci::{ActiveKey, SnapshotId};
 use kiln_snapshotter::Snapshotter;
 
@@ -18,6 +19,8 @@ pub struct Engine {
     pub snapshots: Arc<dyn Snapshotter>,
     /// Runs processes.
     pub executor: Arc<dyn Executor>,
+    /// How much layers and archives may ask for.
+    pub limits: Limits,
     lease: Arc<Lease>,
 }
 
@@ -34,7 +37,7 @@ impl Engine {
         executor: Arc<dyn Executor>,
     ) -> Result<Self, BuildError> {
         let lease = Arc::new(store.lease()?);
-        let engine = Self { store, snapshots, executor, lease };
+        let engine = Self { store, snapshots, executor, limits: Limits::default(), lease };
         engine.sweep()?;
         if let Some(rebuilt) = engine.store.rebuilt() {
             // Its journal says what was put there, not what is there still.

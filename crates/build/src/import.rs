@@ -50,7 +50,7 @@ pub fn import(
     if request.source.is_dir() {
         copy_dir(&request.source, root.as_fd(), cancel)?;
     } else {
-        unpack(&request.source, root.as_fd(), cancel)?;
+        unpack(&request.source, root.as_fd(), &engine.limits, cancel)?;
     }
     drop(root);
     let snapshot = active.commit()?;
@@ -78,18 +78,24 @@ pub fn import(
     Ok(image)
 }
 
-fn unpack(source: &Path, root: std::os::fd::BorrowedFd<'_>, cancel: &BuildCancel) -> Result<(), BuildError> {
+fn unpack(
+    source: &Path,
+    root: std::os::fd::BorrowedFd<'_>,
+    limits: &Limits,
+    cancel: &BuildCancel,
+) -> Result<(), BuildError> {
     let unreadable = |error| BuildError::Unreadable { path: source.to_owned(), source: error };
     let input: Box<dyn Read> = if source == Path::new("-") {
         Box::new(Something::of(io::stdin()))
     } else {
         Box::new(File::open(source).map_err(unreadable)?)
     };
-    let (_, plain) = bounded_decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
+    let (_, plain) =
+        bounded_decoder(BufReader::with_capacity(256 << 10, input), limits).map_err(unreadable)?;
     let options = ApplyOptions {
         whiteouts: Whiteouts::Remove,
         keep_owner: true,
-        limits: Limits::default(),
+        limits: *limits,
         cancel: cancel.flag(),
     };
     kiln_layer::apply(plain, root, &options)?;

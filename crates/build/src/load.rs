@@ -92,7 +92,7 @@ fn seekable(engine: &Engine, path: &Path) -> Result<File, BuildError> {
     let regular = input.metadata().map_err(unreadable)?.is_file();
     let again = input.try_clone().map_err(unreadable)?;
     let (compression, mut plain) =
-        bounded_decoder(BufReader::with_capacity(256 << 10, input)).map_err(unreadable)?;
+        bounded_decoder(BufReader::with_capacity(256 << 10, input), &engine.limits).map_err(unreadable)?;
     if regular && !stdin && compression == Compression::None {
         let mut file = again;
         file.seek(SeekFrom::Start(0)).map_err(unreadable)?;

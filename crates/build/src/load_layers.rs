@@ -165,7 +165,7 @@ fn read_layer<'a>(
     let mut ingest = if tree_may_do { None } else { Some(engine.store.ingest()?) };
     let mut tee = Tee { reader, out: ingest.as_mut(), failed: None };
     let active = prepare_layer(engine, parent)?;
-    let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee))
+    let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee), &engine.limits)
         .map_err(|error| broken(archive.path(), &format!("{name}: {error}")))
         .and_then(|(compression, plain)| {
             Ok((media_type_of(archive.path(), compression)?, unpack_layer(engine, &active, plain, cancel)?))
@@ -252,7 +252,7 @@ fn publish(
     let again = || {
         let (reader, _) = archive.read(&layer.source.name)?;
         let unreadable = |error| broken(archive.path(), &format!("{}: {error}", layer.source.name));
-        Ok(bounded_decoder(reader).map_err(unreadable)?.1)
+        Ok(bounded_decoder(reader, &engine.limits).map_err(unreadable)?.1)
     };
     let active = stand_on(engine, active, &applied, parent, again, cancel)?;
     let record = LayerRecord {

@@ -129,7 +129,7 @@ impl ContextOpener<'_> {
             ContextSource::Stdin => {
                 let origin = "standard input";
                 let unreadable = |source| BuildError::Unreadable { path: "-".into(), source };
-                match sniff(Something::of(stdin)).map_err(unreadable)? {
+                match sniff(Something::of(stdin), &self.engine.limits).map_err(unreadable)? {
                     Content::Archive(tar) => self.unpacked(tar, origin).map(MainContext::Tree),
                     Content::Other(text) => dockerfile_only(text, origin),
                 }
@@ -200,7 +200,9 @@ impl ContextOpener<'_> {
             return Ok(Some(record.snapshot));
         }
         let unreadable = |source| BuildError::Unreadable { path: DOWNLOAD_NAME.into(), source };
-        let Content::Archive(tar) = sniff(self.open_download(file)?).map_err(unreadable)? else {
+        let Content::Archive(tar) =
+            sniff(self.open_download(file)?, &self.engine.limits).map_err(unreadable)?
+        else {
             return Ok(None);
         };
         let TreeContext { snapshot, .. } = self.unpacked(tar, "")?;
@@ -221,7 +223,7 @@ impl ContextOpener<'_> {
         let root = self.engine.snapshots.open_layer(active.key())?;
         let owner = (!rustix::process::geteuid().is_root())
             .then(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
-        let options = ExtractOptions { owner, limits: Limits::default(), cancel: self.cancel.flag() };
+        let options = ExtractOptions { owner, limits: self.engine.limits, cancel: self.cancel.flag() };
         kiln_layer::extract(tar, root.as_fd(), &options)?;
         drop(root);
         Ok(TreeContext { snapshot: active.commit()?, origin: origin.to_owned(), modified_unix: None })
@@ -283,8 +285,8 @@ enum Content<'a> {
 
 /// Tells an archive by its content. What is compressed is taken for one, as BuildKit does: a
 /// Dockerfile never is.
-fn sniff<'a>(stream: impl Read + 'a) -> io::Result<Content<'a>> {
-    let (compression, mut plain) = bounded_decoder(BufReader::with_capacity(256 << 10, stream))?;
+fn sniff<'a>(stream: impl Read + 'a, limits: &Limits) -> io::Result<Content<'a>> {
+    let (compression, mut plain) = bounded_decoder(BufReader::with_capacity(256 << 10, stream), limits)?;
     if compression != Compression::None {
         return Ok(Content::Archive(plain));
     }

@@ -6,7 +6,7 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 
-use kiln_layer::{Applied, ApplyOptions, Inherited, Limits, Whiteouts, inherit};
+use kiln_layer::{Applied, ApplyOptions, Inherited, Whiteouts, inherit};
 use kiln_oci::SnapshotId;
 use kiln_snapshotter::{LayerForm, OpenOptions};
 
@@ -36,8 +36,7 @@ pub(crate) fn unpack_layer(
         LayerForm::Changes => Whiteouts::Overlay,
         LayerForm::Tree => Whiteouts::Remove,
     };
-    let options =
-        ApplyOptions { whiteouts, keep_owner: true, limits: Limits::default(), cancel: cancel.flag() };
+    let options = ApplyOptions { whiteouts, keep_owner: true, limits: engine.limits, cancel: cancel.flag() };
     Ok(kiln_layer::apply(plain, root.as_fd(), &options)?)
 }
 
@@ -92,7 +91,7 @@ fn unpack_on(
     let options = ApplyOptions {
         whiteouts: Whiteouts::Remove,
         keep_owner: true,
-        limits: Limits::default(),
+        limits: engine.limits,
         cancel: cancel.flag(),
     };
     let applied = kiln_layer::apply(plain, root.as_fd(), &options)?;

@@ -103,7 +103,7 @@ fn measure(name: &str, place: &Path, fill: fn(&Path)) {
         let (whiteouts, limits) = (Whiteouts::Overlay, Limits::default());
         let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &never };
         let reader = BufReader::with_capacity(256 << 10, File::open(from).expect("ours"));
-        let (_, plain) = bounded_decoder(reader).expect("it can be read");
+        let (_, plain) = bounded_decoder(reader, &Limits::default()).expect("it can be read");
         apply(plain, File::open(&out).expect("ours").as_fd(), &options).expect("it is a layer");
     };
     write(&mut File::create(&tar).expect("ours"));

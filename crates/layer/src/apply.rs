@@ -32,11 +32,32 @@ pub struct Limits {
     pub tar_size_bytes: u64,
     /// Bytes of one member's extension header.
     pub pax_size_bytes: u64,
+    /// Bytes that may come out of a compressed stream before it is asked how small it was.
+    pub free_bytes: u64,
+}
+
+/// What [`Limits::tar_size_bytes`] is the limit of.
+pub const TAR_BYTES: &str = "bytes of tar";
+/// What [`Limits::tar_size_bytes`] is the limit of, too: sparse files are longer than their tar.
+pub const CONTENT_BYTES: &str = "bytes of content and holes";
+
+impl Limits {
+    /// For what somebody vouched for: a tar of up to so many bytes, however well it was packed.
+    pub fn vouched(tar_size_bytes: u64) -> Self {
+        let usual = Self::default();
+        Self { tar_size_bytes, free_bytes: usual.free_bytes.max(tar_size_bytes), ..usual }
+    }
+
+    /// For what was checked before.
+    pub fn checked() -> Self {
+        // Sizes are added up.
+        Self { entries: u64::MAX, ..Self::vouched(u64::MAX >> 1) }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 10_000_000, tar_size_bytes: 64 << 30, pax_size_bytes: 1 << 20 }
+        Self { entries: 10_000_000, tar_size_bytes: 64 << 30, pax_size_bytes: 1 << 20, free_bytes: 1 << 30 }
     }
 }
 

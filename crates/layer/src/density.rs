@@ -4,10 +4,9 @@ use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::apply::Limits;
 use crate::compression::{Compression, decoder};
 
-/// Below this size, nobody asks how small the stream was: preallocated files are all zeros, too.
-const FREE_BYTES: u64 = 1 << 30;
 /// Gzip's best is 1032 to 1; nothing that is of use comes near.
 const MAX_RATIO: u64 = 1000;
 /// What libzstd says of a window above the limit that [`decoder`] sets.
@@ -39,17 +38,20 @@ impl DensityError {
     }
 }
 
-/// Like [`decoder`]; reading fails with a [`DensityError`] once more than 1 GiB has come out of less
-/// than a thousandth.
+/// Like [`decoder`]; reading fails with a [`DensityError`] once more than [`Limits::free_bytes`] (by
+/// default 1 GiB: preallocated files are all zeros, too) has come out of less than a thousandth.
 ///
 /// # Errors
 /// Those of [`decoder`].
-pub fn bounded_decoder<'a>(reader: impl BufRead + 'a) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
+pub fn bounded_decoder<'a>(
+    reader: impl BufRead + 'a,
+    limits: &Limits,
+) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
     let packed = Arc::new(AtomicU64::new(0));
     let (compression, plain) = decoder(Counting { inner: reader, count: packed.clone() })?;
     let bounded: Box<dyn Read> = match compression {
         Compression::None => plain,
-        _ => Box::new(Bounded { plain, packed, plain_bytes: 0 }),
+        _ => Box::new(Bounded { plain, packed, plain_bytes: 0, free_bytes: limits.free_bytes }),
     };
     Ok((compression, bounded))
 }
@@ -82,6 +84,7 @@ struct Bounded<'a> {
     plain: Box<dyn Read + 'a>,
     packed: Arc<AtomicU64>,
     plain_bytes: u64,
+    free_bytes: u64,
 }
 
 impl Read for Bounded<'_> {
@@ -92,7 +95,7 @@ impl Read for Bounded<'_> {
         })?;
         self.plain_bytes += length as u64;
         let (packed_bytes, plain_bytes) = (self.packed.load(Ordering::Relaxed), self.plain_bytes);
-        if plain_bytes > FREE_BYTES && plain_bytes / MAX_RATIO > packed_bytes {
+        if plain_bytes > self.free_bytes && plain_bytes / MAX_RATIO > packed_bytes {
             return Err(io::Error::other(DensityError::Ratio { packed_bytes, plain_bytes }));
         }
         Ok(length)
@@ -118,7 +121,11 @@ mod tests {
     }
 
     fn read(packed: &[u8]) -> Result<u64, Option<DensityError>> {
-        let (_, mut plain) = bounded_decoder(BufReader::new(packed)).unwrap();
+        read_within(packed, &Limits::default())
+    }
+
+    fn read_within(packed: &[u8], limits: &Limits) -> Result<u64, Option<DensityError>> {
+        let (_, mut plain) = bounded_decoder(BufReader::new(packed), limits).unwrap();
         io::copy(&mut plain, &mut io::sink()).map_err(|error| DensityError::of(&error))
     }
 
@@ -126,6 +133,9 @@ mod tests {
     fn a_gibibyte_of_nothing_passes_and_more_does_not() {
         assert_eq!(read(&zeros(8192)), Ok(1 << 30));
         assert!(matches!(read(&zeros(8193)), Err(Some(DensityError::Ratio { .. }))));
+        let more = Limits::vouched(8200 << 17);
+        assert_eq!(read_within(&zeros(8193), &more), Ok(8193 << 17));
+        assert!(matches!(read_within(&zeros(8201), &more), Err(Some(DensityError::Ratio { .. }))));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod walk;
 mod apply;
 mod extract;
 mod hashing;
+mod tar_acl;
 mod tar_header;
 mod tar_read;
 mod tar_sparse;
@@ -38,7 +39,9 @@ mod compression;
 mod copy;
 mod density;
 
-pub use apply::{Applied, ApplyError, ApplyOptions, Defect, Limits, Refusal, Whiteouts, apply};
+pub use apply::{
+    Applied, ApplyError, ApplyOptions, CONTENT_BYTES, Defect, Limits, Refusal, TAR_BYTES, Whiteouts, apply,
+};
 pub use archive::archive;
 pub use beneath::BeneathError;
 pub use clone::{TreeError, clone_tree, remove_tree};

@@ -8,6 +8,7 @@ use crate::apply::{ApplyError, Defect};
 use crate::index::Timestamp;
 use crate::node::Xattrs;
 use crate::path::EntryPath;
+use crate::tar_acl;
 use crate::tar_sparse::{self, SparseHeader, SparseMap};
 use crate::tar_write::BLOCK;
 
@@ -130,6 +131,19 @@ pub(crate) fn member(
         b'6' => MemberKind::Fifo,
         flag => return Err(fault(Defect::Type(flag))),
     };
+    for (record, name) in tar_acl::RECORDS {
+        // The kernel has defaults for directories alone, and nothing for links.
+        let may_have = match member.kind {
+            MemberKind::Dir => true,
+            MemberKind::Symlink | MemberKind::HardLink => false,
+            _ => name.ends_with(b"access"),
+        };
+        let text = value(record).filter(|text| may_have && text.len() <= XATTR_MAX);
+        // Where both are there, the attribute is the exact one.
+        if let Some(acl) = text.and_then(tar_acl::parse) {
+            member.xattrs.entry(name.to_vec()).or_insert(acl);
+        }
+    }
     if matches!(member.kind, MemberKind::Char | MemberKind::Block) {
         member.device = (id(329..337, "device")?, id(337..345, "device")?);
     }

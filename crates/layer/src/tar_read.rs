@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kiln_oci::Digest;
 
-use crate::apply::{ApplyError, Defect, Limits};
+use crate::apply::{ApplyError, CONTENT_BYTES, Defect, Limits, TAR_BYTES};
 use crate::hashing::{Hashing, PIECE};
 use crate::path::EntryPath;
 use crate::shape::{Shape, ShapeHasher};
@@ -175,7 +175,7 @@ impl<R: Read> TarReader<R> {
         self.consumed = self.consumed.saturating_add(bytes);
         if self.consumed > self.limits.tar_size_bytes {
             let limit = self.limits.tar_size_bytes;
-            return Err(ApplyError::Limit { what: "bytes of tar", limit, actual: self.consumed });
+            return Err(ApplyError::Limit { what: TAR_BYTES, limit, actual: self.consumed });
         }
         Ok(())
     }
@@ -256,7 +256,7 @@ impl<R: Read> TarReader<R> {
         self.holes = self.holes.saturating_add(map.size - self.content_left);
         let actual = self.consumed.saturating_add(self.holes);
         if actual > limit {
-            return Err(ApplyError::Limit { what: "bytes of content and holes", limit, actual });
+            return Err(ApplyError::Limit { what: CONTENT_BYTES, limit, actual });
         }
         Ok(map)
     }

@@ -217,7 +217,8 @@ fn unpack(archive: &Path, to: &Path) {
     let never = AtomicBool::new(false);
     let (whiteouts, limits) = (Whiteouts::Remove, Limits::default());
     let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &never };
-    let (_, plain) = bounded_decoder(BufReader::new(File::open(archive).unwrap())).unwrap();
+    let (_, plain) =
+        bounded_decoder(BufReader::new(File::open(archive).unwrap()), &Limits::default()).unwrap();
     let root = File::open(to).unwrap();
     let applied = apply(plain, root.as_fd(), &options).unwrap_or_else(|error| panic!("{error}: {error:?}"));
     // A tree has the shape of the very tar that it gives again, and of no other.

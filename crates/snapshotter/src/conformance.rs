@@ -431,3 +431,31 @@ fn shared_changes_that_are_gone_are_damage() {
         store.remove(&id("a")).unwrap();
     });
 }
+
+#[test]
+fn changes_are_shared_while_their_owner_is_removed() {
+    with_stacking(|store, _| {
+        layer(store, "base", &[("b", "base")]);
+        for nth in 0..30 {
+            let name = |what: &str| format!("{what}-{nth}");
+            layer(store, &name("owner"), &[("f", "text")]);
+            stack(store, &name("sharer"), Some("base"), &name("owner"));
+            let start = std::sync::Barrier::new(3);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    store.remove(&id(&name("owner"))).unwrap();
+                });
+                scope.spawn(|| {
+                    start.wait();
+                    stack(store, &name("new"), None, &name("sharer"));
+                });
+                start.wait();
+                store.prepare(&key(&name("on")), Some(&id(&name("sharer")))).unwrap();
+            });
+            store.remove(&id(&name("sharer"))).unwrap();
+            assert!(at(&store.open_changes(&id(&name("new"))).unwrap().dir, "f").exists());
+            store.remove_active(&key(&name("on"))).unwrap();
+        }
+    });
+}

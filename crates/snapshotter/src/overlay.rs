@@ -106,12 +106,13 @@ impl Overlay {
     /// Gives the root directory `dir` the mode and owner of its parent's.
     fn root_like(&self, dir: &Path, parent: &SnapshotId) -> Result<(), Error> {
         let own = committed(parent).join("fs");
-        let top = if self.places.exists(&own) {
-            own
-        } else {
-            self.changes_of(parent, &self.places.links(parent)?)?
+        let like = match self.places.links(parent)?.changes {
+            Some(owner) if !self.places.exists(&own) => {
+                self.at_owner(&owner, |place| self.places.stat_dir(&place.join("fs")))?
+            }
+            _ => self.places.stat_dir(&own)?,
         };
-        self.places.make_like(dir, &self.places.stat_dir(&top)?)
+        self.places.make_like(dir, &like)
     }
 }
 

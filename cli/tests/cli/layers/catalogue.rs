@@ -284,6 +284,41 @@ fn t42_a_bomb_is_cut_off_and_its_disk_returned() {
 }
 
 #[test]
+fn t42_honest_zeros_pass_when_their_size_is_named() {
+    needs_root!();
+    let store = Store::empty();
+    let size: u64 = 1_100 << 20;
+    let header = Member::new("zeros", b'0').octal(124, 12, size).bytes();
+    let packed = [gzip(&header), gzip(&vec![0; 100 << 20]).repeat(11), gzip(&[0; 1024])].concat();
+    let input = store.beside("zeros.tar.gz");
+    fs::write(&input, packed).unwrap();
+    store.kiln(&["import", text(&input), "zeros:1"]).expect(LIMIT).says(&["times", "--max-layer"]);
+    store
+        .kiln(&["import", "--max-layer", "1GB", text(&input), "zeros:1"])
+        .expect(LIMIT)
+        .says(&["--max-layer"]);
+    let config = store.beside("config.toml");
+    fs::write(&config, "max-layer = \"2GB\"\n").unwrap();
+    let mut configured = store.command(&["import", text(&input), "zeros:1"]);
+    store
+        .bounded({
+            configured.env("KILN_CONFIG", &config);
+            configured
+        })
+        .expect(0);
+    assert_eq!(listing(&only_snapshot(&store)), ["zeros 1153433600 bytes"]);
+
+    // A named limit is one for honest layers, too; the command line goes before the file.
+    let plain = tar(&[file("x", "text")]);
+    let archive = store.beside("small.tar");
+    fs::write(&archive, docker_archive("small:1", &[(&plain, &plain)])).unwrap();
+    let mut small = store.command(&["load", "--max-layer", "1kB", "-i", text(&archive)]);
+    small.env("KILN_CONFIG", &config);
+    store.bounded(small).expect(LIMIT).says(&["1000 are allowed", "--max-layer"]);
+    store.ok(&["load", "--max-layer", "100kB", "-i", text(&archive)]);
+}
+
+#[test]
 fn t43_and_t44_names_that_are_too_much() {
     needs_root!();
     let named = |name: &[u8]| [pax(&[("path", name)]), file("x", "")];

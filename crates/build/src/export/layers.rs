@@ -120,7 +120,7 @@ fn pack(
         BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
     };
     let mut ingest = engine.store.ingest()?;
-    let options = RepackOptions { times, below: None, limits: Limits::default(), cancel };
+    let options = RepackOptions { times, below: None, limits: Limits::checked(), cancel };
     let (packed_diff_id, tar_size_bytes, toc) = match packing {
         Packing::Stream(codec) => {
             let mut encoder = codec.encoder(&mut ingest).map_err(failed)?;

@@ -72,7 +72,7 @@ pub(crate) fn write_tar(
         return plain(out).map_err(|error| error.named(failed));
     }
     let times = style.time().map_or(Times::Keep, Times::All);
-    let limits = Limits { tar_size_bytes: u64::MAX >> 1, ..Limits::default() };
+    let limits = Limits::checked();
     let below = style.below.as_deref();
     let options = RepackOptions { times, below, limits, cancel };
     piped(|mut pipe| plain(&mut pipe), |tar| repack(tar, &mut out, &options), failed).map(drop)

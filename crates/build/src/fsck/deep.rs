@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use kiln_content::{LayerBlob, LayerRecord, PackedRecord};
-use kiln_layer::{CopyFault, DiffOptions, TreeForm, copy_hashed, decoder};
+use kiln_layer::{CopyFault, DiffOptions, Limits, TreeForm, copy_hashed, decoder};
 use kiln_oci::{DiffId, Digest, SnapshotId};
 use kiln_snapshotter::Form;
 
@@ -62,7 +62,10 @@ impl Check<'_> {
     }
 
     fn deep_layers(&mut self, bad: &BTreeSet<Digest>, cancel: &BuildCancel) -> Result<(), BuildError> {
-        let engine = self.engine;
+        // They came in under limits that may have been others.
+        let mut unlimited = self.engine.clone();
+        unlimited.limits = Limits::checked();
+        let engine = &unlimited;
         let is_whole = |layer: &&LayerRecord| {
             !self.bad.contains(&layer.snapshot) && self.parents.contains_key(&layer.snapshot)
         };

@@ -140,13 +140,14 @@ impl BuildOp {
             _ => Ok::<(), OpError>(()),
         };
         let watched = file.try_clone().map_err(host)?;
-        let Some(tar) = archive(File::from(file)).map_err(host)? else { return Ok(false) };
+        let limits = self.shared.engine.limits;
+        let Some(tar) = archive(File::from(file), &limits).map_err(host)? else { return Ok(false) };
         let owner = if matches!(copy.owner, llb::Owner::Named(_)) { target.owner } else { None };
         let destination = target.real_path()?;
         make_dirs(target.root, &destination, 0o755, owner.unwrap_or((0, 0)))?;
         let below = beneath::open_file(target.root, &destination, OFlags::RDONLY | OFlags::DIRECTORY)
             .map_err(|error| path_error(&destination, error))?;
-        let options = ExtractOptions { owner, limits: Limits::default(), cancel: self.shared.cancel.flag() };
+        let options = ExtractOptions { owner, limits, cancel: self.shared.cancel.flag() };
         kiln_layer::extract(tar, below.as_fd(), &options)
             .map_err(|source| OpError::Unpack { path: path(), source })?;
         // Equal to the scan's at the end means the same content at every moment between.
@@ -163,11 +164,11 @@ impl Target<'_> {
 }
 
 /// The tar inside `file` when it is an archive that `ADD` unpacks: told by content, not by name.
-fn archive(file: File) -> std::io::Result<Option<Box<dyn Read>>> {
+fn archive(file: File, limits: &Limits) -> std::io::Result<Option<Box<dyn Read>>> {
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
-    let Ok((_, mut plain)) = bounded_decoder(BufReader::with_capacity(64 << 10, file)) else {
+    let Ok((_, mut plain)) = bounded_decoder(BufReader::with_capacity(64 << 10, file), limits) else {
         return Ok(None);
     };
     let mut head = Vec::with_capacity(HEADER);

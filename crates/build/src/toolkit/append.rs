@@ -35,7 +35,7 @@ pub(crate) fn append(
     let reader = BufReader::with_capacity(256 << 10, input);
     let mut tee = Tee { reader, out: Some(&mut ingest), failed: None };
     let active = prepare_layer(engine, parent)?;
-    let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee))
+    let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee), &engine.limits)
         .map_err(|error| broken(path, &format!("cannot be read ({error})")))
         .and_then(|(compression, plain)| {
             let media_type = media_type_of(path, compression)?;
@@ -51,7 +51,7 @@ pub(crate) fn append(
     let (digest, size_bytes) = ingest.commit(None)?;
     let again = || {
         let (blob, _) = engine.store.open_blob(&digest)?;
-        Ok(bounded_decoder(BufReader::with_capacity(256 << 10, blob)).map_err(unreadable)?.1)
+        Ok(bounded_decoder(BufReader::with_capacity(256 << 10, blob), &engine.limits).map_err(unreadable)?.1)
     };
     let active = stand_on(engine, active, &applied, parent, again, cancel)?;
     let record = LayerRecord {

@@ -451,3 +451,25 @@ fn an_archive_cannot_make_overlays_whiteout() {
     assert!(matches!(error.0, ApplyError::Refused { refusal: Refusal::OverlayDevice, .. }), "{error:?}");
     assert_eq!(error.to_string(), "archive entry \"null\" is refused: it is a device that hides files");
 }
+
+#[test]
+fn access_lists_of_text_become_attributes() {
+    let text = b"user::rw-\nuser:1001:r--\ngroup::r--\nmask::r--\nother::---\n";
+    let named = b"user::rw-\nuser:lisa:r--\ngroup::r--\nmask::r--\nother::---\n";
+    let root = check_ok(&[
+        pax("SCHILY.acl.access", text),
+        file("listed", ""),
+        pax("SCHILY.acl.default", b"user::rwx\ngroup::r-x\nother::r-x\n"),
+        dir("with-default"),
+        pax("SCHILY.acl.access", named),
+        file("named", ""),
+    ]);
+    let names = |name: &str| xattrs(root.path(), name).into_keys().collect::<Vec<_>>();
+    if names("listed").is_empty() {
+        eprintln!("SKIPPED ALOUD: needs a file system with POSIX ACLs");
+        return;
+    }
+    assert_eq!(names("listed"), [b"system.posix_acl_access"]);
+    assert_eq!(names("with-default"), [b"system.posix_acl_default"]);
+    assert_eq!(names("named"), [b""; 0]);
+}

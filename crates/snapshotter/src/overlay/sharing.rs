@@ -7,6 +7,7 @@
 //! crash between the two leaves nothing that lasts.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use kiln_oci::{ActiveKey, SnapshotId};
@@ -60,6 +61,24 @@ impl Overlay {
         found.ok_or_else(missing)
     }
 
+    /// Does something in the directory of the owner of shared changes, which may move meanwhile: once,
+    /// when it is removed.
+    pub(super) fn at_owner<T>(
+        &self,
+        owner: &SnapshotId,
+        work: impl Fn(&Path) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let place = self.place_of(owner)?;
+        match work(&place) {
+            Err(Error::Host { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && self.place_of(owner)? != place =>
+            {
+                work(&self.place_of(owner)?)
+            }
+            result => result,
+        }
+    }
+
     /// Whether `id` is the name of a snapshot, or of changes that others still show.
     pub(super) fn is_taken(&self, id: &SnapshotId) -> bool {
         self.places.contains(id) || self.places.exists(&shared(id))
@@ -72,13 +91,13 @@ impl Overlay {
             return Err(Error::IdTaken(id.clone()));
         }
         let owner = self.places.links(layer)?.changes.unwrap_or_else(|| layer.clone());
-        let place = self.place_of(&owner)?;
+        let layer_root = self.at_owner(&owner, |place| self.places.stat_dir(&place.join("fs")))?;
         let dir = active(key);
         self.remove_work(&dir.join("work"))?;
         let fs = dir.join("fs");
         // Refuses when something was written. It comes back only where the roots differ, as a
         // directory that covers the layer's: no entry of a layer's tar is for the root.
-        let (root, layer_root) = (self.places.stat_dir(&fs)?, self.places.stat_dir(&place.join("fs"))?);
+        let root = self.places.stat_dir(&fs)?;
         unlinkat(&self.places.root, &fs, AtFlags::REMOVEDIR).map_err(host("rmdir", &fs))?;
         let key_of = |stat: &Stat| (stat.st_mode, stat.st_uid, stat.st_gid);
         if key_of(&root) != key_of(&layer_root) {
@@ -86,11 +105,15 @@ impl Overlay {
             self.places.make_like(&fs, &root)?;
         }
 
-        self.places.replace_sidecar(&dir, &Links { parent, changes: Some(owner) })?;
-        ensure_dir(&self.places.root, &place.join(SHARERS), 0o700)?;
-        let hint = place.join(SHARERS).join(id.as_str());
-        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-        openat(&self.places.root, &hint, flags, Mode::RUSR | Mode::WUSR).map_err(host("openat", &hint))?;
+        self.places.replace_sidecar(&dir, &Links { parent, changes: Some(owner.clone()) })?;
+        self.at_owner(&owner, |place| {
+            ensure_dir(&self.places.root, &place.join(SHARERS), 0o700)?;
+            let hint = place.join(SHARERS).join(id.as_str());
+            let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+            openat(&self.places.root, &hint, flags, Mode::RUSR | Mode::WUSR)
+                .map(drop)
+                .map_err(host("openat", &hint))
+        })?;
         self.places.publish(key, id)
     }
 
@@ -161,4 +184,43 @@ impl Overlay {
 
 fn shared(id: &SnapshotId) -> PathBuf {
     Path::new(SHARED).join(id.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use crate::Snapshotter;
+
+    use super::*;
+
+    #[test]
+    fn an_owner_that_moves_at_that_moment_is_found_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Overlay::open(&temp.path().join("snapshots")).unwrap();
+        let (owner, sharer): (SnapshotId, SnapshotId) = ("owner".parse().unwrap(), "sharer".parse().unwrap());
+        let key = |name: &str| -> ActiveKey { name.parse().unwrap() };
+        store.prepare(&key("a"), None).unwrap();
+        store.commit(&key("a"), &owner).unwrap();
+        store.prepare(&key("b"), None).unwrap();
+        store.commit_layer(&key("b"), &sharer, &owner).unwrap();
+
+        let calls = Cell::new(0);
+        let found = store.at_owner(&owner, |place| {
+            calls.set(calls.get() + 1);
+            if calls.get() == 1 {
+                store.remove(&owner).unwrap();
+            }
+            store.places.stat_dir(&place.join("fs"))
+        });
+        found.unwrap();
+        assert_eq!(calls.get(), 2);
+        // What is missing although nothing moved is an error at once.
+        let missing = store.at_owner(&owner, |place| {
+            calls.set(calls.get() + 1);
+            store.places.stat_dir(&place.join("nothing"))
+        });
+        assert!(matches!(missing, Err(Error::Host { .. })));
+        assert_eq!(calls.get(), 3);
+    }
 }
