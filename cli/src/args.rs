@@ -48,7 +48,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Write images to a tar archive
     Save(images::SaveArgs),
-    /// Read images from a docker or OCI archive
+    /// Read images from a docker or OCI archive or an OCI layout directory
     Load(images::LoadArgs),
     /// Write the files of an image as a tar
     Export(images::ExportArgs),

@@ -35,7 +35,7 @@ pub(crate) enum ImageCommand {
     Tree,
     /// Write images to a tar archive
     Save(SaveArgs),
-    /// Read images from a docker or OCI archive
+    /// Read images from a docker or OCI archive or an OCI layout directory
     Load(LoadArgs),
 }
 
@@ -127,8 +127,8 @@ impl SaveFormat {
 
 #[derive(Args)]
 pub(crate) struct LoadArgs {
-    /// File to read [default: standard input]
-    #[arg(short, long, value_name = "FILE")]
+    /// Archive, OCI layout directory or skopeo's `dir:` to read [default: standard input]
+    #[arg(short, long, value_name = "PLACE")]
     pub(crate) input: Option<PathBuf>,
     /// Of images for several platforms, only this one [default: this machine's; the others are kept
     /// with it]

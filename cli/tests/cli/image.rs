@@ -59,14 +59,14 @@ fn the_commands_about_images_have_one_home() {
 }
 
 /// An OCI layout with one image for two platforms and something that is for none.
-struct Layout {
+pub(crate) struct Layout {
     dir: PathBuf,
     index: Digest,
 }
 
 impl Layout {
     /// Out of the image `app` of `store`: the other platform's has another architecture in its config.
-    fn new(store: &Store, context: &Context, other: &str) -> Layout {
+    pub(crate) fn new(store: &Store, context: &Context, other: &str) -> Layout {
         let dir = store.beside("layout");
         let output = format!("type=oci,tar=false,dest={}", text(&dir));
         store.build(context, &["-o", &output]).expect(0);
@@ -110,7 +110,8 @@ impl Layout {
         Layout { dir, index }
     }
 
-    fn tar(&self) -> PathBuf {
+    /// It as a tar.
+    pub(crate) fn tar(&self) -> PathBuf {
         let tar = self.dir.with_extension("tar");
         let packed =
             std::process::Command::new("tar").arg("-C").arg(&self.dir).arg("-cf").arg(&tar).arg(".").status();

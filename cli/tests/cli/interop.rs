@@ -1,5 +1,7 @@
 //! Other tools take what kiln saves, and kiln takes what other tools save.
 
+mod table;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -19,6 +19,7 @@ mod bad_input;
 mod bit_rot;
 mod build;
 mod build_process;
+mod cases;
 mod catalogue;
 mod check;
 mod command_line;

@@ -61,6 +61,31 @@ fn j01_and_j02_a_document_is_one_thing_and_what_was_announced() {
 }
 
 #[test]
+fn a_manifest_of_a_directory_is_read_as_any_other() {
+    needs_root!();
+    let door = Door::new();
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    for (forge, code, says) in [
+        (Forge::manifest(r#""layers":["#, r#""manifests":[],"layers":["#), STORE, "at once"),
+        (Forge::manifest(kind, "text/html"), STORE, "\"text/html\" is neither"),
+        (Forge::manifest(kind, "application/vnd.oci.image.index.v1+json"), STORE, "mediaType"),
+        (Forge::manifest("CONFIG_SIZE", "1"), STORE, "is not what its descriptor says"),
+        (Forge::manifest("LAYER_SIZE", "1"), STORE, "cannot be loaded"),
+        (Forge::manifest("LAYER_SIZE", "9223372036854775808"), LIMIT, "manifest.json"),
+        (Forge::manifest("LAYER_SIZE", "-1"), STORE, "layers[0].size"),
+        (Forge::manifest(r#""digest":"LAYER""#, r#""digest":"sha256:../../x""#), STORE, "layers[0].digest"),
+        (
+            Forge { manifest: r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), ..Forge::new() },
+            NETWORK,
+            "schema 1",
+        ),
+        (Forge { manifest: "[]".to_owned(), ..Forge::new() }, STORE, "manifest.json is refused"),
+    ] {
+        door.refuses(&forge, &[Dir], code, &[says]);
+    }
+}
+
+#[test]
 fn j03_a_manifest_of_schema_1_is_named_so() {
     needs_root!();
     let door = Door::new();

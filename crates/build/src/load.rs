@@ -10,6 +10,7 @@ use std::path::Path;
 
 use kiln_content::ImageRecord;
 use kiln_layer::{ApplyError, Compression, DensityError, bounded_decoder};
+use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Platform, Reference, document};
 use serde::Deserialize;
 
@@ -19,7 +20,7 @@ use crate::image::{MAX_CONFIG_BYTES, store_image};
 use crate::load_layers::{LayerSource, Promised, load_layers};
 pub(crate) use crate::load_oci::{
     Others, blob_name, layout_index, load_oci, load_only_image, load_picked, manifests_by_config, oci_name,
-    pick_manifest,
+    pick_manifest, read_verified,
 };
 use crate::{BuildError, Engine};
 
@@ -35,6 +36,9 @@ pub struct Loaded {
 /// Where a docker archive lists its images.
 const DOCKER_MANIFEST: &str = "manifest.json";
 
+/// What tells a directory of skopeo's from all others; its manifest stands beside it.
+const DIR_VERSION: &str = "version";
+
 /// Manifests and indexes beyond this size are refused, as containerd does.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 
@@ -49,7 +53,7 @@ struct DockerEntry {
 }
 
 /// Loads every image from the archive at `path` (`-`: standard input), which may be compressed as a
-/// whole. Of an image for several platforms `platform` is unpacked; without a choice it is this
+/// whole, or from the OCI layout directory there, or a directory as skopeo's `dir:` makes it. Of an image for several platforms `platform` is unpacked; without a choice it is this
 /// machine's, and the others are kept beside it, as they came.
 ///
 /// # Errors
@@ -60,8 +64,11 @@ pub fn load(
     platform: Option<&Platform>,
     cancel: &BuildCancel,
 ) -> Result<Vec<Loaded>, BuildError> {
-    let archive = Archive::open(path, seekable(engine, path)?)?;
-    let loaded = if archive.contains(DOCKER_MANIFEST) {
+    let archive =
+        if path.is_dir() { Archive::open_dir(path)? } else { Archive::open(path, seekable(engine, path)?)? };
+    let loaded = if archive.contains(DIR_VERSION) {
+        load_dir(engine, &archive, platform, cancel)?
+    } else if archive.contains(DOCKER_MANIFEST) {
         load_docker(engine, &archive, platform, cancel)?
     } else if archive.contains("index.json") {
         load_oci(engine, &archive, platform, cancel)?
@@ -137,6 +144,37 @@ fn load_docker(
         let names = entry.repo_tags.unwrap_or_default();
         let names = names.iter().map(|name| parse_name(archive, name)).collect::<Result<_, _>>()?;
         loaded.push(Loaded { image, names });
+    }
+    others.check(archive, platform, &loaded)?;
+    Ok(loaded)
+}
+
+/// The image of a directory as skopeo's `dir:` makes it: `manifest.json` is the manifest, and blobs are
+/// named by the digits of their digest.
+fn load_dir(
+    engine: &Engine,
+    archive: &Archive,
+    platform: Option<&Platform>,
+    cancel: &BuildCancel,
+) -> Result<Vec<Loaded>, BuildError> {
+    let json = archive.read_small(DOCKER_MANIFEST, MAX_MANIFEST_BYTES)?;
+    let kind = archive.parse(DOCKER_MANIFEST, &json, document::own_media_type)?;
+    let manifest = archive.parse(DOCKER_MANIFEST, &json, |json| document::read_manifest(json, &kind))?;
+    let member = manifest.config.digest.hex();
+    let config =
+        Config { json: read_verified(archive, &member, &manifest.config, MAX_CONFIG_BYTES)?, member };
+    let mut others = Others::default();
+    let parsed = archive
+        .parse(&config.member, &config.json, |json| document::read_config(json, manifest.layers.len()))?;
+    let mut loaded = Vec::new();
+    if others.is_for(&parsed, platform) {
+        let source = |layer: &Descriptor| LayerSource {
+            name: layer.digest.hex(),
+            expected: Some((layer.digest, layer.size)),
+        };
+        let layers = manifest.layers.iter().map(source).collect();
+        let image = load_image(engine, archive, &config, layers, Some(&json), cancel)?;
+        loaded.push(Loaded { image, names: Vec::new() });
     }
     others.check(archive, platform, &loaded)?;
     Ok(loaded)

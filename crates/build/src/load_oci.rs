@@ -159,7 +159,7 @@ pub(crate) fn manifests_by_config(archive: &Archive) -> HashMap<Digest, Picked> 
             continue;
         }
         for leaf in listed.blobs.iter().filter(|leaf| is_manifest(&leaf.media_type)) {
-            let Ok(json) = read_verified(archive, leaf, MAX_MANIFEST_BYTES) else { continue };
+            let Ok(json) = read_blob(archive, leaf, MAX_MANIFEST_BYTES) else { continue };
             let Ok(manifest) = parse_manifest(archive, leaf, &json) else { continue };
             left_bytes = left_bytes.saturating_sub(json.len());
             if left_bytes == 0 {
@@ -262,12 +262,12 @@ impl Listed {
         self.blobs.push(descriptor.clone());
         let there = archive.contains(&blob_name(&descriptor.digest));
         if is_index(&descriptor.media_type) && there {
-            let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
+            let json = read_blob(archive, descriptor, MAX_MANIFEST_BYTES)?;
             let index = parse_index(archive, descriptor, &json)?;
             return index.manifests.iter().try_for_each(|below| self.add(archive, below, depth + 1));
         }
         if is_manifest(&descriptor.media_type) && there {
-            let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
+            let json = read_blob(archive, descriptor, MAX_MANIFEST_BYTES)?;
             let manifest = parse_manifest(archive, descriptor, &json)?;
             let parts = [manifest.config].into_iter().chain(manifest.layers);
             self.blobs.extend(parts.filter(|part| self.seen.insert(part.digest)));
@@ -299,7 +299,7 @@ pub(crate) fn load_manifest(
 
 fn read_config(archive: &Archive, manifest: &Manifest) -> Result<(Config, ImageConfig), BuildError> {
     let member = blob_name(&manifest.config.digest);
-    let json = read_verified(archive, &manifest.config, MAX_CONFIG_BYTES)?;
+    let json = read_blob(archive, &manifest.config, MAX_CONFIG_BYTES)?;
     let layers = manifest.layers.len();
     let parsed = archive.parse(&member, &json, |json| document::read_config(json, layers))?;
     Ok((Config { member, json }, parsed))
@@ -317,7 +317,7 @@ pub(crate) fn pick_manifest(
     if !is_manifest(kind) && !is_index(kind) {
         return Err(archive.refused(&blob_name(&descriptor.digest), document::unknown_kind(kind)));
     }
-    let json = read_verified(archive, descriptor, MAX_MANIFEST_BYTES)?;
+    let json = read_blob(archive, descriptor, MAX_MANIFEST_BYTES)?;
     if is_manifest(kind) {
         let manifest = parse_manifest(archive, descriptor, &json)?;
         return Ok(Picked { json, manifest, root: descriptor.clone() });
@@ -350,14 +350,24 @@ fn parse_index(archive: &Archive, descriptor: &Descriptor, json: &[u8]) -> Resul
     archive.parse(&blob_name(&descriptor.digest), json, read)
 }
 
-fn read_verified(archive: &Archive, descriptor: &Descriptor, max_bytes: u64) -> Result<Vec<u8>, BuildError> {
-    let member = blob_name(&descriptor.digest);
-    let bytes = archive.read_small(&member, max_bytes)?;
+fn read_blob(archive: &Archive, descriptor: &Descriptor, max_bytes: u64) -> Result<Vec<u8>, BuildError> {
+    read_verified(archive, &blob_name(&descriptor.digest), descriptor, max_bytes)
+}
+
+/// The document `member`, if it is what its descriptor says.
+pub(crate) fn read_verified(
+    archive: &Archive,
+    member: &str,
+    descriptor: &Descriptor,
+    max_bytes: u64,
+) -> Result<Vec<u8>, BuildError> {
+    let bytes = archive.read_small(member, max_bytes)?;
     let (actual, actual_bytes) = (Digest::of(&bytes), bytes.len() as u64);
     let (expected, expected_bytes) = (descriptor.digest, descriptor.size);
     if (actual, actual_bytes) != (expected, expected_bytes) {
         let source = kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes };
-        let (path, source) = (archive.path().to_owned(), Box::new(source));
+        let (path, member) = (archive.path().to_owned(), member.to_owned());
+        let source = Box::new(source);
         return Err(BuildError::NotPromised { path, member, source });
     }
     Ok(bytes)

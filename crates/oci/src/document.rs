@@ -168,6 +168,10 @@ pub fn unknown_kind(media_type: &str) -> DocumentError {
 /// [`DocumentError`].
 pub fn read_manifest(json: &[u8], announced: &str) -> Result<Manifest, DocumentError> {
     Head::check(json, announced)?;
+    if !is_manifest(announced) {
+        let (own, announced) = (strict::clip(announced), media_type::OCI_MANIFEST.to_owned());
+        return Err(DocumentError::MediaType { own, announced });
+    }
     let manifest: Manifest = read(json)?;
     letters(
         &manifest.extra,

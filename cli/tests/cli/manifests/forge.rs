@@ -17,19 +17,23 @@ pub(super) enum Form {
     OciArchive,
     /// A layout directory as a named context, by the entry of its index.
     Layout,
-    /// The same by the digest of the manifest.
+    /// `kiln load` of a layout directory.
+    LayoutLoad,
+    /// A layout directory as a named context, by the digest of the manifest.
     LayoutDigest,
     /// `kiln load` of a docker archive: config and layers, no manifest.
     DockerArchive,
+    /// `kiln load` of a directory as skopeo's `dir:` makes it: manifest, config and layers.
+    Dir,
 }
-pub(super) use Form::{DockerArchive, Layout, LayoutDigest, OciArchive};
+pub(super) use Form::{Dir, DockerArchive, Layout, LayoutDigest, LayoutLoad, OciArchive};
 
 /// All that know of an index.
-pub(super) const INDEXED: &[Form] = &[OciArchive, Layout];
-/// All that know of a manifest.
-pub(super) const MANIFESTED: &[Form] = &[OciArchive, Layout, LayoutDigest];
+pub(super) const INDEXED: &[Form] = &[OciArchive, Layout, LayoutLoad];
+/// All that know of a manifest, and name it by its digest.
+pub(super) const MANIFESTED: &[Form] = &[OciArchive, Layout, LayoutLoad, LayoutDigest];
 /// All of them.
-pub(super) const ALL: &[Form] = &[OciArchive, Layout, LayoutDigest, DockerArchive];
+pub(super) const ALL: &[Form] = &[OciArchive, Layout, LayoutLoad, LayoutDigest, DockerArchive, Dir];
 
 /// An image with one layer; texts in which these words stand for what comes before them in the chain:
 /// `DIFF_ID`, `LAYER`, `LAYER_SIZE`, `CONFIG`, `CONFIG_SIZE`, `MANIFEST`, `MANIFEST_SIZE`, `ARCH`.
@@ -132,12 +136,19 @@ impl Forge {
         tar(&[file("config.json", &config), file("manifest.json", manifest), layer])
     }
 
-    fn write_layout(&self, dir: &Path) {
-        for (name, content) in self.files() {
-            let path = dir.join(name);
-            fs::create_dir_all(path.parent().expect("below")).expect("ours to write");
-            fs::write(path, content).expect("ours to write");
+    /// Names and contents of skopeo's `dir:`.
+    fn dir_files(&self) -> Vec<(String, Vec<u8>)> {
+        let [config, manifest, _] = self.texts();
+        let name = |bytes: &[u8]| Digest::of(bytes).hex();
+        let mut files = vec![
+            ("version".to_owned(), b"Directory Transport Version: 1.1\n".to_vec()),
+            ("manifest.json".to_owned(), manifest.into_bytes()),
+            (name(config.as_bytes()), config.into_bytes()),
+        ];
+        if !self.without_layer {
+            files.push((name(&self.layer), self.layer.clone()));
         }
+        files
     }
 
     /// The only command line that takes it into the store in this form.
@@ -150,8 +161,16 @@ impl Forge {
                 fs::write(&place, bytes).expect("ours to write");
                 store.command(&[&["load", "-i", text(&place)], self.load_args.as_slice()].concat())
             }
+            LayoutLoad | Dir => {
+                if form == LayoutLoad {
+                    write(&place, &self.files());
+                } else {
+                    write(&place, &self.dir_files());
+                }
+                store.command(&[&["load", "-i", text(&place)], self.load_args.as_slice()].concat())
+            }
             Layout | LayoutDigest => {
-                self.write_layout(&place);
+                write(&place, &self.files());
                 let [_, manifest, _] = self.texts();
                 let digest = Digest::of(manifest.as_bytes());
                 let suffix = if form == Layout { String::new() } else { format!("@{digest}") };
@@ -159,6 +178,14 @@ impl Forge {
                 store.command(&["build", "--progress", "plain", "--build-context", &named, context.path()])
             }
         }
+    }
+}
+
+fn write(dir: &Path, files: &[(String, Vec<u8>)]) {
+    for (name, content) in files {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().expect("below")).expect("ours to write");
+        fs::write(path, content).expect("ours to write");
     }
 }
 

@@ -1,0 +1,91 @@
+//! The catalogue of bad input: which test is which case. D and M are in `catalogue.rs` and in the
+//! frontend's corpus, X in `context.rs`; R comes with registries.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// Cases from and to, the file below this directory, the test.
+const CASES: &[(&str, u32, u32, &str, &str)] = &[
+    ("T", 1, 5, "layers/catalogue.rs", "t01_to_t05_paths_stay_inside"),
+    ("T", 6, 7, "layers/catalogue.rs", "t06_and_t07_a_directory_replaces_a_link_and_nothing_the_root"),
+    ("T", 8, 12, "layers/catalogue.rs", "t08_to_t12_hard_links_lead_to_earlier_files_of_the_layer"),
+    ("T", 13, 13, "layers/catalogue.rs", "t13_more_links_than_the_file_system_has_become_copies"),
+    (
+        "T",
+        14,
+        16,
+        "layers/catalogue.rs",
+        "t14_to_t16_devices_are_of_no_use_on_the_host_and_pipes_are_not_opened",
+    ),
+    ("T", 17, 21, "layers/catalogue.rs", "t17_to_t21_whiteouts_name_something_inside"),
+    (
+        "T",
+        22,
+        25,
+        "layers/catalogue.rs",
+        "t22_to_t25_attributes_of_overlayfs_are_dropped_and_bad_ones_refused",
+    ),
+    ("T", 26, 28, "layers/catalogue.rs", "t26_to_t28_extensions_mean_what_they_mean_to_go"),
+    ("T", 29, 33, "layers/catalogue.rs", "t29_to_t33_numbers_without_measure"),
+    ("T", 34, 37, "layers/catalogue.rs", "t34_to_t37_damage_and_what_may_be_missing"),
+    ("T", 38, 41, "layers/catalogue.rs", "t38_to_t41_compressed_streams"),
+    ("T", 42, 42, "layers/catalogue.rs", "t42_a_bomb_is_cut_off_and_its_disk_returned"),
+    ("T", 43, 44, "layers/catalogue.rs", "t43_and_t44_names_that_are_too_much"),
+    ("J", 1, 2, "manifests.rs", "j01_and_j02_a_document_is_one_thing_and_what_was_announced"),
+    ("J", 3, 3, "manifests.rs", "j03_a_manifest_of_schema_1_is_named_so"),
+    ("J", 4, 6, "manifests.rs", "j04_to_j06_a_digest_is_sha256_and_64_digits"),
+    ("J", 7, 9, "manifests.rs", "j07_to_j09_sizes_are_what_they_say"),
+    ("J", 10, 10, "manifests.rs", "j10_a_manifest_beyond_4_mib_is_not_read"),
+    ("J", 10, 10, "manifests.rs", "j10_all_documents_together_are_bound_too"),
+    ("J", 11, 12, "manifests.rs", "j11_and_j12_depth_is_bound_and_a_name_stands_once"),
+    ("J", 13, 14, "manifests.rs", "j13_and_j14_indexes_in_indexes_end"),
+    ("J", 15, 15, "manifests.rs", "j15_platforms_that_are_there_are_listed"),
+    ("J", 16, 17, "manifests.rs", "j16_and_j17_layers_are_those_of_the_config"),
+    ("J", 18, 18, "manifests.rs", "j18_urls_of_layers_are_never_asked"),
+    ("J", 19, 22, "manifests.rs", "j19_to_j22_configs_that_would_run_something_else"),
+    ("J", 21, 21, "manifests.rs", "j21_labels_of_64_mib_are_not_read"),
+    ("C", 1, 2, "command_line.rs", "c01_and_c02_what_is_no_command_line_is_answered_with_one_that_is"),
+    ("C", 3, 3, "command_line.rs", "c03_a_name_is_a_name"),
+    // `--platform` of a build comes with builds for other platforms.
+    ("C", 4, 5, "command_line.rs", "c04_and_c05_arguments_have_names_and_platforms_two_words"),
+    ("C", 6, 6, "surroundings.rs", "c06_a_closed_standard_input_is_an_error_of_the_source"),
+    ("C", 7, 7, "surroundings.rs", "c07_a_context_that_is_none_is_named"),
+    ("C", 8, 9, "surroundings.rs", "c08_and_c09_a_store_that_somebody_else_could_swap_is_not_used"),
+    ("C", 10, 10, "command_line.rs", "c10_without_a_home_a_user_is_asked_where_the_store_is"),
+    ("C", 11, 11, "command_line.rs", "c11_garbage_in_the_environment_is_named"),
+    ("C", 12, 12, "surroundings.rs", "c12_nobody_who_listens_is_no_panic"),
+    ("C", 12, 12, "bad_input.rs", "an_answer_that_cannot_be_written_is_no_success"),
+    ("C", 13, 13, "signals.rs", "c13_a_step_is_stopped_by_each_signal"),
+    ("C", 13, 13, "signals.rs", "c13_reading_is_stopped_by_each_signal"),
+    ("C", 13, 13, "signals.rs", "c13_writing_is_stopped_by_each_signal"),
+    ("C", 13, 13, "signals.rs", "c13_any_moment_is_a_good_one"),
+    ("C", 14, 14, "surroundings.rs", "c14_few_descriptors_are_enough_or_said"),
+    ("C", 15, 15, "surroundings.rs", "c15_a_limit_on_files_is_an_error_and_no_death"),
+    ("C", 16, 16, "surroundings.rs", "c16_a_mask_changes_no_mode"),
+    ("C", 17, 17, "surroundings.rs", "c17_a_directory_that_is_gone_is_an_error_of_the_source"),
+    ("C", 18, 18, "surroundings.rs", "c18_clocks_of_1970_and_2106_are_clocks"),
+    // `config.json` of docker comes with registries; this is kiln's own file.
+    ("C", 19, 19, "command_line.rs", "c19_a_broken_configuration_is_named_with_its_line"),
+    ("C", 20, 20, "command_line.rs", "c20_flags_that_contradict_each_other_are_refused"),
+    ("C", 21, 23, "remote_git.rs", "what_would_reach_options_or_other_files_is_refused"),
+];
+
+#[test]
+fn every_case_has_a_test() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli");
+    let mut tested = BTreeSet::new();
+    for &(kind, from, to, file, test) in CASES {
+        let source = fs::read_to_string(here.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(source.contains(&format!("#[test]\nfn {test}() {{")), "{file} has no test {test}");
+        tested.extend((from..=to).map(|number| format!("{kind}{number:02}")));
+    }
+    let all: BTreeSet<String> = [("T", 44), ("J", 22), ("C", 23)]
+        .into_iter()
+        .flat_map(|(kind, count)| (1..=count).map(move |number| format!("{kind}{number:02}")))
+        .collect();
+    let missing: Vec<_> = all.difference(&tested).collect();
+    assert!(missing.is_empty(), "no test is {missing:?}");
+    let unknown: Vec<_> = tested.difference(&all).collect();
+    assert!(unknown.is_empty(), "these are no cases: {unknown:?}");
+}
