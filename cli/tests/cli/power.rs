@@ -374,6 +374,56 @@ fn a_power_cut_while_the_store_is_made_leaves_one_that_can_be_used() {
     assert!(wrong.is_empty(), "seed {seed}\n{}", wrong.join("\n"));
 }
 
+/// An archive, a file of a file system, an image ID: whole under their names, or not there.
+#[test]
+fn a_power_cut_leaves_outputs_whole_or_not_there() {
+    needs_root!();
+    let bench = Bench::new();
+    let (dir, mut random) = (bench.store.beside("outputs"), Random::new());
+    fs::create_dir(&dir).expect("ours to write");
+    let place = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let (saved, tree, oci, id) = (place("saved"), place("tree"), place("oci"), place("id"));
+    let (tree_output, oci_output) = (format!("type=tar,dest={tree}"), format!("type=oci,dest={oci}"));
+    let build = ["build", "--build-arg", "SOURCE_DATE_EPOCH=0", "--iidfile", &id, bench.context.path()];
+    let lines: [&[&str]; 3] = [
+        &["save", "-o", &saved, "app"],
+        &["export", "-o", &saved, "app"],
+        &[&build[..], &["-o", &tree_output, "-o", &oci_output]].concat(),
+    ];
+    for line in lines {
+        let mut recorder = Recorder::new(&dir, |_| false).expect("ours to read");
+        let before = contents(&dir);
+        let begun = recorder.disk().now();
+        let traced = observe(&kiln(&bench.store.root(), line), &mut recorder).expect("kiln can be traced");
+        assert_eq!(traced.code, Some(0), "{}", traced.stderr);
+        let disk = recorder.finish().expect("all of it can be written down");
+        let after = contents(&dir);
+        assert_ne!(before, after, "{line:?} writes something");
+        for _ in 0..100 {
+            let at = begun + random.below(disk.now() + 1 - begun);
+            let left = bench.store.beside("left");
+            let image = disk.crash(at, &mut random);
+            image.write_to(&left).expect("root can make any file");
+            for (name, content) in contents(&left) {
+                let known = [before.get(&name), after.get(&name)];
+                // A name that was needed for a moment, so that another could be replaced.
+                let is_whole = known.contains(&Some(&content)) || name.ends_with(".partial");
+                assert!(is_whole, "{line:?}: {name} is half of it: {}", image.story);
+            }
+            if at == disk.now() {
+                assert_eq!(contents(&left), after, "{line:?}: {}", image.story);
+            }
+            fs::remove_dir_all(left).expect("ours");
+        }
+    }
+}
+
+fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(dir).expect("ours to read").map(|entry| entry.expect("ours to read").path());
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    files.map(|path| (name(&path), fs::read(&path).expect("ours to read"))).collect()
+}
+
 /// The checker is told from a checker that finds nothing: a disk that does not do what it is asked.
 #[test]
 fn a_disk_that_ignores_syncs_is_found_out() {
