@@ -37,6 +37,7 @@ mod kills;
 mod layers;
 mod outputs;
 mod power;
+mod reflink;
 mod remote;
 mod remote_add;
 mod remote_contexts;
