@@ -40,7 +40,11 @@ impl Session {
         }
         let snapshots = kiln_snapshotter::open(&root.join("snapshots"), snapshotter)?;
         let executor = Arc::new(Linux::open(&root.join("state/executor"))?);
-        Ok(Self { engine: Engine::new(store, snapshots, executor)?, cancel })
+        let engine = Engine::new(store, snapshots, executor)?;
+        for id in &engine.nameless {
+            eprintln!("warning: image {id} was found; its names are lost");
+        }
+        Ok(Self { engine, cancel })
     }
 
     /// The image a user means: a name, or the first digits of an ID.

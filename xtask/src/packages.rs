@@ -51,6 +51,7 @@ pub(crate) const TEST: &[Package] = packages![
     "iproute2", Probe::Program("ip"), "makes the network that a RUN is tested in";
     "tmux", Probe::Program("tmux"), "is the terminal for `kiln run -it`";
     "libarchive-tools", Probe::Program("bsdtar"), "makes archives that kiln must unpack as GNU tar does";
+    "btrfs-progs", Probe::Program("mkfs.btrfs"), "makes a file system whose files can share their blocks";
     "fuse-overlayfs", Probe::Program("fuse-overlayfs"), "mounts snapshots where overlayfs cannot";
     "xz-utils", Probe::Program("xz"), "compresses archives that kiln must unpack";
     "bzip2", Probe::Program("bzip2"), "compresses archives that kiln must unpack";

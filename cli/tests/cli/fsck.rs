@@ -308,6 +308,29 @@ fn without_index_and_journal_what_is_damaged_does_not_come_back() {
 }
 
 #[test]
+fn without_index_and_journal_images_that_nothing_speaks_of_are_found_without_names() {
+    needs_root!();
+    let bench = Bench::new();
+    let id = bench.store.inspect("loaded:1")["Id"].as_str().expect("a digest").to_owned();
+    for file in fs::read_dir(bench.at("records")).expect("ours") {
+        let path = file.expect("ours").path();
+        let lines = fs::read_to_string(&path).expect("ours");
+        let about = |line: &&str| !(line.contains(&id) && line.contains("\"put\""));
+        let kept: Vec<&str> = lines.lines().filter(about).collect();
+        fs::write(&path, format!("{}\n", kept.join("\n"))).expect("ours");
+    }
+    fs::remove_dir_all(bench.at("db")).expect("ours");
+    let found = bench.store.ok(&["images", "--no-trunc"]);
+    found.says(&[&format!("warning: image {id} was found; its names are lost")]);
+    let images = bench.store.ok(&["images", "--no-trunc"]).stdout;
+    let line = images.lines().find(|line| line.contains(&id)).expect("it is listed");
+    assert!(line.starts_with("<none>"), "{images}");
+    bench.store.ok(&["tag", &id, "loaded:1"]);
+    bench.store.ok(&["fsck", "--deep"]);
+    bench.whole("with a name again");
+}
+
+#[test]
 fn a_lost_journal_is_written_anew_from_the_index() {
     needs_root!();
     for ask in [&["fsck", "--rebuild"][..], &["images"]] {

@@ -119,3 +119,26 @@ fn a_store_without_inodes_says_so_and_goes_on_with_more() {
     println!("16 numbers of inodes, {refused} too small");
     assert!((2..16).contains(&refused), "{refused} of 16 numbers of inodes were too small");
 }
+
+#[test]
+fn a_file_that_does_not_fit_leaves_nothing_and_what_was_there_stays() {
+    needs_root!();
+    let small = Small::new("size=400k");
+    let store = Store::with_busybox();
+    let context = Context::new(&[("Dockerfile", "FROM busybox\n")]);
+    let out = small.place.join("out");
+    std::fs::write(&out, "before").expect("ours to write");
+    let (oci, tar) = (format!("type=oci,dest={}", text(&out)), format!("type=tar,dest={}", text(&out)));
+    let lines: [&[&str]; 4] = [
+        &["save", "-o", text(&out), "busybox"],
+        &["export", "-o", text(&out), "busybox"],
+        &["build", "-o", &oci, context.path()],
+        &["build", "-o", &tar, context.path()],
+    ];
+    for line in lines {
+        let full = store.kiln(line).expect(8);
+        assert!(is_full(&full.stderr), "{line:?}: {}", full.stderr);
+        let left = std::fs::read_dir(&small.place).expect("ours to read").count();
+        assert_eq!((left, std::fs::read(&out).expect("ours to read")), (1, b"before".to_vec()), "{line:?}");
+    }
+}

@@ -40,6 +40,7 @@ mod layers;
 mod manifests;
 mod outputs;
 mod power;
+mod reflink;
 mod remote;
 mod remote_add;
 mod remote_contexts;

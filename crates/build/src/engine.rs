@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kiln_content::{Lease, Store};
 use kiln_executor::Executor;
 use kiln_layer::Limits;
-use kiln_oci::{ActiveKey, SnapshotId};
+use kiln_oci::{ActiveKey, Digest, SnapshotId};
 use kiln_snapshotter::Snapshotter;
 
 use crate::BuildError;
@@ -21,6 +21,8 @@ pub struct Engine {
     pub executor: Arc<dyn Executor>,
     /// How much layers and archives may ask for.
     pub limits: Limits,
+    /// Images that were found when the index and its journal were lost, and whose names are lost.
+    pub nameless: Vec<Digest>,
     lease: Arc<Lease>,
 }
 
@@ -37,13 +39,16 @@ impl Engine {
         executor: Arc<dyn Executor>,
     ) -> Result<Self, BuildError> {
         let lease = Arc::new(store.lease()?);
-        let engine = Self { store, snapshots, executor, limits: Limits::default(), lease };
+        let (limits, nameless) = (Limits::default(), Vec::new());
+        let mut engine = Self { store, snapshots, executor, limits, nameless, lease };
         engine.sweep()?;
-        if let Some(rebuilt) = engine.store.rebuilt() {
+        if let Some(rebuilt) = engine.store.rebuilt().cloned() {
             // Its journal says what was put there, not what is there still.
             crate::fsck::drop_dangling(&engine)?;
             if rebuilt.salvaged {
                 crate::fsck::drop_unproven(&engine)?;
+                engine.nameless = crate::fsck::find_nameless(&engine)?;
+                engine.store.barrier()?;
             }
         }
         Ok(engine)

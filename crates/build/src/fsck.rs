@@ -120,6 +120,43 @@ pub(crate) fn drop_unproven(engine: &Engine) -> Result<(), BuildError> {
     Ok(())
 }
 
+/// Records images whose blobs and layers are all there, but that no record speaks of; they have no
+/// names. Reads all small blobs.
+pub(crate) fn find_nameless(engine: &Engine) -> Result<Vec<Digest>, BuildError> {
+    let store = &engine.store;
+    let mut found = Vec::new();
+    for (digest, file) in store.blob_files()?.blobs {
+        if file.size_bytes > MAX_MANIFEST_BYTES {
+            continue;
+        }
+        let Ok(json) = store.read_blob(&digest, MAX_MANIFEST_BYTES) else { continue };
+        let Ok(manifest) = parse_json::<Manifest>("manifest", &digest, &json) else { continue };
+        let id = manifest.config.digest;
+        let Ok(config) = store.read_blob(&id, MAX_CONFIG_BYTES) else { continue };
+        let Ok(config) = parse_json::<ImageConfig>("image config", &id, &config) else { continue };
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.is_empty() || diff_ids.len() != manifest.layers.len() || store.image(&id)?.is_some() {
+            continue;
+        }
+        let top = ChainId::of(diff_ids).map(|chain| store.snapshot_by_chain(&chain)).transpose()?.flatten();
+        let Some(top) = top.filter(|top| engine.snapshots.contains(top)) else { continue };
+        let mut size_bytes = 0;
+        for id in engine.snapshots.chain(&top)? {
+            size_bytes += store.layer(&id)?.map_or(0, |layer| layer.size_bytes);
+        }
+        let created_unix = crate::engine::now_unix();
+        store.put_image(&ImageRecord {
+            config: id,
+            manifest: digest,
+            snapshot: Some(top),
+            size_bytes,
+            created_unix,
+        })?;
+        found.push(id);
+    }
+    Ok(found)
+}
+
 /// A check under way.
 struct Check<'a> {
     engine: &'a Engine,

@@ -190,8 +190,7 @@ impl Place {
     fn open_as_it_is(&self, boot: &str) -> Result<Connection, Trouble> {
         let mut journal = Journal::new(&self.root);
         let size_bytes = fs::metadata(&self.index).map_or(0, |file| file.len());
-        let is_new = || Ok::<_, Error>(journal.read()?.is_empty() && !sidecars::any(&self.root));
-        if size_bytes == 0 && !is_new()? {
+        if size_bytes == 0 && !self.is_new(&journal)? {
             let what = if self.index.exists() { "is empty" } else { "is missing" };
             return Err(Trouble::Unusable(what.to_owned()));
         }
@@ -209,7 +208,7 @@ impl Place {
             let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
             // Another process may have come first while this one waited.
             let found = usize::try_from(version(&transaction)?).unwrap_or(0);
-            if found == 0 && !(journal.read()?.is_empty() && !sidecars::any(&self.root)) {
+            if found == 0 && !self.is_new(&journal)? {
                 return Err(Trouble::Unusable("is empty".to_owned()));
             }
             for step in MIGRATIONS.iter().skip(found) {
@@ -232,6 +231,11 @@ impl Place {
             self.check(&mut db, &mut journal, boot)?;
         }
         Ok(db)
+    }
+
+    /// Whether there is nothing that an index could be made of.
+    fn is_new(&self, journal: &Journal) -> Result<bool, Error> {
+        Ok(!sidecars::any(&self.root) && journal.read()?.is_empty())
     }
 
     fn set_mode(&self, db: &Connection) -> Result<(), Trouble> {

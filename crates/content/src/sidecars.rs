@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rusqlite::Connection;
+use rusqlite::types::Value;
 
 use crate::Error;
-use crate::journal::Replay;
+use crate::journal::{Replay, write_put_at};
+use crate::tables::TABLES;
 
 /// Where the files are.
 pub(crate) const DIR: &str = "records";
@@ -76,6 +78,33 @@ pub(crate) fn now() -> i64 {
 /// Whether there is anything to make an index of.
 pub(crate) fn any(root: &Path) -> bool {
     fs::read_dir(root.join(DIR)).is_ok_and(|mut files| files.next().is_some())
+}
+
+/// Writes down everything that is in `db`, for a store that never did.
+///
+/// # Errors
+/// [`Error::Db`].
+pub(crate) fn write_all(root: &Path, db: &Connection) -> Result<(), Error> {
+    let owner = "(SELECT snapshot FROM image WHERE image.config = name.config)";
+    let mut notes = Notes::default();
+    for table in TABLES {
+        let columns = table.columns.join(", ");
+        let about = match table.name {
+            "name" => owner,
+            _ if table.columns.contains(&"snapshot") => "snapshot",
+            _ => continue,
+        };
+        let mut query =
+            db.prepare(&format!("SELECT {columns}, coalesce({about}, ?1) FROM {}", table.name))?;
+        let mut rows = query.query([NONE])?;
+        while let Some(row) = rows.next()? {
+            let count = table.columns.len();
+            let values: Vec<Value> = (0..count).map(|at| row.get(at)).collect::<Result<_, _>>()?;
+            write_put_at(notes.about(row.get(count)?), table, &values, now());
+        }
+    }
+    notes.write(root);
+    Ok(())
 }
 
 /// Puts everything that is written beside snapshots into `db`; how many lines could not be read.

@@ -46,6 +46,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotWritable`], [`Error::Unsafe`], [`Error::NewerStore`]; nothing is left behind then.
     pub fn open(root: &Path) -> Result<Self, Error> {
+        let is_older = !root.join(crate::sidecars::DIR).exists();
         let boot = prepare(root)?;
         let place = Place::new(root, &boot);
         let opened = match place.open(&boot) {
@@ -54,6 +55,9 @@ impl Store {
             opened => opened,
         };
         let (db, rebuilt) = opened.map_err(|error| not_writable(root, error))?;
+        if is_older {
+            crate::sidecars::write_all(root, &db)?;
+        }
         Ok(Self::new(root, place, db, rebuilt, boot))
     }
 
@@ -399,6 +403,35 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.snapshot_by_chain(&digest).unwrap().unwrap().as_str(), "old");
         assert_eq!(store.source(&Digest::of(b"x")).unwrap(), None);
+    }
+
+    #[test]
+    fn store_that_wrote_nothing_beside_its_layers_does_so_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let config = put(&store, "one");
+        drop(store);
+        fs::remove_dir_all(dir.path().join(crate::sidecars::DIR)).unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        fs::remove_dir_all(dir.path().join("db")).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert!(store.rebuilt().unwrap().salvaged);
+        assert_eq!(app(&store), Some(config));
+    }
+
+    #[test]
+    fn newer_words_beside_layers_are_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        put(&store, "one");
+        drop(store);
+        let words = dir.path().join(crate::sidecars::DIR).join(crate::sidecars::NONE);
+        let text = fs::read_to_string(&words).unwrap();
+        assert!(text.starts_with("kiln-records 1\n"), "{text}");
+        fs::write(&words, text.replacen(" 1\n", " 2\n", 1)).unwrap();
+        fs::remove_dir_all(dir.path().join("db")).unwrap();
+        assert!(matches!(Store::open(dir.path()), Err(Error::NewerStore { found: 2, known: 1, .. })));
+        assert!(!dir.path().join("db/meta.sqlite").exists());
     }
 
     #[test]

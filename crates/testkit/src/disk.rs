@@ -95,6 +95,9 @@ pub struct Disk {
     log: Vec<Change>,
     /// Syncs that are not believed.
     ignored: Vec<Sync>,
+    /// Files that were synced before they had a name that is known here, by device and inode, with
+    /// what they were like.
+    nameless: HashMap<(u64, u64), (u64, i64, i64)>,
 }
 
 impl Disk {
@@ -163,6 +166,10 @@ impl Disk {
         if is_file {
             let content = fs::read(real)?;
             self.observe_node(id, content);
+            let like = (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+            if self.nameless.get(&(metadata.dev(), metadata.ino())) == Some(&like) {
+                self.log.push(Change::Sync(Sync::File, id));
+            }
         }
         if is_dir {
             for entry in fs::read_dir(real)? {
@@ -237,6 +244,12 @@ impl Disk {
         let Some(node) = self.find(path) else { return };
         let sync = if matches!(self.nodes[node].kind, Kind::Dir) { Sync::Dir } else { Sync::File };
         self.log.push(Change::Sync(sync, node));
+    }
+
+    /// A file without a name that is known here was synced.
+    pub(crate) fn sync_nameless(&mut self, file: &fs::Metadata) {
+        let like = (file.len(), file.mtime(), file.mtime_nsec());
+        self.nameless.insert((file.dev(), file.ino()), like);
     }
 
     pub(crate) fn sync_all(&mut self) {

@@ -35,7 +35,7 @@ enum Act {
     Link { from: PathBuf, to: PathBuf },
     Make(PathBuf),
     Remove(PathBuf),
-    Sync(PathBuf),
+    Sync(PathBuf, u64),
     SyncAll(PathBuf),
 }
 
@@ -100,7 +100,7 @@ impl Recorder {
             libc::SYS_mkdirat | libc::SYS_mknodat => Act::Make(at(a, b)?),
             libc::SYS_unlink | libc::SYS_rmdir => Act::Remove(here(a)?),
             libc::SYS_unlinkat => Act::Remove(at(a, b)?),
-            libc::SYS_fsync | libc::SYS_fdatasync => Act::Sync(file(a)?),
+            libc::SYS_fsync | libc::SYS_fdatasync => Act::Sync(file(a)?, a),
             libc::SYS_syncfs => Act::SyncAll(file(a)?),
             _ => return None,
         })
@@ -149,9 +149,16 @@ impl Recorder {
                 }
                 Ok(())
             }
-            Act::Sync(path) => {
-                if let Some(relative) = self.relative(&path) {
-                    self.disk.sync(relative);
+            Act::Sync(path, fd) => {
+                match self.relative(&path) {
+                    Some(relative) if relative.as_os_str().is_empty() || self.disk.contains(relative) => {
+                        let relative = relative.to_owned();
+                        self.disk.sync(&relative);
+                    }
+                    _ => {
+                        let file = fs::metadata(fd_path(thread, fd))?;
+                        self.disk.sync_nameless(&file);
+                    }
                 }
                 Ok(())
             }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -60,6 +60,9 @@ impl NewFile {
     }
 
     fn begin(path: &Path) -> io::Result<(File, State)> {
+        if let Some(file) = descriptor(path) {
+            return Ok((file?, State::Direct));
+        }
         let target = match fs::metadata(path) {
             Ok(found) if found.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
             Ok(found) if !found.is_file() => {
@@ -68,8 +71,7 @@ impl NewFile {
             Ok(_) => fs::canonicalize(path)?,
             Err(_) => path.to_owned(),
         };
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
+        let parent = directory(&target);
         let flags = (OFlags::TMPFILE).bits().cast_signed();
         match OpenOptions::new().write(true).mode(0o666).custom_flags(flags).open(parent) {
             Ok(file) => Ok((file, State::Nameless(target))),
@@ -98,7 +100,8 @@ impl NewFile {
         BuildError::Output { path: self.named.clone(), source }
     }
 
-    /// Gives the file its name, in the place of what had it.
+    /// Gives the file its name, in the place of what had it. When it reaches the disk is left to the
+    /// system, as after `cp`: syncing a gigabyte takes longer than making it.
     ///
     /// # Errors
     /// [`BuildError::Output`]; what had the name has it still.
@@ -112,6 +115,20 @@ impl NewFile {
         self.state = State::Done;
         Ok(())
     }
+}
+
+/// What a path like `/dev/stdout` stands for: written where it stands, whatever kind of file it is,
+/// for others write to it, too.
+fn descriptor(path: &Path) -> Option<io::Result<File>> {
+    let own = |path: &Path| path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd");
+    if [Path::new("/dev/stdout"), Path::new("/dev/fd/1"), Path::new("/proc/self/fd/1")].contains(&path) {
+        return Some(io::stdout().as_fd().try_clone_to_owned().map(File::from));
+    }
+    (own(path) || path == Path::new("/dev/stderr")).then(|| OpenOptions::new().append(true).open(path))
+}
+
+fn directory(target: &Path) -> &Path {
+    target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Drop for NewFile {
@@ -183,6 +200,33 @@ mod tests {
         write_whole(&dir.path().join("link"), b"third").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"third");
         assert_eq!(names(dir.path()), ["link", "out"]);
+    }
+
+    #[test]
+    fn a_descriptor_is_written_where_it_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, "before ").unwrap();
+        let open = OpenOptions::new().append(true).open(&path).unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&open.metadata().unwrap());
+        write_whole(Path::new(&format!("/proc/self/fd/{}", open.as_raw_fd())), b"after").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"before after");
+        assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap()), inode);
+    }
+
+    #[test]
+    fn a_pipe_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        let made = rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0);
+        made.unwrap();
+        let reader = std::thread::spawn({
+            let path = path.clone();
+            move || fs::read(path).unwrap()
+        });
+        write_whole(&path, b"through").unwrap();
+        assert_eq!(reader.join().unwrap(), b"through");
+        assert_eq!(names(dir.path()), ["pipe"]);
     }
 
     #[test]
