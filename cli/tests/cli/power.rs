@@ -269,6 +269,7 @@ impl<'b> Campaign<'b> {
             if let Err(what) = self.bench.complaint(&root, story, at) {
                 self.wrong.push(format!("{steps:?}: {}: {what}", image.story));
                 if let Some(keep) = std::env::var_os("KILN_POWER_KEEP") {
+                    fs::create_dir_all(&keep).expect("KILN_POWER_KEEP is a directory");
                     let kept = Path::new(&keep).join(format!("{:x}", self.random.seed()));
                     image.write_to(&kept).expect("root can make any file");
                 }

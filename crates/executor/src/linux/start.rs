@@ -52,6 +52,10 @@ impl Linux {
         // The last thing made says that all is there: two system calls on every later start.
         if !attach_at.is_dir() {
             make_stubs(&stubs).map_err(failed)?;
+            // After a power cut, too, it is the last.
+            for dir in [&stubs.join("etc"), &stubs, state] {
+                File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+            }
             std::fs::create_dir_all(&attach_at).map_err(failed)?;
         }
         Ok(Self { stubs, attach_at, program, bridge: OnceLock::new() })
