@@ -158,7 +158,7 @@ fn standard_input_is_one_thing() {
     refused(dockerfile, "-", &["-f", "-"], 2, &["standard input cannot be both"]);
     refused(dockerfile, "-", &["-f", "other"], 2, &["the context is a single Dockerfile"]);
     refused(dockerfile, ".", &["--build-context", "x=-"], 2, &["\"x\" cannot be standard input"]);
-    refused(b"", "-", &[], 3, &["no instructions"]);
+    refused(b"", "-", &[], 4, &["nothing came"]);
     let mut cut = tar(&[file("Dockerfile", "FROM busybox\n"), file("f", "some text")]);
     cut.truncate(1400);
     refused(&cut, "-", &[], 6, &["cannot unpack the build context"]);

@@ -151,11 +151,17 @@ fn run(
     dry_run: bool,
     cancel: &BuildCancel,
 ) -> Result<Collected, BuildError> {
+    let stop = || match cancel.flag().load(Ordering::Relaxed) {
+        true => Err(BuildError::Cancelled),
+        false => Ok(()),
+    };
     if !dry_run {
         engine.store.release_reserve();
         sweep_leftovers(engine)?;
     }
+    stop()?;
     let world = World::look(engine)?;
+    stop()?;
     let claims = Claims::open(&engine.store)?;
     let plan = plan_for(engine, &world, policy, &claims)?;
     let before_bytes = world.total_bytes();
@@ -165,11 +171,10 @@ fn run(
         let mut doomed: Vec<&mut Object> =
             objects.iter_mut().filter(|object| object.verdict == Verdict::Remove).collect();
         for batch in doomed.chunks_mut(BATCH) {
-            if cancel.flag().load(Ordering::Relaxed) {
-                return Err(BuildError::Cancelled);
-            }
+            stop()?;
             collection.remove(batch)?;
         }
+        stop()?;
         engine.snapshots.empty_trash()?;
         engine.store.keep_reserve();
     }
