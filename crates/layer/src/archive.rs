@@ -1,15 +1,14 @@
 //! Chosen entries of a tree become a tar that is no layer: any names, no whiteouts.
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::diff::DiffError;
-use crate::index::{Entry, EntryKind, open_to_read};
-use crate::node::{Xattrs, is_private_xattr};
-use crate::tar_write::{BLOCK, Header, write_header, write_padding};
+use crate::index::{Entry, open_to_read};
+use crate::member::{Links, Spare, copy_content};
+use crate::tar_write::{BLOCK, write_padding};
 
 const BUFFER: usize = 256 << 10;
 
@@ -28,9 +27,8 @@ pub fn archive(
     out: impl Write,
     cancel: &AtomicBool,
 ) -> Result<(), DiffError> {
-    let mut out = BufWriter::with_capacity(BUFFER, out);
-    let mut links: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
-    let mut buffer = vec![0; BUFFER];
+    let mut out = Buffered { out, buffer: vec![0; BUFFER], filled: 0 };
+    let mut links = Links::default();
     for entry in entries {
         if cancel.load(Ordering::Relaxed) {
             return Err(DiffError::Cancelled);
@@ -39,94 +37,62 @@ pub fn archive(
         if name.is_empty() {
             continue;
         }
-        let (mut path, mut size, mut device, mut link) = (name.clone(), 0, (0, 0), Vec::new());
-        let flag = match &entry.kind {
-            EntryKind::File { inode, nlink, .. } if *nlink > 1 && links.contains_key(inode) => {
-                link.clone_from(&links[inode]);
-                b'1'
-            }
-            EntryKind::File { size: bytes, inode, nlink, .. } => {
-                if *nlink > 1 {
-                    links.insert(*inode, name);
-                }
-                size = *bytes;
-                b'0'
-            }
-            EntryKind::Dir => {
-                path.push(b'/');
-                b'5'
-            }
-            EntryKind::Symlink { target } => {
-                link.clone_from(target);
-                b'2'
-            }
-            EntryKind::Char { major, minor } => {
-                device = (*major, *minor);
-                b'3'
-            }
-            EntryKind::Block { major, minor } => {
-                device = (*major, *minor);
-                b'4'
-            }
-            EntryKind::Fifo => b'6',
-            EntryKind::Socket => continue,
-        };
-        let shown = entry.xattrs.iter().filter(|(name, _)| !is_private_xattr(name) && flag != b'1');
-        let xattrs: Xattrs = shown.map(|(name, value)| (name.clone(), value.clone())).collect();
-        let header = Header {
-            path: &path,
-            flag,
-            link: &link,
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            size,
-            mtime: entry.mtime,
-            device,
-            xattrs: &xattrs,
-        };
-        write_header(&mut out, &header).map_err(DiffError::Output)?;
-        if size > 0 {
+        let size = links.write_header(entry, &name, &mut out).map_err(DiffError::Output)?;
+        if let Some(size) = size.filter(|&size| size > 0) {
             let file = open_to_read(root, &entry.path).map_err(|error| DiffError::Scan(error.into()))?;
-            content(&mut out, &mut buffer, &entry.path, File::from(file), size, cancel)?;
+            copy_content(&mut out, &entry.path, File::from(file), size, cancel)?;
+            write_padding(&mut out, size).map_err(DiffError::Output)?;
         }
     }
     out.write_all(&[0; 2 * BLOCK]).and_then(|()| out.flush()).map_err(DiffError::Output)
 }
 
-/// Exactly `size` bytes: the header has promised them already.
-fn content(
-    out: &mut impl Write,
-    buffer: &mut [u8],
-    path: &[u8],
-    mut file: File,
-    size: u64,
-    cancel: &AtomicBool,
-) -> Result<(), DiffError> {
-    let mut left = size;
-    loop {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(DiffError::Cancelled);
+/// A buffered writer that one can read into.
+struct Buffered<W> {
+    out: W,
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl<W: Write> Buffered<W> {
+    fn pass_on(&mut self) -> io::Result<()> {
+        let filled = std::mem::take(&mut self.filled);
+        self.out.write_all(&self.buffer[..filled])
+    }
+}
+
+impl<W: Write> Spare for Buffered<W> {
+    fn spare(&mut self) -> io::Result<&mut [u8]> {
+        if self.filled == self.buffer.len() {
+            self.pass_on()?;
         }
-        let length = match file.read(buffer) {
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(source) => return Err(DiffError::Host { call: "read", path: path.into(), source }),
-        };
-        if length as u64 > left || (length == 0 && left > 0) {
-            return Err(DiffError::ChangedWhileReading { path: path.into() });
-        }
-        if length == 0 {
-            return write_padding(out, size).map_err(DiffError::Output);
-        }
-        out.write_all(&buffer[..length]).map_err(DiffError::Output)?;
-        left -= length as u64;
+        Ok(&mut self.buffer[self.filled..])
+    }
+
+    fn advance(&mut self, length: usize) {
+        self.filled += length;
+    }
+}
+
+impl<W: Write> Write for Buffered<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let spare = self.spare()?;
+        let length = spare.len().min(bytes.len());
+        spare[..length].copy_from_slice(&bytes[..length]);
+        self.advance(length);
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.pass_on()?;
+        self.out.flush()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::{self, create_dir, hard_link, write};
+    use std::io::Read;
     use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 

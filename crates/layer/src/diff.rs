@@ -1,8 +1,7 @@
 //! A tree becomes a layer tar: the same tree always becomes the same bytes.
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +10,8 @@ use rustix::fs::{self, FileType, Mode, OFlags};
 
 use crate::hashing::HashedOut;
 use crate::index::{Entry, EntryKind, ScanError, Timestamp};
-use crate::node::{self, Named, Xattrs, is_private_xattr};
+use crate::member::{Links, copy_content};
+use crate::node::{self, Named, Xattrs};
 use crate::path::{self, EntryPath};
 use crate::shape::{Shape, ShapeHasher};
 use crate::tar_write::{BLOCK, Header, write_header, write_padding};
@@ -144,31 +144,11 @@ impl<W: Write> Output for HashedOut<W> {
     fn content(
         &mut self,
         path: &[u8],
-        mut file: File,
+        file: File,
         size_bytes: u64,
         cancel: &AtomicBool,
     ) -> Result<(), DiffError> {
-        let mut left = size_bytes;
-        loop {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(DiffError::Cancelled);
-            }
-            // Into the output itself; one byte more than there should be shows that the file grew.
-            let spare = self.spare().map_err(DiffError::Output)?;
-            let length = match file.read(spare) {
-                Ok(length) => length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(DiffError::Host { call: "read", path: path.into(), source }),
-            };
-            if length as u64 > left || (length == 0 && left > 0) {
-                return Err(DiffError::ChangedWhileReading { path: path.into() });
-            }
-            if length == 0 {
-                return Ok(());
-            }
-            self.advance(length);
-            left -= length as u64;
-        }
+        copy_content(self, path, file, size_bytes, cancel)
     }
 }
 
@@ -181,14 +161,13 @@ impl Output for ShapeHasher {
 struct Writer<'a, O: Output> {
     options: &'a DiffOptions<'a>,
     out: O,
-    /// First path of every inode that has several.
-    links: HashMap<(u64, u64), Vec<u8>>,
+    links: Links,
     entries: u64,
 }
 
 impl<'a, O: Output> Writer<'a, O> {
     fn new(out: O, options: &'a DiffOptions<'a>) -> Self {
-        Self { options, out, links: HashMap::new(), entries: 0 }
+        Self { options, out, links: Links::default(), entries: 0 }
     }
 
     /// Writes all that is below `upper`.
@@ -217,7 +196,7 @@ impl<'a, O: Output> Writer<'a, O> {
                 entry.xattrs = node::xattrs_of(dir).map_err(|error| failed(&entry.path, error))?;
                 Ok((entry, None))
             }
-            FileType::RegularFile if self.links.contains_key(&(found.stat.st_dev, found.stat.st_ino)) => {
+            FileType::RegularFile if self.links.contains((found.stat.st_dev, found.stat.st_ino)) => {
                 Ok((Entry::new(&found, None, none)?, None))
             }
             FileType::RegularFile => {
@@ -262,7 +241,8 @@ impl<'a, O: Output> Writer<'a, O> {
 
     /// An empty file that stands for something missing; it has no time of its own.
     fn marker(&mut self, path: Vec<u8>) -> Result<(), DiffError> {
-        self.header(&Header {
+        self.entries += 1;
+        let header = Header {
             path: &path,
             flag: b'0',
             link: b"",
@@ -273,69 +253,20 @@ impl<'a, O: Output> Writer<'a, O> {
             mtime: Timestamp::default(),
             device: (0, 0),
             xattrs: &Xattrs::new(),
-        })
+        };
+        write_header(&mut self.out, &header).map_err(DiffError::Output)
     }
 
     fn member(&mut self, entry: &Entry, file: Option<File>) -> Result<(), DiffError> {
-        let mut path = entry.path.clone();
-        let (mut size, mut device, mut link) = (0, (0, 0), Vec::new());
-        let flag = match &entry.kind {
-            EntryKind::File { inode, nlink, .. } if *nlink > 1 && self.links.contains_key(inode) => {
-                link.clone_from(&self.links[inode]);
-                b'1'
-            }
-            EntryKind::File { size: bytes, inode, nlink, .. } => {
-                if *nlink > 1 {
-                    self.links.insert(*inode, path.clone());
-                }
-                size = *bytes;
-                b'0'
-            }
-            EntryKind::Dir => {
-                path.extend_from_slice(if path.is_empty() { b"./" } else { b"/" });
-                b'5'
-            }
-            EntryKind::Symlink { target } => {
-                link.clone_from(target);
-                b'2'
-            }
-            EntryKind::Char { major, minor } => {
-                device = (*major, *minor);
-                b'3'
-            }
-            EntryKind::Block { major, minor } => {
-                device = (*major, *minor);
-                b'4'
-            }
-            EntryKind::Fifo => b'6',
-            EntryKind::Socket => return Ok(()),
-        };
-        let shown = entry.xattrs.iter().filter(|(name, _)| !is_private_xattr(name) && flag != b'1');
-        let xattrs: Xattrs = shown.map(|(name, value)| (name.clone(), value.clone())).collect();
-        self.header(&Header {
-            path: &path,
-            flag,
-            link: &link,
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            size,
-            mtime: entry.mtime,
-            device,
-            xattrs: &xattrs,
-        })?;
-        match file {
-            Some(file) if size > 0 => {
+        let size = self.links.write_header(entry, &entry.path, &mut self.out).map_err(DiffError::Output)?;
+        self.entries += u64::from(size.is_some());
+        match (file, size) {
+            (Some(file), Some(size)) if size > 0 => {
                 self.out.content(&entry.path, file, size, self.options.cancel)?;
                 write_padding(&mut self.out, size).map_err(DiffError::Output)
             }
             _ => Ok(()),
         }
-    }
-
-    fn header(&mut self, header: &Header<'_>) -> Result<(), DiffError> {
-        self.entries += 1;
-        write_header(&mut self.out, header).map_err(DiffError::Output)
     }
 
     /// Two blocks of zeros.

@@ -30,6 +30,7 @@ mod unpack;
 
 mod archive;
 mod diff;
+mod member;
 mod repack;
 mod shape;
 mod tar_write;
