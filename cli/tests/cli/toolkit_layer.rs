@@ -303,3 +303,25 @@ fn snapshots_that_are_whole_trees_tell_the_same() {
         assert_eq!((one.code, one.stdout), (other.code, other.stdout), "{args:?}: {}", other.stderr);
     }
 }
+
+/// `chown -R` copies all files up, whoever they belonged to before.
+#[test]
+fn a_step_that_changes_nothing_adds_no_files() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let dockerfile =
+        "FROM busybox\nRUN chown -R 0:0 /bin && chmod 0755 /bin/busybox\nRUN chown 5 /etc/passwd\n";
+    let context = Context::new(&[("Dockerfile", dockerfile)]);
+    store.build(&context, &["-t", "app"]).expect(0);
+    let listed = json(&store.ok(&["layer", "ls", "--format", "json", "app"]));
+    let sizes: Vec<u64> = listed["layers"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|layer| layer["tar_bytes"].as_u64().expect("a number"))
+        .collect();
+    // The first is busybox; directories stay, files go.
+    assert!(sizes[0] > 500_000 && sizes[1] < 8192, "{sizes:?}");
+    let changed = store.kiln(&["diff", "busybox", "app"]).expect(1).stdout;
+    assert!(changed.contains("etc/passwd") && !changed.contains("bin/busybox"), "{changed}");
+}

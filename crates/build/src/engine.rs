@@ -1,12 +1,14 @@
 //! The handles every command works with: store, snapshots, processes.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use kiln_content::{Lease, Store};
 use kiln_executor::Executor;
 use kiln_layer::Limits;
 use kiln_oci::{ActiveKey, Digest, SnapshotId};
-use kiln_snapshotter::Snapshotter;
+use kiln_snapshotter::{LayerForm, Snapshotter};
 
 use crate::BuildError;
 
@@ -97,6 +99,26 @@ impl Active {
     /// Those of [`Snapshotter::set_parent`].
     pub fn set_parent(&self, parent: &SnapshotId, inherit_root: bool) -> Result<(), BuildError> {
         Ok(self.engine.snapshots.set_parent(self.key(), parent, inherit_root)?)
+    }
+
+    /// Takes out of it what a process on it had copied up and left as it is in `parent`, and returns
+    /// how many files. Nobody may have it mounted any more.
+    ///
+    /// # Errors
+    /// When its files or those of `parent` cannot be read.
+    pub fn drop_unchanged(&self, parent: &SnapshotId, cancel: &AtomicBool) -> Result<usize, BuildError> {
+        let snapshots = &self.engine.snapshots;
+        // A backend of whole trees compares them anyhow.
+        if snapshots.form() != LayerForm::Changes {
+            return Ok(0);
+        }
+        let upper = snapshots.open_layer(self.key())?;
+        let copied = kiln_layer::copied_up(upper.as_fd(), cancel)?;
+        if copied.is_empty() {
+            return Ok(0);
+        }
+        let lower = snapshots.open_view(parent)?;
+        Ok(kiln_layer::drop_unchanged(upper.as_fd(), lower.as_fd(), &copied, cancel)?)
     }
 
     /// Commits it under a name of its own.

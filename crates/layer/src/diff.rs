@@ -18,8 +18,10 @@ use crate::tar_write::{BLOCK, Header, write_header, write_padding};
 use crate::walk::Walk;
 
 mod trees;
+mod unchanged;
 
 pub use trees::diff_trees;
+pub use unchanged::{copied_up, drop_unchanged};
 
 /// What the files of a tree mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

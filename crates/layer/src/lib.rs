@@ -52,7 +52,10 @@ pub use compression::{
 };
 pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
 pub use density::{DensityError, bounded_decoder};
-pub use diff::{DiffError, DiffOptions, TreeForm, Written, diff, diff_trees, is_opaque, is_whiteout, shape};
+pub use diff::{
+    DiffError, DiffOptions, TreeForm, Written, copied_up, diff, diff_trees, drop_unchanged, is_opaque,
+    is_whiteout, shape,
+};
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,

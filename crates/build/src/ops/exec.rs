@@ -144,7 +144,12 @@ impl BuildOp {
         // Locks, sockets and what was written to throw-away trees end with the step.
         drop(mounts);
         match exit? {
-            Exit::Code(0) => Ok(self.commit(active)?),
+            Exit::Code(0) => {
+                if let Some(base) = base {
+                    active.drop_unchanged(base, self.shared.cancel.flag())?;
+                }
+                Ok(self.commit(active)?)
+            }
             exit => Err(OpError::Exit { exit }),
         }
     }

@@ -134,7 +134,7 @@ impl<W: Write> Trees<'_, W> {
 }
 
 /// Whether `stat(2)` says nothing against it.
-fn may_be_same(old: &Found<'_>, new: &Found<'_>) -> bool {
+pub(super) fn may_be_same(old: &Found<'_>, new: &Found<'_>) -> bool {
     let key = |found: &Found<'_>| {
         let stat = &found.stat;
         let size = if node::kind(stat) == FileType::RegularFile { stat.st_size } else { 0 };
@@ -144,7 +144,7 @@ fn may_be_same(old: &Found<'_>, new: &Found<'_>) -> bool {
 }
 
 /// Whether also attributes, target and content are the same. Leaves `new` at its beginning.
-fn is_same(
+pub(super) fn is_same(
     old: &Entry,
     content: Option<File>,
     new: &Entry,
