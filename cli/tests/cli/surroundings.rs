@@ -2,7 +2,7 @@
 //! C12, C14 to C18).
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -105,13 +105,24 @@ fn c08_and_c09_a_store_that_somebody_else_could_swap_is_not_used() {
     fs::create_dir(&real).expect("ours");
     fs::set_permissions(&public, fs::Permissions::from_mode(0o1777)).expect("ours");
     symlink(&real, public.join("link")).expect("ours");
-    for place in [public.join("link"), public.join("link/store"), public.join("link/a/b")] {
-        at(&place).expect(POLICY).says(&["public/link is a link in a directory that anybody may write to"]);
+    let link = public.join("link");
+    let refused = |place: &Path| {
+        at(place).expect(POLICY).says(&["public/link is a link in a directory that anybody may write to"]);
         assert_eq!(fs::read_dir(&real).expect("ours").count(), 0);
-    }
+    };
+    refused(&link);
+    // On the way there: one's own, where nobody else can replace it.
+    lchown(&link, Some(1000), None).expect("root may");
+    refused(&link.join("store"));
+    refused(&link.join("a/b"));
+    lchown(&link, Some(0), None).expect("root may");
+    fs::set_permissions(&public, fs::Permissions::from_mode(0o777)).expect("ours");
+    refused(&link.join("store"));
+    fs::set_permissions(&public, fs::Permissions::from_mode(0o1777)).expect("ours");
+    at(&link.join("store")).expect(0);
     // In a directory of one's own a link is one's own.
     symlink(&real, dir.path().join("link")).expect("ours");
-    at(&dir.path().join("link/store")).expect(0);
+    at(&dir.path().join("link/other")).expect(0);
     at(&public.join("store")).expect(0);
 }
 
