@@ -336,8 +336,8 @@ fn prepare(root: &Path) -> Result<String, Error> {
 /// Whoever can put another directory in the store's place, or write to it, owns every image in it.
 ///
 /// A link on the way through a directory that anybody may write to counts as the kernel's
-/// `fs.protected_symlinks` has it: one's own is safe where nobody else can replace it. The store
-/// itself is no link there, whoever made it.
+/// `fs.protected_symlinks` has it: one's own or root's is safe where nobody else can replace it. The
+/// store itself is no link there, whoever made it.
 fn check_place(root: &Path) -> Result<(), Error> {
     const STICKY: u32 = 0o1000;
     let refused = |what: String| Error::Unsafe { path: root.to_owned(), what };
@@ -349,7 +349,7 @@ fn check_place(root: &Path) -> Result<(), Error> {
         let Ok(stat) = fs::symlink_metadata(&at) else { break };
         if stat.is_symlink() && parent_mode & 0o002 != 0 {
             let is_store = at == root;
-            if is_store || stat.uid() != me || parent_mode & STICKY == 0 {
+            if is_store || ![me, 0].contains(&stat.uid()) || parent_mode & STICKY == 0 {
                 return Err(refused(format!(
                     "{} is a link in a directory that anybody may write to",
                     at.display()
