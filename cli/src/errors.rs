@@ -233,9 +233,13 @@ impl Failure {
                 plain(exit::NETWORK).hint("`kiln load --platform` chooses one of those that are there")
             }
             BuildError::Layer { source, .. } => {
-                let failure = plain(Self::of_build(source).code);
+                let Failure { code, hint, .. } = Self::of_build(source);
                 let host = matches!(**source, BuildError::Apply(kiln_layer::ApplyError::Host { .. }));
-                if host { failure } else { failure.hint(FROM_ELSEWHERE) }
+                match hint {
+                    Some(hint) => plain(code).hint(hint),
+                    None if host => plain(code),
+                    None => plain(code).hint(FROM_ELSEWHERE),
+                }
             }
             BuildError::Output { source, .. } if is_full(source) => plain(exit::LIMIT),
             BuildError::Unreadable { .. }
