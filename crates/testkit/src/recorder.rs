@@ -252,7 +252,8 @@ fn fd_path(thread: Pid, fd: u64) -> PathBuf {
     format!("/proc/{thread}/fd/{}", fd as u32).into()
 }
 
-/// A path in the program's memory, absolute and without dots. Symbolic links are not followed.
+/// A path in the program's memory, absolute and without dots. A link is followed on the way to the last
+/// name, not there: temporary directories may be reached by one.
 fn resolve(thread: Pid, dir: Option<u64>, path: u64) -> Option<PathBuf> {
     let path = text(thread, path)?;
     let at_cwd = |dir: u64| dir as u32 as i32 == libc::AT_FDCWD;
@@ -269,7 +270,11 @@ fn resolve(thread: Pid, dir: Option<u64>, path: u64) -> Option<PathBuf> {
             other => clean.push(other),
         }
     }
-    Some(clean)
+    let parent = clean.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    match (parent, clean.file_name()) {
+        (Some(parent), Some(name)) => Some(parent.join(name)),
+        _ => Some(clean),
+    }
 }
 
 fn memory(thread: Pid) -> Option<File> {
