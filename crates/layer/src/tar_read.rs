@@ -252,13 +252,19 @@ impl<R: Read> TarReader<R> {
         }
         let map = SparseMap::new(header.size, &numbers, self.content_left).map_err(fault)?;
         // A hole is nothing on disk, but every byte of it is hashed and is in the layer made of it.
+        self.count_copy(map.size - self.content_left)?;
+        Ok(map)
+    }
+
+    /// Counts bytes of files that are not in the tar: holes, or another file's content once more.
+    pub(crate) fn count_copy(&mut self, bytes: u64) -> Result<(), ApplyError> {
         let limit = self.limits.tar_size_bytes;
-        self.holes = self.holes.saturating_add(map.size - self.content_left);
+        self.holes = self.holes.saturating_add(bytes);
         let actual = self.consumed.saturating_add(self.holes);
         if actual > limit {
             return Err(ApplyError::Limit { what: CONTENT_BYTES, limit, actual });
         }
-        Ok(map)
+        Ok(())
     }
 
     /// Counts one more block of a sparse file's map, which is held in memory.

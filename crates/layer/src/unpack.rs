@@ -150,7 +150,7 @@ impl<'a> Unpacker<'a> {
         match member.kind {
             MemberKind::File => self.file(reader, parent, name, path, member)?,
             MemberKind::Dir => self.dir(parent, name, path, member)?,
-            MemberKind::HardLink => self.hard_link(parent, name, path, member)?,
+            MemberKind::HardLink => self.hard_link(reader, parent, name, path, member)?,
             MemberKind::Symlink => {
                 let target = member.link.as_slice();
                 if target.is_empty() || target.len() > 4095 || target.contains(&0) {

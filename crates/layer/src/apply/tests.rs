@@ -183,6 +183,34 @@ fn t14_to_t16_devices_and_fifos() {
     check_broken(&[device(4096, 0)], Defect::Number("device"));
 }
 
+/// More links to one node than ext4 has room for; others have room for them all.
+fn many_links(target: &str) -> Vec<u8> {
+    (0..65_002).flat_map(|nth| hard(&format!("d/{nth}"), target)).collect()
+}
+
+#[test]
+fn more_links_than_a_node_may_have_are_another_node_of_its_kind() {
+    let mut header = tar::Header::new_ustar();
+    header.as_mut_bytes().copy_from_slice(&raw(b"node", b'3', b"", b""));
+    header.set_device_major(1).unwrap();
+    header.set_device_minor(3).unwrap();
+    header.set_mode(0o620);
+    let root = check_ok(&[with_content(header, b""), many_links("node")]);
+    let stat = fs::symlink_metadata(root.path().join("d/65001")).unwrap();
+    assert!(stat.file_type().is_char_device(), "{stat:?}");
+    assert_eq!((stat.rdev(), stat.mode() & 0o7777), (rustix::fs::makedev(1, 3), 0o620));
+
+    let root = check_ok(&[link("node", "/proc/version"), many_links("node")]);
+    assert_eq!(fs::read_link(root.path().join("d/65001")).unwrap(), Path::new("/proc/version"));
+
+    let tar = archive(&[file("node", &"x".repeat(5000)), many_links("node")]);
+    let root = tempfile::tempdir().unwrap();
+    // Room for one copy, and none to spare.
+    let limits = Limits { tar_size_bytes: tar.len() as u64 + 5000, ..Limits::default() };
+    unpack_with(&tar, root.path(), Whiteouts::Overlay, limits).unwrap();
+    assert_eq!(text(&root, "d/65001"), "x".repeat(5000));
+}
+
 #[test]
 fn t17_to_t21_whiteouts_name_something() {
     check_refused(&[file(".wh.", "")], Refusal::Whiteout);
