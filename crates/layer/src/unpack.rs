@@ -82,6 +82,15 @@ impl Rules<'_> {
 /// Directories that stay open.
 const KEPT_PARENTS: usize = 8;
 
+/// Names of directories that are kept until the end, and what it costs to keep them.
+const MAX_DIR_NAMES_BYTES: u64 = 64 << 20;
+
+/// In a tree that holds the lower files, the names of all files are.
+const MAX_NAMES_BYTES: u64 = 512 << 20;
+
+/// What a name costs beside its bytes.
+const NAME_COST_BYTES: u64 = 64;
+
 /// A path of the longest kind has fewer.
 const MAX_LEVELS: usize = 2048;
 
@@ -102,6 +111,10 @@ pub(crate) struct Unpacker<'a> {
     overflow: HashMap<(u64, u64), Vec<u8>>,
     /// What this tar made; whiteouts do not remove it. Kept only for [`Whiteouts::Remove`].
     made: BTreeSet<Vec<u8>>,
+    /// What `made` costs.
+    made_bytes: u64,
+    /// What all other paths cost that are kept.
+    kept_bytes: u64,
     /// Directories without an entry.
     implied: Implied,
 }
@@ -117,6 +130,14 @@ fn broken(path: &[u8], defect: Defect) -> ApplyError {
     ApplyError::Broken { entry: path.into(), defect }
 }
 
+fn count_name(sum: &mut u64, name: &[u8], what: &'static str, limit: u64) -> Result<(), ApplyError> {
+    *sum += name.len() as u64 + NAME_COST_BYTES;
+    if *sum > limit {
+        return Err(ApplyError::Limit { what, limit, actual: *sum });
+    }
+    Ok(())
+}
+
 impl<'a> Unpacker<'a> {
     pub(crate) fn new(root: BorrowedFd<'a>, rules: Rules<'a>) -> Self {
         Self {
@@ -126,6 +147,8 @@ impl<'a> Unpacker<'a> {
             dir_mtimes: BTreeMap::new(),
             overflow: HashMap::new(),
             made: BTreeSet::new(),
+            made_bytes: 0,
+            kept_bytes: 0,
             implied: Implied::default(),
         }
     }
@@ -164,8 +187,7 @@ impl<'a> Unpacker<'a> {
                 self.special(parent, name, path, member)?
             }
         }
-        self.remember(path);
-        Ok(())
+        self.remember(path)
     }
 
     /// Sets the directories' times, now that nothing is put into them any more. Returns those that
@@ -291,7 +313,9 @@ impl<'a> Unpacker<'a> {
         }
         let attributes = Attributes { mtime: None, ..self.attributes(member) };
         node::set_on_fd(made.as_fd(), &attributes).map_err(host(path))?;
-        self.dir_mtimes.insert(path.to_vec(), member.mtime);
+        if self.dir_mtimes.insert(path.to_vec(), member.mtime).is_none() {
+            self.count_kept(path)?;
+        }
         Ok(())
     }
 
@@ -399,10 +423,16 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    fn remember(&mut self, path: &[u8]) {
-        if self.rules.whiteouts() == Some(Whiteouts::Remove) {
-            self.made.insert(path.to_vec());
+    fn remember(&mut self, path: &[u8]) -> Result<(), ApplyError> {
+        if self.rules.whiteouts() == Some(Whiteouts::Remove) && self.made.insert(path.to_vec()) {
+            count_name(&mut self.made_bytes, path, "bytes of names", MAX_NAMES_BYTES)?;
         }
+        Ok(())
+    }
+
+    /// Counts one more path of a directory that is kept until the end.
+    fn count_kept(&mut self, path: &[u8]) -> Result<(), ApplyError> {
+        count_name(&mut self.kept_bytes, path, "bytes of directory names", MAX_DIR_NAMES_BYTES)
     }
 
     fn forget(&mut self) {

@@ -377,6 +377,19 @@ fn limits_stop_a_tar_before_it_is_written() {
     }
 }
 
+#[test]
+fn names_of_directories_that_are_kept_are_limited() {
+    let deep = vec!["x".repeat(250); 15].join("/");
+    let member = |nth: u32| [pax("path", format!("{deep}/{nth}").as_bytes()), dir("x")].concat();
+    let members: Vec<u8> = (0..18_000).flat_map(member).collect();
+    for whiteouts in [Whiteouts::Overlay, Whiteouts::Remove] {
+        let root = tempfile::tempdir().unwrap();
+        let error = unpack_with(&archive(&[members.clone()]), root.path(), whiteouts, Limits::default());
+        let what = "bytes of directory names";
+        assert!(matches!(error, Err(ApplyError::Limit { what: found, .. }) if found == what), "{error:?}");
+    }
+}
+
 /// Unpacks as `ADD` does, below `dst` of a tree that has a file beside it.
 fn extract_into(
     prepare: impl FnOnce(&Path),

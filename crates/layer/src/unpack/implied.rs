@@ -4,6 +4,7 @@
 //! with the time 0. Over the layers below it should be as theirs: an upperdir is unpacked before it is
 //! known what it stands on, so that comes after, by [`inherit`].
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -122,9 +123,9 @@ impl Unpacker<'_> {
                     if !self.implied.made.contains_key(parent) {
                         self.keep_times(parent)?;
                     }
-                    self.remember(prefix);
+                    self.remember(prefix)?;
                     let covers = !self.implied.is_hidden(prefix);
-                    self.implied.made.insert(prefix.to_vec(), covers);
+                    self.note_made(prefix, covers)?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -137,19 +138,27 @@ impl Unpacker<'_> {
     pub(super) fn imply_in_place_of_whiteout(&mut self, path: &[u8]) -> Result<(), ApplyError> {
         self.imply(path)?;
         let real = beneath::real_path(self.root, path)?;
-        self.implied.made.insert(real, false);
-        Ok(())
+        self.note_made(&real, false)
     }
 
     /// Notes that `path` shows nothing of what lower layers have there; `anew`: nor is it itself what
     /// they have there.
     pub(super) fn note_opaque(&mut self, path: &[u8], anew: bool) -> Result<(), ApplyError> {
         let real = beneath::real_path(self.root, path)?;
-        if anew {
-            self.implied.anew.insert(real.clone());
+        if anew && self.implied.anew.insert(real.clone()) {
+            self.count_kept(&real)?;
         }
-        self.implied.opaque.insert(real);
+        if self.implied.opaque.insert(real.clone()) {
+            self.count_kept(&real)?;
+        }
         Ok(())
+    }
+
+    fn note_made(&mut self, real: &[u8], covers: bool) -> Result<(), ApplyError> {
+        match self.implied.made.insert(real.to_vec(), covers) {
+            None => self.count_kept(real),
+            Some(_) => Ok(()),
+        }
     }
 
     /// As if `path` had just been made: it is there only for what this tar put below it.
@@ -160,8 +169,7 @@ impl Unpacker<'_> {
         let owner = (!matches!(self.rules.owner, Owner::Process)).then_some((0, 0));
         let attributes = Attributes { owner, mode: MODE, xattrs: &Xattrs::new(), mtime: None };
         node::set_on_fd(dir.as_fd(), &attributes).map_err(host(path))?;
-        self.implied.made.insert(real, false);
-        Ok(())
+        self.note_made(&real, false)
     }
 
     /// Keeps the times of a directory that is there and of those above it, before anything is put into
@@ -172,14 +180,20 @@ impl Unpacker<'_> {
         }
         let real = beneath::real_path(self.root, path)?;
         self.implied.seen.insert(path.to_vec());
+        self.count_kept(path)?;
         for prefix in std::iter::once(&b""[..]).chain(prefixes(&real)) {
-            if !self.implied.seen.insert(prefix.to_vec()) && prefix != path {
+            if self.implied.seen.insert(prefix.to_vec()) {
+                self.count_kept(prefix)?;
+            } else if prefix != path {
                 continue;
             }
             let dir = beneath::open_file(self.root, prefix, OFlags::PATH | OFlags::DIRECTORY)?;
             let stat = fs::fstat(dir).named("fstat").map_err(host(path))?;
             let inode = (stat.st_dev, stat.st_ino);
-            self.implied.kept.entry(inode).or_insert_with(|| (prefix.to_vec(), mtime(&stat)));
+            if let Entry::Vacant(vacant) = self.implied.kept.entry(inode) {
+                vacant.insert((prefix.to_vec(), mtime(&stat)));
+                self.count_kept(prefix)?;
+            }
         }
         Ok(())
     }
