@@ -1,5 +1,6 @@
 //! An image archive or an image layout directory: files by name, never by path.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Take};
@@ -19,6 +20,40 @@ const MAX_LINKS: usize = 8;
 const MAX_ENTRIES: usize = 100_000;
 /// Manifests and configs of one archive together: small ones may all name the same large one.
 const MAX_DOCUMENTS_BYTES: u64 = 64 << 20;
+
+/// Header, long name and extension records of one member.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+/// Names and link targets of all members together.
+const MAX_NAMES_BYTES: u64 = 64 << 20;
+
+/// An archive of which only headers are read, content being skipped: so much of one member, no more.
+struct Headers<'f> {
+    file: &'f File,
+    left_bytes: Cell<u64>,
+    is_exceeded: Cell<bool>,
+}
+
+impl Read for &Headers<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left_bytes = self.left_bytes.get();
+        if left_bytes == 0 && !buffer.is_empty() {
+            self.is_exceeded.set(true);
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let length = buffer.len().min(usize::try_from(left_bytes).unwrap_or(usize::MAX));
+        let mut file = self.file;
+        let read_bytes = file.read(&mut buffer[..length])?;
+        self.left_bytes.set(left_bytes - read_bytes as u64);
+        Ok(read_bytes)
+    }
+}
+
+impl Seek for &Headers<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let mut file = self.file;
+        file.seek(to)
+    }
+}
 
 enum Place {
     File { offset: u64, size_bytes: u64 },
@@ -40,11 +75,28 @@ enum Backing {
 
 impl Archive {
     /// Reads all headers of `file`; `path` is for messages. Costs one seek an entry.
+    ///
+    /// # Errors
+    /// [`BuildError::LargeDocument`] for a header, or names, beyond what memory is for.
     pub(crate) fn open(path: &Path, file: File) -> Result<Self, BuildError> {
-        let broken = |error: io::Error| broken(path, &format!("not a tar archive ({error})"));
+        let headers = Headers { file: &file, left_bytes: Cell::new(0), is_exceeded: Cell::new(false) };
+        let too_large = |what: &str, size_bytes, limit_bytes| BuildError::LargeDocument {
+            path: path.to_owned(),
+            member: what.to_owned(),
+            size_bytes,
+            limit_bytes,
+        };
+        let broken = |error: io::Error| match headers.is_exceeded.get() {
+            true => too_large("a member's header", MAX_HEADER_BYTES + 1, MAX_HEADER_BYTES),
+            false => broken(path, &format!("not a tar archive ({error})")),
+        };
         let mut places = HashMap::new();
-        let mut tar = tar::Archive::new(&file);
-        for entry in tar.entries_with_seek().map_err(broken)? {
+        let mut names_bytes = 0;
+        let mut tar = tar::Archive::new(&headers);
+        let mut entries = tar.entries_with_seek().map_err(broken)?;
+        loop {
+            headers.left_bytes.set(MAX_HEADER_BYTES);
+            let Some(entry) = entries.next() else { break };
             let entry = entry.map_err(broken)?;
             let name = clean(&String::from_utf8_lossy(&entry.path_bytes()));
             let kind = entry.header().entry_type();
@@ -58,6 +110,13 @@ impl Archive {
             } else {
                 continue;
             };
+            names_bytes += name.len() as u64;
+            if let Place::Link { target } = &place {
+                names_bytes += target.len() as u64;
+            }
+            if names_bytes > MAX_NAMES_BYTES {
+                return Err(too_large("the list of members", names_bytes, MAX_NAMES_BYTES));
+            }
             places.insert(name, place);
             if places.len() > MAX_ENTRIES {
                 return Err(self::broken(path, "more than 100,000 entries: not an image archive"));
@@ -204,4 +263,41 @@ fn clean(name: &str) -> String {
         }
     }
     parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// `count` members, each with a name of `length` bytes.
+    fn open_with_names(count: usize, length: usize) -> Result<Archive, BuildError> {
+        let mut file = tempfile::tempfile().unwrap();
+        for nth in 0..count {
+            let mut long = tar::Header::new_gnu();
+            long.set_entry_type(tar::EntryType::GNULongName);
+            long.set_size(length as u64);
+            long.set_cksum();
+            let mut name = [vec![b'x'; length - 8], format!("{nth:08}").into_bytes()].concat();
+            name.resize(length.next_multiple_of(512), 0);
+            let mut member = tar::Header::new_gnu();
+            member.set_path("x").unwrap();
+            member.set_size(0);
+            member.set_cksum();
+            file.write_all(&[long.as_bytes().as_slice(), &name, member.as_bytes()].concat()).unwrap();
+        }
+        file.write_all(&[0; 1024]).unwrap();
+        file.rewind().unwrap();
+        Archive::open(Path::new("names.tar"), file)
+    }
+
+    #[test]
+    fn names_in_an_archive_are_limited_one_by_one_and_together() {
+        open_with_names(3, 1000).unwrap();
+        for (count, length) in [(1, 2 << 20), (1100, 62_000)] {
+            let error = open_with_names(count, length).err().expect("too many bytes");
+            assert!(matches!(error, BuildError::LargeDocument { .. }), "{error}");
+        }
+    }
 }
