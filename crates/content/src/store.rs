@@ -107,7 +107,9 @@ impl Store {
     /// # Errors
     /// [`Error::Host`], [`Error::Db`].
     pub fn find_index_damage(&self) -> Result<Option<String>, Error> {
-        let found = find_damage(&mut self.db(), &mut self.journal(), &self.boot);
+        let (mut db, kept) = self.kept_index()?;
+        let found = find_damage(&mut db, &mut self.journal(), &self.boot);
+        drop((db, kept));
         let found = match found {
             Err(Error::Db(error)) if is_damage(&error) => Some(format!("is damaged ({error})")),
             other => other?,
@@ -131,6 +133,30 @@ impl Store {
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The index that is in its place: who made it anew left this handle with the old one.
+    fn index(&self) -> Result<MutexGuard<'_, Connection>, Error> {
+        let mut db = self.db();
+        if self.place.is_replaced() {
+            let synchronous: i64 = db.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
+            let (new, _) = self.place.open(&self.boot)?;
+            new.pragma_update(None, "synchronous", synchronous)?;
+            *db = new;
+        }
+        Ok(db)
+    }
+
+    /// As [`Store::index`]; nobody makes it anew while the second lives.
+    fn kept_index(&self) -> Result<(MutexGuard<'_, Connection>, File), Error> {
+        loop {
+            // Not while it is kept: an index that is damaged or gone is made anew there.
+            let db = self.index()?;
+            let kept = self.place.keep()?;
+            if !self.place.is_replaced() {
+                return Ok((db, kept));
+            }
+        }
+    }
+
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,7 +176,8 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>,
     ) -> Result<T, Error> {
-        work(&self.db()).map_err(|error| self.note(error.into()))
+        let db = self.index().map_err(|error| self.note(error))?;
+        work(&db).map_err(|error| self.note(error.into()))
     }
 
     /// Runs `work` as one write transaction: all of it or nothing, in the index and the journal.
@@ -162,7 +189,8 @@ impl Store {
     }
 
     fn write_at<T>(&self, work: impl FnOnce(&mut Writer<'_>, i64) -> Result<T, Error>) -> Result<T, Error> {
-        let (mut db, mut journal) = (self.db(), self.journal());
+        let (mut db, _kept) = self.kept_index()?;
+        let mut journal = self.journal();
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let at = journal.catch_up(&transaction, &self.boot)?;
         let mut writer = Writer::new(&transaction, &self.boot);
@@ -197,7 +225,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<(), rusqlite::Error>,
     ) -> Result<(), Error> {
-        let mut db = self.db();
+        let (mut db, _kept) = self.kept_index()?;
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         work(&transaction)?;
         transaction.commit()?;
@@ -512,6 +540,51 @@ mod tests {
             assert_eq!(app(&Store::open(dir.path()).unwrap()), Some(old));
             fs::remove_file(dir.path().join("db/meta.sqlite")).unwrap();
         }
+    }
+
+    #[test]
+    fn handle_goes_on_with_the_index_that_somebody_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = Store::open(dir.path()).unwrap();
+        put(&running, "old");
+        running.barrier().unwrap();
+        // A line of it is lost, so that the journal is made anew, too.
+        let journal = dir.path().join("db/journal");
+        let mut bytes = fs::read(&journal).unwrap();
+        let last = bytes.len() - 3;
+        bytes[last] ^= 1;
+        fs::write(&journal, bytes).unwrap();
+        let other = Store::open_anew(dir.path()).unwrap();
+        let chain = kiln_oci::ChainId(Digest::of(b"other"));
+        other.put_chain(&chain, &"s".parse().unwrap()).unwrap();
+        assert!(running.snapshot_by_chain(&chain).unwrap().is_some());
+        let late = put(&running, "late");
+        running.barrier().unwrap();
+        assert_eq!(app(&other), Some(late));
+        drop((running, other));
+        for _ in 0..2 {
+            let store = Store::open(dir.path()).unwrap();
+            assert_eq!(app(&store), Some(late));
+            assert!(store.snapshot_by_chain(&chain).unwrap().is_some());
+            assert_eq!(store.find_index_damage().unwrap(), None);
+            drop(store);
+            fs::remove_file(dir.path().join("db/meta.sqlite")).unwrap();
+        }
+    }
+
+    #[test]
+    fn transaction_that_is_to_reach_the_disk_does_so_in_an_index_made_anew_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let synchronous = || {
+            let value = |db: &Connection| db.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0));
+            store.read(value)
+        };
+        let inside = store.synced(|| {
+            drop(Store::open_anew(dir.path()).unwrap());
+            synchronous()
+        });
+        assert_eq!((inside.unwrap(), synchronous().unwrap()), (2, 1));
     }
 
     #[test]
