@@ -20,6 +20,11 @@ fn free_bytes(root: &Path) -> u64 {
     statvfs(root).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Whether so many bytes can be written and leave the space that a full disk needs to be cleared.
+pub(crate) fn has_room(root: &Path, bytes: u64) -> bool {
+    free_bytes(root) > bytes.saturating_add(RESERVE_BYTES)
+}
+
 /// Gives the space free if the disk is as good as full; whether there is more of it now.
 pub(crate) fn release(root: &Path) -> bool {
     free_bytes(root) < RESERVE_BYTES && fs::remove_file(path(root)).is_ok()

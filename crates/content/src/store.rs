@@ -233,6 +233,16 @@ impl Store {
         Ok(())
     }
 
+    /// Removes a journal that somebody did not finish writing anew; how many files.
+    pub(crate) fn sweep_journal(&self) -> Result<usize, Error> {
+        if !self.journal().has_new() {
+            return Ok(0);
+        }
+        let (mut db, _kept) = self.kept_index()?;
+        let _alone = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        Ok(self.journal().sweep())
+    }
+
     /// Makes all changes of records survive a power cut, for whoever removes data next: what is
     /// forgotten must not come back without it. Two `fdatasync`.
     ///
@@ -585,6 +595,41 @@ mod tests {
             synchronous()
         });
         assert_eq!((inside.unwrap(), synchronous().unwrap()), (2, 1));
+    }
+
+    #[test]
+    fn journal_that_cannot_be_written_anew_stays_long_and_the_change_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (journal, new) = (dir.path().join("db/journal"), dir.path().join("db/journal.new"));
+        std::os::unix::fs::symlink("/dev/full", &new).unwrap();
+        let key = Digest::of(b"key");
+        let cached = crate::CacheRecord {
+            canonical: key,
+            snapshot: "s".parse().unwrap(),
+            created_unix: 1,
+            description: "x".repeat(5 << 20),
+        };
+        store.cache_put(&[key], &cached, false).unwrap();
+        assert!(fs::metadata(&journal).unwrap().len() > 5 << 20);
+        assert!(fs::symlink_metadata(&new).is_err(), "half a journal takes the last of the space");
+        put(&store, "one");
+        assert_eq!(store.find_index_damage().unwrap(), None);
+        // There was room for it now.
+        store.cache_forget_snapshot(&cached.snapshot).unwrap();
+        assert!(store.cache_get(&key).unwrap().is_none());
+        drop(store);
+        fs::remove_file(dir.path().join("db/meta.sqlite")).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert!(app(&store).is_some() && store.cache_get(&key).unwrap().is_none());
+    }
+
+    #[test]
+    fn half_a_journal_of_somebody_killed_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        fs::write(dir.path().join("db/journal.new"), "half").unwrap();
+        assert_eq!((store.sweep_ingest().unwrap(), store.sweep_ingest().unwrap()), (1, 0));
     }
 
     #[test]
