@@ -266,7 +266,8 @@ impl Store {
     }
 
     /// Makes everything this handle wrote survive a power cut: one `syncfs`, then the records are
-    /// marked. Costs nothing when it wrote no record.
+    /// marked. Costs nothing when it wrote no record. Sets space aside afterwards, for whoever fills a
+    /// disk has to be able to clear it.
     ///
     /// # Errors
     /// [`Error::Host`] when the disk failed; the records stay of this boot only then.
@@ -281,6 +282,7 @@ impl Store {
         syncfs(&directory).map_err(Error::host("syncfs", &self.root))?;
         self.mark_durable(&loose)?;
         self.dirty.store(false, Ordering::Relaxed);
+        self.keep_reserve();
         Ok(())
     }
 
