@@ -25,6 +25,8 @@ const DIRS: [&str; 7] = ["blobs/sha256", "ingest", "locks", "state", "db", "snap
 /// is dropped: garbage collection leaves it alone. Whoever lives long opens a handle for each job.
 pub struct Store {
     root: PathBuf,
+    /// Open from the beginning: the kernel reports a failed write once, to what was open then.
+    directory: File,
     place: Place,
     db: Mutex<Connection>,
     journal: Mutex<Journal>,
@@ -58,7 +60,7 @@ impl Store {
         if is_older {
             crate::sidecars::write_all(root, &db)?;
         }
-        Ok(Self::new(root, place, db, rebuilt, boot))
+        Self::new(root, place, db, rebuilt, boot)
     }
 
     /// Makes the index of the store at `root` anew from its journal, whatever it is like, and opens
@@ -74,12 +76,20 @@ impl Store {
             Ok((place.open(&boot)?.0, Some(rebuilt)))
         };
         let (db, rebuilt) = anew().map_err(|error| not_writable(root, error))?;
-        Ok(Self::new(root, place, db, rebuilt, boot))
+        Self::new(root, place, db, rebuilt, boot)
     }
 
-    fn new(root: &Path, place: Place, db: Connection, rebuilt: Option<Rebuilt>, boot: String) -> Self {
-        Self {
+    fn new(
+        root: &Path,
+        place: Place,
+        db: Connection,
+        rebuilt: Option<Rebuilt>,
+        boot: String,
+    ) -> Result<Self, Error> {
+        let directory = File::open(root).map_err(Error::host("open", root))?;
+        Ok(Self {
             root: root.to_owned(),
+            directory,
             place,
             db: Mutex::new(db),
             journal: Mutex::new(Journal::new(root)),
@@ -88,7 +98,7 @@ impl Store {
             rebuilt,
             boot,
             pins: Pins::new(root),
-        }
+        })
     }
 
     /// The store's directory.
@@ -185,10 +195,16 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.write_at(|writer, _| work(writer)).map_err(|error| self.note(error))
+        let (value, recorded) = self.write_at(|writer, _| work(writer)).map_err(|error| self.note(error))?;
+        self.dirty.fetch_or(recorded, Ordering::Relaxed);
+        Ok(value)
     }
 
-    fn write_at<T>(&self, work: impl FnOnce(&mut Writer<'_>, i64) -> Result<T, Error>) -> Result<T, Error> {
+    /// Also whether the journal has a line more.
+    fn write_at<T>(
+        &self,
+        work: impl FnOnce(&mut Writer<'_>, i64) -> Result<T, Error>,
+    ) -> Result<(T, bool), Error> {
         let (mut db, _kept) = self.kept_index()?;
         let mut journal = self.journal();
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -210,8 +226,7 @@ impl Store {
         }
         notes.write(&self.root);
         self.wrote.store(true, Ordering::Relaxed);
-        self.dirty.fetch_or(!lines.is_empty(), Ordering::Relaxed);
-        Ok(value)
+        Ok((value, !lines.is_empty()))
     }
 
     /// Lets the next barrier be one although this handle wrote nothing: it tells somebody about what
@@ -275,15 +290,20 @@ impl Store {
         if !self.dirty.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
+        let covered = self.cover();
+        // What another thread wrote meanwhile has said so itself.
+        self.dirty.fetch_or(covered.is_err(), Ordering::Relaxed);
+        covered?;
+        self.keep_reserve();
+        Ok(())
+    }
+
+    fn cover(&self) -> Result<(), Error> {
         // What another process records during the sync is not covered by it: it stands behind this,
         // and is none of these rows, or not as they are now.
         let loose = self.loose()?;
-        let directory = File::open(&self.root).map_err(Error::host("open", &self.root))?;
-        syncfs(&directory).map_err(Error::host("syncfs", &self.root))?;
-        self.mark_durable(&loose)?;
-        self.dirty.store(false, Ordering::Relaxed);
-        self.keep_reserve();
-        Ok(())
+        syncfs(&self.directory).map_err(Error::host("syncfs", &self.root))?;
+        self.mark_durable(&loose)
     }
 
     /// What a sync that begins now is going to cover.
@@ -319,6 +339,7 @@ impl Store {
                 Ok(())
             })
         })
+        .map(drop)
     }
 }
 
@@ -635,6 +656,27 @@ mod tests {
     }
 
     #[test]
+    fn barrier_that_failed_is_still_to_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        put(&store, "one");
+        let good = std::mem::replace(&mut store.directory, nothing_to_sync());
+        for _ in 0..2 {
+            assert!(matches!(store.barrier(), Err(Error::Host { .. })));
+        }
+        store.directory = good;
+        store.barrier().unwrap();
+        let loose = store.read(|db| loose_rows(db, &crate::tables::NAME)).unwrap();
+        assert!(loose.is_empty(), "{loose:?}");
+    }
+
+    /// The kernel syncs nothing for a file that is open as a path alone.
+    fn nothing_to_sync() -> File {
+        use rustix::fs::{CWD, Mode, OFlags, openat};
+        openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap().into()
+    }
+
+    #[test]
     fn barrier_covers_a_name_that_somebody_set_who_died_before_his() {
         let dir = tempfile::tempdir().unwrap();
         let killed = Store::open(dir.path()).unwrap();
@@ -653,9 +695,12 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         put(&store, "one");
         let loose = store.loose().unwrap();
+        store.dirty.store(false, Ordering::Relaxed);
         // Takes the row id of the one that it replaces, which was the last.
         put(&store, "other");
+        assert!(store.dirty.swap(false, Ordering::Relaxed));
         store.mark_durable(&loose).unwrap();
+        assert!(!store.dirty.load(Ordering::Relaxed), "a barrier needs no barrier");
         let rows = |table| store.read(|db| loose_rows(db, table)).unwrap().len();
         assert_eq!((rows(&crate::tables::NAME), rows(&crate::tables::IMAGE)), (1, 1));
     }
