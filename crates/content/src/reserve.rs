@@ -47,8 +47,20 @@ impl Store {
     }
 
     /// Gives the space free if the disk is as good as full, for whoever is going to remove things.
-    pub fn release_reserve(&self) {
+    /// However that ends, it is set aside again then, if the disk has plenty.
+    pub fn release_reserve(&self) -> ReleasedReserve<'_> {
         release(self.root());
+        ReleasedReserve(self)
+    }
+}
+
+/// Sets the space aside again when dropped.
+#[must_use = "the space is set aside again as soon as this is dropped"]
+pub struct ReleasedReserve<'a>(&'a Store);
+
+impl Drop for ReleasedReserve<'_> {
+    fn drop(&mut self) {
+        self.0.keep_reserve();
     }
 }
 
@@ -86,7 +98,12 @@ mod tests {
         let made = fs::metadata(path(dir.path())).unwrap();
         assert!(made.blocks() * 512 >= RESERVE_BYTES);
         store.keep_reserve();
-        store.release_reserve();
+        drop(store.release_reserve());
         assert_eq!(fs::metadata(path(dir.path())).unwrap().ino(), made.ino());
+        // As on a disk that was full.
+        let released = store.release_reserve();
+        fs::remove_file(path(dir.path())).unwrap();
+        drop(released);
+        assert!(path(dir.path()).exists());
     }
 }
