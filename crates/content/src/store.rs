@@ -17,7 +17,7 @@ use crate::journal::{Journal, Position, remember_covered};
 use crate::pins::Pins;
 use crate::tables::{TABLES, Table, Writer, Written};
 
-const DIRS: [&str; 7] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots", crate::sidecars::DIR];
+const DIRS: [&str; 6] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots"];
 
 /// Blobs and metadata below one directory. Any number of processes may have it open.
 ///
@@ -48,7 +48,6 @@ impl Store {
     /// # Errors
     /// [`Error::NotWritable`], [`Error::Unsafe`], [`Error::NewerStore`]; nothing is left behind then.
     pub fn open(root: &Path) -> Result<Self, Error> {
-        let is_older = !root.join(crate::sidecars::DIR).exists();
         let boot = prepare(root)?;
         let place = Place::new(root, &boot);
         let opened = match place.open(&boot) {
@@ -57,9 +56,6 @@ impl Store {
             opened => opened,
         };
         let (db, rebuilt) = opened.map_err(|error| not_writable(root, error))?;
-        if is_older {
-            crate::sidecars::write_all(root, &db)?;
-        }
         Self::new(root, place, db, rebuilt, boot)
     }
 
@@ -82,10 +78,15 @@ impl Store {
     fn new(
         root: &Path,
         place: Place,
-        db: Connection,
+        mut db: Connection,
         rebuilt: Option<Rebuilt>,
         boot: String,
     ) -> Result<Self, Error> {
+        if !root.join(crate::sidecars::DIR).exists() {
+            // Who changes a record meanwhile waits, and then has a place to write it down.
+            let alone = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            crate::sidecars::write_all(root, &alone)?;
+        }
         let directory = File::open(root).map_err(Error::host("open", root))?;
         Ok(Self {
             root: root.to_owned(),
@@ -485,6 +486,41 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         assert!(store.rebuilt().unwrap().salvaged);
         assert_eq!(app(&store), Some(config));
+    }
+
+    #[test]
+    fn words_beside_layers_are_all_there_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let config = put(&store, "one");
+        drop(store);
+        let (words, new) = (dir.path().join(crate::sidecars::DIR), dir.path().join("records.new"));
+        fs::remove_dir_all(&words).unwrap();
+        // What somebody left who was killed.
+        fs::create_dir(&new).unwrap();
+        fs::write(new.join("half"), "kiln-rec").unwrap();
+        drop(prepare(dir.path()).unwrap());
+        assert!(!words.exists(), "whoever is killed now leaves no sign that they were written");
+        drop(Store::open(dir.path()).unwrap());
+        assert!(!words.join("half").exists() && !new.exists());
+        fs::remove_dir_all(dir.path().join("db")).unwrap();
+        assert_eq!(app(&Store::open(dir.path()).unwrap()), Some(config));
+    }
+
+    #[test]
+    fn words_beside_layers_that_cannot_be_written_are_next_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let config = put(&store, "one");
+        drop(store);
+        let (words, new) = (dir.path().join(crate::sidecars::DIR), dir.path().join("records.new"));
+        fs::remove_dir_all(&words).unwrap();
+        fs::write(&new, "in the way").unwrap();
+        assert_eq!(app(&Store::open(dir.path()).unwrap()), Some(config));
+        assert!(!words.exists());
+        fs::remove_file(&new).unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        assert!(words.join(crate::sidecars::NONE).exists());
     }
 
     #[test]
