@@ -313,3 +313,19 @@ fn a_disk_that_is_full_to_the_last_byte_can_be_cleared() {
     assert!(output.stdout.contains("Total reclaimed space: 3."), "{}", output.stdout);
     assert!(output.stdout.ends_with("made\n"), "{}", output.stdout);
 }
+
+#[test]
+fn space_is_set_aside_again_when_a_collection_stops_early() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let reserve = store.root().join("db/reserve");
+    // As a collection leaves it that found the disk full.
+    let _ = fs::remove_file(&reserve);
+    let pins = store.root().join("locks/pins");
+    let _ = fs::remove_file(&pins);
+    fs::create_dir(&pins).unwrap();
+    let stopped = store.kiln(&["gc"]);
+    assert_ne!(stopped.code, Some(0));
+    assert!(stopped.stderr.contains("locks/pins"), "{}", stopped.stderr);
+    assert!(reserve.exists());
+}

@@ -113,9 +113,6 @@ pub async fn build(
     let delivered = tokio::task::block_in_place(|| deliver(&delivery, outputs))?;
     engine.store.barrier()?;
     engine.store.note_use(now_unix())?;
-    if cache.saved() > 0 {
-        engine.store.keep_reserve();
-    }
     let Delivered { image: record, id, manifest, names, files, notes } = delivered;
     let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
     Ok(Built { image: record, id, manifest, names, files, notes, steps_run: cache.saved() })

@@ -155,8 +155,8 @@ fn run(
         true => Err(BuildError::Cancelled),
         false => Ok(()),
     };
+    let _released = (!dry_run).then(|| engine.store.release_reserve());
     if !dry_run {
-        engine.store.release_reserve();
         sweep_leftovers(engine)?;
     }
     stop()?;
@@ -176,7 +176,6 @@ fn run(
         }
         stop()?;
         engine.snapshots.empty_trash()?;
-        engine.store.keep_reserve();
     }
     let removed = objects.iter().filter(|object| object.verdict == Verdict::Remove);
     let removed_bytes = removed.map(|object| object.disk_bytes).sum();

@@ -160,10 +160,10 @@ impl Store {
     /// Removes temporary files whose writer is dead; how many.
     ///
     /// # Errors
-    /// [`Error::Host`] when the directory cannot be read.
+    /// [`Error::Host`] when the directory cannot be read, [`Error::Db`].
     pub fn sweep_ingest(&self) -> Result<usize, Error> {
         let dir = self.root().join("ingest");
-        let mut removed = 0;
+        let mut removed = self.sweep_journal()?;
         for entry in fs::read_dir(&dir).map_err(Error::host("read", dir.clone()))? {
             let path = entry.map_err(Error::host("read", dir.clone()))?.path();
             let Ok(file) = File::open(&path) else { continue };

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::types::Value;
@@ -87,6 +88,8 @@ pub(crate) struct Place {
     boot: String,
     /// Damage was found since it was opened.
     distrusted: AtomicBool,
+    /// Device and inode of the file that was opened.
+    opened: Mutex<Option<(u64, u64)>>,
 }
 
 /// Why an index cannot be had as it is.
@@ -135,6 +138,7 @@ impl Place {
             index: db.join("meta.sqlite"),
             checked: db.join("checked"),
             distrusted: AtomicBool::new(false),
+            opened: Mutex::default(),
         }
     }
 
@@ -187,7 +191,36 @@ impl Place {
         Ok(file)
     }
 
+    /// Nobody puts another index in this one's place as long as the file lives. Three system calls.
+    ///
+    /// The lock is on the directory, which is there on a disk without a free inode, too.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub(crate) fn keep(&self) -> Result<File, Error> {
+        self.lock_directory(File::lock_shared)
+    }
+
+    fn lock_directory(&self, lock: impl FnOnce(&File) -> io::Result<()>) -> Result<File, Error> {
+        let path = self.root.join("db");
+        let directory = File::open(&path).map_err(Error::host("open", &path))?;
+        lock(&directory).map_err(Error::host("lock", &path))?;
+        Ok(directory)
+    }
+
+    /// Whether another file than the one that was opened is there now, or none. One system call.
+    pub(crate) fn is_replaced(&self) -> bool {
+        let opened = *self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened != self.identity()
+    }
+
+    fn identity(&self) -> Option<(u64, u64)> {
+        fs::metadata(&self.index).ok().map(|file| (file.dev(), file.ino()))
+    }
+
     fn open_as_it_is(&self, boot: &str) -> Result<Connection, Trouble> {
+        // What is changed here must not be the journal of an index that took this one's place.
+        let _kept = self.keep()?;
         let mut journal = Journal::new(&self.root);
         let size_bytes = fs::metadata(&self.index).map_or(0, |file| file.len());
         if size_bytes == 0 && !self.is_new(&journal)? {
@@ -230,6 +263,7 @@ impl Place {
         if !trusted {
             self.check(&mut db, &mut journal, boot)?;
         }
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = self.identity();
         Ok(db)
     }
 
@@ -258,6 +292,8 @@ impl Place {
     }
 
     fn rebuild(&self, boot: &str, reason: String) -> Result<Rebuilt, Error> {
+        // Whoever writes to the old index has committed by then, and looks for the new one next.
+        let _alone = self.lock_directory(File::lock)?;
         let mut journal = Journal::new(&self.root);
         let replay = journal.read()?;
         let new = self.index.with_file_name("new.sqlite");

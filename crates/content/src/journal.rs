@@ -23,6 +23,7 @@ use rusqlite::{Connection, OptionalExtension};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::reserve;
 use crate::tables::{self, Existing, TABLES, Table, checksum};
 
 const MAGIC: &str = "kiln-journal";
@@ -359,22 +360,28 @@ impl Journal {
     }
 
     /// Appends lines in one write, and notes in the index how long the journal is then. Inside a
-    /// write transaction, after [`Journal::catch_up`].
+    /// write transaction, after [`Journal::catch_up`]. A journal that has grown long is written anew,
+    /// if the disk has room for that.
     ///
     /// # Errors
-    /// [`Error::Host`]; nothing was appended then.
+    /// [`Error::Host`], [`Error::Db`]; nothing was appended then.
     pub(crate) fn append(&mut self, db: &Connection, at: Position, lines: &[u8]) -> Result<(), Error> {
+        let live = state(db, LIVE)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
+        let bytes = at.bytes + lines.len() as u64;
         let path = self.path.clone();
         let mut file = self.open()?;
-        if let Err(error) = file.write_all(lines) {
+        let written = file.write_all(lines).map_err(Error::host("write", path));
+        if let Err(error) = written.and_then(|()| Ok(remember(db, Position { bytes, ..at })?)) {
             let _ = file.set_len(at.bytes);
-            return Err(Error::host("write", path)(error));
+            return Err(error);
         }
-        let bytes = at.bytes + lines.len() as u64;
-        remember(db, Position { bytes, ..at })?;
-        let live = state(db, LIVE)?.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0);
-        if bytes > COMPACT_BYTES.max(live.saturating_mul(COMPACT_GROWTH)) {
-            self.rewrite(db)?;
+        let is_long = bytes > COMPACT_BYTES.max(live.saturating_mul(COMPACT_GROWTH));
+        // What was asked for is done: a full disk must not undo it, nor lose what is set aside on it.
+        if is_long
+            && reserve::has_room(&self.root, bytes)
+            && let Ok(position) = self.write_new(db)
+        {
+            self.take_new(db, position)?;
         }
         Ok(())
     }
@@ -425,6 +432,28 @@ impl Journal {
     /// # Errors
     /// [`Error::Host`], [`Error::Db`].
     pub(crate) fn rewrite(&mut self, db: &Connection) -> Result<Position, Error> {
+        let position = self.write_new(db)?;
+        self.take_new(db, position)?;
+        Ok(position)
+    }
+
+    /// Removes what one left who was killed while writing the journal anew; how many files. Inside a
+    /// write transaction: nobody is writing it then.
+    pub(crate) fn sweep(&self) -> usize {
+        usize::from(fs::remove_file(self.new_path()).is_ok())
+    }
+
+    /// Whether there is something to sweep, or somebody is writing the journal anew.
+    pub(crate) fn has_new(&self) -> bool {
+        self.new_path().exists()
+    }
+
+    fn new_path(&self) -> PathBuf {
+        self.path.with_extension("new")
+    }
+
+    /// Writes a new journal beside this one.
+    fn write_new(&self, db: &Connection) -> Result<Position, Error> {
         let generation = i64::from_str_radix(&crate::lease::random(), 16).unwrap_or(1);
         let mut bytes = header(generation).into_bytes();
         // Only what is durable already: no boot is called that.
@@ -448,22 +477,30 @@ impl Journal {
                 write_put(&mut bytes, table, &values_now, boot.as_deref());
             }
         }
-        let new = self.path.with_extension("new");
+        let new = self.new_path();
         let written = File::create(&new).and_then(|mut file| {
             file.write_all(&bytes)?;
             file.sync_data()
         });
-        written.and_then(|()| fs::rename(&new, &self.path)).map_err(Error::host("write", &self.path))?;
+        if let Err(error) = written {
+            // Half of it would take the space that is wanting.
+            let _ = fs::remove_file(&new);
+            return Err(Error::host("write", new)(error));
+        }
+        Ok(Position { generation, bytes: bytes.len() as u64 })
+    }
+
+    /// Puts the new journal in this one's place.
+    fn take_new(&mut self, db: &Connection, position: Position) -> Result<(), Error> {
+        fs::rename(self.new_path(), &self.path).map_err(Error::host("rename", &self.path))?;
         // The index must not reach the disk before the journal that it is going to name.
         let directory = self.path.parent().unwrap_or(&self.root);
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(Error::host("fsync", directory))?;
         self.file = None;
         db.execute("DELETE FROM state WHERE name LIKE 'covered %'", [])?;
-        let position = Position { generation, bytes: bytes.len() as u64 };
         remember(db, position)?;
-        set_state(db, LIVE, i64::try_from(position.bytes).unwrap_or(i64::MAX))?;
-        Ok(position)
+        Ok(set_state(db, LIVE, i64::try_from(position.bytes).unwrap_or(i64::MAX))?)
     }
 }
 

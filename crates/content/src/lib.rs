@@ -37,5 +37,6 @@ pub use lease::Lease;
 pub use packed::{KeptBlob, PackedRecord};
 pub use pins::{Claim, Claims, Pin, Pinnable};
 pub use records::{CacheRecord, ImageRecord, LayerBlob, LayerRecord, SourceRecord};
+pub use reserve::ReleasedReserve;
 pub use store::Store;
 pub use survey::{Expected, Survey, Usage};

@@ -20,6 +20,11 @@ fn free_bytes(root: &Path) -> u64 {
     statvfs(root).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Whether so many bytes can be written and leave the space that a full disk needs to be cleared.
+pub(crate) fn has_room(root: &Path, bytes: u64) -> bool {
+    free_bytes(root) > bytes.saturating_add(RESERVE_BYTES)
+}
+
 /// Gives the space free if the disk is as good as full; whether there is more of it now.
 pub(crate) fn release(root: &Path) -> bool {
     free_bytes(root) < RESERVE_BYTES && fs::remove_file(path(root)).is_ok()
@@ -42,8 +47,20 @@ impl Store {
     }
 
     /// Gives the space free if the disk is as good as full, for whoever is going to remove things.
-    pub fn release_reserve(&self) {
+    /// However that ends, it is set aside again then, if the disk has plenty.
+    pub fn release_reserve(&self) -> ReleasedReserve<'_> {
         release(self.root());
+        ReleasedReserve(self)
+    }
+}
+
+/// Sets the space aside again when dropped.
+#[must_use = "the space is set aside again as soon as this is dropped"]
+pub struct ReleasedReserve<'a>(&'a Store);
+
+impl Drop for ReleasedReserve<'_> {
+    fn drop(&mut self) {
+        self.0.keep_reserve();
     }
 }
 
@@ -52,6 +69,22 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn space_is_set_aside_by_whoever_writes_a_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        if free_bytes(dir.path()) < PLENTY_BYTES {
+            eprintln!("SKIPPED ALOUD: the disk is nearly full");
+            return;
+        }
+        store.barrier().unwrap();
+        assert!(!path(dir.path()).exists(), "nothing was written");
+        let chain = kiln_oci::ChainId(kiln_oci::Digest::of(b"chain"));
+        store.put_chain(&chain, &"s".parse().unwrap()).unwrap();
+        store.barrier().unwrap();
+        assert!(path(dir.path()).exists());
+    }
 
     #[test]
     fn space_is_set_aside_once_and_kept_while_the_disk_has_room() {
@@ -65,7 +98,12 @@ mod tests {
         let made = fs::metadata(path(dir.path())).unwrap();
         assert!(made.blocks() * 512 >= RESERVE_BYTES);
         store.keep_reserve();
-        store.release_reserve();
+        drop(store.release_reserve());
         assert_eq!(fs::metadata(path(dir.path())).unwrap().ino(), made.ino());
+        // As on a disk that was full.
+        let released = store.release_reserve();
+        fs::remove_file(path(dir.path())).unwrap();
+        drop(released);
+        assert!(path(dir.path()).exists());
     }
 }

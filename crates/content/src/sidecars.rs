@@ -8,13 +8,15 @@
 //! ordered by the clock, and each says what was true then. The files go with their snapshots.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
+use rustix::fs::syncfs;
 
 use crate::Error;
 use crate::journal::{Replay, write_put_at};
@@ -22,6 +24,8 @@ use crate::tables::TABLES;
 
 /// Where the files are.
 pub(crate) const DIR: &str = "records";
+/// Becomes [`DIR`].
+const NEW: &str = "records.new";
 /// The file of images without files.
 pub(crate) const NONE: &str = "_";
 
@@ -57,6 +61,23 @@ impl Notes {
             let _ = append(&dir.join(snapshot), lines);
         }
     }
+
+    /// Writes the lines into a directory that becomes [`DIR`] when all of them are on the disk.
+    fn write_anew(self, root: &Path) -> io::Result<()> {
+        let new = root.join(NEW);
+        match fs::remove_dir_all(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => DirBuilder::new().mode(0o700).create(&new)?,
+        }
+        let is_any = !self.lines.is_empty();
+        for (snapshot, lines) in self.lines {
+            append(&new.join(snapshot), lines)?;
+        }
+        if is_any {
+            syncfs(File::open(&new)?)?;
+        }
+        fs::rename(&new, root.join(DIR))
+    }
 }
 
 fn append(path: &Path, lines: Vec<u8>) -> io::Result<()> {
@@ -80,11 +101,15 @@ pub(crate) fn any(root: &Path) -> bool {
     fs::read_dir(root.join(DIR)).is_ok_and(|mut files| files.next().is_some())
 }
 
-/// Writes down everything that is in `db`, for a store that never did.
+/// Writes down everything that is in `db`, for a store that never did. Inside a write transaction,
+/// which keeps others from doing the same. What cannot be written now is another time.
 ///
 /// # Errors
 /// [`Error::Db`].
 pub(crate) fn write_all(root: &Path, db: &Connection) -> Result<(), Error> {
+    if root.join(DIR).exists() {
+        return Ok(());
+    }
     let owner = "(SELECT snapshot FROM image WHERE image.config = name.config)";
     let mut notes = Notes::default();
     for table in TABLES {
@@ -103,7 +128,10 @@ pub(crate) fn write_all(root: &Path, db: &Connection) -> Result<(), Error> {
             write_put_at(notes.about(row.get(count)?), table, &values, now());
         }
     }
-    notes.write(root);
+    if notes.write_anew(root).is_err() {
+        // It would take space, which may be what is wanting.
+        let _ = fs::remove_dir_all(root.join(NEW));
+    }
     Ok(())
 }
 

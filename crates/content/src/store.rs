@@ -17,7 +17,7 @@ use crate::journal::{Journal, Position, remember_covered};
 use crate::pins::Pins;
 use crate::tables::{TABLES, Table, Writer, Written};
 
-const DIRS: [&str; 7] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots", crate::sidecars::DIR];
+const DIRS: [&str; 6] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots"];
 
 /// Blobs and metadata below one directory. Any number of processes may have it open.
 ///
@@ -25,6 +25,8 @@ const DIRS: [&str; 7] = ["blobs/sha256", "ingest", "locks", "state", "db", "snap
 /// is dropped: garbage collection leaves it alone. Whoever lives long opens a handle for each job.
 pub struct Store {
     root: PathBuf,
+    /// Open from the beginning: the kernel reports a failed write once, to what was open then.
+    directory: File,
     place: Place,
     db: Mutex<Connection>,
     journal: Mutex<Journal>,
@@ -46,7 +48,6 @@ impl Store {
     /// # Errors
     /// [`Error::NotWritable`], [`Error::Unsafe`], [`Error::NewerStore`]; nothing is left behind then.
     pub fn open(root: &Path) -> Result<Self, Error> {
-        let is_older = !root.join(crate::sidecars::DIR).exists();
         let boot = prepare(root)?;
         let place = Place::new(root, &boot);
         let opened = match place.open(&boot) {
@@ -55,10 +56,7 @@ impl Store {
             opened => opened,
         };
         let (db, rebuilt) = opened.map_err(|error| not_writable(root, error))?;
-        if is_older {
-            crate::sidecars::write_all(root, &db)?;
-        }
-        Ok(Self::new(root, place, db, rebuilt, boot))
+        Self::new(root, place, db, rebuilt, boot)
     }
 
     /// Makes the index of the store at `root` anew from its journal, whatever it is like, and opens
@@ -74,12 +72,25 @@ impl Store {
             Ok((place.open(&boot)?.0, Some(rebuilt)))
         };
         let (db, rebuilt) = anew().map_err(|error| not_writable(root, error))?;
-        Ok(Self::new(root, place, db, rebuilt, boot))
+        Self::new(root, place, db, rebuilt, boot)
     }
 
-    fn new(root: &Path, place: Place, db: Connection, rebuilt: Option<Rebuilt>, boot: String) -> Self {
-        Self {
+    fn new(
+        root: &Path,
+        place: Place,
+        mut db: Connection,
+        rebuilt: Option<Rebuilt>,
+        boot: String,
+    ) -> Result<Self, Error> {
+        if !root.join(crate::sidecars::DIR).exists() {
+            // Who changes a record meanwhile waits, and then has a place to write it down.
+            let alone = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            crate::sidecars::write_all(root, &alone)?;
+        }
+        let directory = File::open(root).map_err(Error::host("open", root))?;
+        Ok(Self {
             root: root.to_owned(),
+            directory,
             place,
             db: Mutex::new(db),
             journal: Mutex::new(Journal::new(root)),
@@ -88,7 +99,7 @@ impl Store {
             rebuilt,
             boot,
             pins: Pins::new(root),
-        }
+        })
     }
 
     /// The store's directory.
@@ -107,7 +118,9 @@ impl Store {
     /// # Errors
     /// [`Error::Host`], [`Error::Db`].
     pub fn find_index_damage(&self) -> Result<Option<String>, Error> {
-        let found = find_damage(&mut self.db(), &mut self.journal(), &self.boot);
+        let (mut db, kept) = self.kept_index()?;
+        let found = find_damage(&mut db, &mut self.journal(), &self.boot);
+        drop((db, kept));
         let found = match found {
             Err(Error::Db(error)) if is_damage(&error) => Some(format!("is damaged ({error})")),
             other => other?,
@@ -131,6 +144,30 @@ impl Store {
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The index that is in its place: who made it anew left this handle with the old one.
+    fn index(&self) -> Result<MutexGuard<'_, Connection>, Error> {
+        let mut db = self.db();
+        if self.place.is_replaced() {
+            let synchronous: i64 = db.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
+            let (new, _) = self.place.open(&self.boot)?;
+            new.pragma_update(None, "synchronous", synchronous)?;
+            *db = new;
+        }
+        Ok(db)
+    }
+
+    /// As [`Store::index`]; nobody makes it anew while the second lives.
+    fn kept_index(&self) -> Result<(MutexGuard<'_, Connection>, File), Error> {
+        loop {
+            // Not while it is kept: an index that is damaged or gone is made anew there.
+            let db = self.index()?;
+            let kept = self.place.keep()?;
+            if !self.place.is_replaced() {
+                return Ok((db, kept));
+            }
+        }
+    }
+
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,7 +187,8 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>,
     ) -> Result<T, Error> {
-        work(&self.db()).map_err(|error| self.note(error.into()))
+        let db = self.index().map_err(|error| self.note(error))?;
+        work(&db).map_err(|error| self.note(error.into()))
     }
 
     /// Runs `work` as one write transaction: all of it or nothing, in the index and the journal.
@@ -158,11 +196,18 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.write_at(|writer, _| work(writer)).map_err(|error| self.note(error))
+        let (value, recorded) = self.write_at(|writer, _| work(writer)).map_err(|error| self.note(error))?;
+        self.dirty.fetch_or(recorded, Ordering::Relaxed);
+        Ok(value)
     }
 
-    fn write_at<T>(&self, work: impl FnOnce(&mut Writer<'_>, i64) -> Result<T, Error>) -> Result<T, Error> {
-        let (mut db, mut journal) = (self.db(), self.journal());
+    /// Also whether the journal has a line more.
+    fn write_at<T>(
+        &self,
+        work: impl FnOnce(&mut Writer<'_>, i64) -> Result<T, Error>,
+    ) -> Result<(T, bool), Error> {
+        let (mut db, _kept) = self.kept_index()?;
+        let mut journal = self.journal();
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let at = journal.catch_up(&transaction, &self.boot)?;
         let mut writer = Writer::new(&transaction, &self.boot);
@@ -182,8 +227,7 @@ impl Store {
         }
         notes.write(&self.root);
         self.wrote.store(true, Ordering::Relaxed);
-        self.dirty.fetch_or(!lines.is_empty(), Ordering::Relaxed);
-        Ok(value)
+        Ok((value, !lines.is_empty()))
     }
 
     /// Lets the next barrier be one although this handle wrote nothing: it tells somebody about what
@@ -197,12 +241,22 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<(), rusqlite::Error>,
     ) -> Result<(), Error> {
-        let mut db = self.db();
+        let (mut db, _kept) = self.kept_index()?;
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         work(&transaction)?;
         transaction.commit()?;
         self.wrote.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Removes a journal that somebody did not finish writing anew; how many files.
+    pub(crate) fn sweep_journal(&self) -> Result<usize, Error> {
+        if !self.journal().has_new() {
+            return Ok(0);
+        }
+        let (mut db, _kept) = self.kept_index()?;
+        let _alone = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        Ok(self.journal().sweep())
     }
 
     /// Makes all changes of records survive a power cut, for whoever removes data next: what is
@@ -228,7 +282,8 @@ impl Store {
     }
 
     /// Makes everything this handle wrote survive a power cut: one `syncfs`, then the records are
-    /// marked. Costs nothing when it wrote no record.
+    /// marked. Costs nothing when it wrote no record. Sets space aside afterwards, for whoever fills a
+    /// disk has to be able to clear it.
     ///
     /// # Errors
     /// [`Error::Host`] when the disk failed; the records stay of this boot only then.
@@ -236,14 +291,20 @@ impl Store {
         if !self.dirty.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
+        let covered = self.cover();
+        // What another thread wrote meanwhile has said so itself.
+        self.dirty.fetch_or(covered.is_err(), Ordering::Relaxed);
+        covered?;
+        self.keep_reserve();
+        Ok(())
+    }
+
+    fn cover(&self) -> Result<(), Error> {
         // What another process records during the sync is not covered by it: it stands behind this,
         // and is none of these rows, or not as they are now.
         let loose = self.loose()?;
-        let directory = File::open(&self.root).map_err(Error::host("open", &self.root))?;
-        syncfs(&directory).map_err(Error::host("syncfs", &self.root))?;
-        self.mark_durable(&loose)?;
-        self.dirty.store(false, Ordering::Relaxed);
-        Ok(())
+        syncfs(&self.directory).map_err(Error::host("syncfs", &self.root))?;
+        self.mark_durable(&loose)
     }
 
     /// What a sync that begins now is going to cover.
@@ -279,6 +340,7 @@ impl Store {
                 Ok(())
             })
         })
+        .map(drop)
     }
 }
 
@@ -427,6 +489,41 @@ mod tests {
     }
 
     #[test]
+    fn words_beside_layers_are_all_there_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let config = put(&store, "one");
+        drop(store);
+        let (words, new) = (dir.path().join(crate::sidecars::DIR), dir.path().join("records.new"));
+        fs::remove_dir_all(&words).unwrap();
+        // What somebody left who was killed.
+        fs::create_dir(&new).unwrap();
+        fs::write(new.join("half"), "kiln-rec").unwrap();
+        drop(prepare(dir.path()).unwrap());
+        assert!(!words.exists(), "whoever is killed now leaves no sign that they were written");
+        drop(Store::open(dir.path()).unwrap());
+        assert!(!words.join("half").exists() && !new.exists());
+        fs::remove_dir_all(dir.path().join("db")).unwrap();
+        assert_eq!(app(&Store::open(dir.path()).unwrap()), Some(config));
+    }
+
+    #[test]
+    fn words_beside_layers_that_cannot_be_written_are_next_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let config = put(&store, "one");
+        drop(store);
+        let (words, new) = (dir.path().join(crate::sidecars::DIR), dir.path().join("records.new"));
+        fs::remove_dir_all(&words).unwrap();
+        fs::write(&new, "in the way").unwrap();
+        assert_eq!(app(&Store::open(dir.path()).unwrap()), Some(config));
+        assert!(!words.exists());
+        fs::remove_file(&new).unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        assert!(words.join(crate::sidecars::NONE).exists());
+    }
+
+    #[test]
     fn newer_words_beside_layers_are_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
@@ -515,6 +612,107 @@ mod tests {
     }
 
     #[test]
+    fn handle_goes_on_with_the_index_that_somebody_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let running = Store::open(dir.path()).unwrap();
+        put(&running, "old");
+        running.barrier().unwrap();
+        // A line of it is lost, so that the journal is made anew, too.
+        let journal = dir.path().join("db/journal");
+        let mut bytes = fs::read(&journal).unwrap();
+        let last = bytes.len() - 3;
+        bytes[last] ^= 1;
+        fs::write(&journal, bytes).unwrap();
+        let other = Store::open_anew(dir.path()).unwrap();
+        let chain = kiln_oci::ChainId(Digest::of(b"other"));
+        other.put_chain(&chain, &"s".parse().unwrap()).unwrap();
+        assert!(running.snapshot_by_chain(&chain).unwrap().is_some());
+        let late = put(&running, "late");
+        running.barrier().unwrap();
+        assert_eq!(app(&other), Some(late));
+        drop((running, other));
+        for _ in 0..2 {
+            let store = Store::open(dir.path()).unwrap();
+            assert_eq!(app(&store), Some(late));
+            assert!(store.snapshot_by_chain(&chain).unwrap().is_some());
+            assert_eq!(store.find_index_damage().unwrap(), None);
+            drop(store);
+            fs::remove_file(dir.path().join("db/meta.sqlite")).unwrap();
+        }
+    }
+
+    #[test]
+    fn transaction_that_is_to_reach_the_disk_does_so_in_an_index_made_anew_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let synchronous = || {
+            let value = |db: &Connection| db.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0));
+            store.read(value)
+        };
+        let inside = store.synced(|| {
+            drop(Store::open_anew(dir.path()).unwrap());
+            synchronous()
+        });
+        assert_eq!((inside.unwrap(), synchronous().unwrap()), (2, 1));
+    }
+
+    #[test]
+    fn journal_that_cannot_be_written_anew_stays_long_and_the_change_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (journal, new) = (dir.path().join("db/journal"), dir.path().join("db/journal.new"));
+        std::os::unix::fs::symlink("/dev/full", &new).unwrap();
+        let key = Digest::of(b"key");
+        let cached = crate::CacheRecord {
+            canonical: key,
+            snapshot: "s".parse().unwrap(),
+            created_unix: 1,
+            description: "x".repeat(5 << 20),
+        };
+        store.cache_put(&[key], &cached, false).unwrap();
+        assert!(fs::metadata(&journal).unwrap().len() > 5 << 20);
+        assert!(fs::symlink_metadata(&new).is_err(), "half a journal takes the last of the space");
+        put(&store, "one");
+        assert_eq!(store.find_index_damage().unwrap(), None);
+        // There was room for it now.
+        store.cache_forget_snapshot(&cached.snapshot).unwrap();
+        assert!(store.cache_get(&key).unwrap().is_none());
+        drop(store);
+        fs::remove_file(dir.path().join("db/meta.sqlite")).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert!(app(&store).is_some() && store.cache_get(&key).unwrap().is_none());
+    }
+
+    #[test]
+    fn half_a_journal_of_somebody_killed_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        fs::write(dir.path().join("db/journal.new"), "half").unwrap();
+        assert_eq!((store.sweep_ingest().unwrap(), store.sweep_ingest().unwrap()), (1, 0));
+    }
+
+    #[test]
+    fn barrier_that_failed_is_still_to_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        put(&store, "one");
+        let good = std::mem::replace(&mut store.directory, nothing_to_sync());
+        for _ in 0..2 {
+            assert!(matches!(store.barrier(), Err(Error::Host { .. })));
+        }
+        store.directory = good;
+        store.barrier().unwrap();
+        let loose = store.read(|db| loose_rows(db, &crate::tables::NAME)).unwrap();
+        assert!(loose.is_empty(), "{loose:?}");
+    }
+
+    /// The kernel syncs nothing for a file that is open as a path alone.
+    fn nothing_to_sync() -> File {
+        use rustix::fs::{CWD, Mode, OFlags, openat};
+        openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap().into()
+    }
+
+    #[test]
     fn barrier_covers_a_name_that_somebody_set_who_died_before_his() {
         let dir = tempfile::tempdir().unwrap();
         let killed = Store::open(dir.path()).unwrap();
@@ -533,9 +731,12 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         put(&store, "one");
         let loose = store.loose().unwrap();
+        store.dirty.store(false, Ordering::Relaxed);
         // Takes the row id of the one that it replaces, which was the last.
         put(&store, "other");
+        assert!(store.dirty.swap(false, Ordering::Relaxed));
         store.mark_durable(&loose).unwrap();
+        assert!(!store.dirty.load(Ordering::Relaxed), "a barrier needs no barrier");
         let rows = |table| store.read(|db| loose_rows(db, table)).unwrap().len();
         assert_eq!((rows(&crate::tables::NAME), rows(&crate::tables::IMAGE)), (1, 1));
     }
