@@ -11,6 +11,7 @@ use std::io;
 use kiln_content::{ImageRecord, KeptBlob, PackedRecord, Survey};
 use kiln_oci::image::{ImageConfig, Manifest};
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
+use kiln_snapshotter::MAX_LOWER;
 use rustix::io::Errno;
 
 use crate::image::{MAX_CONFIG_BYTES, parse_json};
@@ -142,7 +143,12 @@ pub(crate) fn find_nameless(engine: &Engine) -> Result<Vec<Digest>, BuildError> 
         let top = ChainId::of(diff_ids).map(|chain| store.snapshot_by_chain(&chain)).transpose()?.flatten();
         let Some(top) = top.filter(|top| engine.snapshots.contains(top)) else { continue };
         let mut size_bytes = 0;
-        for id in engine.snapshots.chain(&top)? {
+        let chain = match engine.snapshots.chain(&top) {
+            Ok(chain) => chain,
+            Err(kiln_snapshotter::Error::TooDeep { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for id in chain {
             size_bytes += store.layer(&id)?.map_or(0, |layer| layer.size_bytes);
         }
         let created_unix = crate::engine::now_unix();
@@ -281,6 +287,7 @@ impl<'a> Check<'a> {
     /// Every snapshot has a sidecar, a parent that is there, and files.
     fn snapshots(&mut self) -> Result<(), BuildError> {
         self.report.snapshots = self.parents.len();
+        let mut too_deep = 0;
         for (id, parent) in self.parents.clone() {
             let missing = |parent: &SnapshotId| !self.parents.contains_key(parent);
             match parent {
@@ -296,10 +303,15 @@ impl<'a> Check<'a> {
                     match chain.and_then(|()| self.engine.snapshots.open_changes(&id).map(drop)) {
                         // Removed by its user meanwhile, which only happens to what has no records.
                         Ok(()) | Err(kiln_snapshotter::Error::NoSnapshot(_)) => {}
+                        Err(kiln_snapshotter::Error::TooDeep { .. }) => too_deep += 1,
                         Err(error) => self.bad_snapshot(&id, fault(error)?)?,
                     }
                 }
             }
+        }
+        if too_deep > 0 {
+            let note = format!("{too_deep} layers stand on more than {MAX_LOWER}, and cannot be used");
+            self.report.notes.push(note);
         }
         Ok(())
     }
@@ -386,6 +398,8 @@ impl<'a> Check<'a> {
             }
             Some(top) => match self.engine.snapshots.chain(top) {
                 Ok(chain) => chain,
+                // It cannot be used, but that is no damage.
+                Err(kiln_snapshotter::Error::TooDeep { .. }) => return Ok(None),
                 Err(error) => return fault(error).map(Some),
             },
         };

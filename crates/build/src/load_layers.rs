@@ -18,7 +18,7 @@ use kiln_layer::{
 };
 use kiln_oci::image::media_type;
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
-use kiln_snapshotter::LayerForm;
+use kiln_snapshotter::{LayerForm, MAX_LOWER};
 
 use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
@@ -55,12 +55,17 @@ struct Unpacked<'a> {
 ///
 /// # Errors
 /// That of the lowest layer that has one; of it and those above nothing is kept.
+/// [`kiln_snapshotter::Error::TooDeep`] before the first when there are more than can be stacked.
 pub(crate) fn load_layers(
     engine: &Engine,
     archive: &Archive,
     layers: &[Promised],
     cancel: &BuildCancel,
 ) -> Result<Vec<LayerRecord>, BuildError> {
+    // Nobody could use it, and nothing could be told about it.
+    if layers.len() > MAX_LOWER && engine.snapshots.form() == LayerForm::Changes {
+        return Err(kiln_snapshotter::Error::TooDeep { limit: MAX_LOWER }.into());
+    }
     let mut records: Vec<LayerRecord> = Vec::with_capacity(layers.len());
     let mut chain: Option<ChainId> = None;
     for layer in layers {

@@ -88,7 +88,9 @@ impl Check<'_> {
                 }),
             };
             match compared {
-                Err(BuildError::Snapshots(kiln_snapshotter::Error::NoSnapshot(_))) => Ok(None),
+                Err(BuildError::Snapshots(
+                    kiln_snapshotter::Error::NoSnapshot(_) | kiln_snapshotter::Error::TooDeep { .. },
+                )) => Ok(None),
                 Err(BuildError::Cancelled) => Err(BuildError::Cancelled),
                 Err(error) => Ok(Some(fault(error)?.of("its files cannot be read"))),
                 compared => compared,
