@@ -481,3 +481,50 @@ fn deep_checks_know_what_every_snapshotter_keeps() {
         with(&["fsck", "--deep"]).expect(0);
     }
 }
+
+/// Runs `kiln` as root without `CAP_SYS_ADMIN`, as in most containers.
+fn without_sys_admin(store: &Store, args: &[&str]) -> std::process::Output {
+    let whole = store.command(args);
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--bounding-set=-sys_admin", "--inh-caps=-all"]);
+    command.arg(whole.get_program()).args(whole.get_args());
+    for (name, value) in whole.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.output().expect("setpriv is part of util-linux")
+}
+
+#[test]
+fn without_a_privilege_nothing_is_taken_for_damaged() {
+    needs_root!();
+    let bench = Bench::new();
+    bench
+        .store
+        .image("opaque:1", "FROM busybox\nRUN mkdir -p /o/p\nRUN rm -r /o && mkdir /o && echo x > /o/x\n");
+    let before = bench.store.holds();
+    for args in [&["fsck", "--deep"][..], &["fsck", "--deep", "--repair"]] {
+        let refused = without_sys_admin(&bench.store, args);
+        assert!(!refused.status.success(), "{args:?}: {refused:?}");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("CAP_SYS_ADMIN"), "{args:?}: {said}");
+    }
+    assert_eq!(bench.store.holds(), before);
+    bench.store.ok(&["fsck", "--deep"]);
+
+    // A layer whose blob is gone must not be judged by what is visible of its files.
+    let blob = bench.layer_blob();
+    let bytes = fs::read(&blob).expect("ours");
+    fs::remove_file(&blob).expect("ours");
+    assert!(!without_sys_admin(&bench.store, &["fsck", "--repair"]).status.success());
+    fs::write(&blob, bytes).expect("ours");
+    bench.store.ok(&["fsck", "--deep"]);
+
+    fs::remove_dir_all(bench.at("db")).expect("ours");
+    let refused = without_sys_admin(&bench.store, &["images"]);
+    assert!(!refused.status.success(), "{refused:?}");
+    assert_eq!(bench.store.holds(), before);
+    bench.store.ok(&["fsck", "--deep"]);
+}

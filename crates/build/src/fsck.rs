@@ -6,10 +6,12 @@
 mod deep;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use kiln_content::{ImageRecord, KeptBlob, PackedRecord, Survey};
 use kiln_oci::image::{ImageConfig, Manifest};
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
+use kiln_snapshotter::MAX_LOWER;
 use rustix::io::Errno;
 
 use crate::image::{MAX_CONFIG_BYTES, parse_json};
@@ -141,7 +143,12 @@ pub(crate) fn find_nameless(engine: &Engine) -> Result<Vec<Digest>, BuildError> 
         let top = ChainId::of(diff_ids).map(|chain| store.snapshot_by_chain(&chain)).transpose()?.flatten();
         let Some(top) = top.filter(|top| engine.snapshots.contains(top)) else { continue };
         let mut size_bytes = 0;
-        for id in engine.snapshots.chain(&top)? {
+        let chain = match engine.snapshots.chain(&top) {
+            Ok(chain) => chain,
+            Err(kiln_snapshotter::Error::TooDeep { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        for id in chain {
             size_bytes += store.layer(&id)?.map_or(0, |layer| layer.size_bytes);
         }
         let created_unix = crate::engine::now_unix();
@@ -166,7 +173,37 @@ struct Check<'a> {
     parents: BTreeMap<SnapshotId, Option<Option<SnapshotId>>>,
     /// Snapshots known to be damaged, or to stand on such.
     bad: BTreeSet<SnapshotId>,
+    /// All that layers hold is known to be visible to this process.
+    sees_all: bool,
     report: Report,
+}
+
+/// What was found out about something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fault {
+    what: String,
+    /// It is damaged. Otherwise it could not be read, which may be the disk's fault or pass: that is
+    /// told, and nothing is forgotten for it.
+    is_proof: bool,
+}
+
+impl From<String> for Fault {
+    fn from(what: String) -> Self {
+        Self { what, is_proof: true }
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(what: &str) -> Self {
+        what.to_owned().into()
+    }
+}
+
+impl Fault {
+    /// With the name of the part that it is about in front.
+    fn of(self, part: &str) -> Self {
+        Self { what: format!("{part}: {}", self.what), ..self }
+    }
 }
 
 impl<'a> Check<'a> {
@@ -183,7 +220,15 @@ impl<'a> Check<'a> {
             };
             parents.insert(id, parent);
         }
-        Ok(Self { engine, repair, survey, parents, bad: BTreeSet::new(), report: Report::default() })
+        Ok(Self {
+            engine,
+            repair,
+            survey,
+            parents,
+            bad: BTreeSet::new(),
+            sees_all: false,
+            report: Report::default(),
+        })
     }
 
     fn found(
@@ -208,7 +253,12 @@ impl<'a> Check<'a> {
 
     /// Says that a snapshot is not to be trusted, and forgets it with all that stands on it. If no
     /// record leads there, it is garbage and no damage.
-    fn bad_snapshot(&mut self, id: &SnapshotId, what: impl Into<String>) -> Result<(), BuildError> {
+    fn bad_snapshot(&mut self, id: &SnapshotId, fault: impl Into<Fault>) -> Result<(), BuildError> {
+        let Fault { what, is_proof } = fault.into();
+        if !is_proof {
+            self.found("snapshot", id, what, None);
+            return Ok(());
+        }
         let mut pending = vec![id.clone()];
         let (mut done, mut is_named) = (None, false);
         while let Some(id) = pending.pop() {
@@ -229,7 +279,7 @@ impl<'a> Check<'a> {
         if is_named {
             self.found("snapshot", id, what, done);
         } else {
-            self.report.notes.push(format!("layer {id}, which nothing refers to: {}", what.into()));
+            self.report.notes.push(format!("layer {id}, which nothing refers to: {what}"));
         }
         Ok(())
     }
@@ -237,6 +287,7 @@ impl<'a> Check<'a> {
     /// Every snapshot has a sidecar, a parent that is there, and files.
     fn snapshots(&mut self) -> Result<(), BuildError> {
         self.report.snapshots = self.parents.len();
+        let mut too_deep = 0;
         for (id, parent) in self.parents.clone() {
             let missing = |parent: &SnapshotId| !self.parents.contains_key(parent);
             match parent {
@@ -252,10 +303,15 @@ impl<'a> Check<'a> {
                     match chain.and_then(|()| self.engine.snapshots.open_changes(&id).map(drop)) {
                         // Removed by its user meanwhile, which only happens to what has no records.
                         Ok(()) | Err(kiln_snapshotter::Error::NoSnapshot(_)) => {}
+                        Err(kiln_snapshotter::Error::TooDeep { .. }) => too_deep += 1,
                         Err(error) => self.bad_snapshot(&id, fault(error)?)?,
                     }
                 }
             }
+        }
+        if too_deep > 0 {
+            let note = format!("{too_deep} layers stand on more than {MAX_LOWER}, and cannot be used");
+            self.report.notes.push(note);
         }
         Ok(())
     }
@@ -285,9 +341,10 @@ impl<'a> Check<'a> {
         }
         for image in images.values() {
             self.report.records += 1;
-            if let Some(what) = self.image(image, &survey)? {
-                let done = self.repair.then_some("forgotten, with its names");
-                if self.repair {
+            if let Some(Fault { what, is_proof }) = self.image(image, &survey)? {
+                let repair = self.repair && is_proof;
+                let done = repair.then_some("forgotten, with its names");
+                if repair {
                     store.disown_image(&image.config)?;
                 }
                 self.found("image", image.config, what, done);
@@ -313,7 +370,7 @@ impl<'a> Check<'a> {
     }
 
     /// What is wrong with an image, its layers' content apart.
-    fn image(&self, image: &ImageRecord, survey: &Survey) -> Result<Option<String>, BuildError> {
+    fn image(&self, image: &ImageRecord, survey: &Survey) -> Result<Option<Fault>, BuildError> {
         let store = &self.engine.store;
         let config = match store.read_blob(&image.config, MAX_CONFIG_BYTES) {
             Ok(json) => parse_json::<ImageConfig>("image config", &image.config, &json),
@@ -321,7 +378,7 @@ impl<'a> Check<'a> {
         };
         let config = match config {
             Ok(config) => config,
-            Err(error) => return Ok(Some(format!("its config: {}", fault(error)?))),
+            Err(error) => return Ok(Some(fault(error)?.of("its config"))),
         };
         let manifest = match store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) {
             Ok(json) => parse_json::<Manifest>("manifest", &image.manifest, &json),
@@ -329,31 +386,37 @@ impl<'a> Check<'a> {
         };
         match manifest {
             Ok(manifest) if manifest.config.digest != image.config => {
-                return Ok(Some("its manifest is of another image".to_owned()));
+                return Ok(Some("its manifest is of another image".into()));
             }
             Ok(_) => {}
-            Err(error) => return Ok(Some(format!("its manifest: {}", fault(error)?))),
+            Err(error) => return Ok(Some(fault(error)?.of("its manifest"))),
         }
         let chain = match &image.snapshot {
             None => Vec::new(),
-            Some(top) if self.is_absent(top) => return Ok(Some(format!("its files ({top}) are missing"))),
+            Some(top) if self.is_absent(top) => {
+                return Ok(Some(format!("its files ({top}) are missing").into()));
+            }
             Some(top) => match self.engine.snapshots.chain(top) {
                 Ok(chain) => chain,
+                // It cannot be used, but that is no damage.
+                Err(kiln_snapshotter::Error::TooDeep { .. }) => return Ok(None),
                 Err(error) => return fault(error).map(Some),
             },
         };
         if let Some(bad) = chain.iter().find(|id| self.bad.contains(id)) {
-            return Ok(Some(format!("layer {bad} is damaged")));
+            return Ok(Some(format!("layer {bad} is damaged").into()));
         }
         let diff_ids = &config.rootfs.diff_ids;
         if chain.len() != diff_ids.len() {
-            return Ok(Some(format!("its config lists {} layers, it has {}", diff_ids.len(), chain.len())));
+            return Ok(Some(
+                format!("its config lists {} layers, it has {}", diff_ids.len(), chain.len()).into(),
+            ));
         }
         for (id, diff_id) in chain.iter().zip(diff_ids) {
             let found = survey.layers.binary_search_by(|layer| layer.snapshot.cmp(id)).ok();
             let found = found.map(|at| survey.layers[at].diff_id);
             if found.is_some_and(|found| found != *diff_id) {
-                return Ok(Some(format!("layer {id} is not the one that its config lists")));
+                return Ok(Some(format!("layer {id} is not the one that its config lists").into()));
             }
         }
         Ok(None)
@@ -380,7 +443,7 @@ impl<'a> Check<'a> {
                 }
                 Some(_) => continue,
             };
-            self.bad_layer_blob(&layer, &what)?;
+            self.bad_layer_blob(&layer, &what.into())?;
         }
         self.made_and_kept(&sizes)?;
         let diff_ids: BTreeMap<&SnapshotId, DiffId> =
@@ -418,43 +481,45 @@ impl<'a> Check<'a> {
                 }
                 Some(_) => continue,
             };
-            self.bad_packed(&packed.blob, &what)?;
+            self.bad_packed(&packed.blob, &what.into())?;
         }
         let configs: BTreeSet<Digest> = self.survey.images.iter().map(|image| image.config).collect();
         let of_images = |kept: &&KeptBlob| configs.contains(&kept.config);
         for kept in self.survey.kept.iter().filter(of_images).copied().collect::<Vec<_>>() {
             self.report.records += 1;
             if !sizes.contains_key(&kept.blob) && !self.engine.store.has_blob(&kept.blob) {
-                self.bad_kept(&kept.config, &kept.blob, "it is missing")?;
+                self.bad_kept(&kept.config, &kept.blob, &"it is missing".into())?;
             }
         }
         Ok(())
     }
 
     /// A packed layer is missing or wrong: it can be packed again.
-    fn bad_packed(&mut self, blob: &Digest, what: &str) -> Result<(), BuildError> {
-        if self.repair {
+    fn bad_packed(&mut self, blob: &Digest, fault: &Fault) -> Result<(), BuildError> {
+        let repair = self.repair && fault.is_proof;
+        if repair {
             let store = &self.engine.store;
             store.forget_packed(blob)?;
             if !store.is_blob_needed(blob)? {
                 store.remove_blob(blob)?;
             }
         }
-        self.found("packed", blob, what, self.repair.then_some("forgotten; the layer is packed again"));
+        self.found("packed", blob, &fault.what, repair.then_some("forgotten; the layer is packed again"));
         Ok(())
     }
 
     /// Something of the index that an image came with is missing or damaged: the image is whole without.
-    fn bad_kept(&mut self, config: &Digest, blob: &Digest, what: &str) -> Result<(), BuildError> {
-        if self.repair {
+    fn bad_kept(&mut self, config: &Digest, blob: &Digest, fault: &Fault) -> Result<(), BuildError> {
+        let repair = self.repair && fault.is_proof;
+        if repair {
             let store = &self.engine.store;
             store.forget_index(config)?;
             if !store.is_blob_needed(blob)? {
                 store.remove_blob(blob)?;
             }
         }
-        let what = format!("{blob}, kept for this image: {what}");
-        let done = self.repair.then_some("forgotten; the image stays, for its own platform");
+        let what = format!("{blob}, kept for this image: {}", fault.what);
+        let done = repair.then_some("forgotten; the image stays, for its own platform");
         self.found("index of an image", config, what, done);
         Ok(())
     }
@@ -475,18 +540,98 @@ impl<'a> Check<'a> {
     }
 }
 
-/// What an error says of what was read, unless it is this process that has too little of something.
-fn fault(error: impl Into<BuildError>) -> Result<String, BuildError> {
+/// What an error says of what was read. Whatever may be the fault of this process, which lacks a
+/// privilege or memory, or of the moment, says nothing and stays an error: what is no proof of damage
+/// must not cost anybody an image.
+fn fault(error: impl Into<BuildError>) -> Result<Fault, BuildError> {
     let error = error.into();
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(at) = cause {
-        let errno = at.downcast_ref().and_then(Errno::from_io_error).or_else(|| at.downcast_ref().copied());
-        if let Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOSPC | Errno::DQUOT | Errno::FBIG) =
-            errno
-        {
-            return Err(error);
+    let what = error.to_string();
+    match errno(&error) {
+        // These are about making a copy, and not about what is there.
+        _ if matches!(&error, BuildError::Apply(kiln_layer::ApplyError::Host { .. })) => Err(error),
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::UCLEAN | Errno::BADMSG) => {
+            Ok(what.into())
         }
-        cause = at.source();
+        Some(Errno::IO) => Ok(Fault { what, is_proof: false }),
+        None if is_about_content(&error) => Ok(what.into()),
+        _ => Err(error),
     }
-    Ok(error.to_string())
+}
+
+/// The kernel's reason, if it was the kernel that refused.
+fn errno(error: &BuildError) -> Option<Errno> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(at) = cause {
+        let io_error = at.downcast_ref::<io::Error>();
+        let found = io_error.and_then(Errno::from_io_error).or_else(|| at.downcast_ref().copied());
+        if found.is_some() {
+            return found;
+        }
+        // An `io::Error` passes over what it wraps.
+        let wrapped = io_error.and_then(io::Error::get_ref).map(|inner| inner as &dyn std::error::Error);
+        cause = wrapped.or_else(|| at.source());
+    }
+    None
+}
+
+/// Whether an error without a reason of the kernel's says that what was read is wrong.
+fn is_about_content(error: &BuildError) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
+    use kiln_content::Error as Store;
+    use kiln_layer::{ApplyError, DiffError};
+    use kiln_snapshotter::Error as Snapshots;
+    // What decompressors say.
+    let of_stream =
+        |source: &io::Error| matches!(source.kind(), InvalidData | InvalidInput | UnexpectedEof | Other);
+    match error {
+        BuildError::Store(error) => {
+            matches!(
+                error,
+                Store::Mismatch { .. } | Store::NoBlob(_) | Store::TooLarge { .. } | Store::Damaged { .. }
+            )
+        }
+        BuildError::Snapshots(error) => {
+            matches!(error, Snapshots::Damaged { .. } | Snapshots::NoSnapshot(_) | Snapshots::NoParent(_))
+        }
+        BuildError::Diff(error) => {
+            matches!(error, DiffError::ReservedName { .. } | DiffError::Redirected { .. })
+        }
+        BuildError::Apply(ApplyError::Input(source)) | BuildError::Unreadable { source, .. } => {
+            of_stream(source)
+        }
+        BuildError::Apply(error) => matches!(error, ApplyError::Broken { .. } | ApplyError::Refused { .. }),
+        BuildError::Json { .. } | BuildError::WrongDiffId { .. } | BuildError::LayerChanged { .. } => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(errno: Errno) -> BuildError {
+        let source = io::Error::from(errno);
+        kiln_snapshotter::Error::Host { call: "open", path: "x".into(), source }.into()
+    }
+
+    #[test]
+    fn only_what_cannot_be_otherwise_is_damage() {
+        for errno in [Errno::NOENT, Errno::NOTDIR, Errno::UCLEAN, Errno::BADMSG] {
+            assert!(fault(refused(errno)).unwrap().is_proof, "{errno}");
+        }
+        for errno in
+            [Errno::PERM, Errno::ACCESS, Errno::ROFS, Errno::AGAIN, Errno::NOSYS, Errno::NOSPC, Errno::MFILE]
+        {
+            assert!(fault(refused(errno)).is_err(), "{errno}");
+        }
+        let sick = fault(refused(Errno::IO)).unwrap();
+        assert!(!sick.is_proof, "told, but nothing is forgotten");
+        let too_deep = kiln_snapshotter::Error::TooDeep { limit: 500 };
+        assert!(fault(too_deep).is_err());
+        assert!(fault(kiln_content::Error::NoBlob(Digest::of(b"x"))).unwrap().is_proof);
+        let noise = BuildError::Unreadable { path: "x".into(), source: io::Error::other("bad frame") };
+        assert!(fault(noise).unwrap().is_proof);
+        let wrapped = io::Error::other(io::Error::from(Errno::PERM));
+        assert!(fault(BuildError::Unreadable { path: "x".into(), source: wrapped }).is_err());
+    }
 }

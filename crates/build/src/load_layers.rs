@@ -18,7 +18,7 @@ use kiln_layer::{
 };
 use kiln_oci::image::media_type;
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
-use kiln_snapshotter::LayerForm;
+use kiln_snapshotter::{LayerForm, MAX_LOWER};
 
 use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
@@ -55,12 +55,17 @@ struct Unpacked<'a> {
 ///
 /// # Errors
 /// That of the lowest layer that has one; of it and those above nothing is kept.
+/// [`kiln_snapshotter::Error::TooDeep`] before the first when there are more than can be stacked.
 pub(crate) fn load_layers(
     engine: &Engine,
     archive: &Archive,
     layers: &[Promised],
     cancel: &BuildCancel,
 ) -> Result<Vec<LayerRecord>, BuildError> {
+    // Nobody could use it, and nothing could be told about it.
+    if layers.len() > MAX_LOWER && engine.snapshots.form() == LayerForm::Changes {
+        return Err(kiln_snapshotter::Error::TooDeep { limit: MAX_LOWER }.into());
+    }
     let mut records: Vec<LayerRecord> = Vec::with_capacity(layers.len());
     let mut chain: Option<ChainId> = None;
     for layer in layers {
@@ -221,6 +226,26 @@ pub(crate) fn media_type_of(path: &Path, compression: Compression) -> Result<&'s
     }
 }
 
+/// What a layer's blob has to be. A plain one is what was unpacked, also when the archive was read a
+/// second time for it and had changed by then.
+///
+/// # Errors
+/// [`kiln_content::Error::Mismatch`] when a plain layer is not what its manifest says.
+fn promised(
+    layer: &Promised,
+    applied: &Applied,
+    is_plain: bool,
+) -> Result<Option<(Digest, u64)>, BuildError> {
+    let (actual, actual_bytes) = (applied.diff_id.0, applied.tar_size_bytes);
+    match layer.source.expected {
+        expected if !is_plain => Ok(expected),
+        Some((expected, expected_bytes)) if (expected, expected_bytes) != (actual, actual_bytes) => {
+            Err(kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes }.into())
+        }
+        _ => Ok(Some((actual, actual_bytes))),
+    }
+}
+
 /// Makes a layer part of the store: its blob, its snapshot, its record.
 fn publish(
     engine: &Engine,
@@ -231,23 +256,15 @@ fn publish(
     cancel: &BuildCancel,
 ) -> Result<LayerRecord, BuildError> {
     let Unpacked { active, applied, blob } = unpacked;
+    let is_plain = blob.as_ref().is_none_or(|(_, media_type)| *media_type == media_type::OCI_LAYER);
+    let expected = promised(layer, &applied, is_plain).map_err(|error| in_layer(archive, layer, error))?;
     let blob = match blob {
         Some((ingest, media_type)) => {
-            let committed = ingest.commit(layer.source.expected);
+            let committed = ingest.commit(expected);
             let (digest, size_bytes) = committed.map_err(|error| in_layer(archive, layer, error.into()))?;
             Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })
         }
-        None => {
-            let (actual, actual_bytes) = (applied.diff_id.0, applied.tar_size_bytes);
-            match layer.source.expected {
-                Some((expected, expected_bytes)) if (expected, expected_bytes) != (actual, actual_bytes) => {
-                    let wrong =
-                        kiln_content::Error::Mismatch { expected, expected_bytes, actual, actual_bytes };
-                    return Err(in_layer(archive, layer, wrong.into()));
-                }
-                _ => None,
-            }
-        }
+        None => None,
     };
     let again = || {
         let (reader, _) = archive.read(&layer.source.name)?;
@@ -284,5 +301,36 @@ impl<R: BufRead> Read for Tee<'_, '_, R> {
             return Err(kind.into());
         }
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_layer_has_the_blob_of_what_was_unpacked() {
+        let root = tempfile::tempdir().unwrap();
+        let options = kiln_layer::ApplyOptions {
+            whiteouts: kiln_layer::Whiteouts::Remove,
+            keep_owner: false,
+            limits: kiln_layer::Limits::default(),
+            cancel: &AtomicBool::new(false),
+        };
+        let tar = [0_u8; 1024];
+        let dir = std::fs::File::open(root.path()).unwrap();
+        let applied = kiln_layer::apply(&tar[..], dir.as_fd(), &options).unwrap();
+        let read = (Digest::of(&tar), 1024);
+        let other = (Digest::of(b"other"), 5);
+        let layer = |expected| Promised {
+            source: LayerSource { name: "layer.tar".to_owned(), expected },
+            diff_id: applied.diff_id,
+        };
+        // Also where nothing was promised: what a second read gives has to be this.
+        assert_eq!(promised(&layer(None), &applied, true).unwrap(), Some(read));
+        assert_eq!(promised(&layer(Some(read)), &applied, true).unwrap(), Some(read));
+        assert!(promised(&layer(Some(other)), &applied, true).is_err());
+        assert_eq!(promised(&layer(Some(other)), &applied, false).unwrap(), Some(other));
+        assert_eq!(promised(&layer(None), &applied, false).unwrap(), None);
     }
 }

@@ -74,9 +74,12 @@ fn list(dir: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, Error> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::host("read", dir))? {
         let entry = entry.map_err(Error::host("read", dir))?;
-        // Gone meanwhile.
-        let Ok(metadata) = entry.metadata() else { continue };
-        found.push((entry.path(), metadata));
+        match entry.metadata() {
+            Ok(metadata) => found.push((entry.path(), metadata)),
+            // Gone meanwhile. What cannot be looked at is not gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::host("stat", entry.path())(error)),
+        }
     }
     Ok(found)
 }

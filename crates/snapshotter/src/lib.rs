@@ -33,5 +33,6 @@ pub use choice::{Backend, open};
 pub use copying::Copying;
 pub use disk::disk_bytes;
 pub use error::Error;
+pub use mount::MAX_LOWER;
 pub use overlay::Overlay;
 pub use snapshotter::{Changes, Form, LayerForm, OpenOptions, Overhead, Snapshotter};

@@ -14,7 +14,7 @@ use crate::Error;
 use crate::error::host;
 
 /// `OVL_MAX_STACK`: the most lowerdirs that the kernel takes.
-pub(crate) const MAX_LOWER: usize = 500;
+pub const MAX_LOWER: usize = 500;
 
 /// fsconfig(2) takes strings up to 256 bytes with their NUL.
 const MAX_STRING_BYTES: usize = 255;

@@ -109,9 +109,16 @@ fn more_layers_than_the_kernel_stacks_are_an_error_that_says_what_to_do() {
     let store = Store::empty();
     let archive = store.beside("many.tar");
     fs::write(&archive, many_layers(&store, 505)).expect("ours");
+    store.kiln(&["load", "-i", text(&archive)]).expect(8).says(&["500 layers"]);
+    assert_eq!(store.ok(&["images", "-q"]).stdout, "");
+    // As many as there can be: the next layer is one too many.
+    fs::write(&archive, many_layers(&store, 499)).expect("ours");
     store.ok(&["load", "-i", text(&archive)]);
     let context = Context::new(&[("Dockerfile", "FROM many:1\nRUN true\n")]);
     let outcome = store.build(&context, &[]).expect(8);
     outcome.says(&["500 layers", "Dockerfile:2", "hint: ", "COPY --from"]);
+    let before = store.ok(&["images"]).stdout;
+    store.ok(&["fsck", "--deep", "--repair"]);
+    assert_eq!(store.ok(&["images"]).stdout, before);
     assert_eq!(store.active_snapshots(), [""; 0]);
 }

@@ -11,21 +11,26 @@ use kiln_content::{LayerBlob, LayerRecord, PackedRecord};
 use kiln_layer::{CopyFault, DiffOptions, Limits, TreeForm, copy_hashed, decoder};
 use kiln_oci::{DiffId, Digest, SnapshotId};
 use kiln_snapshotter::Form;
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 
-use super::{Check, fault};
+use super::{Check, Fault, fault};
 use crate::layers::write_tar;
 use crate::stand::{prepare_layer, stand_on, unpack_layer};
 use crate::{BuildCancel, BuildError, Engine};
 
 const THREADS: usize = 2;
 
+const OPAQUE: &str = "trusted.overlay.opaque";
+
 /// What is wrong with something, if anything is.
-type Fault = Option<String>;
+type Finding = Option<Fault>;
 
 impl Check<'_> {
     /// Every blob is what its name says; every layer's tree is what its diff ID says; every packed layer
     /// is the one that it was packed from.
     pub(super) fn deep(&mut self, cancel: &BuildCancel) -> Result<(), BuildError> {
+        self.see_all()?;
         let bad = self.deep_blobs(cancel)?;
         self.deep_layers(&bad, cancel)?;
         self.deep_packed(&bad, cancel)?;
@@ -47,7 +52,7 @@ impl Check<'_> {
         let blobs: Vec<Digest> = engine.store.blob_files()?.blobs.into_iter().map(|(blob, _)| blob).collect();
         let faults = side_by_side(&blobs, cancel, |digest| match engine.store.is_blob_good(digest) {
             Ok(true) | Err(kiln_content::Error::NoBlob(_)) => Ok(None),
-            Ok(false) => Ok(Some("its bytes are not those of its digest".to_owned())),
+            Ok(false) => Ok(Some("its bytes are not those of its digest".into())),
             Err(error) => fault(error).map(Some),
         })?;
         self.report.blobs_read += blobs.len();
@@ -79,13 +84,15 @@ impl Check<'_> {
                 Some(blob) => compare_with_blob(engine, layer, blob, cancel),
                 None => tree_digest(engine, layer).map(|found| {
                     let differs = found != layer.diff_id && layer.blob.is_none();
-                    differs.then(|| format!("its files make {found} instead of {}", layer.diff_id))
+                    differs.then(|| format!("its files make {found} instead of {}", layer.diff_id).into())
                 }),
             };
             match compared {
-                Err(BuildError::Snapshots(kiln_snapshotter::Error::NoSnapshot(_))) => Ok(None),
+                Err(BuildError::Snapshots(
+                    kiln_snapshotter::Error::NoSnapshot(_) | kiln_snapshotter::Error::TooDeep { .. },
+                )) => Ok(None),
                 Err(BuildError::Cancelled) => Err(BuildError::Cancelled),
-                Err(error) => Ok(Some(format!("its files cannot be read: {}", fault(error)?))),
+                Err(error) => Ok(Some(fault(error)?.of("its files cannot be read"))),
                 compared => compared,
             }
         })?;
@@ -106,17 +113,18 @@ impl Check<'_> {
         let faults = side_by_side(&records, cancel, |packed| {
             let plain = match open_plain(engine, &packed.blob) {
                 Ok(inner) => Stoppable { inner, cancel },
-                Err(error) => return Ok(Some(format!("it cannot be unpacked: {}", fault(error)?))),
+                Err(error) => return Ok(Some(fault(error)?.of("it cannot be unpacked"))),
             };
             match copy_hashed(plain, io::sink()) {
                 Ok((found, size_bytes)) => {
                     let differs = (found, size_bytes) != (packed.packed_diff_id.0, packed.tar_size_bytes);
                     let expected = packed.packed_diff_id;
-                    Ok(differs.then(|| format!("it makes {found} instead of {expected}")))
+                    Ok(differs.then(|| format!("it makes {found} instead of {expected}").into()))
                 }
                 Err(_) if cancel.flag().load(Ordering::Relaxed) => Err(BuildError::Cancelled),
-                Err(CopyFault::Read(error) | CopyFault::Write(error)) => {
-                    Ok(Some(format!("it cannot be unpacked: {error}")))
+                Err(CopyFault::Read(source) | CopyFault::Write(source)) => {
+                    let error = BuildError::Unreadable { path: packed.blob.to_string().into(), source };
+                    Ok(Some(fault(error)?.of("it cannot be unpacked")))
                 }
             }
         })?;
@@ -129,49 +137,87 @@ impl Check<'_> {
     }
 
     /// Says that a blob is damaged, and forgets it where something else can stand in for it.
-    fn bad_blob(&mut self, digest: &Digest, what: &str) -> Result<(), BuildError> {
+    fn bad_blob(&mut self, digest: &Digest, fault: &Fault) -> Result<(), BuildError> {
         let of_layers = |layer: &LayerRecord| layer.blob.as_ref().is_some_and(|blob| blob.digest == *digest);
         let layers: Vec<LayerRecord> =
             self.survey.layers.iter().filter(|layer| of_layers(layer)).cloned().collect();
         for layer in &layers {
-            self.bad_layer_blob(layer, what)?;
+            self.bad_layer_blob(layer, fault)?;
         }
         let is_packed = self.survey.packed.iter().any(|packed| packed.blob == *digest);
         if is_packed && layers.is_empty() {
-            self.bad_packed(digest, what)?;
+            self.bad_packed(digest, fault)?;
         }
         let kept: Vec<Digest> =
             self.survey.kept.iter().filter(|kept| kept.blob == *digest).map(|kept| kept.config).collect();
         for config in &kept {
-            self.bad_kept(config, digest, what)?;
+            self.bad_kept(config, digest, fault)?;
         }
         // A damaged config or manifest was found with its image.
         if layers.is_empty() && !is_packed && kept.is_empty() {
-            let done = self.repair.then_some("removed");
-            if self.repair {
+            let repair = self.repair && fault.is_proof;
+            let done = repair.then_some("removed");
+            if repair {
                 self.engine.store.remove_blob(digest)?;
             }
-            self.found("blob", digest, what, done);
+            self.found("blob", digest, &fault.what, done);
         }
         Ok(())
     }
 
     /// A layer's blob is missing or damaged: if its files still make the layer, nothing is lost.
-    pub(super) fn bad_layer_blob(&mut self, layer: &LayerRecord, what: &str) -> Result<(), BuildError> {
+    pub(super) fn bad_layer_blob(&mut self, layer: &LayerRecord, fault: &Fault) -> Result<(), BuildError> {
         let Some(blob) = &layer.blob else { return Ok(()) };
         let mut done = None;
-        if self.repair {
-            self.engine.store.remove_blob(&blob.digest)?;
-            self.engine.store.forget_packed(&blob.digest)?;
-            if tree_digest(self.engine, layer).is_ok_and(|found| found == layer.diff_id) {
-                self.engine.store.forget_layer_blob(&layer.snapshot)?;
-                done = Some("removed; the layer can be read out of its files");
-            } else {
-                self.bad_snapshot(&layer.snapshot, format!("its blob {} is damaged", blob.digest))?;
-                done = Some("removed");
+        if self.repair && fault.is_proof {
+            self.see_all()?;
+            let of_files = match tree_digest(self.engine, layer) {
+                Ok(found) if found == layer.diff_id => None,
+                Ok(_) => Some(Fault::from(format!("its blob {} is damaged", blob.digest))),
+                Err(error) => Some(super::fault(error)?.of("its files cannot be read")),
+            };
+            done = match of_files {
+                None => {
+                    self.engine.store.forget_layer_blob(&layer.snapshot)?;
+                    Some("removed; the layer can be read out of its files")
+                }
+                Some(of_files) => {
+                    let is_proof = of_files.is_proof;
+                    self.bad_snapshot(&layer.snapshot, of_files)?;
+                    is_proof.then_some("removed")
+                }
+            };
+            if done.is_some() {
+                self.engine.store.remove_blob(&blob.digest)?;
+                self.engine.store.forget_packed(&blob.digest)?;
             }
         }
-        self.found("blob", blob.digest, what, done);
+        self.found("blob", blob.digest, &fault.what, done);
+        Ok(())
+    }
+
+    /// Makes sure that all that a layer's files hold is visible: without `CAP_SYS_ADMIN` the kernel
+    /// hides `trusted.*`, and every opaque directory looks damaged.
+    fn see_all(&mut self) -> Result<(), BuildError> {
+        if self.sees_all {
+            return Ok(());
+        }
+        let active = self.engine.prepare(None)?;
+        let dir = self.engine.snapshots.open_layer(active.key())?;
+        let blind = |error: Errno| BuildError::Unreadable {
+            path: self.engine.store.root().join("snapshots"),
+            source: io::Error::new(
+                io::Error::from(error).kind(),
+                format!("looking into layers takes CAP_SYS_ADMIN, to see `{OPAQUE}` ({error})"),
+            ),
+        };
+        rustix::fs::fsetxattr(&dir, OPAQUE, b"y", XattrFlags::empty()).map_err(blind)?;
+        let mut names = vec![0; 64 << 10];
+        let length = rustix::fs::flistxattr(&dir, &mut names[..]).map_err(blind)?;
+        if !names[..length].split(|byte| *byte == 0).any(|name| name == OPAQUE.as_bytes()) {
+            return Err(blind(Errno::PERM));
+        }
+        self.sees_all = true;
         Ok(())
     }
 }
@@ -237,7 +283,7 @@ fn compare_with_blob(
     layer: &LayerRecord,
     blob: &LayerBlob,
     cancel: &BuildCancel,
-) -> Result<Fault, BuildError> {
+) -> Result<Finding, BuildError> {
     let parent = engine.snapshots.parent(&layer.snapshot)?;
     let active = prepare_layer(engine, parent.as_ref())?;
     let cancelled = |error| match error {
@@ -247,7 +293,8 @@ fn compare_with_blob(
     let applied =
         unpack_layer(engine, &active, open_plain(engine, &blob.digest)?, cancel).map_err(cancelled)?;
     if applied.diff_id != layer.diff_id {
-        return Ok(Some(format!("its blob makes {} instead of {}", applied.diff_id, layer.diff_id)));
+        let what = format!("its blob makes {} instead of {}", applied.diff_id, layer.diff_id);
+        return Ok(Some(what.into()));
     }
     let again = || open_plain(engine, &blob.digest);
     let active = stand_on(engine, active, &applied, parent.as_ref(), again, cancel).map_err(cancelled)?;
@@ -255,7 +302,7 @@ fn compare_with_blob(
     let fresh = active.commit()?;
     let same = are_same(engine, &fresh, &layer.snapshot, cancel);
     engine.snapshots.remove(&fresh)?;
-    Ok((!same?).then(|| "its files are not those of its blob".to_owned()))
+    Ok((!same?).then(|| "its files are not those of its blob".into()))
 }
 
 /// Whether two snapshots on the same parent hold the same changes.
