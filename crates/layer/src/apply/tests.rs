@@ -384,7 +384,8 @@ fn names_of_directories_that_are_kept_are_limited() {
     let members: Vec<u8> = (0..18_000).flat_map(member).collect();
     for whiteouts in [Whiteouts::Overlay, Whiteouts::Remove] {
         let root = tempfile::tempdir().unwrap();
-        let error = unpack_with(&archive(&[members.clone()]), root.path(), whiteouts, Limits::default());
+        let error =
+            unpack_with(&archive(std::slice::from_ref(&members)), root.path(), whiteouts, Limits::default());
         let what = "bytes of directory names";
         assert!(matches!(error, Err(ApplyError::Limit { what: found, .. }) if found == what), "{error:?}");
     }
