@@ -528,3 +528,18 @@ fn without_a_privilege_nothing_is_taken_for_damaged() {
     assert_eq!(bench.store.holds(), before);
     bench.store.ok(&["fsck", "--deep"]);
 }
+
+#[test]
+fn what_one_command_could_not_prove_the_next_does() {
+    needs_root!();
+    let bench = Bench::new();
+    flip(&bench.snapshot_with("two").1);
+    fs::remove_dir_all(bench.at("db")).expect("ours");
+    assert!(!without_sys_admin(&bench.store, &["images"]).status.success());
+    // The index was made anew before that one gave up, and once more from its journal.
+    fs::remove_file(bench.at("db/meta.sqlite")).expect("ours");
+    let images = bench.store.ok(&["images"]).stdout;
+    assert!(!images.contains("app") && images.contains("loaded"), "{images}");
+    assert!(!bench.at("db/unproven").exists());
+    bench.whole("after a layer was dropped late");
+}

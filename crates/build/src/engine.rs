@@ -44,16 +44,26 @@ impl Engine {
         let (limits, nameless) = (Limits::default(), Vec::new());
         let mut engine = Self { store, snapshots, executor, limits, nameless, lease };
         engine.sweep()?;
-        if let Some(rebuilt) = engine.store.rebuilt().cloned() {
-            // Its journal says what was put there, not what is there still.
-            crate::fsck::drop_dangling(&engine)?;
-            if rebuilt.salvaged {
-                crate::fsck::drop_unproven(&engine)?;
-                engine.nameless = crate::fsck::find_nameless(&engine)?;
-                engine.store.barrier()?;
-            }
+        if engine.store.unproven()?.is_some() {
+            engine.prove()?;
         }
         Ok(engine)
+    }
+
+    /// Compares the records of an index that was made anew with the data, whoever made it: a process
+    /// that was killed, or could not see everything, leaves it to the next.
+    fn prove(&mut self) -> Result<(), BuildError> {
+        let _turn = self.store.prove_turn()?;
+        // Another process may have come first.
+        let Some(salvaged) = self.store.unproven()? else { return Ok(()) };
+        // The journal says what was put there, not what is there still.
+        crate::fsck::drop_dangling(self)?;
+        if salvaged {
+            crate::fsck::drop_unproven(self)?;
+            self.nameless = crate::fsck::find_nameless(self)?;
+            self.store.barrier()?;
+        }
+        Ok(self.store.mark_proven()?)
     }
 
     /// Removes active snapshots and half-written blobs whose owner is dead: what `kill -9` left.

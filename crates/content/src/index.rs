@@ -184,7 +184,7 @@ impl Place {
     }
 
     /// Others wait as long as the file lives.
-    fn turn(&self, name: &str) -> Result<File, Error> {
+    pub(crate) fn turn(&self, name: &str) -> Result<File, Error> {
         let path = self.root.join("locks").join(name);
         let file = File::create(&path).map_err(Error::host("create", &path))?;
         file.lock().map_err(Error::host("lock", &path))?;
@@ -317,6 +317,8 @@ impl Place {
         if salvaged {
             lost_lines = sidecars::replay(&self.root, &transaction)?;
         }
+        // Before the journal is one again: nothing else tells that the records are but salvaged.
+        self.mark_unproven(salvaged)?;
         let mut records = 0;
         for table in TABLES {
             let sql = format!("SELECT count(*) FROM {}", table.name);
@@ -338,6 +340,42 @@ impl Place {
         synced.map_err(Error::host("fsync", directory))?;
         self.mark_checked();
         Ok(Rebuilt { reason, records, lost_lines, salvaged })
+    }
+
+    fn unproven_path(&self) -> PathBuf {
+        self.index.with_file_name("unproven")
+    }
+
+    /// Notes, so that it survives this process and a power cut, that nobody has compared the records
+    /// with the data yet.
+    fn mark_unproven(&self, salvaged: bool) -> Result<(), Error> {
+        let path = self.unproven_path();
+        // One that was salvaged and made anew since is still unproven.
+        let salvaged = salvaged || self.unproven()? == Some(true);
+        let write = || {
+            let mut file = File::create(&path)?;
+            io::Write::write_all(&mut file, if salvaged { b"salvaged\n" } else { b"rebuilt\n" })?;
+            file.sync_all()?;
+            File::open(self.root.join("db"))?.sync_all()
+        };
+        write().map_err(Error::host("write", &path))
+    }
+
+    /// As [`crate::Store::unproven`].
+    pub(crate) fn unproven(&self) -> Result<Option<bool>, Error> {
+        let path = self.unproven_path();
+        match fs::read(&path) {
+            // Cut off by a crash: what is certain to be enough.
+            Ok(text) => Ok(Some(text != b"rebuilt\n")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::host("read", path)(error)),
+        }
+    }
+
+    /// Takes the note back.
+    pub(crate) fn mark_proven(&self) -> Result<(), Error> {
+        let path = self.unproven_path();
+        fs::remove_file(&path).map_err(Error::host("unlink", path))
     }
 
     /// Whether the index has a log, which the last to close it writes into it.

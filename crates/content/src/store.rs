@@ -112,6 +112,32 @@ impl Store {
         self.rebuilt.as_ref()
     }
 
+    /// Whether the index was made anew, by this process or another, and its records have not been
+    /// compared with the data since; `Some(true)`: not even its journal was left. Costs one system call.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn unproven(&self) -> Result<Option<bool>, Error> {
+        self.place.unproven()
+    }
+
+    /// Waits until nobody else compares records with the data. Others wait as long as the file lives.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn prove_turn(&self) -> Result<File, Error> {
+        self.place.turn("prove")
+    }
+
+    /// Says that the records were compared with the data; what was forgotten stays so.
+    ///
+    /// # Errors
+    /// [`Error::Db`], [`Error::Host`].
+    pub fn mark_proven(&self) -> Result<(), Error> {
+        self.settle()?;
+        self.place.mark_proven()
+    }
+
     /// What is wrong with the index, if anything: its pages, and whether it is what its journal
     /// says. A damaged journal beside a sound index is written anew. Costs O(records); writers wait meanwhile.
     ///
