@@ -4,9 +4,10 @@
 //! docker writes both, and `manifest.json` then has the names.
 
 use std::fs::File;
-use std::io::{self, BufReader, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_content::ImageRecord;
 use kiln_layer::{ApplyError, Compression, DensityError, bounded_decoder};
@@ -64,8 +65,11 @@ pub fn load(
     platform: Option<&Platform>,
     cancel: &BuildCancel,
 ) -> Result<Vec<Loaded>, BuildError> {
-    let archive =
-        if path.is_dir() { Archive::open_dir(path)? } else { Archive::open(path, seekable(engine, path)?)? };
+    let archive = if path.is_dir() {
+        Archive::open_dir(path)?
+    } else {
+        Archive::open(path, seekable(engine, path, cancel.flag())?)?
+    };
     let loaded = if archive.contains(DIR_VERSION) {
         load_dir(engine, &archive, platform, cancel)?
     } else if archive.contains(DOCKER_MANIFEST) {
@@ -88,7 +92,10 @@ pub fn load(
 }
 
 /// A plain file as it is; a pipe or a compressed file by way of an unnamed temporary file.
-fn seekable(engine: &Engine, path: &Path) -> Result<File, BuildError> {
+///
+/// That may have the bytes of [`SPOOLED_LAYERS`] layers, and a sixteenth of the free space stays free:
+/// a pipe may have no end.
+fn seekable(engine: &Engine, path: &Path, cancel: &AtomicBool) -> Result<File, BuildError> {
     let unreadable = |source| BuildError::Unreadable { path: path.to_owned(), source };
     let stdin = path == Path::new("-");
     let input: File = if stdin {
@@ -106,12 +113,48 @@ fn seekable(engine: &Engine, path: &Path) -> Result<File, BuildError> {
         return Ok(file);
     }
     let mut spool = engine.store.spool()?;
-    io::copy(&mut plain, &mut spool).map_err(|error| match DensityError::of(&error) {
-        Some(density) => BuildError::Apply(ApplyError::Density(density)),
-        None => unreadable(error),
-    })?;
+    let free_bytes = rustix::fs::fstatvfs(&spool).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
+    let limit = engine.limits.tar_size_bytes.saturating_mul(SPOOLED_LAYERS);
+    let limit = limit.min(free_bytes - free_bytes / 16);
+    copy_limited(&mut plain, &mut spool, limit, cancel, unreadable)?;
     spool.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     Ok(spool)
+}
+
+/// An archive that is spooled may be as large as so many layers of the largest size.
+const SPOOLED_LAYERS: u64 = 4;
+
+fn copy_limited(
+    from: &mut dyn Read,
+    to: &mut dyn Write,
+    limit: u64,
+    cancel: &AtomicBool,
+    unreadable: impl Fn(io::Error) -> BuildError,
+) -> Result<(), BuildError> {
+    let mut piece = vec![0; 256 << 10];
+    let mut actual = 0;
+    loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(BuildError::Cancelled);
+        }
+        let length = match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                return Err(match DensityError::of(&error) {
+                    Some(density) => BuildError::Apply(ApplyError::Density(density)),
+                    None => unreadable(error),
+                });
+            }
+        };
+        actual += length as u64;
+        if actual > limit {
+            let what = "bytes of archive";
+            return Err(BuildError::Apply(ApplyError::Limit { what, limit, actual }));
+        }
+        to.write_all(&piece[..length]).map_err(&unreadable)?;
+    }
 }
 
 fn load_docker(
@@ -210,4 +253,23 @@ pub(crate) fn load_image(
     // The documents' own bytes are kept: their digests are the image's names everywhere else.
     let top = records.last().map(|record| record.snapshot.clone());
     store_image(engine, &config.json, &records, top, manifest_json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_without_end_is_not_spooled() {
+        let copy = |cancelled| {
+            let mut to = Vec::new();
+            let other = |source| BuildError::Unreadable { path: "-".into(), source };
+            let cancel = AtomicBool::new(cancelled);
+            let result = copy_limited(&mut io::repeat(0), &mut to, 1 << 20, &cancel, other);
+            assert!(to.len() <= 1 << 20);
+            result.unwrap_err()
+        };
+        assert!(matches!(copy(false), BuildError::Apply(ApplyError::Limit { .. })));
+        assert!(matches!(copy(true), BuildError::Cancelled));
+    }
 }

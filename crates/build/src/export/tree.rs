@@ -99,6 +99,7 @@ pub(crate) fn write_local(
         Some(view) => scan(view.as_fd(), cancel).map_err(failed)?,
         None => Vec::new(),
     };
+    make_plain(&mut entries);
     if let Some(time) = style.time() {
         entries.iter_mut().for_each(|entry| entry.mtime = time);
     }
@@ -142,6 +143,16 @@ fn scan(root: BorrowedFd<'_>, cancel: &AtomicBool) -> io::Result<Vec<Entry>> {
     kiln_layer::scan(root, b"", &options).map_err(io::Error::other)
 }
 
+/// Leaves out what would be the caller's power in somebody else's hands once it belongs to the caller:
+/// devices, setuid and setgid bits, capabilities.
+fn make_plain(entries: &mut Vec<Entry>) {
+    entries.retain(|entry| !matches!(entry.kind, EntryKind::Char { .. } | EntryKind::Block { .. }));
+    for entry in entries {
+        entry.mode &= !0o6000;
+        entry.xattrs.retain(|name, _| !name.starts_with(b"security."));
+    }
+}
+
 /// Removes from `root` what is not among `entries`, or is of another kind.
 fn remove_others(root: BorrowedFd<'_>, entries: &[Entry], cancel: &AtomicBool) -> io::Result<()> {
     let wanted: HashMap<&[u8], bool> =
@@ -182,4 +193,21 @@ fn make_room(root: BorrowedFd<'_>, entries: &[Entry], cancel: &AtomicBool) -> io
         absent = Some(path);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn files_for_the_caller_have_no_setuid_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("su"), "").unwrap();
+        fs::set_permissions(dir.path().join("su"), fs::Permissions::from_mode(0o6755)).unwrap();
+        let mut entries = scan(fs::File::open(dir.path()).unwrap().as_fd(), &AtomicBool::new(false)).unwrap();
+        make_plain(&mut entries);
+        assert!(entries.iter().any(|entry| entry.path == b"su" && entry.mode & 0o7777 == 0o755));
+    }
 }
