@@ -543,3 +543,22 @@ fn what_one_command_could_not_prove_the_next_does() {
     assert!(!bench.at("db/unproven").exists());
     bench.whole("after a layer was dropped late");
 }
+
+#[test]
+fn a_damaged_blob_that_somebody_uses_stays_until_they_are_done() {
+    needs_root!();
+    let bench = Bench::new();
+    let blob = bench.layer_blob();
+    flip(&blob);
+    let user = kiln_content::Store::open(&bench.store.root()).expect("ours");
+    let digest = format!("sha256:{}", blob.file_name().and_then(|name| name.to_str()).expect("hex"));
+    let digest = digest.parse().expect("a digest");
+    user.hold_blob(&digest).expect("ours");
+    let before = bench.store.holds();
+    bench.store.kiln(&["fsck", "--deep", "--repair"]).expect(6);
+    assert!(blob.exists(), "it is in use");
+    assert_eq!(bench.store.holds(), before);
+    drop(user);
+    bench.store.ok(&["fsck", "--deep", "--repair"]);
+    assert!(!blob.exists());
+}

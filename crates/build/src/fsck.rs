@@ -8,7 +8,7 @@ mod deep;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use kiln_content::{ImageRecord, KeptBlob, PackedRecord, Survey};
+use kiln_content::{Claims, ImageRecord, KeptBlob, PackedRecord, Pinnable, Survey};
 use kiln_oci::image::{ImageConfig, Manifest};
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
 use kiln_snapshotter::MAX_LOWER;
@@ -494,30 +494,40 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Forgets what needs a blob, and only then removes it, unless something else needs it. `false`:
+    /// somebody uses it, and nothing has changed.
+    fn drop_blob(
+        &self,
+        blob: &Digest,
+        forget: impl FnOnce() -> Result<(), BuildError>,
+    ) -> Result<bool, BuildError> {
+        let store = &self.engine.store;
+        let claims = Claims::open(store)?;
+        // From here on nobody can begin to use it.
+        let Some(_claim) = claims.claim(&Pinnable::Blob(*blob))? else { return Ok(false) };
+        forget()?;
+        if !store.is_blob_needed(blob)? {
+            // Records that come back after a power cut must find their data.
+            store.settle()?;
+            store.remove_blob(blob)?;
+        }
+        Ok(true)
+    }
+
     /// A packed layer is missing or wrong: it can be packed again.
     fn bad_packed(&mut self, blob: &Digest, fault: &Fault) -> Result<(), BuildError> {
-        let repair = self.repair && fault.is_proof;
-        if repair {
-            let store = &self.engine.store;
-            store.forget_packed(blob)?;
-            if !store.is_blob_needed(blob)? {
-                store.remove_blob(blob)?;
-            }
-        }
+        let store = &self.engine.store;
+        let repair =
+            self.repair && fault.is_proof && self.drop_blob(blob, || Ok(store.forget_packed(blob)?))?;
         self.found("packed", blob, &fault.what, repair.then_some("forgotten; the layer is packed again"));
         Ok(())
     }
 
     /// Something of the index that an image came with is missing or damaged: the image is whole without.
     fn bad_kept(&mut self, config: &Digest, blob: &Digest, fault: &Fault) -> Result<(), BuildError> {
-        let repair = self.repair && fault.is_proof;
-        if repair {
-            let store = &self.engine.store;
-            store.forget_index(config)?;
-            if !store.is_blob_needed(blob)? {
-                store.remove_blob(blob)?;
-            }
-        }
+        let store = &self.engine.store;
+        let repair =
+            self.repair && fault.is_proof && self.drop_blob(blob, || Ok(store.forget_index(config)?))?;
         let what = format!("{blob}, kept for this image: {}", fault.what);
         let done = repair.then_some("forgotten; the image stays, for its own platform");
         self.found("index of an image", config, what, done);

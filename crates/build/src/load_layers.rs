@@ -73,6 +73,13 @@ pub(crate) fn load_layers(
         let known = engine.store.snapshot_by_chain(&next)?.filter(|id| engine.snapshots.contains(id));
         let Some(snapshot) = known else { break };
         let Some(record) = engine.store.layer(&snapshot)? else { break };
+        let whole = |blob: &LayerBlob| {
+            engine.store.open_blob(&blob.digest).is_ok_and(|(_, size_bytes)| size_bytes == blob.size_bytes)
+        };
+        // Loading it again makes it whole.
+        if !record.blob.as_ref().is_none_or(whole) {
+            break;
+        }
         chain = Some(next);
         records.push(record);
     }

@@ -19,7 +19,7 @@ pub struct Ingest<'a> {
 
 impl Ingest<'_> {
     /// Makes the blob part of the store: synced, renamed, directory synced. A blob that is there
-    /// already is left as it is.
+    /// already is left as it is, or replaced if it is damaged. Costs O(bytes) then, to know.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when it is not `expected` (digest, size in bytes); [`Error::Host`].
@@ -35,7 +35,9 @@ impl Ingest<'_> {
         // Before it is looked for, and before it is there: garbage collection cannot come between.
         self.store.hold_blob(&actual)?;
         let path = self.store.blob_path(&actual);
-        if !path.exists() {
+        let is_whole = fs::metadata(&path).is_ok_and(|there| there.len() == actual_bytes)
+            && self.store.is_blob_good(&actual).unwrap_or(false);
+        if !is_whole {
             let parent = path.parent().unwrap_or(self.store.root());
             fs::create_dir_all(parent).map_err(Error::host("mkdir", parent))?;
             file.sync_data().map_err(Error::host("fdatasync", &self.path))?;
@@ -213,6 +215,19 @@ mod tests {
         let digest = store.put_blob(b"hello").unwrap();
         fs::write(store.blob_path(&digest), b"hellO").unwrap();
         assert!(matches!(store.read_blob(&digest, 100), Err(Error::Mismatch { .. })));
+    }
+
+    #[test]
+    fn damaged_blob_is_replaced_when_it_comes_again() {
+        let (_dir, store) = store();
+        let digest = store.put_blob(b"hello").unwrap();
+        for damage in [&b"hellO"[..], b"hel", b""] {
+            fs::write(store.blob_path(&digest), damage).unwrap();
+            let mut ingest = store.ingest().unwrap();
+            ingest.write_all(b"hello").unwrap();
+            ingest.commit(None).unwrap();
+            assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
+        }
     }
 
     #[test]

@@ -155,11 +155,8 @@ impl Check<'_> {
         }
         // A damaged config or manifest was found with its image.
         if layers.is_empty() && !is_packed && kept.is_empty() {
-            let repair = self.repair && fault.is_proof;
+            let repair = self.repair && fault.is_proof && self.drop_blob(digest, || Ok(()))?;
             let done = repair.then_some("removed");
-            if repair {
-                self.engine.store.remove_blob(digest)?;
-            }
             self.found("blob", digest, &fault.what, done);
         }
         Ok(())
@@ -176,20 +173,23 @@ impl Check<'_> {
                 Ok(_) => Some(Fault::from(format!("its blob {} is damaged", blob.digest))),
                 Err(error) => Some(super::fault(error)?.of("its files cannot be read")),
             };
-            done = match of_files {
-                None => {
-                    self.engine.store.forget_layer_blob(&layer.snapshot)?;
-                    Some("removed; the layer can be read out of its files")
-                }
-                Some(of_files) => {
-                    let is_proof = of_files.is_proof;
-                    self.bad_snapshot(&layer.snapshot, of_files)?;
-                    is_proof.then_some("removed")
-                }
+            let store = &self.engine.store;
+            let is_proof = of_files.as_ref().is_none_or(|of_files| of_files.is_proof);
+            let forget = || {
+                match &of_files {
+                    None => store.forget_layer_blob(&layer.snapshot)?,
+                    Some(_) => store.disown_snapshot(&layer.snapshot)?,
+                };
+                Ok(store.forget_packed(&blob.digest)?)
             };
-            if done.is_some() {
-                self.engine.store.remove_blob(&blob.digest)?;
-                self.engine.store.forget_packed(&blob.digest)?;
+            let gone = is_proof && self.drop_blob(&blob.digest, forget)?;
+            done = match &of_files {
+                _ if !gone => None,
+                None => Some("removed; the layer can be read out of its files"),
+                Some(_) => Some("removed"),
+            };
+            if let Some(of_files) = of_files.filter(|of_files| gone || !of_files.is_proof) {
+                self.bad_snapshot(&layer.snapshot, of_files)?;
             }
         }
         self.found("blob", blob.digest, &fault.what, done);
