@@ -117,8 +117,8 @@ fn more_layers_than_the_kernel_stacks_are_an_error_that_says_what_to_do() {
     let context = Context::new(&[("Dockerfile", "FROM many:1\nRUN true\n")]);
     let outcome = store.build(&context, &[]).expect(8);
     outcome.says(&["500 layers", "Dockerfile:2", "hint: ", "COPY --from"]);
-    let before = store.ok(&["images"]).stdout;
+    let before = store.ok(&["images", "-q"]).stdout;
     store.ok(&["fsck", "--deep", "--repair"]);
-    assert_eq!(store.ok(&["images"]).stdout, before);
+    assert_eq!(store.ok(&["images", "-q"]).stdout, before);
     assert_eq!(store.active_snapshots(), [""; 0]);
 }
