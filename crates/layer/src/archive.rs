@@ -76,11 +76,7 @@ impl<W: Write> Spare for Buffered<W> {
 
 impl<W: Write> Write for Buffered<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let spare = self.spare()?;
-        let length = spare.len().min(bytes.len());
-        spare[..length].copy_from_slice(&bytes[..length]);
-        self.advance(length);
-        Ok(length)
+        self.fill(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -8,6 +8,8 @@ use std::thread::{Builder, JoinHandle};
 
 use kiln_oci::{Digest, Sha256Writer};
 
+use crate::member::Spare;
+
 /// Large enough that calls and hand-overs do not count.
 pub(crate) const PIECE: usize = 256 << 10;
 /// Pieces that wait for the hash: a mebibyte and a half at most.
@@ -137,18 +139,6 @@ impl<W: Write> HashedOut<W> {
         Self { out, hashing: Hashing::new(), piece: vec![0; PIECE], filled: 0 }
     }
 
-    /// Room to put bytes into, which [`HashedOut::advance`] then takes as written.
-    pub(crate) fn spare(&mut self) -> io::Result<&mut [u8]> {
-        if self.filled == PIECE {
-            self.pass_on()?;
-        }
-        Ok(&mut self.piece[self.filled..])
-    }
-
-    pub(crate) fn advance(&mut self, length: usize) {
-        self.filled += length;
-    }
-
     /// Writes what is left; the digest and size of everything.
     pub(crate) fn finish(mut self) -> io::Result<(Digest, u64)> {
         self.pass_on()?;
@@ -170,13 +160,22 @@ impl<W: Write> HashedOut<W> {
     }
 }
 
+impl<W: Write> Spare for HashedOut<W> {
+    fn spare(&mut self) -> io::Result<&mut [u8]> {
+        if self.filled == PIECE {
+            self.pass_on()?;
+        }
+        Ok(&mut self.piece[self.filled..])
+    }
+
+    fn advance(&mut self, length: usize) {
+        self.filled += length;
+    }
+}
+
 impl<W: Write> Write for HashedOut<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let spare = self.spare()?;
-        let length = spare.len().min(bytes.len());
-        spare[..length].copy_from_slice(&bytes[..length]);
-        self.advance(length);
-        Ok(length)
+        self.fill(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

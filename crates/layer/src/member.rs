@@ -6,7 +6,6 @@ use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::diff::DiffError;
-use crate::hashing::HashedOut;
 use crate::index::{Entry, EntryKind};
 use crate::node::{Xattrs, is_private_xattr};
 use crate::tar_write::{Header, write_header};
@@ -88,15 +87,14 @@ pub(crate) trait Spare {
     fn spare(&mut self) -> io::Result<&mut [u8]>;
     /// The first `length` bytes of the room are written.
     fn advance(&mut self, length: usize);
-}
 
-impl<W: Write> Spare for HashedOut<W> {
-    fn spare(&mut self) -> io::Result<&mut [u8]> {
-        HashedOut::spare(self)
-    }
-
-    fn advance(&mut self, length: usize) {
-        HashedOut::advance(self, length);
+    /// Takes as many of `bytes` as there is room for, as [`Write::write`] does.
+    fn fill(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let spare = self.spare()?;
+        let length = spare.len().min(bytes.len());
+        spare[..length].copy_from_slice(&bytes[..length]);
+        self.advance(length);
+        Ok(length)
     }
 }
 
