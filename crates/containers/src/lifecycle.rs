@@ -91,8 +91,7 @@ pub fn run(
         network: request.network,
         security: Security::Sandbox,
         mounts: request.mounts.clone(),
-        extra_hosts: Vec::new(),
-        no_new_privileges: false,
+        ..ProcessSpec::default()
     };
     let stdio = match request.tty {
         Tty::Output => Stdio::Output,

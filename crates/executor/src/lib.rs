@@ -13,11 +13,18 @@
 //! - `unsafe` stands in `linux::sys` only.
 
 mod cancel;
+mod capabilities;
 mod error;
 mod linux;
 mod spec;
 
 pub use cancel::Cancel;
+pub use capabilities::Capabilities;
 pub use error::ExecError;
-pub use linux::{Linux, UserIds, check_mount_target, detach, init_if_asked, resolve_user};
-pub use spec::{Executor, Exit, Handles, Network, ProcessSpec, Security, Stdio, Stream};
+pub use linux::{
+    Linux, Seccomp, SeccompProfile, UserIds, check_mount_target, detach, init_if_asked, resolve_user,
+};
+pub use spec::{
+    Device, Executor, Exit, Handles, Network, ProcessSpec, ResourceLimit, Resources, Security, Stdio, Stream,
+    SystemPaths,
+};

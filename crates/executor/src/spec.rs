@@ -6,9 +6,11 @@ use std::path::Path;
 use kiln_oci::Mount;
 use serde::{Deserialize, Serialize};
 
-use crate::{Cancel, ExecError};
+use crate::{Cancel, Capabilities, ExecError, Seccomp};
 
 /// A process as its image and its user describe it; no host path but the mounts' sources.
+///
+/// The default is what docker and BuildKit give a process that asks for nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
     /// Program and arguments; a program without a slash is looked up in the `PATH` of `env`.
@@ -21,18 +23,164 @@ pub struct ProcessSpec {
     pub create_cwd: bool,
     /// `user[:group]`, names looked up in the tree; `None`: root.
     pub user: Option<String>,
+    /// Groups beside the user's own, names looked up in the tree.
+    pub more_groups: Vec<String>,
     /// Host name inside.
     pub hostname: String,
     /// What network it sees.
     pub network: Network,
     /// How much it is held back.
     pub security: Security,
-    /// Mounts below the root, in order.
-    pub mounts: Vec<Mount>,
-    /// Lines for `/etc/hosts`: name and address.
-    pub extra_hosts: Vec<(String, String)>,
+    /// What it may at most have in the sandbox.
+    pub capabilities: Capabilities,
+    /// Which system calls it may make in the sandbox. The caller compiles it; the helper only ever
+    /// sees the program.
+    #[serde(skip)]
+    pub seccomp: Seccomp,
     /// Forbid to gain privileges by setuid programs.
     pub no_new_privileges: bool,
+    /// What of `/proc` and `/sys` is hidden and read-only in the sandbox.
+    pub system_paths: SystemPaths,
+    /// Nothing can be written but to mounts.
+    pub read_only: bool,
+    /// Mounts below the root, in order.
+    pub mounts: Vec<Mount>,
+    /// Devices of the host beside the harmless ones.
+    pub devices: Vec<Device>,
+    /// Size of `/dev/shm`.
+    pub shm_size_bytes: u64,
+    /// Lines for `/etc/hosts`: name and address.
+    pub extra_hosts: Vec<(String, String)>,
+    /// Limits other than the usual ones.
+    pub rlimits: Vec<ResourceLimit>,
+    /// Kernel settings of the process's own namespaces, by dotted name.
+    pub sysctls: Vec<(String, String)>,
+    /// How willingly the kernel kills it when memory runs out, -1000 to 1000; `None`: as the caller.
+    pub oom_score_adj: Option<i16>,
+    /// Process 1 is kiln's: it passes signals on to the program and reaps what nobody waits for.
+    pub reaper: bool,
+    /// Number of the signal that asks it to end.
+    pub stop_signal: i32,
+    /// What it may use of the machine, in a control group of its own; `None`: no such group.
+    pub resources: Option<Resources>,
+}
+
+impl Default for ProcessSpec {
+    fn default() -> Self {
+        Self {
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            create_cwd: false,
+            user: None,
+            more_groups: Vec::new(),
+            hostname: "localhost".to_owned(),
+            network: Network::Default,
+            security: Security::Sandbox,
+            capabilities: Capabilities::default(),
+            seccomp: Seccomp::Default,
+            no_new_privileges: false,
+            system_paths: SystemPaths::Masked,
+            read_only: false,
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            shm_size_bytes: 64 << 20,
+            extra_hosts: Vec::new(),
+            rlimits: Vec::new(),
+            sysctls: Vec::new(),
+            oom_score_adj: None,
+            reaper: false,
+            stop_signal: libc::SIGTERM,
+            resources: None,
+        }
+    }
+}
+
+/// What of `/proc` and `/sys` a sandboxed process meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum SystemPaths {
+    /// What tells about the host is hidden, what changes it is read-only.
+    #[default]
+    Masked,
+    /// All of it, as far as the capabilities reach.
+    Open,
+}
+
+/// A device node inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Absolute path inside.
+    pub path: String,
+    /// A block device; else a character device.
+    pub block: bool,
+    /// Major and minor number.
+    pub number: (u32, u32),
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner and group.
+    pub owner: (u32, u32),
+}
+
+/// A resource limit (setrlimit(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    /// Of what, `RLIMIT_…`.
+    pub resource: u32,
+    /// The limit that counts; `None`: none.
+    pub soft: Option<u64>,
+    /// How far the process may raise it; `None`: none.
+    pub hard: Option<u64>,
+}
+
+impl ResourceLimit {
+    /// By number, from 0 on (asm-generic/resource.h).
+    const NAMES: [&'static str; 16] = [
+        "cpu",
+        "fsize",
+        "data",
+        "stack",
+        "core",
+        "rss",
+        "nproc",
+        "nofile",
+        "memlock",
+        "as",
+        "locks",
+        "sigpending",
+        "msgqueue",
+        "nice",
+        "rtprio",
+        "rttime",
+    ];
+
+    /// The resource that docker's `--ulimit` calls `name`; `None` when there is none.
+    pub fn resource(name: &str) -> Option<u32> {
+        let number = Self::NAMES.iter().position(|known| *known == name)?;
+        u32::try_from(number).ok()
+    }
+}
+
+/// What a process and its children may use together. `None` everywhere: no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Control group to make the process's own in; `None`: kiln's.
+    pub parent: Option<String>,
+    /// Memory.
+    pub memory_bytes: Option<u64>,
+    /// Swap beside the memory; only with `memory_bytes`, and as much again when it is `None`.
+    pub swap_bytes: Option<u64>,
+    /// Millionths of one processor's time: 1_500_000 is one and a half processors.
+    pub cpu_millionths: Option<u64>,
+    /// Share of processor time when there is too little, 2 to 262144; all others have 1024.
+    pub cpu_shares: Option<u64>,
+    /// Processors, such as `0-2,4`.
+    pub cpus: Option<String>,
+    /// Memory nodes, likewise.
+    pub memory_nodes: Option<String>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Share of disk time, 10 to 1000.
+    pub io_weight: Option<u64>,
 }
 
 /// What network a process sees.

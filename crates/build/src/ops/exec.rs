@@ -124,8 +124,7 @@ impl BuildOp {
                 llb::Security::Insecure => Security::Insecure,
             },
             mounts: mounts.take_mounts(),
-            extra_hosts: Vec::new(),
-            no_new_privileges: false,
+            ..ProcessSpec::default()
         };
         let mut redactors = [mounts.redactor(), mounts.redactor()];
         let mut log = |stream: kiln_executor::Stream, bytes: &[u8]| {

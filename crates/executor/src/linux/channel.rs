@@ -11,6 +11,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::seccomp::Program;
 use crate::spec::ProcessSpec;
 use crate::{ExecError, Exit};
 
@@ -26,6 +27,8 @@ pub(super) struct Task {
     pub(super) terminal: bool,
     /// How many inputs follow, [`MAX_FDS`] a message.
     pub(super) inputs: usize,
+    /// The system calls' filter, compiled; `None`: none.
+    pub(super) filter: Option<Program>,
     /// The container's address; `None`: no network of its own.
     pub(super) lease: Option<super::net::Lease>,
 }

@@ -40,22 +40,6 @@ pub(super) fn enter(inside: Inside<'_>) -> ! {
     std::process::exit(1)
 }
 
-/// The default capabilities of docker and BuildKit, 14 of them.
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::NET_RAW)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETFCAP)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::NET_BIND_SERVICE)
-    .union(CapabilitySet::SYS_CHROOT)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::AUDIT_WRITE);
-
 fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
     let Inside { task, root, inputs, socket, streams, created: created_pipe } = inside;
     let spec = &task.spec;
@@ -86,7 +70,7 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
     enter_cwd(spec, root)?;
     created.write(created_pipe);
     limit()?;
-    take_identity(spec, &ids)?;
+    take_identity(task, &ids)?;
     // Changing the user cleared the death signal (prctl(2)).
     outer::die_with_parent(0)?;
     reset_signals()?;
@@ -96,6 +80,9 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
         sys::dup_onto(stream.as_fd(), fd).map_err(ExecError::start("standard streams"))?;
     }
     sys::mark_cloexec_from(3).map_err(ExecError::start("close_range"))?;
+    if spec.no_new_privileges {
+        filter(task)?;
+    }
     Ok(program)
 }
 
@@ -134,11 +121,26 @@ fn limit() -> Result<(), ExecError> {
     }
 }
 
+/// Loads the system calls' filter, if there is one.
+///
+/// The kernel takes a filter from who has CAP_SYS_ADMIN or can gain no privileges any more. So
+/// where setuid programs are to work, as docker and BuildKit let them, it is loaded before that
+/// capability goes, and has to allow the few calls from there to `execve`: a profile that forbids
+/// `capset` or `setresuid` keeps the process from starting. With no_new_privs it is the very last
+/// thing. Either way everything that the default forbids, mounts above all, is done by then.
+fn filter(task: &Task) -> Result<(), ExecError> {
+    match &task.filter {
+        Some(program) => sys::load_filter(program).map_err(ExecError::start("seccomp")),
+        None => Ok(()),
+    }
+}
+
 /// Capabilities and user. Order: the bounding set needs CAP_SETPCAP, groups need CAP_SETGID, and
 /// the user goes last because it takes both away.
-fn take_identity(spec: &ProcessSpec, ids: &UserIds) -> Result<(), ExecError> {
+fn take_identity(task: &Task, ids: &UserIds) -> Result<(), ExecError> {
+    let spec = &task.spec;
     let allowed = match spec.security {
-        Security::Sandbox => CAPABILITIES,
+        Security::Sandbox => spec.capabilities.set(),
         Security::Insecure => {
             rustix::thread::capabilities(None).map_err(ExecError::start("capget"))?.permitted
         }
@@ -149,6 +151,9 @@ fn take_identity(spec: &ProcessSpec, ids: &UserIds) -> Result<(), ExecError> {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(errno) => return Err(ExecError::start("bounding set")(errno)),
         }
+    }
+    if !spec.no_new_privileges {
+        filter(task)?;
     }
     let nix_failed = |step: &'static str| {
         move |errno: nix::errno::Errno| ExecError::start(step)(Errno::from_raw_os_error(errno as i32))

@@ -17,6 +17,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
+use super::seccomp::Compiled;
 use crate::{Cancel, ExecError, Executor, Exit, Handles, Network, ProcessSpec, Stdio, Stream};
 
 /// The name under which this binary is executed again as the helper.
@@ -29,6 +30,7 @@ pub struct Linux {
     program: PathBuf,
     /// Bridge and address translation, looked after once.
     bridge: OnceLock<net::Bridge>,
+    filters: Compiled,
 }
 
 impl Linux {
@@ -54,7 +56,7 @@ impl Linux {
             make_stubs(&stubs).map_err(failed)?;
             std::fs::create_dir_all(&attach_at).map_err(failed)?;
         }
-        Ok(Self { stubs, attach_at, program, bridge: OnceLock::new() })
+        Ok(Self { stubs, attach_at, program, bridge: OnceLock::new(), filters: Compiled::default() })
     }
 
     fn network(&self, spec: &ProcessSpec) -> Result<Option<(Lease, net::Address)>, ExecError> {
@@ -138,6 +140,7 @@ impl Executor for Linux {
             attach_at: self.attach_at.display().to_string(),
             terminal: matches!(stdio, Stdio::Terminal),
             inputs: handles.inputs.len(),
+            filter: self.filters.program(spec)?.map(|program| (*program).clone()),
             lease,
         };
         let Streams { theirs, ours } = Streams::for_stdio(&stdio)?;

@@ -5,9 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use kiln_executor::{
-    Cancel, ExecError, Executor, Exit, Handles, Linux, Network, ProcessSpec, Security, Stdio, Stream,
-};
+use kiln_executor::{Cancel, ExecError, Executor, Exit, Handles, Linux, Network, ProcessSpec, Stdio, Stream};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -56,6 +54,19 @@ impl Sandbox {
         self.dir.path().join("root").join(inside)
     }
 
+    /// Makes `/bin/NAME` of a C program; false, said aloud, where there is no compiler.
+    pub(crate) fn compile(&self, name: &str, source: &str) -> bool {
+        let file = self.dir.path().join(format!("{name}.c"));
+        fs::write(&file, source).unwrap();
+        let mut compiler = std::process::Command::new("cc");
+        compiler.args(["-static", "-O1", "-o"]).arg(self.path("bin").join(name)).arg(file);
+        let made = compiler.status().is_ok_and(|status| status.success());
+        if !made {
+            eprintln!("SKIPPED ALOUD: needs cc and a static C library");
+        }
+        made
+    }
+
     pub(crate) fn tree(&self) -> OwnedFd {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         open_tree(CWD, self.path(""), flags).unwrap()
@@ -99,14 +110,8 @@ pub(crate) fn shell(script: &str) -> ProcessSpec {
     ProcessSpec {
         args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: vec![("PATH".to_owned(), "/bin".to_owned())],
-        cwd: "/".to_owned(),
-        create_cwd: false,
-        user: None,
         hostname: "sandbox".to_owned(),
         network: Network::None,
-        security: Security::Sandbox,
-        mounts: Vec::new(),
-        extra_hosts: Vec::new(),
-        no_new_privileges: false,
+        ..ProcessSpec::default()
     }
 }

@@ -4,3 +4,4 @@ mod harness;
 
 mod mounts;
 mod process;
+mod seccomp;
