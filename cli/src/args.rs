@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod confinement;
 pub(crate) mod images;
 pub(crate) mod store;
 pub(crate) mod toolkit;
@@ -45,7 +46,7 @@ pub(crate) enum Command {
     /// Give an image another name
     Tag(TagArgs),
     /// Run a command in a new container
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Write images to a tar archive
     Save(images::SaveArgs),
     /// Read images from a docker or OCI archive
@@ -273,6 +274,8 @@ pub(crate) struct RunArgs {
     /// What network the container sees
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,
+    #[command(flatten)]
+    pub(crate) confinement: confinement::ConfinementArgs,
     /// Image name or ID
     #[arg(value_name = "IMAGE")]
     pub(crate) image: String,

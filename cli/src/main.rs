@@ -49,7 +49,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::History(args) => commands::history::run(&session, &args),
         Command::Rmi(args) => commands::rmi::run(&session, &args),
         Command::Tag(args) => commands::tag::run(&session, &args),
-        Command::Run(args) => commands::run::run(&session, args),
+        Command::Run(args) => commands::run::run(&session, *args),
         Command::Save(args) => commands::save::run(&session, &args),
         Command::Load(args) => commands::load::run(&session, &args),
         Command::Export(args) => commands::export::run(&session, &args),

@@ -22,9 +22,10 @@ pub use cancel::Cancel;
 pub use capabilities::Capabilities;
 pub use error::ExecError;
 pub use linux::{
-    Linux, Seccomp, SeccompProfile, UserIds, check_mount_target, detach, init_if_asked, resolve_user,
+    Linux, Seccomp, SeccompProfile, UserIds, check_mount_target, check_sysctl, detach, init_if_asked,
+    resolve_user,
 };
 pub use spec::{
-    Device, Executor, Exit, Handles, Network, ProcessSpec, ResourceLimit, Resources, Security, Stdio, Stream,
-    SystemPaths,
+    Device, Executor, Exit, Finished, Handles, Network, ProcessSpec, ResourceLimit, Resources, Security,
+    Stdio, Stream, SystemPaths, Usage,
 };

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use kiln_oci::Mount;
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,9 @@ pub struct ProcessSpec {
     pub reaper: bool,
     /// Number of the signal that asks it to end.
     pub stop_signal: i32,
+    /// Processes and threads at most, where the kernel bounds them without a control group (Linux
+    /// 6.14); elsewhere nothing does. `None`: no limit but the host's.
+    pub task_limit: Option<u32>,
     /// What it may use of the machine, in a control group of its own; `None`: no such group.
     pub resources: Option<Resources>,
 }
@@ -91,6 +95,7 @@ impl Default for ProcessSpec {
             oom_score_adj: None,
             reaper: false,
             stop_signal: libc::SIGTERM,
+            task_limit: None,
             resources: None,
         }
     }
@@ -133,6 +138,11 @@ pub struct ResourceLimit {
 }
 
 impl ResourceLimit {
+    /// Size of core files.
+    pub const CORE: u32 = 4;
+    /// Number of open files.
+    pub const OPEN_FILES: u32 = 7;
+
     /// By number, from 0 on (asm-generic/resource.h).
     const NAMES: [&'static str; 16] = [
         "cpu",
@@ -152,6 +162,10 @@ impl ResourceLimit {
         "rtprio",
         "rttime",
     ];
+
+    pub(crate) fn name(self) -> &'static str {
+        usize::try_from(self.resource).ok().and_then(|number| Self::NAMES.get(number)).unwrap_or(&"?")
+    }
 
     /// The resource that docker's `--ulimit` calls `name`; `None` when there is none.
     pub fn resource(name: &str) -> Option<u32> {
@@ -263,6 +277,34 @@ impl Exit {
     }
 }
 
+/// How a process ended, and what it used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// How it ended.
+    pub exit: Exit,
+    /// What it used.
+    pub usage: Usage,
+}
+
+/// Without a word about what was used.
+impl From<Exit> for Finished {
+    fn from(exit: Exit) -> Self {
+        Self { exit, usage: Usage::default() }
+    }
+}
+
+/// What a process and its children used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time, user's and system's.
+    pub cpu: Duration,
+    /// Memory at the highest. In a control group that of all together; else that of the largest
+    /// process among those somebody waited for.
+    pub peak_memory_bytes: u64,
+    /// Processes killed because the control group's memory was used up; 0 without one.
+    pub oom_kills: u64,
+}
+
 /// Runs processes.
 pub trait Executor: Send + Sync {
     /// Runs a process on `handles.root` until it and all its children ended. Blocks; costs a few
@@ -279,7 +321,7 @@ pub trait Executor: Send + Sync {
         spec: &ProcessSpec,
         stdio: Stdio<'_>,
         cancel: &Cancel,
-    ) -> Result<Exit, ExecError>;
+    ) -> Result<Finished, ExecError>;
 
     /// A directory with the mount targets every container needs (`proc`, `etc/hosts`, …), to be
     /// the lowest layer of its root. So they exist without a change to the image

@@ -124,6 +124,7 @@ impl BuildOp {
                 llb::Security::Insecure => Security::Insecure,
             },
             mounts: mounts.take_mounts(),
+            task_limit: Some(task_limit()),
             ..ProcessSpec::default()
         };
         let mut redactors = [mounts.redactor(), mounts.redactor()];
@@ -142,11 +143,17 @@ impl BuildOp {
         stderr.finish(&mut |bytes| scope.log(Stream::Stderr, bytes));
         // Locks, sockets and what was written to throw-away trees end with the step.
         drop(mounts);
-        match exit? {
+        match exit?.exit {
             Exit::Code(0) => Ok(self.commit(active)?),
             exit => Err(OpError::Exit { exit }),
         }
     }
+}
+
+/// Processes and threads of a step at most: enough for any build, and an end to a fork bomb.
+fn task_limit() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(256).max(4096)
 }
 
 /// Each name once: of several the last. What is in the key stands before what is not.

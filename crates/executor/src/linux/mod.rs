@@ -1,10 +1,12 @@
 //! The Linux executor.
 
+mod cgroup;
 mod channel;
 mod dev;
 mod etc;
 mod init;
 mod inputs;
+mod limits;
 mod mounts;
 mod net;
 mod netlink;
@@ -12,12 +14,14 @@ mod nft;
 mod outer;
 mod paths;
 mod pty;
+mod reaper;
 mod seccomp;
 mod start;
 mod sys;
 mod user;
 
 pub use inputs::check_mount_target;
+pub use limits::check_sysctl;
 pub use mounts::detach;
 pub use outer::init_if_asked;
 pub use seccomp::{Seccomp, SeccompProfile};

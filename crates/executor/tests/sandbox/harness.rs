@@ -1,17 +1,22 @@
 //! A tree with busybox, and the ways to run something on it.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use kiln_executor::{Cancel, ExecError, Executor, Exit, Handles, Linux, Network, ProcessSpec, Stdio, Stream};
+use kiln_executor::{
+    Cancel, ExecError, Executor, Exit, Handles, Linux, Network, ProcessSpec, Stdio, Stream, Usage,
+};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 pub(crate) struct Sandbox {
     pub(crate) dir: tempfile::TempDir,
     linux: Linux,
+    /// What the last process used.
+    pub(crate) usage: Cell<Usage>,
 }
 
 impl Sandbox {
@@ -35,7 +40,7 @@ impl Sandbox {
         for applet in [
             "sh", "cat", "ls", "ps", "id", "sleep", "echo", "true", "setsid", "hostname", "mount", "nc",
             "ip", "touch", "readlink", "kill", "env", "pwd", "mknod", "stat", "mkdir", "rm", "ln", "head",
-            "wc", "find", "sort", "chroot", "df", "umount",
+            "tr", "wc", "find", "sort", "chroot", "df", "umount",
         ] {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
@@ -47,7 +52,7 @@ impl Sandbox {
         fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\naudio:x:29:app\n").unwrap();
         let probe = PathBuf::from(env!("CARGO_BIN_EXE_kiln-init-probe"));
         let linux = Linux::open_with(&dir.path().join("state"), probe).unwrap();
-        Some(Self { dir, linux })
+        Some(Self { dir, linux, usage: Cell::default() })
     }
 
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
@@ -94,6 +99,8 @@ impl Sandbox {
             Stream::Stderr => err.extend_from_slice(bytes),
         };
         let result = self.linux.run(handles, spec, Stdio::Captured(&mut collect), cancel);
+        self.usage.set(result.as_ref().map(|finished| finished.usage).unwrap_or_default());
+        let result = result.map(|finished| finished.exit);
         (result, String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned())
     }
 

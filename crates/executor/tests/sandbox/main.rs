@@ -5,3 +5,4 @@ mod harness;
 mod mounts;
 mod process;
 mod seccomp;
+mod settings;

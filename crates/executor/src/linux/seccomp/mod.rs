@@ -98,6 +98,6 @@ fn compile(profile: &profile::Profile) -> Result<Program, ExecError> {
 }
 
 /// Major and minor version of the running kernel.
-fn kernel() -> (u32, u32) {
+pub(super) fn kernel() -> (u32, u32) {
     json::version(&rustix::system::uname().release().to_string_lossy()).unwrap_or((0, 0))
 }
