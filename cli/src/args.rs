@@ -276,12 +276,11 @@ pub(crate) struct RunArgs {
     pub(crate) network: NetworkMode,
     #[command(flatten)]
     pub(crate) confinement: confinement::ConfinementArgs,
-    /// Image name or ID
-    #[arg(value_name = "IMAGE")]
-    pub(crate) image: String,
-    /// Command and arguments instead of the image's
-    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
+    /// Image name or ID, then command and arguments instead of the image's
+    // One value for both: what follows the image's name is the command's, options of kiln's own
+    // names too.
+    #[arg(value_name = "IMAGE [COMMAND]", required = true, trailing_var_arg = true)]
+    pub(crate) image_and_command: Vec<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -13,8 +13,10 @@ use crate::errors::Failure;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
+    let (name, command) =
+        args.image_and_command.split_first().ok_or_else(|| Failure::usage("an image is missing"))?;
     // docker: everything that keeps a container from starting is 125.
-    let image = session.find(&args.image).map_err(Failure::in_container)?;
+    let image = session.find(name).map_err(Failure::in_container)?;
     let config = session.config(&image)?;
     if args.tty && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("-t needs a terminal as standard input"));
@@ -35,7 +37,7 @@ pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let mut request = RunRequest {
         snapshot: image.snapshot.clone(),
         config: config.config,
-        command: args.command,
+        command: command.to_vec(),
         entrypoint: args.entrypoint,
         env: Vec::new(),
         user: args.user,

@@ -44,6 +44,7 @@ mod remote_git_contexts;
 mod remote_named;
 mod run;
 mod run_mounts;
+mod sandbox;
 mod save;
 mod toolkit_cp;
 mod toolkit_diff;

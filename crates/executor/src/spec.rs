@@ -32,7 +32,7 @@ pub struct ProcessSpec {
     pub network: Network,
     /// How much it is held back.
     pub security: Security,
-    /// What it may at most have in the sandbox.
+    /// What it may at most have in the sandbox, as far as the caller has it.
     pub capabilities: Capabilities,
     /// Which system calls it may make in the sandbox. The caller compiles it; the helper only ever
     /// sees the program.

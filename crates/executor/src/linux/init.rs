@@ -141,11 +141,11 @@ fn filter(task: &Task) -> Result<(), ExecError> {
 /// the user goes last because it takes both away.
 fn take_identity(task: &Task, ids: &UserIds) -> Result<(), ExecError> {
     let spec = &task.spec;
+    // Nobody can give what he does not have: kiln as root in a container has fewer.
+    let own = rustix::thread::capabilities(None).map_err(ExecError::start("capget"))?.permitted;
     let allowed = match spec.security {
-        Security::Sandbox => spec.capabilities.set(),
-        Security::Insecure => {
-            rustix::thread::capabilities(None).map_err(ExecError::start("capget"))?.permitted
-        }
+        Security::Sandbox => spec.capabilities.set() & own,
+        Security::Insecure => own,
     };
     for capability in CapabilitySet::all().iter().filter(|capability| !allowed.contains(*capability)) {
         match rustix::thread::remove_capability_from_bounding_set(capability) {

@@ -1,0 +1,1 @@
+//! The proof that users can run themselves.
