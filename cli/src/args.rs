@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Prune(store::PruneArgs),
     /// Check the store
     Fsck(store::FsckArgs),
+    /// Try what this machine's sandbox holds back
+    Selftest(SelftestArgs),
 }
 
 #[derive(Args)]
@@ -281,6 +283,26 @@ pub(crate) struct RunArgs {
     // names too.
     #[arg(value_name = "IMAGE [COMMAND]", required = true, trailing_var_arg = true)]
     pub(crate) image_and_command: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct SelftestArgs {
+    /// Start a container, try to get out of it, and show what it was refused; exit code 0: all of it
+    #[arg(long)]
+    pub(crate) security: bool,
+    /// The container's part: what this program does inside
+    #[arg(long, hide = true, value_enum, conflicts_with = "security")]
+    pub(crate) inside: Option<Inside>,
+    /// Runs a container that does it
+    #[arg(long, hide = true, value_enum, conflicts_with_all = ["security", "inside"])]
+    pub(crate) container: Option<Inside>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Inside {
+    Nothing,
+    Probe,
+    Wait,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

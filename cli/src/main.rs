@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, SelftestArgs};
 use crate::errors::{Failure, exit};
 use crate::session::Session;
 
@@ -38,6 +38,10 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
+    if let Command::Selftest(SelftestArgs { inside: Some(what), .. }) = &cli.command {
+        // There is no store where this runs.
+        return commands::selftest::inside(*what);
+    }
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
     let session = Session::open(cli.root, cli.snapshotter, anew)?;
     match cli.command {
@@ -61,6 +65,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Du(args) => commands::du::run(&session, &args),
         Command::Gc(args) => commands::gc::run(&session, &args),
         Command::Prune(args) => commands::prune::run(&session, &args),
+        Command::Selftest(args) => commands::selftest::run(&session, &args),
         Command::Fsck(args) => commands::fsck::run(&session, &args),
     }
 }

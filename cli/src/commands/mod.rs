@@ -23,6 +23,7 @@ pub(crate) mod prune;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod save;
+pub(crate) mod selftest;
 pub(crate) mod tag;
 
 use std::io::{ErrorKind, Write};

@@ -22,8 +22,8 @@ pub use cancel::Cancel;
 pub use capabilities::Capabilities;
 pub use error::ExecError;
 pub use linux::{
-    Linux, Seccomp, SeccompProfile, UserIds, check_mount_target, check_sysctl, detach, init_if_asked,
-    resolve_user,
+    Check, Linux, Seccomp, SeccompProfile, UserIds, check_mount_target, check_sysctl, detach, init_if_asked,
+    probe_sandbox, resolve_user,
 };
 pub use spec::{
     Device, Executor, Exit, Finished, Handles, Network, ProcessSpec, ResourceLimit, Resources, Security,

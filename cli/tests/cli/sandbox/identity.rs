@@ -51,7 +51,8 @@ fn a09_a_users_file_that_is_none_is_an_error_at_once() {
     needs_root!();
     let store = Store::with_busybox();
     let host = Sentinel::beside(&store);
-    let kinds: [(&str, &dyn Fn(&Path)); 8] = [
+    type Maker<'a> = &'a dyn Fn(&Path);
+    let kinds: [(&str, Maker<'_>); 8] = [
         ("fifo", &|at| assert!(Command::new("mkfifo").arg(at).status().expect("mkfifo runs").success())),
         ("zero", &|at| symlink("/dev/zero", at).expect("ours to make")),
         ("endless", &|at| symlink("/dev/stdin", at).expect("ours to make")),

@@ -17,7 +17,7 @@ fn options_do_what_they_say() {
         (&["--cap-drop", "ALL"], caps, "0000000000000000\n"),
         (&["--cap-drop", "ALL", "--cap-add", "CAP_CHOWN"], caps, "0000000000000001\n"),
         (&["--cap-add", "sys_ptrace"], caps, "00000000a80c25fb\n"),
-        (&["--read-only"], "touch /x 2>&1", "touch: /x: Read-only file system\n"),
+        (&["--read-only"], "touch /x 2>/dev/null || echo refused", "refused\n"),
         (&["--read-only", "--tmpfs", "/w"], "echo ok > /w/x; cat /w/x", "ok\n"),
         (
             &["--tmpfs", "/w:size=1m,mode=700"],
@@ -47,9 +47,7 @@ fn options_do_what_they_say() {
     let mut wrong = String::new();
     for (options, script, expected) in table {
         let outcome = run(&store, options, script);
-        if outcome.stdout != expected
-            && !(outcome.stderr.starts_with(expected.trim_end()) && !expected.is_empty())
-        {
+        if outcome.stdout != expected {
             wrong.push_str(&format!("{options:?}: {outcome:?}\n"));
         }
     }

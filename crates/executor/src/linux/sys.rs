@@ -173,6 +173,14 @@ pub(super) fn close_all_from_3() {
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
 }
 
+/// Makes a system call only to see whether it is refused. The caller chooses arguments with which it
+/// does nothing if it is not.
+pub(super) fn probe_call(number: libc::c_long, first: usize, second: usize) -> Result<(), Errno> {
+    // SAFETY: the arguments are null pointers, numbers that are no descriptors, or flags; no call of
+    // the probe writes through any of them. The others are zero.
+    check(unsafe { libc::syscall(number, first, second, 0usize, 0usize, 0usize, 0usize) }).map(drop)
+}
+
 /// `keyctl(KEYCTL_JOIN_SESSION_KEYRING)`: a new, empty session keyring.
 pub(super) fn new_session_keyring() -> Result<(), Errno> {
     // SAFETY: a null name asks for an anonymous keyring; nothing else crosses.
