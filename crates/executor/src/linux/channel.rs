@@ -29,7 +29,8 @@ pub(super) struct Task {
     pub(super) inputs: usize,
     /// Files to write "0" to, of the control groups that process 1 joins.
     pub(super) groups: Vec<String>,
-    /// The system calls' filter, compiled; `None`: none.
+    /// The system calls' filter, compiled; `None`: none. It stands in front of the task, as bytes.
+    #[serde(skip)]
     pub(super) filter: Option<Program>,
     /// The container's address; `None`: no network of its own.
     pub(super) lease: Option<super::net::Lease>,

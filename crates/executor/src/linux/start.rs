@@ -18,7 +18,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
-use super::seccomp::Compiled;
+use super::seccomp::{Compiled, Program};
 use super::{cgroup, mounts, sys};
 use crate::{Cancel, ExecError, Executor, Exit, Finished, Handles, Network, ProcessSpec, Stdio, Stream};
 
@@ -243,8 +243,11 @@ fn write_task(task: &Task) -> Result<OwnedFd, ExecError> {
     let failed = |source| ExecError::Start { step: "task".to_owned(), source };
     let memory = memfd_create("kiln-task", MemfdFlags::CLOEXEC).map_err(ExecError::start("memfd_create"))?;
     let mut file = File::from(memory);
-    serde_json::to_writer(&mut file, task).map_err(|error| failed(error.into()))?;
-    file.flush().and_then(|()| file.rewind()).map_err(failed)?;
+    let mut bytes = task.filter.as_ref().map(Program::to_bytes).unwrap_or_default();
+    let length = u32::try_from(bytes.len()).unwrap_or(0).to_le_bytes();
+    bytes.splice(0..0, length);
+    serde_json::to_writer(&mut bytes, task).map_err(|error| failed(error.into()))?;
+    file.write_all(&bytes).and_then(|()| file.rewind()).map_err(failed)?;
     Ok(file.into())
 }
 
@@ -327,7 +330,11 @@ fn pass_on(stream: Stream, fd: BorrowedFd<'_>, stdio: &mut Stdio<'_>, buffer: &m
 
 /// Reads the task out of its memory file, in the helper.
 pub(super) fn read_task(memory: OwnedFd) -> Option<Task> {
-    let mut text = Vec::new();
-    File::from(memory).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    let mut bytes = Vec::new();
+    File::from(memory).read_to_end(&mut bytes).ok()?;
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (filter, text) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
+    let mut task: Task = serde_json::from_slice(text).ok()?;
+    task.filter = (!filter.is_empty()).then(|| Program::from_bytes(filter));
+    Some(task)
 }

@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 
+#[cfg(test)]
 use super::syscalls;
+use super::syscalls::Row;
 
 /// An architecture, as a running process's system calls show it to a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -69,7 +71,13 @@ impl Arch {
     }
 
     /// The number a filter sees for the call `name`; `None` when the architecture lacks it.
+    #[cfg(test)]
     pub(super) fn number(self, name: &str) -> Option<u32> {
+        self.number_in(syscalls::row(name)?)
+    }
+
+    /// The same for a call whose row of the table is known.
+    pub(super) fn number_in(self, row: &Row) -> Option<u32> {
         let column = match self {
             Arch::X86_64 => 0,
             Arch::X86 => 1,
@@ -78,7 +86,7 @@ impl Arch {
             Arch::Arm => 4,
             Arch::Foreign => return None,
         };
-        let number = syscalls::number(name, column)?;
+        let number = u32::try_from(row[column]).ok()?;
         Some(if self == Arch::X32 { number | X32_BIT } else { number })
     }
 }

@@ -6,20 +6,41 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
 use super::arch::{Arch, X32_BIT};
 use super::profile::{Action, Argument, Comparison, Profile, Rule};
+use super::syscalls::{self, Row};
 
 /// A filter that the kernel takes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::linux) struct Program(pub(in crate::linux) Vec<Instruction>);
+
+impl Program {
+    /// For the way to the helper: eight bytes an instruction.
+    pub(in crate::linux) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(4 + self.0.len() * 8);
+        for Instruction(code, yes, no, constant) in &self.0 {
+            bytes.extend(code.to_le_bytes());
+            bytes.extend([*yes, *no]);
+            bytes.extend(constant.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// What [`Program::to_bytes`] wrote.
+    pub(in crate::linux) fn from_bytes(bytes: &[u8]) -> Self {
+        let (instructions, _) = bytes.as_chunks::<8>();
+        let instruction = |&[c0, c1, yes, no, k0, k1, k2, k3]: &[u8; 8]| {
+            Instruction(u16::from_le_bytes([c0, c1]), yes, no, u32::from_le_bytes([k0, k1, k2, k3]))
+        };
+        Self(instructions.iter().map(instruction).collect())
+    }
+}
 
 /// `BPF_MAXINSNS`: the kernel takes no longer program.
 const MAX_INSTRUCTIONS: usize = 4096;
 
 /// `struct sock_filter`: code, both jumps, constant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::linux) struct Instruction(
     pub(in crate::linux) u16,
     pub(in crate::linux) u8,
@@ -51,6 +72,8 @@ enum Answer {
 
 /// The program of a profile; `None` when the kernel would not take one that long.
 pub(super) fn compile(profile: &Profile) -> Option<Program> {
+    // Looked up once for all architectures: that is most of the work.
+    let rows: Vec<_> = profile.rules.iter().map(|rule| (rule, syscalls::row(&rule.name))).collect();
     let mut code = vec![Instruction(LOAD, 0, 0, ARCHITECTURE)];
     let has = |arch| profile.architectures.contains(&arch);
     for &arch in &profile.architectures {
@@ -60,7 +83,7 @@ pub(super) fn compile(profile: &Profile) -> Option<Program> {
             continue;
         }
         let other = (arch == Arch::X86_64 && has(Arch::X32)).then_some(Arch::X32);
-        let part = architecture(profile, arch, other);
+        let part = architecture(profile.default, &rows, arch, other);
         code.push(Instruction(IF_EQUAL, 1, 0, token));
         code.push(Instruction(JUMP, 0, 0, u32::try_from(part.len()).ok()?));
         code.extend(part);
@@ -73,24 +96,27 @@ fn answer(action: Action) -> Instruction {
     Instruction(RETURN, 0, 0, action.bits())
 }
 
-fn architecture(profile: &Profile, arch: Arch, x32: Option<Arch>) -> Vec<Instruction> {
-    let mut ranges = ranges(profile, arch);
+/// A rule, and the numbers of its call.
+type Named<'a> = (&'a Rule, Option<&'static Row>);
+
+fn architecture(default: Action, rows: &[Named<'_>], arch: Arch, x32: Option<Arch>) -> Vec<Instruction> {
+    let mut ranges = ranges(default, rows, arch);
     if arch == Arch::X86_64 {
         match x32 {
-            Some(x32) => ranges.extend(self::ranges(profile, x32)),
+            Some(x32) => ranges.extend(self::ranges(default, rows, x32)),
             None => ranges.push((X32_BIT, Answer::Always(Action::KillProcess))),
         }
     }
     let mut code = vec![Instruction(LOAD, 0, 0, NUMBER)];
-    code.extend(search(&ranges, profile.default));
+    code.extend(search(&ranges, default));
     code
 }
 
 /// Where a new answer begins, by number, the first of them 0.
-fn ranges(profile: &Profile, arch: Arch) -> Vec<(u32, Answer)> {
+fn ranges(default: Action, rows: &[Named<'_>], arch: Arch) -> Vec<(u32, Answer)> {
     let mut calls: BTreeMap<u32, Answer> = BTreeMap::new();
-    for Rule { name, action, arguments } in &profile.rules {
-        let Some(number) = arch.number(name) else { continue };
+    for (Rule { action, arguments, .. }, row) in rows {
+        let Some(number) = row.and_then(|row| arch.number_in(row)) else { continue };
         match (calls.get_mut(&number), arguments.is_empty()) {
             (Some(Answer::Always(_)), _) => {}
             (_, true) => drop(calls.insert(number, Answer::Always(*action))),
@@ -107,12 +133,12 @@ fn ranges(profile: &Profile, arch: Arch) -> Vec<(u32, Answer)> {
     let mut next = first;
     for (number, answer) in calls {
         if number > next {
-            push(next, Answer::Always(profile.default));
+            push(next, Answer::Always(default));
         }
         push(number, answer);
         next = number + 1;
     }
-    push(next, Answer::Always(beyond(profile.default)));
+    push(next, Answer::Always(beyond(default)));
     ranges
 }
 

@@ -7,20 +7,21 @@
 pub(super) const COLUMNS: usize = 5;
 
 /// Stands where an architecture lacks a call.
+#[cfg(test)]
 const NONE: i32 = -1;
 
-/// The number of a call in a column; `None` when it has none there.
-pub(super) fn number(name: &str, column: usize) -> Option<u32> {
+/// A call's numbers, -1 where an architecture lacks it.
+pub(super) type Row = [i32; COLUMNS];
+
+/// The numbers of a call; `None` when there is none of that name.
+pub(super) fn row(name: &str) -> Option<&'static Row> {
     let row = NUMBERS.binary_search_by_key(&name, |(name, _)| name).ok()?;
-    match NUMBERS[row].1[column] {
-        NONE => None,
-        number => u32::try_from(number).ok(),
-    }
+    Some(&NUMBERS[row].1)
 }
 
 /// Whether any architecture has a call of this name.
 pub(super) fn is_known(name: &str) -> bool {
-    NUMBERS.binary_search_by_key(&name, |(name, _)| name).is_ok()
+    row(name).is_some()
 }
 
 /// Name; x86-64, x86, x32 (its marking bit left out), arm64, arm.
