@@ -20,7 +20,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
-use self::layout::{Controller, Hierarchy, Layout};
+use self::layout::{Controller, Hierarchy, Layout, OWN_PARENT};
 use super::sys;
 use crate::{ExecError, Resources, Usage};
 
@@ -66,9 +66,8 @@ impl Groups {
                 None => hierarchy.own_parent(),
             };
             let dir = parent.join(&name);
-            hierarchy.prepare(&parent).map_err(|error| unusable(&parent, error))?;
             self.note(&parent);
-            fs::create_dir(&dir).map_err(|error| unusable(&dir, error))?;
+            make_below(hierarchy, &parent, &dir)?;
             group.places.push(Place { hierarchy: hierarchy.clone(), dir: dir.clone() });
             for setting in settings {
                 setting.write(&dir)?;
@@ -87,6 +86,7 @@ impl Groups {
                     let _ = fs::remove_dir(entry.path());
                 }
             }
+            remove_own_parent(Path::new(parent));
         }
     }
 
@@ -99,6 +99,24 @@ impl Groups {
             let _ =
                 file.and_then(|mut file| io::Write::write_all(&mut file, format!("{parent}\n").as_bytes()));
         }
+    }
+}
+
+/// Makes a group and the parent it needs, which somebody else's last group may take away meanwhile.
+fn make_below(hierarchy: &Hierarchy, parent: &Path, dir: &Path) -> Result<(), ExecError> {
+    let mut tries = 0;
+    loop {
+        match hierarchy.prepare(parent).and_then(|()| fs::create_dir(dir)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 100 => tries += 1,
+            other => return other.map_err(|error| unusable(dir, error)),
+        }
+    }
+}
+
+/// Removes the parent that kiln made for its groups, unless there are others in it.
+fn remove_own_parent(parent: &Path) {
+    if parent.file_name().is_some_and(|name| name == OWN_PARENT) {
+        let _ = fs::remove_dir(parent);
     }
 }
 
@@ -171,6 +189,7 @@ impl Drop for Group {
                     _ => break,
                 }
             }
+            place.dir.parent().into_iter().for_each(remove_own_parent);
         }
     }
 }

@@ -62,6 +62,9 @@ pub(super) struct Hierarchy {
     own: PathBuf,
 }
 
+/// The group that kiln makes its containers' in.
+pub(super) const OWN_PARENT: &str = "kiln";
+
 /// All of a machine's.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layout(Vec<Hierarchy>);
@@ -135,8 +138,8 @@ impl Hierarchy {
     pub(super) fn own_parent(&self) -> PathBuf {
         let own = self.mount.join(&self.own);
         match self.own.parent() {
-            Some(above) if self.unified => self.mount.join(above).join("kiln"),
-            _ => own.join("kiln"),
+            Some(above) if self.unified => self.mount.join(above).join(OWN_PARENT),
+            _ => own.join(OWN_PARENT),
         }
     }
 
