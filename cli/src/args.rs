@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod confinement;
 pub(crate) mod images;
 pub(crate) mod store;
 pub(crate) mod toolkit;
@@ -45,7 +46,7 @@ pub(crate) enum Command {
     /// Give an image another name
     Tag(TagArgs),
     /// Run a command in a new container
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Write images to a tar archive
     Save(images::SaveArgs),
     /// Read images from a docker or OCI archive or an OCI layout directory
@@ -70,6 +71,8 @@ pub(crate) enum Command {
     Prune(store::PruneArgs),
     /// Check the store
     Fsck(store::FsckArgs),
+    /// Try what this machine's sandbox holds back
+    Selftest(SelftestArgs),
 }
 
 #[derive(Args)]
@@ -277,12 +280,33 @@ pub(crate) struct RunArgs {
     /// What network the container sees
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,
-    /// Image name or ID
-    #[arg(value_name = "IMAGE")]
-    pub(crate) image: String,
-    /// Command and arguments instead of the image's
-    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
+    #[command(flatten)]
+    pub(crate) confinement: confinement::ConfinementArgs,
+    /// Image name or ID, then command and arguments instead of the image's
+    // One value for both: what follows the image's name is the command's, options of kiln's own
+    // names too.
+    #[arg(value_name = "IMAGE [COMMAND]", required = true, trailing_var_arg = true)]
+    pub(crate) image_and_command: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct SelftestArgs {
+    /// Start a container, try to get out of it, and show what it was refused; exit code 0: all of it
+    #[arg(long)]
+    pub(crate) security: bool,
+    /// The container's part: what this program does inside
+    #[arg(long, hide = true, value_enum, conflicts_with = "security")]
+    pub(crate) inside: Option<Inside>,
+    /// Runs a container that does it
+    #[arg(long, hide = true, value_enum, conflicts_with_all = ["security", "inside"])]
+    pub(crate) container: Option<Inside>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Inside {
+    Nothing,
+    Probe,
+    Wait,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

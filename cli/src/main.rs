@@ -18,7 +18,7 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 
 use crate::args::store::LimitArgs;
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, SelftestArgs};
 use crate::errors::{Failure, exit, say};
 use crate::session::Session;
 
@@ -60,6 +60,10 @@ fn limits_of(command: &Command) -> Option<&LimitArgs> {
 }
 
 fn dispatch(cli: Cli) -> Result<u8, Failure> {
+    if let Command::Selftest(SelftestArgs { inside: Some(what), .. }) = &cli.command {
+        // There is no store where this runs.
+        return commands::selftest::inside(*what);
+    }
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
     let mut session = Session::open(cli.root, cli.snapshotter, anew)?;
     if let Some(args) = limits_of(&cli.command) {
@@ -74,7 +78,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::History(args) => commands::history::run(&session, &args),
         Command::Rmi(args) => commands::rmi::run(&session, &args),
         Command::Tag(args) => commands::tag::run(&session, &args),
-        Command::Run(args) => commands::run::run(&session, args),
+        Command::Run(args) => commands::run::run(&session, *args),
         Command::Save(args) => commands::save::run(&session, &args),
         Command::Load(args) => commands::load::run(&session, &args),
         Command::Export(args) => commands::export::run(&session, &args),
@@ -86,6 +90,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Du(args) => commands::du::run(&session, &args),
         Command::Gc(args) => commands::gc::run(&session, &args),
         Command::Prune(args) => commands::prune::run(&session, &args),
+        Command::Selftest(args) => commands::selftest::run(&session, &args),
         Command::Fsck(args) => commands::fsck::run(&session, &args),
     }
 }

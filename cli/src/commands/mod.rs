@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 mod call;
+mod confinement;
 pub(crate) mod cp;
 pub(crate) mod diff;
 pub(crate) mod du;
@@ -22,6 +23,7 @@ pub(crate) mod prune;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod save;
+pub(crate) mod selftest;
 pub(crate) mod tag;
 
 use std::io::{ErrorKind, Write};

@@ -7,32 +7,44 @@ use kiln_containers::{RunRequest, Tty};
 use kiln_executor::Network;
 use kiln_oci::{BindMount, Mount};
 
-use super::pair;
+use super::{confinement, pair};
 use crate::args::{NetworkMode, RunArgs};
 use crate::errors::Failure;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
+    let (name, command) =
+        args.image_and_command.split_first().ok_or_else(|| Failure::usage("an image is missing"))?;
     // docker: everything that keeps a container from starting is 125.
-    let image = session.find(&args.image).map_err(Failure::in_container)?;
+    let image = session.find(name).map_err(Failure::in_container)?;
     let config = session.config(&image)?;
     if args.tty && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("-t needs a terminal as standard input"));
     }
+    let network = match args.network {
+        NetworkMode::Default => Network::Default,
+        NetworkMode::None => Network::None,
+        NetworkMode::Host => Network::Host,
+    };
+    let mut settings = confinement::settings(&args.confinement, network)?;
+    let stop_signal = args.confinement.stop_signal.as_deref().or(config.config.stop_signal.as_deref());
+    if let Some(signal) = stop_signal.filter(|signal| !signal.is_empty()) {
+        settings.stop_signal = confinement::signal(signal)?;
+    }
+    let volumes = args.volume.iter().map(|text| mount(text));
+    let tmpfs = args.confinement.tmpfs.iter().map(|text| confinement::tmpfs(text));
+    let mounts = volumes.chain(tmpfs).collect::<Result<_, _>>()?;
     let mut request = RunRequest {
         snapshot: image.snapshot.clone(),
         config: config.config,
-        command: args.command,
+        command: command.to_vec(),
         entrypoint: args.entrypoint,
         env: Vec::new(),
         user: args.user,
         workdir: args.workdir,
-        mounts: args.volume.iter().map(|text| mount(text)).collect::<Result<_, _>>()?,
-        network: match args.network {
-            NetworkMode::Default => Network::Default,
-            NetworkMode::None => Network::None,
-            NetworkMode::Host => Network::Host,
-        },
+        mounts,
+        hostname: args.confinement.hostname,
+        settings,
         tty: match (args.tty, args.interactive) {
             (true, _) => Tty::Terminal,
             (false, true) => Tty::Streams,
@@ -44,14 +56,20 @@ pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     }
     let engine = &session.engine;
     let lease = engine.store.lease()?;
-    let exit = kiln_containers::run(
+    let finished = kiln_containers::run(
         &*engine.snapshots,
         &*engine.executor,
         &lease,
         &request,
         session.cancel.processes(),
     )?;
-    Ok(u8::try_from(exit.shell_code()).unwrap_or(255))
+    if finished.usage.oom_kills > 0 {
+        eprintln!(
+            "warning: the container ran out of memory: the kernel killed {} of its processes; `--memory` is its limit",
+            finished.usage.oom_kills
+        );
+    }
+    Ok(u8::try_from(finished.exit.shell_code()).unwrap_or(255))
 }
 
 /// `HOST:INSIDE[:ro]`

@@ -49,6 +49,7 @@ mod remote_git_contexts;
 mod remote_named;
 mod run;
 mod run_mounts;
+mod sandbox;
 mod save;
 mod signals;
 mod surroundings;

@@ -235,6 +235,7 @@ fn a_changed_secret_runs_nothing_again() {
 
 #[test]
 fn a_missing_required_secret_is_named_with_what_to_pass() {
+    // "M14" of the catalogue.
     needs_root!();
     let store = Store::with_busybox();
     let run = "RUN --mount=type=secret,id=token,required=true cat /run/secrets/token";
@@ -332,6 +333,7 @@ fn odd_mounts_stay_inside() {
     let host = store.beside("host");
     fs::create_dir(&host).expect("ours to write");
     let links = format!("RUN ln -s {} /out && ln -s /proc /innocent\n", host.display());
+    // "M05", "M06", "M07" of the catalogue, and a cache below a link.
     let run = "RUN --mount=type=tmpfs,target=../../x [ -d /x ]\n\
                RUN --mount=type=cache,id=../../../root,target=/c touch /c/mark\n\
                RUN --mount=type=bind,source=/../..,target=/x [ -f /x/Dockerfile ] && [ ! -d /x/etc ]\n\

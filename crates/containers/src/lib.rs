@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod devices;
 mod lifecycle;
 
 pub use lifecycle::{RunError, RunRequest, Tty, run};

@@ -1,7 +1,7 @@
 //! A container from start to end.
 
 use kiln_content::Lease;
-use kiln_executor::{Cancel, ExecError, Executor, Exit, Network, ProcessSpec, Security, Stdio};
+use kiln_executor::{Cancel, ExecError, Executor, Finished, ProcessSpec, Stdio};
 use kiln_oci::image::RunConfig;
 use kiln_oci::{ActiveKey, Mount, SnapshotId};
 use kiln_snapshotter::{OpenOptions, Snapshotter};
@@ -25,8 +25,10 @@ pub struct RunRequest {
     pub workdir: Option<String>,
     /// Host paths made visible.
     pub mounts: Vec<Mount>,
-    /// What network it sees.
-    pub network: Network,
+    /// Host name inside; `None`: the container's name.
+    pub hostname: Option<String>,
+    /// Network, and what it is held back by and held to: all that no other field here says.
+    pub settings: ProcessSpec,
     /// Standard streams.
     pub tty: Tty,
 }
@@ -68,7 +70,7 @@ pub fn run(
     lease: &Lease,
     request: &RunRequest,
     cancel: &Cancel,
-) -> Result<Exit, RunError> {
+) -> Result<Finished, RunError> {
     let args = arguments(request).ok_or(RunError::NoCommand)?;
     let key = lease.new_key();
     snapshots.prepare(&key, request.snapshot.as_ref())?;
@@ -87,20 +89,16 @@ pub fn run(
             .user
             .clone()
             .or_else(|| Some(request.config.user.clone()).filter(|user| !user.is_empty())),
-        hostname: key.as_str().chars().take(12).collect(),
-        network: request.network,
-        security: Security::Sandbox,
+        hostname: request.hostname.clone().unwrap_or_else(|| key.as_str().chars().take(12).collect()),
         mounts: request.mounts.clone(),
-        extra_hosts: Vec::new(),
-        no_new_privileges: false,
+        ..request.settings.clone()
     };
     let stdio = match request.tty {
         Tty::Output => Stdio::Output,
         Tty::Streams => Stdio::Inherit,
         Tty::Terminal => Stdio::Terminal,
     };
-    let exit = executor.run(root.into(), &spec, stdio, cancel)?;
-    Ok(exit)
+    Ok(executor.run(root.into(), &spec, stdio, cancel)?)
 }
 
 /// The container's writable layer; gone with the container.

@@ -47,6 +47,14 @@ pub enum ExecError {
         /// Why not there.
         reason: String,
     },
+    /// A setting that the container cannot have.
+    #[error("{setting} cannot be set: {reason}")]
+    BadSetting {
+        /// As it was asked for.
+        setting: String,
+        /// Why not.
+        reason: String,
+    },
     /// The network could not be set up.
     #[error("the container's network could not be set up ({step})")]
     Network {

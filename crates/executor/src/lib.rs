@@ -13,11 +13,19 @@
 //! - `unsafe` stands in `linux::sys` only.
 
 mod cancel;
+mod capabilities;
 mod error;
 mod linux;
 mod spec;
 
 pub use cancel::Cancel;
+pub use capabilities::Capabilities;
 pub use error::ExecError;
-pub use linux::{Linux, UserIds, check_mount_target, detach, init_if_asked, resolve_user};
-pub use spec::{Executor, Exit, Handles, Network, ProcessSpec, Security, Stdio, Stream};
+pub use linux::{
+    Check, Linux, Seccomp, SeccompProfile, UserIds, check_mount_target, check_sysctl, detach, init_if_asked,
+    probe_sandbox, resolve_user,
+};
+pub use spec::{
+    Device, Executor, Exit, Finished, Handles, Network, ProcessSpec, ResourceLimit, Resources, Security,
+    Stdio, Stream, SystemPaths, Usage,
+};

@@ -2,13 +2,16 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use kiln_oci::Mount;
 use serde::{Deserialize, Serialize};
 
-use crate::{Cancel, ExecError};
+use crate::{Cancel, Capabilities, ExecError, Seccomp};
 
 /// A process as its image and its user describe it; no host path but the mounts' sources.
+///
+/// The default is what docker and BuildKit give a process that asks for nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
     /// Program and arguments; a program without a slash is looked up in the `PATH` of `env`.
@@ -21,18 +24,177 @@ pub struct ProcessSpec {
     pub create_cwd: bool,
     /// `user[:group]`, names looked up in the tree; `None`: root.
     pub user: Option<String>,
+    /// Groups beside the user's own, names looked up in the tree.
+    pub more_groups: Vec<String>,
     /// Host name inside.
     pub hostname: String,
     /// What network it sees.
     pub network: Network,
     /// How much it is held back.
     pub security: Security,
-    /// Mounts below the root, in order.
-    pub mounts: Vec<Mount>,
-    /// Lines for `/etc/hosts`: name and address.
-    pub extra_hosts: Vec<(String, String)>,
+    /// What it may at most have in the sandbox, as far as the caller has it.
+    pub capabilities: Capabilities,
+    /// Which system calls it may make in the sandbox. The caller compiles it; the helper only ever
+    /// sees the program.
+    #[serde(skip)]
+    pub seccomp: Seccomp,
     /// Forbid to gain privileges by setuid programs.
     pub no_new_privileges: bool,
+    /// What of `/proc` and `/sys` is hidden and read-only in the sandbox.
+    pub system_paths: SystemPaths,
+    /// Nothing can be written but to mounts.
+    pub read_only: bool,
+    /// Mounts below the root, in order.
+    pub mounts: Vec<Mount>,
+    /// Devices of the host beside the harmless ones.
+    pub devices: Vec<Device>,
+    /// Size of `/dev/shm`.
+    pub shm_size_bytes: u64,
+    /// Lines for `/etc/hosts`: name and address.
+    pub extra_hosts: Vec<(String, String)>,
+    /// Limits other than the usual ones.
+    pub rlimits: Vec<ResourceLimit>,
+    /// Kernel settings of the process's own namespaces, by dotted name.
+    pub sysctls: Vec<(String, String)>,
+    /// How willingly the kernel kills it when memory runs out, -1000 to 1000; `None`: as the caller.
+    pub oom_score_adj: Option<i16>,
+    /// Process 1 is kiln's: it passes signals on to the program and reaps what nobody waits for.
+    pub reaper: bool,
+    /// Number of the signal that asks it to end.
+    pub stop_signal: i32,
+    /// Processes and threads at most, where the kernel bounds them without a control group (Linux
+    /// 6.14); elsewhere nothing does. `None`: no limit but the host's.
+    pub task_limit: Option<u32>,
+    /// What it may use of the machine, in a control group of its own; `None`: no such group.
+    pub resources: Option<Resources>,
+}
+
+impl Default for ProcessSpec {
+    fn default() -> Self {
+        Self {
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+            create_cwd: false,
+            user: None,
+            more_groups: Vec::new(),
+            hostname: "localhost".to_owned(),
+            network: Network::Default,
+            security: Security::Sandbox,
+            capabilities: Capabilities::default(),
+            seccomp: Seccomp::Default,
+            no_new_privileges: false,
+            system_paths: SystemPaths::Masked,
+            read_only: false,
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            shm_size_bytes: 64 << 20,
+            extra_hosts: Vec::new(),
+            rlimits: Vec::new(),
+            sysctls: Vec::new(),
+            oom_score_adj: None,
+            reaper: false,
+            stop_signal: libc::SIGTERM,
+            task_limit: None,
+            resources: None,
+        }
+    }
+}
+
+/// What of `/proc` and `/sys` a sandboxed process meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum SystemPaths {
+    /// What tells about the host is hidden, what changes it is read-only.
+    #[default]
+    Masked,
+    /// All of it, as far as the capabilities reach.
+    Open,
+}
+
+/// A device node inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Absolute path inside.
+    pub path: String,
+    /// A block device; else a character device.
+    pub block: bool,
+    /// Major and minor number.
+    pub number: (u32, u32),
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner and group.
+    pub owner: (u32, u32),
+}
+
+/// A resource limit (setrlimit(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    /// Of what, `RLIMIT_…`.
+    pub resource: u32,
+    /// The limit that counts; `None`: none.
+    pub soft: Option<u64>,
+    /// How far the process may raise it; `None`: none.
+    pub hard: Option<u64>,
+}
+
+impl ResourceLimit {
+    /// Size of core files.
+    pub const CORE: u32 = 4;
+    /// Number of open files.
+    pub const OPEN_FILES: u32 = 7;
+
+    /// By number, from 0 on (asm-generic/resource.h).
+    const NAMES: [&'static str; 16] = [
+        "cpu",
+        "fsize",
+        "data",
+        "stack",
+        "core",
+        "rss",
+        "nproc",
+        "nofile",
+        "memlock",
+        "as",
+        "locks",
+        "sigpending",
+        "msgqueue",
+        "nice",
+        "rtprio",
+        "rttime",
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        usize::try_from(self.resource).ok().and_then(|number| Self::NAMES.get(number)).unwrap_or(&"?")
+    }
+
+    /// The resource that docker's `--ulimit` calls `name`; `None` when there is none.
+    pub fn resource(name: &str) -> Option<u32> {
+        let number = Self::NAMES.iter().position(|known| *known == name)?;
+        u32::try_from(number).ok()
+    }
+}
+
+/// What a process and its children may use together. `None` everywhere: no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Control group to make the process's own in; `None`: kiln's.
+    pub parent: Option<String>,
+    /// Memory.
+    pub memory_bytes: Option<u64>,
+    /// Swap beside the memory; only with `memory_bytes`, and as much again when it is `None`.
+    pub swap_bytes: Option<u64>,
+    /// Millionths of one processor's time: 1_500_000 is one and a half processors.
+    pub cpu_millionths: Option<u64>,
+    /// Share of processor time when there is too little, 2 to 262144; all others have 1024.
+    pub cpu_shares: Option<u64>,
+    /// Processors, such as `0-2,4`.
+    pub cpus: Option<String>,
+    /// Memory nodes, likewise.
+    pub memory_nodes: Option<String>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Share of disk time, 10 to 1000.
+    pub io_weight: Option<u64>,
 }
 
 /// What network a process sees.
@@ -115,6 +277,34 @@ impl Exit {
     }
 }
 
+/// How a process ended, and what it used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// How it ended.
+    pub exit: Exit,
+    /// What it used.
+    pub usage: Usage,
+}
+
+/// Without a word about what was used.
+impl From<Exit> for Finished {
+    fn from(exit: Exit) -> Self {
+        Self { exit, usage: Usage::default() }
+    }
+}
+
+/// What a process and its children used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Processor time, user's and system's.
+    pub cpu: Duration,
+    /// Memory at the highest. In a control group that of all together; else that of the largest
+    /// process among those somebody waited for.
+    pub peak_memory_bytes: u64,
+    /// Processes killed because the control group's memory was used up; 0 without one.
+    pub oom_kills: u64,
+}
+
 /// Runs processes.
 pub trait Executor: Send + Sync {
     /// Runs a process on `handles.root` until it and all its children ended. Blocks; costs a few
@@ -131,7 +321,7 @@ pub trait Executor: Send + Sync {
         spec: &ProcessSpec,
         stdio: Stdio<'_>,
         cancel: &Cancel,
-    ) -> Result<Exit, ExecError>;
+    ) -> Result<Finished, ExecError>;
 
     /// A directory with the mount targets every container needs (`proc`, `etc/hosts`, …), to be
     /// the lowest layer of its root. So they exist without a change to the image

@@ -81,4 +81,8 @@ pub struct TmpfsMount {
     pub target: String,
     /// Upper bound in bytes; `None`: the kernel's default, half the memory.
     pub size_bytes: Option<u64>,
+    /// Permission bits of its root; `None`: the kernel's default, 1777.
+    pub mode: Option<u32>,
+    /// Whether programs in it can be executed.
+    pub executable: bool,
 }

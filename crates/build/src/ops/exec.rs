@@ -124,8 +124,8 @@ impl BuildOp {
                 llb::Security::Insecure => Security::Insecure,
             },
             mounts: mounts.take_mounts(),
-            extra_hosts: Vec::new(),
-            no_new_privileges: false,
+            task_limit: Some(task_limit()),
+            ..ProcessSpec::default()
         };
         let mut redactors = [mounts.redactor(), mounts.redactor()];
         let mut log = |stream: kiln_executor::Stream, bytes: &[u8]| {
@@ -143,7 +143,7 @@ impl BuildOp {
         stderr.finish(&mut |bytes| scope.log(Stream::Stderr, bytes));
         // Locks, sockets and what was written to throw-away trees end with the step.
         drop(mounts);
-        match exit? {
+        match exit?.exit {
             Exit::Code(0) => {
                 if let Some(base) = base {
                     active.drop_unchanged(base, self.shared.cancel.flag())?;
@@ -153,6 +153,12 @@ impl BuildOp {
             exit => Err(OpError::Exit { exit }),
         }
     }
+}
+
+/// Processes and threads of a step at most: enough for any build, and an end to a fork bomb.
+fn task_limit() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(256).max(4096)
 }
 
 /// Each name once: of several the last. What is in the key stands before what is not.

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use kiln_content::Store;
-use kiln_executor::{Cancel, ExecError, Executor, Exit, Handles, ProcessSpec, Stdio};
+use kiln_executor::{Cancel, ExecError, Executor, Exit, Finished, Handles, ProcessSpec, Stdio};
 use kiln_frontend::ignore::Patterns;
 use kiln_layer::{ScanOptions, scan};
 use kiln_llb::{FileAction, InputIndex, Vertex, VertexId};
@@ -22,8 +22,8 @@ use crate::context::Context;
 struct NoProcesses;
 
 impl Executor for NoProcesses {
-    fn run(&self, _: Handles, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Exit, ExecError> {
-        Ok(Exit::Code(127))
+    fn run(&self, _: Handles, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Finished, ExecError> {
+        Ok(Exit::Code(127).into())
     }
 
     fn stub_dir(&self) -> &Path {

@@ -11,8 +11,9 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::seccomp::Program;
 use crate::spec::ProcessSpec;
-use crate::{ExecError, Exit};
+use crate::{ExecError, Exit, Usage};
 
 /// The helper's whole task, in a memory file that travels with the first message, beside the root
 /// and the standard streams. Messages with the inputs follow.
@@ -26,6 +27,11 @@ pub(super) struct Task {
     pub(super) terminal: bool,
     /// How many inputs follow, [`MAX_FDS`] a message.
     pub(super) inputs: usize,
+    /// Files to write "0" to, of the control groups that process 1 joins.
+    pub(super) groups: Vec<String>,
+    /// The system calls' filter, compiled; `None`: none. It stands in front of the task, as bytes.
+    #[serde(skip)]
+    pub(super) filter: Option<Program>,
     /// The container's address; `None`: no network of its own.
     pub(super) lease: Option<super::net::Lease>,
 }
@@ -36,7 +42,7 @@ pub(super) enum Report {
     /// The terminal's master follows with this message.
     Terminal,
     /// The process ended.
-    Ended(Exit),
+    Ended(Exit, Usage),
     Failed(Failure),
 }
 
@@ -48,6 +54,7 @@ pub(super) enum Failure {
     BadUser { user: String, reason: String },
     BadCwd { cwd: String, errno: i32 },
     Refused { target: String, reason: String },
+    BadSetting { setting: String, reason: String },
     Network { step: String, errno: i32 },
     Start { step: String, errno: i32 },
 }
@@ -63,6 +70,7 @@ impl From<Failure> for ExecError {
             Failure::BadUser { user, reason } => ExecError::BadUser { user, reason },
             Failure::BadCwd { cwd, errno } => ExecError::BadCwd { cwd, source: os(errno) },
             Failure::Refused { target, reason } => ExecError::Refused { target, reason },
+            Failure::BadSetting { setting, reason } => ExecError::BadSetting { setting, reason },
             Failure::Network { step, errno } => ExecError::Network { step, source: os(errno) },
             Failure::Start { step, errno } => ExecError::Start { step, source: os(errno) },
         }
@@ -80,6 +88,7 @@ impl From<ExecError> for Failure {
             ExecError::BadUser { user, reason } => Failure::BadUser { user, reason },
             ExecError::BadCwd { cwd, source } => Failure::BadCwd { cwd, errno: errno(source) },
             ExecError::Refused { target, reason } => Failure::Refused { target, reason },
+            ExecError::BadSetting { setting, reason } => Failure::BadSetting { setting, reason },
             ExecError::Network { step, source } => Failure::Network { step, errno: errno(source) },
             ExecError::Start { step, source } => Failure::Start { step, errno: errno(source) },
             ExecError::Cancelled => Failure::Start { step: "cancelled".to_owned(), errno: libc::ECANCELED },

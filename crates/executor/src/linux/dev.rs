@@ -1,13 +1,16 @@
 //! `/dev`: a few harmless devices, a devpts and a shared memory of its own.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, chmodat, makedev, mkdirat, mknodat, openat, symlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mkdirat, mknodat, openat, symlinkat,
+};
 use rustix::mount::MountAttrFlags;
 
 use super::channel::Task;
 use super::mounts::{SAFE, attach, attach_aside, clone_tree, new_mount};
-use crate::{ExecError, Security};
+use super::paths::{Created, make_file};
+use crate::{Device, ExecError, ProcessSpec, Security};
 
 /// Character devices by name, major and minor number.
 const DEVICES: [(&str, u32, u32); 6] =
@@ -41,8 +44,40 @@ pub(super) fn devices(task: &Task) -> Result<OwnedFd, ExecError> {
         // The umask took bits away.
         chmodat(&tmpfs, name, Mode::from_raw_mode(0o666), AtFlags::empty()).map_err(failed)?;
     }
+    for (position, device) in task.spec.devices.iter().enumerate() {
+        let failed = |errno| ExecError::start(format!("device {}", device.path))(errno);
+        let kind = if device.block { FileType::BlockDevice } else { FileType::CharacterDevice };
+        let (name, mode) = (own_name(position), Mode::from_raw_mode(device.mode & 0o7777));
+        let (uid, gid) = (Uid::from_raw(device.owner.0), Gid::from_raw(device.owner.1));
+        mknodat(&tmpfs, &name, kind, mode, makedev(device.number.0, device.number.1)).map_err(failed)?;
+        chownat(&tmpfs, &name, Some(uid), Some(gid), AtFlags::empty()).map_err(failed)?;
+        chmodat(&tmpfs, &name, mode, AtFlags::empty()).map_err(failed)?;
+    }
+    mkdirat(&tmpfs, EMPTY, Mode::from_raw_mode(0o555)).map_err(ExecError::start("empty directory"))?;
     attach_aside(&tmpfs, task, "devices")?;
     Ok(tmpfs)
+}
+
+/// Name of an empty directory beside the devices, to cover others with.
+pub(super) const EMPTY: &str = "empty";
+
+fn own_name(position: usize) -> String {
+    format!("own{position}")
+}
+
+/// Mounts the devices that were asked for, each where it was asked for.
+pub(super) fn mount_own(
+    root: BorrowedFd<'_>,
+    own: &[Device],
+    devices: &OwnedFd,
+    created: &mut Created,
+) -> Result<(), ExecError> {
+    for (position, device) in own.iter().enumerate() {
+        let failed = |errno| ExecError::start(format!("device {}", device.path))(errno);
+        let at = make_file(root, &device.path, created).map_err(failed)?;
+        attach(clone_tree(devices, &own_name(position), false).map_err(failed)?, &at, &device.path)?;
+    }
+    Ok(())
 }
 
 /// Mounts `/dev` on `target`; returns it and its devpts.
@@ -52,9 +87,9 @@ pub(super) fn devices(task: &Task) -> Result<OwnedFd, ExecError> {
 pub(super) fn mount_dev(
     target: &OwnedFd,
     devices: &OwnedFd,
-    security: Security,
+    spec: &ProcessSpec,
 ) -> Result<(OwnedFd, OwnedFd), ExecError> {
-    let flags = match security {
+    let flags = match spec.security {
         Security::Sandbox => NO_EXEC | MountAttrFlags::MOUNT_ATTR_NODEV,
         Security::Insecure => NO_EXEC,
     };
@@ -81,7 +116,8 @@ pub(super) fn mount_dev(
     let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
     let devpts = new_mount("devpts", &options, NO_EXEC)?;
     attach(&devpts, below("pts")?.as_fd(), "/dev/pts")?;
-    let shm = new_mount("tmpfs", &[("mode", "1777"), ("size", "65536k")], SAFE)?;
+    let size = spec.shm_size_bytes.to_string();
+    let shm = new_mount("tmpfs", &[("mode", "1777"), ("size", &size)], SAFE)?;
     attach(&shm, below("shm")?.as_fd(), "/dev/shm")?;
     attach(new_mount("mqueue", &[], SAFE)?, below("mqueue")?.as_fd(), "/dev/mqueue")?;
     Ok((dev, devpts))

@@ -5,18 +5,16 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
-use rustix::process::{Resource, Rlimit};
+use rustix::mount::{MountAttrFlags, UnmountFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::channel::{Report, Task, report};
 use super::paths::{Created, make_dirs, open_inside};
-use super::user::{UserIds, resolve_user};
-use super::{mounts, outer, pty, sys};
+use super::user::{UserIds, add_groups, resolve_user};
+use super::{cgroup, limits, mounts, outer, pty, reaper, sys};
 use crate::{ExecError, ProcessSpec, Security};
 
 /// What process 1 works with.
@@ -31,8 +29,9 @@ pub(super) struct Inside<'a> {
 
 /// Becomes the container's program. Reports what went wrong and ends the process otherwise.
 pub(super) fn enter(inside: Inside<'_>) -> ! {
-    let socket = inside.socket;
+    let (socket, reaper) = (inside.socket, inside.task.spec.reaper);
     let error = match prepare(inside) {
+        Ok(program) if reaper => reaper::start_below(|| program.exec()),
         Ok(program) => program.exec(),
         Err(error) => error,
     };
@@ -40,27 +39,12 @@ pub(super) fn enter(inside: Inside<'_>) -> ! {
     std::process::exit(1)
 }
 
-/// The default capabilities of docker and BuildKit, 14 of them.
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::NET_RAW)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETFCAP)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::NET_BIND_SERVICE)
-    .union(CapabilitySet::SYS_CHROOT)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::AUDIT_WRITE);
-
 fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
     let Inside { task, root, inputs, socket, streams, created: created_pipe } = inside;
     let spec = &task.spec;
     // The helper is outside this process namespace: getppid(2) shows it as 0.
     outer::die_with_parent(0)?;
+    cgroup::join(&task.groups)?;
 
     let mut created = Created::default();
     let devpts = mounts::mount_all(task, root, inputs, &mut created)?;
@@ -78,15 +62,19 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
     enter_root(root)?;
     rustix::system::sethostname(spec.hostname.as_bytes()).map_err(ExecError::start("sethostname"))?;
 
-    let ids = match &spec.user {
-        Some(user) => resolve_user(root, user)?,
-        None => resolve_user(root, "0")?,
-    };
+    let mut ids = resolve_user(root, spec.user.as_deref().unwrap_or("0"))?;
+    add_groups(root, &spec.more_groups, &mut ids)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     enter_cwd(spec, root)?;
     created.write(created_pipe);
-    limit()?;
-    take_identity(spec, &ids)?;
+    if spec.read_only {
+        // Last of all that may have to be made in it.
+        sys::restrict_one_mount(root, MountAttrFlags::MOUNT_ATTR_RDONLY)
+            .map_err(ExecError::start("read-only root"))?;
+    }
+    limits::set_limits(spec)?;
+    new_keyring()?;
+    take_identity(task, &ids)?;
     // Changing the user cleared the death signal (prctl(2)).
     outer::die_with_parent(0)?;
     reset_signals()?;
@@ -96,6 +84,9 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
         sys::dup_onto(stream.as_fd(), fd).map_err(ExecError::start("standard streams"))?;
     }
     sys::mark_cloexec_from(3).map_err(ExecError::start("close_range"))?;
+    if spec.no_new_privileges {
+        filter(task)?;
+    }
     Ok(program)
 }
 
@@ -124,9 +115,7 @@ fn enter_cwd(spec: &ProcessSpec, root: BorrowedFd<'_>) -> Result<(), ExecError> 
     if path.as_bytes().starts_with(b"/") { Ok(()) } else { Err(failed(Errno::NOENT)) }
 }
 
-fn limit() -> Result<(), ExecError> {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    rustix::process::setrlimit(Resource::Core, none).map_err(ExecError::start("setrlimit"))?;
+fn new_keyring() -> Result<(), ExecError> {
     // Keys of the host's session stay outside; a kernel without keyrings has none to leak.
     match sys::new_session_keyring() {
         Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::DQUOT) => Ok(()),
@@ -134,14 +123,29 @@ fn limit() -> Result<(), ExecError> {
     }
 }
 
+/// Loads the system calls' filter, if there is one.
+///
+/// The kernel takes a filter from who has CAP_SYS_ADMIN or can gain no privileges any more. So
+/// where setuid programs are to work, as docker and BuildKit let them, it is loaded before that
+/// capability goes, and has to allow the few calls from there to `execve`: a profile that forbids
+/// `capset` or `setresuid` keeps the process from starting. With no_new_privs it is the very last
+/// thing. Either way everything that the default forbids, mounts above all, is done by then.
+fn filter(task: &Task) -> Result<(), ExecError> {
+    match &task.filter {
+        Some(program) => sys::load_filter(program).map_err(ExecError::start("seccomp")),
+        None => Ok(()),
+    }
+}
+
 /// Capabilities and user. Order: the bounding set needs CAP_SETPCAP, groups need CAP_SETGID, and
 /// the user goes last because it takes both away.
-fn take_identity(spec: &ProcessSpec, ids: &UserIds) -> Result<(), ExecError> {
+fn take_identity(task: &Task, ids: &UserIds) -> Result<(), ExecError> {
+    let spec = &task.spec;
+    // Nobody can give what he does not have: kiln as root in a container has fewer.
+    let own = rustix::thread::capabilities(None).map_err(ExecError::start("capget"))?.permitted;
     let allowed = match spec.security {
-        Security::Sandbox => CAPABILITIES,
-        Security::Insecure => {
-            rustix::thread::capabilities(None).map_err(ExecError::start("capget"))?.permitted
-        }
+        Security::Sandbox => spec.capabilities.set() & own,
+        Security::Insecure => own,
     };
     for capability in CapabilitySet::all().iter().filter(|capability| !allowed.contains(*capability)) {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -149,6 +153,9 @@ fn take_identity(spec: &ProcessSpec, ids: &UserIds) -> Result<(), ExecError> {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(errno) => return Err(ExecError::start("bounding set")(errno)),
         }
+    }
+    if !spec.no_new_privileges {
+        filter(task)?;
     }
     let nix_failed = |step: &'static str| {
         move |errno: nix::errno::Errno| ExecError::start(step)(Errno::from_raw_os_error(errno as i32))
@@ -169,9 +176,7 @@ fn take_identity(spec: &ProcessSpec, ids: &UserIds) -> Result<(), ExecError> {
 
 /// Rust ignores SIGPIPE in its own programs; the container's must not inherit that.
 fn reset_signals() -> Result<(), ExecError> {
-    let failed =
-        |errno: nix::errno::Errno| ExecError::start("signals")(Errno::from_raw_os_error(errno as i32));
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed)?;
+    sys::unblock_signals().map_err(ExecError::start("signals"))?;
     sys::default_sigpipe().map_err(ExecError::start("signals"))
 }
 

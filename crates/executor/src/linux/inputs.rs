@@ -187,10 +187,16 @@ pub(super) fn mount_one(
     }
     let tree = match (mount, source) {
         (_, Some(tree)) => tree,
-        (Mount::Tmpfs(TmpfsMount { size_bytes, .. }), None) => {
+        (Mount::Tmpfs(TmpfsMount { size_bytes, mode, executable, .. }), None) => {
             let size = size_bytes.map(|bytes| bytes.to_string());
-            let options: Vec<(&str, &str)> = size.iter().map(|size| ("size", size.as_str())).collect();
-            let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+            let mode = mode.map(|mode| format!("{mode:o}"));
+            let options = [("size", &size), ("mode", &mode)];
+            let options: Vec<(&str, &str)> =
+                options.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?))).collect();
+            let flags = match executable {
+                true => MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
+                false => SAFE,
+            };
             new_mount("tmpfs", &options, flags)?
         }
         (_, None) => return Ok(()),

@@ -1,23 +1,31 @@
 //! The Linux executor.
 
+mod cgroup;
 mod channel;
 mod dev;
 mod etc;
 mod init;
 mod inputs;
+mod limits;
 mod mounts;
 mod net;
 mod netlink;
 mod nft;
 mod outer;
 mod paths;
+mod probe;
 mod pty;
+mod reaper;
+mod seccomp;
 mod start;
 mod sys;
 mod user;
 
 pub use inputs::check_mount_target;
+pub use limits::check_sysctl;
 pub use mounts::detach;
 pub use outer::init_if_asked;
+pub use probe::{Check, probe_sandbox};
+pub use seccomp::{Seccomp, SeccompProfile};
 pub use start::Linux;
 pub use user::{UserIds, resolve_user};

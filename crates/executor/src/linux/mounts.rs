@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, OFlags, statat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, statat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -16,8 +16,8 @@ use rustix::thread::UnshareFlags;
 use super::channel::Task;
 use super::inputs::{Covered, mount_one, open_sources};
 use super::paths::{Created, make_dirs, make_file, open_inside};
-use super::{dev, etc, sys};
-use crate::{ExecError, Security};
+use super::{dev, etc, limits, sys};
+use crate::{ExecError, Security, SystemPaths};
 
 pub(super) const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
@@ -77,7 +77,8 @@ pub(super) fn mount_all(
     let sys = new_mount("sysfs", &[], SAFE | writable)?;
     attach(&sys, &make_dirs(root, "/sys", created).map_err(ExecError::start("/sys"))?, "/sys")?;
     let dev_target = make_dirs(root, "/dev", created).map_err(ExecError::start("/dev"))?;
-    let (dev, devpts) = dev::mount_dev(&dev_target, &devices, spec.security)?;
+    let (dev, devpts) = dev::mount_dev(&dev_target, &devices, spec)?;
+    dev::mount_own(root, &spec.devices, &devices, created)?;
     for (name, file) in &files {
         let target = format!("/etc/{name}");
         let at = make_file(root, &target, created).map_err(ExecError::start(target.clone()))?;
@@ -87,13 +88,15 @@ pub(super) fn mount_all(
     for (mount, source) in spec.mounts.iter().zip(sources) {
         mount_one(mount, source, &covered, created)?;
     }
-    if spec.security == Security::Sandbox {
+    limits::write_settings(spec, &proc)?;
+    if spec.security == Security::Sandbox && spec.system_paths == SystemPaths::Masked {
         for path in MASKED {
             mask(path, if path.starts_with("/proc") { &proc } else { &sys }, &devices)?;
         }
         for path in READ_ONLY {
             read_only(path, &proc)?;
         }
+        mask_heat(&sys, &devices)?;
     }
     Ok(devpts)
 }
@@ -161,11 +164,34 @@ fn mask(path: &str, mount: &OwnedFd, devices: &OwnedFd) -> Result<(), ExecError>
     let stat = statat(&target, "", AtFlags::EMPTY_PATH).map_err(ExecError::start(path))?;
     let cover = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
-            new_mount("tmpfs", &[("size", "0")], SAFE | MountAttrFlags::MOUNT_ATTR_RDONLY)?
+            let empty = clone_tree(devices, dev::EMPTY, false).map_err(ExecError::start(path))?;
+            sys::restrict_mount(empty.as_fd(), SAFE | MountAttrFlags::MOUNT_ATTR_RDONLY)
+                .map_err(ExecError::start(path))?;
+            empty
         }
         _ => clone_tree(devices, "null", false).map_err(ExecError::start(path))?,
     };
     attach(&cover, &target, path)
+}
+
+/// Hides how often each processor got too hot, which tells what the neighbours do. A mount for each
+/// processor, on the machines whose kernel shows it.
+fn mask_heat(sys: &OwnedFd, devices: &OwnedFd) -> Result<(), ExecError> {
+    const PROCESSORS: &str = "/sys/devices/system/cpu";
+    if open_on(sys, &format!("{PROCESSORS}/cpu0/thermal_throttle"))?.is_none() {
+        return Ok(());
+    }
+    let failed = |errno: Errno| ExecError::start(PROCESSORS)(errno);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let list = open_inside(sys.as_fd(), PROCESSORS.trim_start_matches("/sys/"), flags).map_err(failed)?;
+    for entry in Dir::read_from(&list).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy();
+        if name.strip_prefix("cpu").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit())) {
+            mask(&format!("{PROCESSORS}/{name}/thermal_throttle"), sys, devices)?;
+        }
+    }
+    Ok(())
 }
 
 fn read_only(path: &str, mount: &OwnedFd) -> Result<(), ExecError> {

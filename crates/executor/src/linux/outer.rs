@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::unistd::ForkResult;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
+};
 use rustix::thread::UnshareFlags;
 
 use super::channel::{Report, Task, receive, report};
@@ -13,7 +15,7 @@ use super::init::{self, Inside};
 use super::paths::Created;
 use super::start::{HELPER_NAME, read_task};
 use super::{net, sys};
-use crate::{ExecError, Exit, Network};
+use crate::{ExecError, Exit, Network, Usage};
 
 /// How long a process may take to end after `SIGTERM`, before `SIGKILL`.
 const GRACE: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
@@ -37,6 +39,8 @@ struct Helper {
 }
 
 fn help() -> i32 {
+    // Executed by way of a descriptor, it would be called by that one's number.
+    let _ = rustix::thread::set_name(c"kiln-init");
     let socket = sys::take_stdin();
     // Off the standard streams, which process 1 gets anew.
     let Ok(moved) = rustix::io::fcntl_dupfd_cloexec(&socket, 10) else { return 1 };
@@ -55,14 +59,18 @@ fn help() -> i32 {
     }
     let helper = Helper { socket, root, inputs, task };
     match helper.run([stdin, stdout, stderr]) {
-        Ok(exit) => report(&helper.socket, &Report::Ended(exit), &[]),
+        Ok((exit, usage)) => report(&helper.socket, &Report::Ended(exit, usage), &[]),
         Err(error) => report(&helper.socket, &Report::Failed(error.into()), &[]),
     }
     0
 }
 
 impl Helper {
-    fn run(&self, streams: [OwnedFd; 3]) -> Result<Exit, ExecError> {
+    fn run(&self, streams: [OwnedFd; 3]) -> Result<(Exit, Usage), ExecError> {
+        // Inherited by process 1 until it executes the container's program: nobody inside, root
+        // without CAP_SYS_PTRACE included, may look at what it has open (CVE-2019-5736).
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(ExecError::start("prctl"))?;
         die_with_parent(self.task.parent_pid)?;
         rustix::process::setsid().map_err(ExecError::start("setsid"))?;
         // A socket stays in the network namespace it was opened in: this one is the host's.
@@ -72,8 +80,11 @@ impl Helper {
         };
         // Mounts are process 1's own affair: its mount namespace goes when it does, and the tree
         // is bare again for the clean-up here.
-        let mut namespaces =
-            UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID | UnshareFlags::NEWCGROUP;
+        let mut namespaces = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID;
+        if self.task.groups.is_empty() {
+            // Else process 1 does so itself, once it is where its root is to be.
+            namespaces |= UnshareFlags::NEWCGROUP;
+        }
         if self.task.spec.network != Network::Host {
             namespaces |= UnshareFlags::NEWNET;
         }
@@ -106,7 +117,8 @@ impl Helper {
                 let exit = self.watch(child);
                 // No process lives in the container any more: nobody can race with the clean-up.
                 Created::read(created_read).remove(self.root.as_fd());
-                exit
+                let (cpu, peak_memory_bytes) = sys::children_usage();
+                Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
             }
         }
     }
@@ -133,7 +145,7 @@ impl Helper {
             } else if listening && !fds[1].revents().is_empty() {
                 match receive(self.socket.as_fd()) {
                     Ok(Some(_)) => {
-                        let _ = pidfd_send_signal(&pidfd, Signal::TERM);
+                        let _ = sys::signal_by_fd(pidfd.as_fd(), self.task.spec.stop_signal);
                         timeout = Some(GRACE);
                     }
                     Ok(None) | Err(_) => {

@@ -2,22 +2,25 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
-use crate::{Cancel, ExecError, Executor, Exit, Handles, Network, ProcessSpec, Stdio, Stream};
+use super::seccomp::{Compiled, Program};
+use super::{cgroup, mounts, sys};
+use crate::{Cancel, ExecError, Executor, Exit, Finished, Handles, Network, ProcessSpec, Stdio, Stream};
 
 /// The name under which this binary is executed again as the helper.
 pub(super) const HELPER_NAME: &str = "kiln-init";
@@ -27,8 +30,12 @@ pub struct Linux {
     stubs: PathBuf,
     attach_at: PathBuf,
     program: PathBuf,
+    /// The helper's program as a read-only mount; see [`read_only_copy`].
+    guarded: OnceLock<Option<OwnedFd>>,
+    groups: cgroup::Groups,
     /// Bridge and address translation, looked after once.
     bridge: OnceLock<net::Bridge>,
+    filters: Compiled,
 }
 
 impl Linux {
@@ -58,7 +65,25 @@ impl Linux {
             }
             std::fs::create_dir_all(&attach_at).map_err(failed)?;
         }
-        Ok(Self { stubs, attach_at, program, bridge: OnceLock::new() })
+        let groups = cgroup::Groups::new(state);
+        let guarded = OnceLock::new();
+        Ok(Self {
+            stubs,
+            attach_at,
+            program,
+            guarded,
+            groups,
+            bridge: OnceLock::new(),
+            filters: Compiled::default(),
+        })
+    }
+
+    /// What to execute as the helper.
+    fn helper(&self) -> PathBuf {
+        match self.guarded.get_or_init(|| read_only_copy(&self.program)) {
+            Some(fd) => format!("/proc/self/fd/{}", fd.as_raw_fd()).into(),
+            None => self.program.clone(),
+        }
     }
 
     fn network(&self, spec: &ProcessSpec) -> Result<Option<(Lease, net::Address)>, ExecError> {
@@ -74,6 +99,19 @@ impl Linux {
         };
         bridge.lease().map(Some)
     }
+}
+
+/// The program as a detached mount of its own that nobody can write through.
+///
+/// A process executed from it shows this mount as `/proc/PID/exe`, and so does whatever an image
+/// makes a container's process execute by way of `/proc/self/exe`: opening that for writing is
+/// EROFS, whoever asks and however long it waits (CVE-2019-5736). It costs three system calls in the
+/// life of this process, where a sealed copy in memory would cost megabytes a step. `None` where no
+/// mounts can be made, as by a user: there no container's process has the rights to write either.
+fn read_only_copy(program: &Path) -> Option<OwnedFd> {
+    let copy = mounts::clone_tree(CWD, program.to_str()?, false).ok()?;
+    sys::restrict_mount(copy.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY).ok()?;
+    Some(copy)
 }
 
 /// Mount targets that every container needs.
@@ -130,25 +168,28 @@ impl Executor for Linux {
         spec: &ProcessSpec,
         stdio: Stdio<'_>,
         cancel: &Cancel,
-    ) -> Result<Exit, ExecError> {
+    ) -> Result<Finished, ExecError> {
         if cancel.is_cancelled() {
             return Err(ExecError::Cancelled);
         }
         // The address is somebody else's only after the helper is gone.
         let (lease, _address) = self.network(spec)?.unzip();
+        let group = spec.resources.as_ref().map(|wanted| self.groups.make(wanted)).transpose()?;
         let task = Task {
             spec: spec.clone(),
             parent_pid: i32::try_from(std::process::id()).unwrap_or(0),
             attach_at: self.attach_at.display().to_string(),
             terminal: matches!(stdio, Stdio::Terminal),
             inputs: handles.inputs.len(),
+            groups: group.as_ref().map(cgroup::Group::doors).unwrap_or_default(),
+            filter: self.filters.program(spec)?.map(|program| (*program).clone()),
             lease,
         };
         let Streams { theirs, ours } = Streams::for_stdio(&stdio)?;
         let (here, there) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(ExecError::start("socketpair"))?;
-        let mut child = Command::new(&self.program)
+        let mut child = Command::new(self.helper())
             .arg0(HELPER_NAME)
             .env_clear()
             .current_dir("/")
@@ -163,10 +204,16 @@ impl Executor for Linux {
         let outcome = sent.and_then(|()| follow(&here, ours, stdio, cancel));
         drop(here);
         finish(&mut child);
-        match outcome {
-            Err(_) | Ok(Exit::Signal(_)) if cancel.is_cancelled() => Err(ExecError::Cancelled),
-            other => other,
+        let mut outcome = match outcome {
+            Err(_) | Ok(Finished { exit: Exit::Signal(_), .. }) if cancel.is_cancelled() => {
+                return Err(ExecError::Cancelled);
+            }
+            other => other?,
+        };
+        if let Some(group) = group {
+            outcome.usage = group.usage(outcome.usage);
         }
+        Ok(outcome)
     }
 
     fn stub_dir(&self) -> &Path {
@@ -200,8 +247,11 @@ fn write_task(task: &Task) -> Result<OwnedFd, ExecError> {
     let failed = |source| ExecError::Start { step: "task".to_owned(), source };
     let memory = memfd_create("kiln-task", MemfdFlags::CLOEXEC).map_err(ExecError::start("memfd_create"))?;
     let mut file = File::from(memory);
-    serde_json::to_writer(&mut file, task).map_err(|error| failed(error.into()))?;
-    file.flush().and_then(|()| file.rewind()).map_err(failed)?;
+    let mut bytes = task.filter.as_ref().map(Program::to_bytes).unwrap_or_default();
+    let length = u32::try_from(bytes.len()).unwrap_or(0).to_le_bytes();
+    bytes.splice(0..0, length);
+    serde_json::to_writer(&mut bytes, task).map_err(|error| failed(error.into()))?;
+    file.write_all(&bytes).and_then(|()| file.rewind()).map_err(failed)?;
     Ok(file.into())
 }
 
@@ -211,8 +261,8 @@ fn follow(
     mut streams: Vec<(Stream, OwnedFd)>,
     mut stdio: Stdio<'_>,
     cancel: &Cancel,
-) -> Result<Exit, ExecError> {
-    let mut outcome: Option<Result<Exit, ExecError>> = None;
+) -> Result<Finished, ExecError> {
+    let mut outcome: Option<Result<Finished, ExecError>> = None;
     let mut asked_to_stop = false;
     let mut terminal: Option<Terminal> = None;
     let mut buffer = vec![0; 64 << 10];
@@ -254,7 +304,7 @@ fn follow(
                 None => outcome = Some(Err(ExecError::HelperDied)),
                 Some((bytes, fds)) => match serde_json::from_slice(&bytes) {
                     Ok(Report::Terminal) => terminal = fds.into_iter().next().map(Terminal::join),
-                    Ok(Report::Ended(exit)) => outcome = Some(Ok(exit)),
+                    Ok(Report::Ended(exit, usage)) => outcome = Some(Ok(Finished { exit, usage })),
                     Ok(Report::Failed(failure)) => outcome = Some(Err(failure.into())),
                     Err(_) => outcome = Some(Err(ExecError::HelperDied)),
                 },
@@ -284,7 +334,11 @@ fn pass_on(stream: Stream, fd: BorrowedFd<'_>, stdio: &mut Stdio<'_>, buffer: &m
 
 /// Reads the task out of its memory file, in the helper.
 pub(super) fn read_task(memory: OwnedFd) -> Option<Task> {
-    let mut text = Vec::new();
-    File::from(memory).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    let mut bytes = Vec::new();
+    File::from(memory).read_to_end(&mut bytes).ok()?;
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (filter, text) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
+    let mut task: Task = serde_json::from_slice(text).ok()?;
+    task.filter = (!filter.is_empty()).then(|| Program::from_bytes(filter));
+    Some(task)
 }

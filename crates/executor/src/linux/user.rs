@@ -43,6 +43,29 @@ pub fn resolve_user(root: BorrowedFd<'_>, user: &str) -> Result<UserIds, ExecErr
     resolve(name, group, &passwd, &groups).map_err(bad)
 }
 
+/// Adds groups by name or number to a user's; names are looked up in the tree below `root`.
+pub(super) fn add_groups(root: BorrowedFd<'_>, more: &[String], ids: &mut UserIds) -> Result<(), ExecError> {
+    if more.is_empty() {
+        return Ok(());
+    }
+    let file = read_small(root, "/etc/group", MAX_FILE_BYTES);
+    for name in more {
+        let bad = |reason: String| ExecError::BadUser { user: format!("--group-add {name}"), reason };
+        let number = match id(name).map_err(bad)? {
+            Some(number) => number,
+            None => {
+                let bytes =
+                    file.as_ref().map_err(|errno| bad(format!("/etc/group cannot be used ({errno})")))?;
+                group_number(bytes.as_deref().unwrap_or_default(), name).map_err(bad)?
+            }
+        };
+        if !ids.groups.contains(&number) {
+            ids.groups.push(number);
+        }
+    }
+    Ok(())
+}
+
 fn resolve(name: &str, group: Option<&str>, passwd: &[u8], groups: &[u8]) -> Result<UserIds, String> {
     let number = id(name)?;
     let entry = lines(passwd).find(|fields| match number {

@@ -1,12 +1,13 @@
 //! A tree with busybox, and the ways to run something on it.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use kiln_executor::{
-    Cancel, ExecError, Executor, Exit, Handles, Linux, Network, ProcessSpec, Security, Stdio, Stream,
+    Cancel, ExecError, Executor, Exit, Handles, Linux, Network, ProcessSpec, Stdio, Stream, Usage,
 };
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -14,6 +15,8 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 pub(crate) struct Sandbox {
     pub(crate) dir: tempfile::TempDir,
     linux: Linux,
+    /// What the last process used.
+    pub(crate) usage: Cell<Usage>,
 }
 
 impl Sandbox {
@@ -37,7 +40,7 @@ impl Sandbox {
         for applet in [
             "sh", "cat", "ls", "ps", "id", "sleep", "echo", "true", "setsid", "hostname", "mount", "nc",
             "ip", "touch", "readlink", "kill", "env", "pwd", "mknod", "stat", "mkdir", "rm", "ln", "head",
-            "wc", "find", "sort", "chroot", "df", "umount",
+            "tr", "wc", "find", "sort", "chroot", "df", "umount",
         ] {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
@@ -49,11 +52,24 @@ impl Sandbox {
         fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\naudio:x:29:app\n").unwrap();
         let probe = PathBuf::from(env!("CARGO_BIN_EXE_kiln-init-probe"));
         let linux = Linux::open_with(&dir.path().join("state"), probe).unwrap();
-        Some(Self { dir, linux })
+        Some(Self { dir, linux, usage: Cell::default() })
     }
 
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
         self.dir.path().join("root").join(inside)
+    }
+
+    /// Makes `/bin/NAME` of a C program; false, said aloud, where there is no compiler.
+    pub(crate) fn compile(&self, name: &str, source: &str) -> bool {
+        let file = self.dir.path().join(format!("{name}.c"));
+        fs::write(&file, source).unwrap();
+        let mut compiler = std::process::Command::new("cc");
+        compiler.args(["-static", "-O1", "-o"]).arg(self.path("bin").join(name)).arg(file);
+        let made = compiler.status().is_ok_and(|status| status.success());
+        if !made {
+            eprintln!("SKIPPED ALOUD: needs cc and a static C library");
+        }
+        made
     }
 
     pub(crate) fn tree(&self) -> OwnedFd {
@@ -83,6 +99,8 @@ impl Sandbox {
             Stream::Stderr => err.extend_from_slice(bytes),
         };
         let result = self.linux.run(handles, spec, Stdio::Captured(&mut collect), cancel);
+        self.usage.set(result.as_ref().map(|finished| finished.usage).unwrap_or_default());
+        let result = result.map(|finished| finished.exit);
         (result, String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned())
     }
 
@@ -99,14 +117,8 @@ pub(crate) fn shell(script: &str) -> ProcessSpec {
     ProcessSpec {
         args: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: vec![("PATH".to_owned(), "/bin".to_owned())],
-        cwd: "/".to_owned(),
-        create_cwd: false,
-        user: None,
         hostname: "sandbox".to_owned(),
         network: Network::None,
-        security: Security::Sandbox,
-        mounts: Vec::new(),
-        extra_hosts: Vec::new(),
-        no_new_privileges: false,
+        ..ProcessSpec::default()
     }
 }

@@ -4,3 +4,5 @@ mod harness;
 
 mod mounts;
 mod process;
+mod seccomp;
+mod settings;

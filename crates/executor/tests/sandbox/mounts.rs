@@ -17,7 +17,7 @@ fn tree(source: &str, target: &str, read_only: bool) -> Mount {
 }
 
 fn tmpfs(target: &str, size_bytes: Option<u64>) -> Mount {
-    Mount::Tmpfs(TmpfsMount { target: target.to_owned(), size_bytes })
+    Mount::Tmpfs(TmpfsMount { target: target.to_owned(), size_bytes, mode: None, executable: true })
 }
 
 fn with(script: &str, mounts: Vec<Mount>) -> ProcessSpec {

@@ -128,7 +128,7 @@ fn cancelling_ends_everything() {
 }
 
 /// Processes of this machine with `word` among their arguments.
-fn processes_with(word: &str) -> usize {
+pub(crate) fn processes_with(word: &str) -> usize {
     let dirs = fs::read_dir("/proc").unwrap().flatten();
     dirs.filter(|dir| {
         let command = fs::read(dir.path().join("cmdline")).unwrap_or_default();

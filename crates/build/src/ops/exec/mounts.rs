@@ -100,7 +100,12 @@ impl StepMounts {
                     this.show(&mount.target, shown, cache.read_only)
                 }
                 llb::MountKind::Tmpfs { size_bytes } => {
-                    let tmpfs = TmpfsMount { target: mount.target.clone(), size_bytes: *size_bytes };
+                    let tmpfs = TmpfsMount {
+                        target: mount.target.clone(),
+                        size_bytes: *size_bytes,
+                        mode: None,
+                        executable: true,
+                    };
                     this.mounts.push(Mount::Tmpfs(tmpfs));
                     true
                 }

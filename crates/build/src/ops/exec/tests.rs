@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use kiln_content::Store;
-use kiln_executor::{Cancel, ExecError, Executor, Exit, Handles, ProcessSpec, Stdio};
+use kiln_executor::{Cancel, ExecError, Executor, Exit, Finished, Handles, ProcessSpec, Stdio};
 use kiln_frontend::ignore::Patterns;
 use kiln_llb::{InputIndex, MountKind, Sharing, Vertex, VertexId};
 use kiln_oci::{Mount, SnapshotId};
@@ -93,11 +93,11 @@ impl Executor for Scripted {
         spec: &ProcessSpec,
         stdio: Stdio<'_>,
         _: &Cancel,
-    ) -> Result<Exit, ExecError> {
+    ) -> Result<Finished, ExecError> {
         if let Some(script) = &*self.script.lock().unwrap() {
             script(&Inside { spec, handles: &handles, stdio: Mutex::new(stdio) });
         }
-        Ok(Exit::Code(0))
+        Ok(Exit::Code(0).into())
     }
 
     fn stub_dir(&self) -> &Path {

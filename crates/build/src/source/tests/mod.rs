@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use kiln_content::Store;
-use kiln_executor::{Cancel, ExecError, Executor, Exit, Handles, ProcessSpec, Stdio};
+use kiln_executor::{Cancel, ExecError, Executor, Finished, Handles, ProcessSpec, Stdio};
 use kiln_oci::SnapshotId;
 use kiln_snapshotter::Overlay;
 
@@ -24,7 +24,7 @@ use crate::{BuildCancel, Engine};
 struct NoProcesses;
 
 impl Executor for NoProcesses {
-    fn run(&self, _: Handles, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Exit, ExecError> {
+    fn run(&self, _: Handles, _: &ProcessSpec, _: Stdio<'_>, _: &Cancel) -> Result<Finished, ExecError> {
         Err(ExecError::Cancelled)
     }
 

@@ -1,0 +1,202 @@
+//! Where a machine keeps its control groups.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::ExecError;
+
+/// What a container can be held to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Controller {
+    Memory,
+    Cpu,
+    /// Version 1 counts processor time by itself.
+    CpuTime,
+    CpuSet,
+    Pids,
+    Io,
+}
+
+impl Controller {
+    pub(super) const ALL: [Controller; 6] = [
+        Controller::Memory,
+        Controller::Cpu,
+        Controller::CpuTime,
+        Controller::CpuSet,
+        Controller::Pids,
+        Controller::Io,
+    ];
+
+    /// Version 1's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Controller::Memory => "memory",
+            Controller::Cpu => "cpu",
+            Controller::CpuTime => "cpuacct",
+            Controller::CpuSet => "cpuset",
+            Controller::Pids => "pids",
+            Controller::Io => "blkio",
+        }
+    }
+
+    /// Version 2's name.
+    fn unified_name(self) -> &'static str {
+        match self {
+            Controller::CpuTime => "cpu",
+            Controller::Io => "io",
+            other => other.name(),
+        }
+    }
+}
+
+/// One mounted tree of groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hierarchy {
+    pub(super) mount: PathBuf,
+    /// Version 2.
+    pub(super) unified: bool,
+    /// By the version's own names.
+    controllers: Vec<String>,
+    /// This process's group, from the mount on.
+    own: PathBuf,
+}
+
+/// The group that kiln makes its containers' in.
+pub(super) const OWN_PARENT: &str = "kiln";
+
+/// All of a machine's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Layout(Vec<Hierarchy>);
+
+impl Layout {
+    pub(super) fn of_machine() -> io::Result<Self> {
+        let (mounts, own) =
+            (fs::read_to_string("/proc/self/mountinfo")?, fs::read_to_string("/proc/self/cgroup")?);
+        let layout = Self::parse(&mounts, &own);
+        if layout.0.is_empty() { Err(io::Error::from(io::ErrorKind::NotFound)) } else { Ok(layout) }
+    }
+
+    /// From the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.
+    pub(super) fn parse(mounts: &str, own: &str) -> Self {
+        let mut found: Vec<Hierarchy> = Vec::new();
+        for line in mounts.lines() {
+            let Some((before, after)) = line.split_once(" - ") else { continue };
+            let (before, after): (Vec<&str>, Vec<&str>) =
+                (before.split(' ').collect(), after.split(' ').collect());
+            let (&[_, _, _, root, mount, ..], &[kind, _, options, ..]) = (&before[..], &after[..]) else {
+                continue;
+            };
+            let unified = match kind {
+                "cgroup" => false,
+                "cgroup2" => true,
+                _ => continue,
+            };
+            let mount = PathBuf::from(mount);
+            let options: Vec<&str> = options.split(',').collect();
+            // ID:CONTROLLERS:PATH, without controllers for version 2.
+            let path = own.lines().find_map(|line| {
+                let mut parts = line.splitn(3, ':').skip(1);
+                let (names, path) = (parts.next()?, parts.next()?);
+                let same = match unified {
+                    true => names.is_empty(),
+                    false => !names.is_empty() && names.split(',').all(|name| options.contains(&name)),
+                };
+                same.then(|| path.to_owned())
+            });
+            let Some(path) = path else { continue };
+            let controllers = match unified {
+                true => read_words(&mount.join("cgroup.controllers")),
+                false => options.iter().map(|&option| option.to_owned()).collect(),
+            };
+            let own = Path::new(&path).strip_prefix(root).unwrap_or(Path::new("")).to_owned();
+            if !found.iter().any(|known| known.mount == mount) {
+                found.push(Hierarchy { mount, unified, controllers, own });
+            }
+        }
+        Self(found)
+    }
+
+    /// The hierarchy that has a controller. On a hybrid machine each is in one of them only.
+    pub(super) fn with(&self, controller: Controller) -> Option<&Hierarchy> {
+        self.0.iter().find(|hierarchy| {
+            let name = if hierarchy.unified { controller.unified_name() } else { controller.name() };
+            hierarchy.controllers.iter().any(|known| known == name)
+        })
+    }
+}
+
+fn read_words(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+impl Hierarchy {
+    /// The directory for groups that nobody chose a parent for. Version 1: below kiln's own group,
+    /// so that limits on kiln hold for what it starts. Version 2 allows no processes beside groups:
+    /// there it is a neighbour of kiln's own.
+    pub(super) fn own_parent(&self) -> PathBuf {
+        let own = self.mount.join(&self.own);
+        match self.own.parent() {
+            Some(above) if self.unified => self.mount.join(above).join(OWN_PARENT),
+            _ => own.join(OWN_PARENT),
+        }
+    }
+
+    /// The group that a user named, from the hierarchy's top on.
+    pub(super) fn below(&self, parent: &str) -> Result<PathBuf, ExecError> {
+        let relative = parent.trim_matches('/');
+        if relative.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+            let setting = format!("--cgroup-parent {parent}");
+            return Err(ExecError::BadSetting { setting, reason: "that is no name of a group".to_owned() });
+        }
+        Ok(self.mount.join(relative))
+    }
+
+    /// Makes the parent of a group, ready to have groups with limits in it.
+    pub(super) fn prepare(&self, parent: &Path) -> io::Result<()> {
+        fs::create_dir_all(parent)?;
+        let steps = parent.strip_prefix(&self.mount).unwrap_or(Path::new(""));
+        let mut dirs: Vec<&Path> = steps.ancestors().collect();
+        dirs.reverse();
+        let dirs = dirs.into_iter().map(|step| self.mount.join(step));
+        if self.unified {
+            dirs.into_iter().try_for_each(|dir| self.hand_down(&dir))
+        } else {
+            if self.controllers.iter().any(|name| name == "cpuset") {
+                dirs.skip(1).try_for_each(|dir| inherit_cpu_sets(&dir))?;
+            }
+            Ok(())
+        }
+    }
+
+    /// Version 2: has a group's children get the controllers it has.
+    fn hand_down(&self, dir: &Path) -> io::Result<()> {
+        let there = read_words(&dir.join("cgroup.controllers"));
+        let given = read_words(&dir.join("cgroup.subtree_control"));
+        let wanted = ["memory", "cpu", "cpuset", "pids", "io"];
+        let missing: Vec<String> = wanted
+            .iter()
+            .filter(|name| {
+                there.iter().any(|known| known == *name) && !given.iter().any(|known| known == *name)
+            })
+            .map(|name| format!("+{name}"))
+            .collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            fs::write(dir.join("cgroup.subtree_control"), missing.join(" "))
+        }
+    }
+}
+
+/// Version 1: a new group has no processors and no memory nodes, and takes no process until it has.
+pub(super) fn inherit_cpu_sets(dir: &Path) -> io::Result<()> {
+    let Some(above) = dir.parent() else { return Ok(()) };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if fs::read_to_string(dir.join(file))?.trim().is_empty() {
+            fs::write(dir.join(file), fs::read_to_string(above.join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Layouts as texts, version 2 on a directory that is none, and this machine's own groups.
+
+use super::*;
+
+fn layout(mounts: &str, own: &str) -> Layout {
+    Layout::parse(mounts, own)
+}
+
+const HYBRID: &str = "\
+30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+33 30 0:29 /outer /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
+34 30 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
+35 30 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+";
+const OWN: &str = "4:cpu,cpuacct:/\n3:memory:/a/b\n2:pids:/outer/c\n1:name=systemd:/\n0::/user.slice\n";
+
+#[test]
+fn each_controller_is_found_in_its_hierarchy() {
+    let layout = layout(HYBRID, OWN);
+    let parent = |controller| layout.with(controller).map(|found| found.own_parent().display().to_string());
+    assert_eq!(parent(Controller::Memory).unwrap(), "/sys/fs/cgroup/memory/a/b/kiln");
+    assert_eq!(parent(Controller::CpuTime).unwrap(), "/sys/fs/cgroup/cpu,cpuacct/kiln");
+    assert_eq!(parent(Controller::Pids).unwrap(), "/sys/fs/cgroup/pids/c/kiln");
+    assert_eq!(parent(Controller::Io), None);
+}
+
+#[test]
+fn a_limit_without_its_controller_is_an_error_that_names_it() {
+    let layout = layout(HYBRID, OWN);
+    let wanted = Resources { io_weight: Some(100), ..Resources::default() };
+    let error = assign(&layout, &wanted).err().unwrap().to_string();
+    assert!(error.contains("--blkio-weight") && error.contains("blkio"), "{error}");
+}
+
+fn settings(layout: &Layout, wanted: &Resources) -> String {
+    let mut lines = String::new();
+    for (hierarchy, settings) in assign(layout, wanted).unwrap() {
+        for setting in settings {
+            let place = hierarchy.mount.file_name().unwrap().to_string_lossy();
+            lines.push_str(&format!("{place} {} {}\n", setting.file, setting.value));
+        }
+    }
+    lines
+}
+
+fn all_limits() -> Resources {
+    Resources {
+        parent: None,
+        memory_bytes: Some(64 << 20),
+        swap_bytes: None,
+        cpu_millionths: Some(1_500_000),
+        cpu_shares: Some(512),
+        cpus: Some("0".to_owned()),
+        memory_nodes: None,
+        pids: Some(50),
+        io_weight: None,
+    }
+}
+
+#[test]
+fn version_1_is_written_its_way() {
+    let mounts = format!("{HYBRID}36 30 0:32 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n");
+    let own = format!("{OWN}9:cpuset:/\n");
+    assert_eq!(
+        settings(&layout(&mounts, &own), &all_limits()),
+        "memory memory.limit_in_bytes 67108864\nmemory memory.memsw.limit_in_bytes 134217728\n\
+         cpu,cpuacct cpu.cfs_period_us 100000\ncpu,cpuacct cpu.cfs_quota_us 150000\n\
+         cpu,cpuacct cpu.shares 512\ncpuset cpuset.cpus 0\npids pids.max 50\n"
+    );
+}
+
+/// A directory with the files of a version 2 hierarchy.
+fn fake_unified(dir: &Path) -> Layout {
+    fs::create_dir_all(dir.join("kiln")).unwrap();
+    for at in [dir.to_owned(), dir.join("kiln")] {
+        fs::write(at.join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n").unwrap();
+        fs::write(at.join("cgroup.subtree_control"), "memory\n").unwrap();
+    }
+    layout(&format!("35 30 0:31 / {} rw - cgroup2 cgroup2 rw\n", dir.display()), "0::/own.scope\n")
+}
+
+#[test]
+fn version_2_is_written_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = fake_unified(&dir.path().join("unified"));
+    let wanted = Resources { io_weight: Some(500), swap_bytes: Some(0), ..all_limits() };
+    assert_eq!(
+        settings(&layout, &wanted),
+        "unified memory.max 67108864\nunified memory.swap.max 0\nunified cpu.max 150000 100000\n\
+         unified cpu.weight 20\nunified cpuset.cpus 0\nunified pids.max 50\nunified io.weight 4950\n"
+    );
+    let groups = Groups::new(dir.path());
+    let group = groups.make_in(&layout, &wanted).unwrap();
+    let doors = group.doors();
+    let unified = dir.path().join("unified");
+    assert!(
+        doors.len() == 1 && doors[0].starts_with(&*unified.join("kiln/kiln-").to_string_lossy()),
+        "{doors:?}"
+    );
+    for at in [unified.clone(), unified.join("kiln")] {
+        assert_eq!(fs::read_to_string(at.join("cgroup.subtree_control")).unwrap(), "+cpu +cpuset +pids +io");
+    }
+    let inside = &group.places[0].dir;
+    assert_eq!(fs::read_to_string(inside.join("pids.max")).unwrap(), "50");
+    fs::write(inside.join("memory.peak"), "4096\n").unwrap();
+    fs::write(inside.join("memory.events"), "low 0\noom 1\noom_kill 2\noom_group_kill 0\n").unwrap();
+    fs::write(inside.join("cpu.stat"), "usage_usec 1500\nuser_usec 1000\n").unwrap();
+    let usage = group.usage(Usage { peak_memory_bytes: 1, ..Usage::default() });
+    let expected = Usage { cpu: Duration::from_micros(1500), peak_memory_bytes: 4096, oom_kills: 2 };
+    assert_eq!(usage, expected);
+}
+
+#[test]
+fn a_parent_is_a_name_and_nothing_else() {
+    let layout = layout(HYBRID, OWN);
+    let memory = layout.with(Controller::Memory).unwrap();
+    assert_eq!(memory.below("/jobs/ci").unwrap(), Path::new("/sys/fs/cgroup/memory/jobs/ci"));
+    for parent in ["", "/", "..", "a/../../b", "a//b"] {
+        assert!(memory.below(parent).is_err(), "{parent:?}");
+    }
+}
+
+#[test]
+fn groups_of_a_dead_kiln_are_swept_and_those_of_a_living_one_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let groups = Groups::new(dir.path());
+    let parent = dir.path().join("parent");
+    let own = own_name().unwrap();
+    let namespace = own.split('-').nth(1).unwrap();
+    let start: u64 = own.rsplit('-').next().unwrap().parse().unwrap();
+    let pid = std::process::id();
+    let names = [
+        format!("{own}-0"),
+        // The same number in an earlier life, and in another namespace.
+        format!("kiln-{namespace}-{pid}-{}-0", start + 1),
+        format!("kiln-1-{pid}-{}-0", start + 1),
+        "somebody-elses".to_owned(),
+    ];
+    names.iter().for_each(|name| fs::create_dir_all(parent.join(name)).unwrap());
+    groups.note(&parent);
+    groups.note(&parent);
+    assert_eq!(fs::read_to_string(dir.path().join("cgroups")).unwrap().lines().count(), 1);
+    groups.sweep();
+    let left: Vec<bool> = names.iter().map(|name| parent.join(name).exists()).collect();
+    assert_eq!(left, [true, false, true, true]);
+}
