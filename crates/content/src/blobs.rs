@@ -2,10 +2,13 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_oci::{Digest, Sha256Writer};
+
+use rustix::fs::Advice;
 
 use crate::{Error, Store};
 
@@ -15,6 +18,21 @@ pub struct Ingest<'a> {
     writer: Option<Sha256Writer<File>>,
     path: PathBuf,
     store: &'a Store,
+    /// Up to where the disk was asked to begin writing.
+    flush_from: u64,
+}
+
+/// Lets the disk begin with what was written up to `end`, so that the sync at the end of a large blob
+/// finds little left to do; returns up to where it did. `posix_fadvise(2)`: Linux starts writing the
+/// range, and pages that are still being written stay.
+fn flush_soon(file: &File, from: u64, end: u64) -> u64 {
+    const PIECE: u64 = 8 << 20;
+    let Some(length) = NonZeroU64::new(end - from).filter(|length| length.get() >= PIECE) else {
+        return from;
+    };
+    // Advice: the sync at the end meets whatever is wrong.
+    let _ = rustix::fs::fadvise(file, from, Some(length), Advice::DontNeed);
+    end
 }
 
 impl Ingest<'_> {
@@ -51,7 +69,10 @@ impl Ingest<'_> {
 
 impl Write for Ingest<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.writer.as_mut().map_or(Ok(0), |writer| writer.write(buf))
+        let Some(writer) = &mut self.writer else { return Ok(0) };
+        let length = writer.write(buf)?;
+        self.flush_from = flush_soon(writer.get_ref(), self.flush_from, writer.size_bytes());
+        Ok(length)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -91,7 +112,7 @@ impl Store {
     /// [`Error::Host`].
     pub fn ingest(&self) -> Result<Ingest<'_>, Error> {
         let (file, path) = self.temporary()?;
-        Ok(Ingest { writer: Some(Sha256Writer::new(file)), path, store: self })
+        Ok(Ingest { writer: Some(Sha256Writer::new(file)), path, store: self, flush_from: 0 })
     }
 
     /// A file without a name on the store's file system, gone with its descriptor.

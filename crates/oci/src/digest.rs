@@ -146,6 +146,16 @@ impl<W: Write> Sha256Writer<W> {
         Self { inner, hash: Sha256::new(), size_bytes: 0 }
     }
 
+    /// The writer behind.
+    pub fn get_ref(&self) -> &W {
+        &self.inner
+    }
+
+    /// How many bytes were written so far.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     /// Returns the writer behind, the digest of everything written, and the size in bytes.
     pub fn finish(self) -> (W, Digest, u64) {
         (self.inner, Digest(self.hash.finalize().into()), self.size_bytes)

@@ -12,7 +12,7 @@ use crate::demo::Kiln;
 use crate::peers::Peer;
 use crate::step::{self, Failure};
 
-const SAMPLES: usize = 3;
+const SAMPLES: usize = 5;
 const SIZE: usize = 1 << 30;
 
 /// Prints the tables. Takes some minutes and 10 GiB of disk below `temp`.
@@ -87,6 +87,7 @@ impl Bench<'_> {
                 self.fresh()?;
                 let build = ["build", "--progress", "quiet", "-t", "kiln-bench-image", &*context];
                 step::read(&mut self.kiln.command(&build))?;
+                self.without_output()?;
                 let save = [&["save"], how, &["-o", &*out, "kiln-bench-image"]].concat();
                 timed(&mut self.kiln.command(&save))
             })
@@ -99,10 +100,22 @@ impl Bench<'_> {
         (0..SAMPLES)
             .map(|_| {
                 self.clear()?;
+                settle()?;
                 let root = self.scratch.to_string_lossy();
                 timed(&mut self.kiln.command(&["--root", &*root, "load", "-q", "-i", &*out]))
             })
             .collect()
+    }
+
+    /// The same start for everybody: no file to write over (not every peer does that), no dirty pages.
+    fn without_output(&self) -> Result<(), Failure> {
+        match fs::remove_file(&self.out) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::io("remove", &self.out)(error));
+            }
+            _ => {}
+        }
+        settle()
     }
 
     fn clear(&self) -> Result<(), Failure> {
@@ -144,13 +157,13 @@ impl Bench<'_> {
         };
         step::read(&mut peer.build(&self.context, image, false))?;
         let saves = (0..SAMPLES).map(|_| {
-            // Not every one of them writes over a file that is there.
-            fs::remove_file(&self.out).map_err(Failure::io("remove", &self.out))?;
+            self.without_output()?;
             timed(&mut peer.command(&save))
         });
         let saves = saves.collect::<Result<Vec<_>, Failure>>()?;
         let loads = (0..SAMPLES).map(|_| {
             step::read(&mut peer.command(&["rmi", "-a", "-f"].map(str::to_owned)))?;
+            settle()?;
             timed(&mut peer.command(&load))
         });
         let loads = loads.collect::<Result<Vec<_>, Failure>>()?;
@@ -158,6 +171,11 @@ impl Bench<'_> {
         peer.import_busybox(self.bases)?;
         Ok(Some((saves, loads)))
     }
+}
+
+/// Writes out what earlier work left, so that nobody pays for what is not theirs.
+fn settle() -> Result<(), Failure> {
+    step::read(&mut Command::new("sync")).map(drop)
 }
 
 fn timed(command: &mut Command) -> Result<Duration, Failure> {
