@@ -15,9 +15,11 @@
 mod cancel;
 mod error;
 mod linux;
+mod managed;
 mod spec;
 
 pub use cancel::Cancel;
 pub use error::ExecError;
 pub use linux::{Linux, UserIds, check_mount_target, detach, init_if_asked, resolve_user};
+pub use managed::{Managed, Started};
 pub use spec::{Executor, Exit, Handles, Network, ProcessSpec, Security, Stdio, Stream};

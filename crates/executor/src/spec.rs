@@ -6,7 +6,7 @@ use std::path::Path;
 use kiln_oci::Mount;
 use serde::{Deserialize, Serialize};
 
-use crate::{Cancel, ExecError};
+use crate::{Cancel, ExecError, Managed};
 
 /// A process as its image and its user describe it; no host path but the mounts' sources.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +94,15 @@ pub enum Stdio<'a> {
     Inherit,
     /// A terminal inside the container, joined to this process's terminal in raw mode.
     Terminal,
+    /// As the caller says, who is told when the program starts.
+    Managed(Managed<'a>),
+}
+
+impl Stdio<'_> {
+    /// Whether the process gets a terminal of its own.
+    pub(crate) fn has_terminal(&self) -> bool {
+        matches!(self, Stdio::Terminal | Stdio::Managed(Managed { streams: None, .. }))
+    }
 }
 
 /// How a process ended.

@@ -65,13 +65,8 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
     let mut created = Created::default();
     let devpts = mounts::mount_all(task, root, inputs, &mut created)?;
     let streams = if task.terminal {
-        let (master, terminal) = pty::allocate(&devpts).map_err(ExecError::start("terminal"))?;
-        report(socket, &Report::Terminal, &[master.as_fd()]);
-        drop(master);
         rustix::process::setsid().map_err(ExecError::start("setsid"))?;
-        rustix::process::ioctl_tiocsctty(&terminal).map_err(ExecError::start("controlling terminal"))?;
-        let again = || rustix::io::fcntl_dupfd_cloexec(&terminal, 10).map_err(ExecError::start("dup"));
-        [again()?, again()?, again()?]
+        pty::give(&devpts, socket)?
     } else {
         streams
     };
@@ -83,15 +78,27 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
         None => resolve_user(root, "0")?,
     };
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    enter_cwd(spec, root)?;
+    // Before anybody else can change the tree: what was made there is known.
     created.write(created_pipe);
+    become_user(task, root, &ids, &streams)
+}
+
+/// The last part, the same for every process of a container: identity, streams, program.
+pub(super) fn become_user(
+    task: &Task,
+    root: BorrowedFd<'_>,
+    ids: &UserIds,
+    streams: &[OwnedFd; 3],
+) -> Result<Program, ExecError> {
+    let spec = &task.spec;
+    enter_cwd(spec, root)?;
     limit()?;
-    take_identity(spec, &ids)?;
+    take_identity(spec, ids)?;
     // Changing the user cleared the death signal (prctl(2)).
     outer::die_with_parent(0)?;
     reset_signals()?;
 
-    let program = Program::new(spec, &ids)?;
+    let program = Program::new(spec, ids)?;
     for (stream, fd) in streams.iter().zip(0..) {
         sys::dup_onto(stream.as_fd(), fd).map_err(ExecError::start("standard streams"))?;
     }
@@ -176,7 +183,7 @@ fn reset_signals() -> Result<(), ExecError> {
 }
 
 /// The program with everything `execve` needs, made before the last privileges are gone.
-struct Program {
+pub(super) struct Program {
     name: String,
     candidates: Vec<CString>,
     args: Vec<CString>,
@@ -216,7 +223,7 @@ impl Program {
 
     /// Tries the candidates in order, as execvp(3) does: what is missing is passed over, what is
     /// there and cannot be executed is remembered.
-    fn exec(self) -> ExecError {
+    pub(super) fn exec(self) -> ExecError {
         let args: Vec<_> = self.args.iter().map(CString::as_c_str).collect();
         let env: Vec<_> = self.env.iter().map(CString::as_c_str).collect();
         let mut denied = None;

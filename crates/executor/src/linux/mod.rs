@@ -5,6 +5,7 @@ mod dev;
 mod etc;
 mod init;
 mod inputs;
+mod join;
 mod mounts;
 mod net;
 mod netlink;

@@ -17,7 +17,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
-use crate::{Cancel, ExecError, Executor, Exit, Handles, Network, ProcessSpec, Stdio, Stream};
+use crate::{
+    Cancel, ExecError, Executor, Exit, Handles, Managed, Network, ProcessSpec, Started, Stdio, Stream,
+};
 
 /// The name under which this binary is executed again as the helper.
 pub(super) const HELPER_NAME: &str = "kiln-init";
@@ -100,7 +102,7 @@ fn dup(fd: impl AsFd) -> Result<OwnedFd, ExecError> {
 }
 
 impl Streams {
-    fn for_stdio(stdio: &Stdio<'_>) -> Result<Self, ExecError> {
+    fn for_stdio(stdio: &mut Stdio<'_>) -> Result<Self, ExecError> {
         let (stdout, stderr) = (io::stdout(), io::stderr());
         let (theirs, ours) = match stdio {
             Stdio::Captured(_) => {
@@ -111,7 +113,11 @@ impl Streams {
             }
             Stdio::Output => ([null(OFlags::RDONLY)?, dup(stdout)?, dup(stderr)?], Vec::new()),
             Stdio::Inherit => ([dup(io::stdin())?, dup(stdout)?, dup(stderr)?], Vec::new()),
-            Stdio::Terminal => {
+            // Taken: the caller's copy of a pipe's end would keep it open.
+            Stdio::Managed(Managed { streams, .. }) if streams.is_some() => {
+                (streams.take().expect("just looked"), Vec::new())
+            }
+            Stdio::Terminal | Stdio::Managed(_) => {
                 ([null(OFlags::RDONLY)?, null(OFlags::WRONLY)?, null(OFlags::WRONLY)?], Vec::new())
             }
         };
@@ -132,15 +138,38 @@ impl Executor for Linux {
         }
         // The address is somebody else's only after the helper is gone.
         let (lease, _address) = self.network(spec)?.unzip();
-        let task = Task {
+        let task = Task { inputs: handles.inputs.len(), lease, ..self.task(spec, &stdio, false) };
+        self.launch(&task, handles, stdio, cancel)
+    }
+
+    fn stub_dir(&self) -> &Path {
+        &self.stubs
+    }
+}
+
+impl Linux {
+    pub(super) fn task(&self, spec: &ProcessSpec, stdio: &Stdio<'_>, join: bool) -> Task {
+        Task {
             spec: spec.clone(),
             parent_pid: i32::try_from(std::process::id()).unwrap_or(0),
             attach_at: self.attach_at.display().to_string(),
-            terminal: matches!(stdio, Stdio::Terminal),
-            inputs: handles.inputs.len(),
-            lease,
-        };
-        let Streams { theirs, ours } = Streams::for_stdio(&stdio)?;
+            terminal: stdio.has_terminal(),
+            managed: matches!(stdio, Stdio::Managed(_)),
+            join,
+            inputs: 0,
+            lease: None,
+        }
+    }
+
+    /// Starts the helper with its task and waits for the end.
+    pub(super) fn launch(
+        &self,
+        task: &Task,
+        handles: Handles,
+        mut stdio: Stdio<'_>,
+        cancel: &Cancel,
+    ) -> Result<Exit, ExecError> {
+        let Streams { theirs, ours } = Streams::for_stdio(&mut stdio)?;
         let (here, there) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(ExecError::start("socketpair"))?;
@@ -153,7 +182,7 @@ impl Executor for Linux {
             .stderr(null(OFlags::WRONLY)?)
             .spawn()
             .map_err(|source| ExecError::Start { step: "start of the helper".to_owned(), source })?;
-        let sent = send_task(&here, &task, &handles, &theirs);
+        let sent = send_task(&here, task, &handles, &theirs);
         // Only the container may hold the writing ends, or the reading ones never see the end.
         drop((theirs, handles));
         let outcome = sent.and_then(|()| follow(&here, ours, stdio, cancel));
@@ -163,10 +192,6 @@ impl Executor for Linux {
             Err(_) | Ok(Exit::Signal(_)) if cancel.is_cancelled() => Err(ExecError::Cancelled),
             other => other,
         }
-    }
-
-    fn stub_dir(&self) -> &Path {
-        &self.stubs
     }
 }
 
@@ -210,7 +235,7 @@ fn follow(
 ) -> Result<Exit, ExecError> {
     let mut outcome: Option<Result<Exit, ExecError>> = None;
     let mut asked_to_stop = false;
-    let mut terminal: Option<Terminal> = None;
+    let (mut terminal, mut master) = (None::<Terminal>, None);
     let mut buffer = vec![0; 64 << 10];
     while outcome.is_none() || !streams.is_empty() {
         let mut fds: Vec<PollFd<'_>> = vec![];
@@ -249,6 +274,14 @@ fn follow(
             match receive(socket.as_fd()).map_err(ExecError::start("report"))? {
                 None => outcome = Some(Err(ExecError::HelperDied)),
                 Some((bytes, fds)) => match serde_json::from_slice(&bytes) {
+                    Ok(Report::Terminal) if matches!(stdio, Stdio::Managed(_)) => {
+                        master = fds.into_iter().next();
+                    }
+                    Ok(Report::Started(pid)) => {
+                        if let Stdio::Managed(managed) = &mut stdio {
+                            (managed.started)(Started { pid, terminal: master.take() });
+                        }
+                    }
                     Ok(Report::Terminal) => terminal = fds.into_iter().next().map(Terminal::join),
                     Ok(Report::Ended(exit)) => outcome = Some(Ok(exit)),
                     Ok(Report::Failed(failure)) => outcome = Some(Err(failure.into())),

@@ -13,7 +13,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 pub(crate) struct Sandbox {
     pub(crate) dir: tempfile::TempDir,
-    linux: Linux,
+    pub(crate) linux: Linux,
 }
 
 impl Sandbox {
