@@ -1,5 +1,6 @@
 //! Processes whose streams and life somebody else looks after: a container's.
 
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 /// How a process is run for somebody who wants to know when it started, and as what.
@@ -17,4 +18,6 @@ pub struct Started {
     pub pid: i32,
     /// The master of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
+    /// Its address, when it has a network of its own.
+    pub address: Option<Ipv4Addr>,
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -185,7 +186,8 @@ impl Linux {
         let sent = send_task(&here, task, &handles, &theirs);
         // Only the container may hold the writing ends, or the reading ones never see the end.
         drop((theirs, handles));
-        let outcome = sent.and_then(|()| follow(&here, ours, stdio, cancel));
+        let outcome =
+            sent.and_then(|()| follow(&here, ours, stdio, task.lease.as_ref().map(Lease::address), cancel));
         drop(here);
         finish(&mut child);
         match outcome {
@@ -231,6 +233,7 @@ fn follow(
     socket: &OwnedFd,
     mut streams: Vec<(Stream, OwnedFd)>,
     mut stdio: Stdio<'_>,
+    address: Option<Ipv4Addr>,
     cancel: &Cancel,
 ) -> Result<Exit, ExecError> {
     let mut outcome: Option<Result<Exit, ExecError>> = None;
@@ -279,7 +282,7 @@ fn follow(
                     }
                     Ok(Report::Started(pid)) => {
                         if let Stdio::Managed(managed) = &mut stdio {
-                            (managed.started)(Started { pid, terminal: master.take() });
+                            (managed.started)(Started { pid, terminal: master.take(), address });
                         }
                     }
                     Ok(Report::Terminal) => terminal = fds.into_iter().next().map(Terminal::join),

@@ -1,0 +1,155 @@
+//! `-v` and `--mount`
+
+use std::path::Path;
+
+use kiln_containers::{MountKind, MountPoint, is_name};
+
+use super::config::volume_name;
+use crate::errors::Failure;
+
+/// `[HOST|VOLUME:]INSIDE[:OPTIONS]`
+pub(super) fn of_volume_flag(text: &str) -> Result<MountPoint, Failure> {
+    let wrong = |reason: &str| Failure::usage(format!("--volume {text:?}: {reason}"));
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, inside, options) = match parts[..] {
+        [inside] => (None, inside, ""),
+        [source, inside] => (Some(source), inside, ""),
+        [source, inside, options] => (Some(source), inside, options),
+        _ => return Err(wrong("[HOST|VOLUME:]INSIDE[:ro] is expected")),
+    };
+    let mut read_only = false;
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => read_only = true,
+            // Labels are SELinux's affair, and mounts propagate nowhere.
+            "rw" | "z" | "Z" | "nocopy" | "rprivate" | "private" => {}
+            _ => return Err(wrong("only ro, rw and nocopy may follow the path inside")),
+        }
+    }
+    let inside = target(inside).map_err(|reason| wrong(&reason))?;
+    let Some(source) = source else { return anonymous(inside, read_only) };
+    let kind = if source.contains('/') || source.starts_with('.') {
+        let path = Path::new(source);
+        // docker makes what is missing.
+        if path.is_absolute() && !path.exists() {
+            std::fs::create_dir_all(path).map_err(|error| wrong(&format!("{source}: {error}")))?;
+        }
+        MountKind::Bind(path.canonicalize().map_err(|error| wrong(&format!("{source}: {error}")))?)
+    } else if is_name(source) {
+        MountKind::Volume { name: source.to_owned(), anonymous: false }
+    } else {
+        return Err(wrong("it is neither a path nor a volume's name"));
+    };
+    Ok(MountPoint { kind, target: inside, read_only })
+}
+
+/// A volume of the container's own.
+pub(super) fn anonymous(target: String, read_only: bool) -> Result<MountPoint, Failure> {
+    Ok(MountPoint { kind: MountKind::Volume { name: volume_name()?, anonymous: true }, target, read_only })
+}
+
+/// `type=bind,source=…,target=…[,readonly]`
+pub(super) fn of_mount_flag(text: &str) -> Result<MountPoint, Failure> {
+    let wrong = |reason: &str| Failure::usage(format!("--mount {text:?}: {reason}"));
+    let (mut kind, mut source, mut inside, mut read_only, mut bytes) = ("volume", None, None, false, None);
+    for setting in text.split(',') {
+        let (name, value) = setting.split_once('=').unwrap_or((setting, "true"));
+        match name {
+            "type" => kind = value,
+            "source" | "src" => source = Some(value),
+            "target" | "dst" | "destination" => inside = Some(value),
+            "readonly" | "ro" => {
+                read_only = match value {
+                    "true" | "1" => true,
+                    "false" | "0" => false,
+                    _ => return Err(wrong("readonly is true or false")),
+                }
+            }
+            "tmpfs-size" => bytes = Some(size(value).ok_or_else(|| wrong("tmpfs-size is no size"))?),
+            "tmpfs-mode" | "bind-propagation" | "volume-nocopy" | "consistency" => {}
+            _ => return Err(wrong(&format!("{name:?} is not known"))),
+        }
+    }
+    let inside = target(inside.ok_or_else(|| wrong("it has no target"))?).map_err(|reason| wrong(&reason))?;
+    let kind = match (kind, source) {
+        ("bind", Some(source)) => {
+            // Unlike -v, what is missing is an error.
+            let path = Path::new(source).canonicalize();
+            MountKind::Bind(path.map_err(|error| wrong(&format!("{source}: {error}")))?)
+        }
+        ("bind", None) => return Err(wrong("it has no source")),
+        ("volume", None) => return anonymous(inside, read_only),
+        ("volume", Some(name)) if is_name(name) => {
+            MountKind::Volume { name: name.to_owned(), anonymous: false }
+        }
+        ("volume", Some(_)) => return Err(wrong("its source is no volume's name")),
+        ("tmpfs", None) => MountKind::Tmpfs(bytes),
+        ("tmpfs", Some(_)) => return Err(wrong("a tmpfs has no source")),
+        _ => return Err(wrong("its type is none of bind, volume, tmpfs")),
+    };
+    Ok(MountPoint { kind, target: inside, read_only })
+}
+
+fn target(path: &str) -> Result<String, String> {
+    let bad = !path.starts_with('/')
+        || path.split('/').any(|part| part == "..")
+        || path.trim_matches('/').is_empty();
+    if bad {
+        return Err("the path inside must be absolute, without `..`, and not `/`".to_owned());
+    }
+    kiln_executor::check_mount_target(path).map_err(|error| error.to_string())?;
+    Ok(path.to_owned())
+}
+
+/// `10m`, `64k`, `1g`, `1048576`: 1024s, as docker's.
+pub(super) fn size(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let lower = lower.strip_suffix('b').unwrap_or(&lower);
+    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    match units.iter().find(|(unit, _)| lower.ends_with(*unit)) {
+        Some((_, shift)) => lower[..lower.len() - 1].parse::<u64>().ok()?.checked_mul(1 << shift),
+        None => lower.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_say_what_is_mounted() {
+        let shown = |mount: Result<MountPoint, Failure>| {
+            mount.map_err(|error| error.render()).map(|mount| {
+                let kind = match &mount.kind {
+                    MountKind::Volume { anonymous: true, .. } => "anonymous".to_owned(),
+                    MountKind::Volume { name, .. } => name.clone(),
+                    MountKind::Bind(path) => path.display().to_string(),
+                    MountKind::Tmpfs(bytes) => format!("tmpfs {bytes:?}"),
+                };
+                format!("{kind} {} {}", mount.target, mount.read_only)
+            })
+        };
+        assert_eq!(shown(of_volume_flag("/data")).unwrap(), "anonymous /data false");
+        assert_eq!(shown(of_volume_flag("vol:/data:ro")).unwrap(), "vol /data true");
+        assert_eq!(shown(of_volume_flag("/usr:/data")).unwrap(), "/usr /data false");
+        assert_eq!(
+            shown(of_mount_flag("type=tmpfs,dst=/t,tmpfs-size=1m")).unwrap(),
+            "tmpfs Some(1048576) /t false"
+        );
+        assert_eq!(shown(of_mount_flag("src=vol,target=/data,readonly")).unwrap(), "vol /data true");
+        for bad in ["data", "a:b", "vol:/", "vol:/../x", "vol:/data:odd", "a:b:c:d"] {
+            assert!(of_volume_flag(bad).is_err(), "{bad}");
+        }
+        for bad in ["target=/", "type=bind,target=/x", "type=odd,target=/x", "target=/x,odd=1", ""] {
+            assert!(of_mount_flag(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(
+            (size("10m"), size("64kb"), size("7"), size("x")),
+            (Some(10 << 20), Some(64 << 10), Some(7), None)
+        );
+    }
+}
