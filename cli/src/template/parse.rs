@@ -137,10 +137,7 @@ fn unclosed() -> TemplateError {
 }
 
 /// A block up to `end`, with what stands behind `else`.
-fn body(
-    tokens: &mut Tokens,
-    depth: usize,
-) -> Result<(Vec<Node>, Vec<Node>), TemplateError> {
+fn body(tokens: &mut Tokens, depth: usize) -> Result<(Vec<Node>, Vec<Node>), TemplateError> {
     match block(tokens, depth + 1)? {
         (body, Stop::End) => Ok((body, Vec::new())),
         (body, Stop::Else) => match block(tokens, depth + 1)? {
@@ -151,11 +148,7 @@ fn body(
     }
 }
 
-fn conditional(
-    condition: Pipeline,
-    tokens: &mut Tokens,
-    depth: usize,
-) -> Result<Node, TemplateError> {
+fn conditional(condition: Pipeline, tokens: &mut Tokens, depth: usize) -> Result<Node, TemplateError> {
     let (mut branches, mut condition) = (Vec::new(), condition);
     loop {
         let (body, stop) = block(tokens, depth + 1)?;
