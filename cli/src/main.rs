@@ -39,7 +39,11 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
+            return match error.use_stderr() {
+                true if starts_process() => exit::CONTAINER.into(),
+                true => exit::USAGE.into(),
+                false => ExitCode::SUCCESS,
+            };
         }
     };
     match dispatch(cli) {
@@ -49,6 +53,21 @@ fn main() -> ExitCode {
             failure.exit_code().into()
         }
     }
+}
+
+/// Whether the command line asks for a process in a container: what is wrong with it then must not look
+/// like that process's exit code.
+fn starts_process() -> bool {
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--root" | "--snapshotter" => drop(words.next()),
+            "container" => {}
+            word if word.starts_with('-') => {}
+            word => return matches!(word, "run" | "create" | "exec"),
+        }
+    }
+    false
 }
 
 /// What a command that unpacks says about how much.

@@ -18,8 +18,6 @@ fn a_container_becomes_an_image() {
         }
         docker.ok(&[
             "commit",
-            "-m",
-            "made",
             "-a",
             "me",
             "-c",
@@ -35,6 +33,22 @@ fn a_container_becomes_an_image() {
         assert_eq!(docker.ok(&["run", "--rm", "--network", "none", "app:1", "sh", "-c", script]), "1");
         docker.ok(&["rmi", "app:1"]);
     });
+}
+
+#[test]
+fn a_commit_tells_who_and_why() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let docker = Docker::Kiln(store);
+    docker.ok(&["run", "--name", "web", "--network", "none", "busybox", "touch", "/made"]);
+    docker.ok(&["commit", "-m", "why", "-a", "who", "web", "app:1"]);
+    let Docker::Kiln(store) = &docker else { return };
+    let config = store.config("app:1");
+    let last = config["history"].as_array().and_then(|all| all.last()).expect("a history");
+    assert_eq!((&last["comment"], &last["author"]), (&"why".into(), &"who".into()));
+    assert_eq!((&last["created_by"], &config["author"]), (&"touch /made".into(), &"who".into()));
+    docker.ok(&["rm", "web"]);
+    docker.is_clean();
 }
 
 #[test]

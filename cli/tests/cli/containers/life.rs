@@ -55,7 +55,7 @@ fn exit_codes_are_dockers() {
         run(&["busybox", "absent"]).expect(127);
         run(&["busybox", "/etc/passwd"]).expect(126);
         run(&["--no-such-flag", "busybox", "true"]).expect(125);
-        run(&["busybox", "sh", "-c", "kill -9 $$; sh -c 'kill -9 $$'"]).expect(137);
+        run(&["busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).expect(137);
         docker.run(&["run", "--name", "web", "--network", "none", "busybox", "absent"]).expect(127);
         assert_eq!(docker.field("web", "{{.State.Status}}"), "created");
         docker.run(&["run", "--name", "web", "--network", "none", "busybox", "true"]).expect(125);
