@@ -53,10 +53,12 @@ impl Session {
         let snapshots = kiln_snapshotter::open(&root.join("snapshots"), snapshotter)?;
         let linux = Arc::new(Linux::open(&root.join("state/executor"))?);
         let engine = Engine::new(store, snapshots, linux.clone())?;
+        let containers = Containers::open(&root);
+        kiln_containers::sweep(&containers, &*engine.snapshots);
         for id in &engine.nameless {
             eprintln!("warning: image {id} was found; its names are lost");
         }
-        Ok(Self { engine, cancel, containers: Containers::open(&root), linux, backend: snapshotter })
+        Ok(Self { engine, cancel, containers, linux, backend: snapshotter })
     }
 
     /// The image a user means: a name, or the first digits of an ID.

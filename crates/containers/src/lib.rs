@@ -47,7 +47,7 @@ pub use keys::DetachKeys;
 pub use live::{Process, Usage, processes, usage};
 pub use log::{LogLine, LogReader};
 pub use process::{handles_signal, signal_name, signal_number};
-pub use remove::remove;
+pub use remove::{remove, sweep};
 pub use state::{Health, HealthResult, State, Status};
 pub use store::{Container, Containers};
 pub use time::{Time, TimeError, parse_duration};

@@ -50,6 +50,14 @@ fn take_apart(
     Ok(())
 }
 
+/// Removes the containers that should have gone with their end, but whose monitor was killed.
+pub fn sweep(containers: &Containers, snapshots: &dyn Snapshotter) {
+    for container in containers.left_behind() {
+        // A monitor that is about to do it has the lock.
+        let _ = remove(containers, snapshots, &container, true);
+    }
+}
+
 /// The end of a container that goes with its process, by its monitor, which has the lock.
 pub(crate) fn remove_ended(tools: &Tools, container: &Container, config: &Config) {
     // What stays is listed, and can be removed by hand.

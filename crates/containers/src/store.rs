@@ -37,6 +37,8 @@ pub struct Container {
 }
 
 const NAMES: &str = ".names";
+/// Has a file for each container that goes with its end.
+const PASSING: &str = ".passing";
 /// What a killed `create` left may be removed after so long.
 const STALE: Duration = Duration::from_secs(60);
 
@@ -87,6 +89,14 @@ impl Containers {
             write_json(&new, "state.json", &State::created())?;
             let dir = self.dir.join(config.id.as_str());
             self.take_name(&config.name, &config.id)?;
+            if config.auto_remove {
+                let passing = self.dir.join(PASSING);
+                let mark = || {
+                    DirBuilder::new().mode(0o700).recursive(true).create(&passing)?;
+                    File::create(passing.join(config.id.as_str())).map(drop)
+                };
+                mark().map_err(failed("make", &passing))?;
+            }
             fs::rename(&new, &dir).map_err(failed("rename", &dir))?;
             Ok(Container { id: config.id.clone(), dir })
         };
@@ -128,6 +138,23 @@ impl Containers {
             Ok(_) | Err(Error::Gone { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The containers that should have gone with their end and have not, because their monitor was
+    /// killed. Costs one listing when there are none.
+    pub(crate) fn left_behind(&self) -> Vec<Container> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.dir.join(PASSING)).into_iter().flatten().flatten() {
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<ContainerId>().ok())
+            else {
+                continue;
+            };
+            let container = Container { dir: self.dir.join(id.as_str()), id };
+            if container.state().is_ok_and(|state| state.status == Status::Exited) {
+                found.push(container);
+            }
+        }
+        found
     }
 
     /// Gives a container another name.
@@ -215,6 +242,7 @@ impl Containers {
         {
             let _ = fs::remove_file(self.names().join(name));
         }
+        let _ = fs::remove_file(self.dir.join(PASSING).join(container.id.as_str()));
         // Out of sight in one step: what is left of it is no container.
         let gone = self.dir.join(format!(".new-gone-{}", container.id));
         match fs::rename(&container.dir, &gone) {

@@ -1,7 +1,7 @@
 //! commit, and what `kiln diff` and `kiln export` do with containers.
 
 use kiln_build::container::{self, ChangeKind, CommitRequest, ContainerFiles};
-use kiln_containers::Container;
+use kiln_containers::{Container, Error};
 
 use super::life::is_running;
 use crate::args::containers::CommitArgs;
@@ -58,7 +58,12 @@ impl Drop for Held<'_> {
 
 /// `kiln diff CONTAINER`
 pub(crate) fn changes(session: &Session, name: &str) -> Result<u8, Failure> {
-    let container = session.containers.find(name)?;
+    let container = match session.containers.find(name) {
+        Err(Error::NotFound { .. }) => {
+            return Err(Failure::usage(format!("there is no container {name:?}; of images, name two")));
+        }
+        other => other?,
+    };
     let config = container.config()?;
     let key = config.id.key();
     let files = ContainerFiles { key: &key, snapshot: config.snapshot.as_ref() };
