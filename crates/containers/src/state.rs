@@ -16,6 +16,8 @@ pub struct State {
     pub version: u32,
     /// In a word.
     pub status: Status,
+    /// A monitor has begun to start it.
+    pub begun: bool,
     /// Process 1 as the host sees it; 0: there is none.
     pub pid: i32,
     /// When that process started, in clock ticks after boot: another one may get its number.
@@ -48,6 +50,7 @@ impl State {
         Self {
             version: STATE_VERSION,
             status: Status::Created,
+            begun: false,
             pid: 0,
             pid_start: 0,
             exit_code: 0,

@@ -150,7 +150,13 @@ impl Containers {
                 continue;
             };
             let container = Container { dir: self.dir.join(id.as_str()), id };
-            if container.state().is_ok_and(|state| state.status == Status::Exited) {
+            let ended = |state: State| match state.status {
+                Status::Exited => true,
+                // Whoever removes it finds the lock taken while a monitor lives.
+                Status::Created => state.begun,
+                _ => false,
+            };
+            if container.state().is_ok_and(ended) {
                 found.push(container);
             }
         }

@@ -103,7 +103,8 @@ fn a_policy_starts_it_again() {
         docker.start("always", &["--restart", "always"], "echo run; sleep 0.05");
         docker.until(&["logs", "always"], |outcome| outcome.stdout.lines().count() > 2);
         docker.ok(&["stop", "-t", "0", "always"]);
-        assert_eq!(docker.field("always", "{{.State.Running}}"), "false");
+        docker
+            .until(&["inspect", "-f", "{{.State.Running}}", "always"], |outcome| outcome.stdout == "false\n");
         docker.ok(&["rm", "fails", "always"]);
     });
 }

@@ -88,6 +88,11 @@ impl Monitor {
     /// Starts the process, for the first time or again.
     pub(super) fn begin(&mut self) {
         self.phase = Phase::Running;
+        if !self.state.begun {
+            // One that shall go with its end goes although its monitor is killed from here on.
+            self.state.begun = true;
+            self.note();
+        }
         if let Err(error) = self.try_begin() {
             self.run = None;
             self.did_not_start(error);
