@@ -153,12 +153,13 @@ pub(super) fn kill_now(container: &Container) -> Result<(), Failure> {
             Ok(()) | Err(Error::MonitorDied { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         },
-        Err(Error::NotRunning { .. }) => Ok(()),
+        // One whose record is damaged: whether it runs, its lock tells.
+        Err(Error::NotRunning { .. } | Error::Record { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Whether a container is held.
+/// Whether a container runs, and is not held.
 pub(super) fn is_running(container: &Container) -> bool {
     container.state().is_ok_and(|state| state.status == Status::Running)
 }

@@ -199,6 +199,23 @@ fn a_container_ends_with_its_monitor_and_the_next_look_tells() {
 }
 
 #[test]
+fn a_container_whose_records_are_damaged_can_be_seen_and_removed() {
+    needs_root!();
+    for record in ["state.json", "config.json"] {
+        let docker = Docker::kiln();
+        docker.ok(&["create", "--name", "web", "--network", "none", "busybox", "true"]);
+        let id = docker.field("web", "{{.Id}}");
+        let Docker::Kiln(store) = &docker else { return };
+        let path = store.root().join("containers").join(&id).join(record);
+        std::fs::write(path, "{}").expect("ours to write");
+        assert_eq!(docker.ok(&["ps", "-aq", "--no-trunc"]), id);
+        docker.run(&["start", &id]).expect(6).says(&[record]);
+        docker.ok(&["rm", "-f", &id]);
+        docker.is_clean();
+    }
+}
+
+#[test]
 fn images_stay_while_containers_need_them() {
     needs_root!();
     let docker = Docker::kiln();
