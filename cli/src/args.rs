@@ -1,6 +1,7 @@
 //! The command line.
 
 pub(crate) mod confinement;
+pub(crate) mod containers;
 pub(crate) mod images;
 pub(crate) mod store;
 pub(crate) mod toolkit;
@@ -37,8 +38,8 @@ pub(crate) enum Command {
     Images(images::ImagesArgs),
     /// List, inspect, name and remove images
     Image(images::ImageArgs),
-    /// Show an image's config as JSON
-    Inspect(NamesArgs),
+    /// Show containers and images as JSON
+    Inspect(containers::InspectArgs),
     /// Show the instructions that made an image
     History(HistoryArgs),
     /// Remove image names, and images without another name
@@ -47,17 +48,31 @@ pub(crate) enum Command {
     Tag(TagArgs),
     /// Run a command in a new container
     Run(Box<RunArgs>),
+    /// Make a container without starting it
+    Create(Box<RunArgs>),
+    /// List containers
+    Ps(containers::PsArgs),
+    #[command(flatten)]
+    Life(containers::LifeCommand),
+    /// The commands about containers under one name
+    Container {
+        #[command(subcommand)]
+        command: containers::ContainerCommand,
+    },
+    /// Make, list and remove volumes
+    Volume(containers::VolumeArgs),
     /// Write images to a tar archive
     Save(images::SaveArgs),
     /// Read images from a docker or OCI archive or an OCI layout directory
     Load(images::LoadArgs),
-    /// Write the files of an image as a tar
+    /// Write the files of a container or an image as a tar
     Export(images::ExportArgs),
     /// Look into the layers of an image
     Layer(toolkit::LayerArgs),
-    /// Compare the files of two images; exit code 0: the same, 1: not the same
+    /// Compare the files of two images; exit code 0: the same, 1: not the same. Of one container: show
+    /// what it has changed
     Diff(toolkit::DiffArgs),
-    /// Copy files out of an image
+    /// Copy files out of an image or a container, or into a container
     Cp(toolkit::CpArgs),
     /// Make an image of another one: more layers, other settings, fewer layers
     Mutate(toolkit::MutateArgs),
@@ -253,7 +268,9 @@ pub(crate) struct TagArgs {
 
 #[derive(Args)]
 pub(crate) struct RunArgs {
-    /// Remove the container at its end; so far containers never stay, with or without it
+    #[command(flatten)]
+    pub(crate) life: containers::LifeArgs,
+    /// Remove the container when it ends
     #[arg(long)]
     pub(crate) rm: bool,
     /// Pass standard input on
@@ -265,8 +282,8 @@ pub(crate) struct RunArgs {
     /// Environment variable; without a value, the one of the environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// Host file or directory to show inside
-    #[arg(short, long, value_name = "HOST:INSIDE[:ro]")]
+    /// Host file or directory, or a named volume, to show inside
+    #[arg(short, long, value_name = "[HOST|VOLUME:]INSIDE[:ro]")]
     pub(crate) volume: Vec<String>,
     /// Working directory
     #[arg(short, long, value_name = "DIR")]

@@ -7,7 +7,6 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use kiln_build::{BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
-use kiln_containers::RunError;
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_llb::Location;
@@ -400,15 +399,26 @@ impl From<ExecError> for Failure {
     }
 }
 
-/// `kiln run` answers as docker does: 127 not found, 126 not executable, 125 all else.
-impl From<RunError> for Failure {
-    fn from(error: RunError) -> Self {
+/// Containers are answered for as docker does: 127 not found, 126 not executable, 125 all else that keeps
+/// a process from starting.
+impl From<kiln_containers::Error> for Failure {
+    fn from(error: kiln_containers::Error) -> Self {
+        use kiln_containers::Error;
         let code = match &error {
-            RunError::Exec(ExecError::Cancelled) => exit::INTERRUPTED,
-            RunError::Exec(ExecError::NotFound { .. }) => exit::NOT_FOUND,
-            RunError::Exec(ExecError::NotExecutable { .. }) => exit::NOT_EXECUTABLE,
-            _ => exit::CONTAINER,
+            Error::Exec(ExecError::Cancelled) => exit::INTERRUPTED,
+            Error::NotFound { .. } | Error::NoVolume { .. } => exit::SOURCE,
+            Error::Ambiguous { .. } | Error::NameTaken { .. } => exit::USAGE,
+            Error::NotRunning { .. } | Error::WrongState { .. } | Error::VolumeInUse { .. } => exit::RUN,
+            Error::Gone { .. } => exit::SOURCE,
+            Error::Exec(_) | Error::Told { .. } => Code(error.exit_code()),
+            _ => exit::STORE,
         };
-        Failure { code, text: format!("error: {}", chain(&error)), hint: None }
+        let failure = Failure { code, text: format!("error: {}", chain(&error)), hint: None };
+        match error {
+            Error::NotFound { .. } => failure.hint("`kiln ps -a` lists what is there"),
+            Error::NotRunning { .. } => failure.hint("`kiln start` starts it"),
+            Error::VolumeInUse { .. } => failure.hint("`kiln rm` removes the container"),
+            _ => failure,
+        }
     }
 }

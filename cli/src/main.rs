@@ -9,6 +9,7 @@ mod errors;
 mod escape;
 mod progress;
 mod session;
+mod template;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,8 @@ use crate::session::Session;
 fn main() -> ExitCode {
     // A container's helper is this program again, under another name.
     kiln_executor::init_if_asked();
+    // So is the process that looks after one.
+    kiln_containers::monitor_if_asked();
     // What a mask forbids to others stays forbidden; one that forbids the owner makes nobody safer.
     let mask = umask(Mode::empty());
     umask(mask & (Mode::RWXG | Mode::RWXO));
@@ -36,7 +39,11 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { exit::USAGE.into() } else { ExitCode::SUCCESS };
+            return match error.use_stderr() {
+                true if starts_process() => exit::CONTAINER.into(),
+                true => exit::USAGE.into(),
+                false => ExitCode::SUCCESS,
+            };
         }
     };
     match dispatch(cli) {
@@ -46,6 +53,21 @@ fn main() -> ExitCode {
             failure.exit_code().into()
         }
     }
+}
+
+/// Whether the command line asks for a process in a container: what is wrong with it then must not look
+/// like that process's exit code.
+fn starts_process() -> bool {
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--root" | "--snapshotter" => drop(words.next()),
+            "container" => {}
+            word if word.starts_with('-') => {}
+            word => return matches!(word, "run" | "create" | "exec"),
+        }
+    }
+    false
 }
 
 /// What a command that unpacks says about how much.
@@ -74,11 +96,16 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Import(args) => commands::import::run(&session, args),
         Command::Images(args) => commands::images::run(&session, &args),
         Command::Image(args) => commands::image::run(&session, &args),
-        Command::Inspect(args) => commands::inspect::run(&session, &args),
+        Command::Inspect(args) => commands::containers::inspect::run(&session, &args),
         Command::History(args) => commands::history::run(&session, &args),
         Command::Rmi(args) => commands::rmi::run(&session, &args),
         Command::Tag(args) => commands::tag::run(&session, &args),
         Command::Run(args) => commands::run::run(&session, *args),
+        Command::Create(args) => commands::run::create(&session, *args),
+        Command::Ps(args) => commands::containers::ps::run(&session, &args),
+        Command::Life(command) => commands::containers::life(&session, &command),
+        Command::Container { command } => commands::containers::run(&session, command),
+        Command::Volume(args) => commands::containers::volume::run(&session, &args),
         Command::Save(args) => commands::save::run(&session, &args),
         Command::Load(args) => commands::load::run(&session, &args),
         Command::Export(args) => commands::export::run(&session, &args),

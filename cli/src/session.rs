@@ -1,10 +1,11 @@
 //! What every command starts with: the store, signals, names.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kiln_build::{BuildCancel, Engine};
+use kiln_containers::Containers;
 use kiln_content::{ImageRecord, Store};
 use kiln_executor::Linux;
 use kiln_oci::Reference;
@@ -19,7 +20,18 @@ use crate::errors::{Failure, exit, say};
 pub(crate) struct Session {
     pub(crate) engine: Engine,
     pub(crate) cancel: BuildCancel,
+    /// The containers of the store.
+    pub(crate) containers: Containers,
+    /// Runs processes, as this kiln does it itself.
+    pub(crate) linux: Arc<Linux>,
+    /// Who keeps snapshots, as it was asked for.
+    pub(crate) backend: Backend,
 }
+
+/// Gets the signals that would end the command; false when one shall end it.
+type Proxy = Box<dyn Fn(Signal) -> bool + Send + Sync>;
+
+static PROXY: OnceLock<Proxy> = OnceLock::new();
 
 /// Image configs are read whole; larger ones are refused.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
@@ -39,12 +51,14 @@ impl Session {
             say(&format!("warning: {rebuilt}\n"));
         }
         let snapshots = kiln_snapshotter::open(&root.join("snapshots"), snapshotter)?;
-        let executor = Arc::new(Linux::open(&root.join("state/executor"))?);
-        let engine = Engine::new(store, snapshots, executor)?;
+        let linux = Arc::new(Linux::open(&root.join("state/executor"))?);
+        let engine = Engine::new(store, snapshots, linux.clone())?;
+        let containers = Containers::open(&root);
+        kiln_containers::sweep(&containers, &*engine.snapshots);
         for id in &engine.nameless {
             eprintln!("warning: image {id} was found; its names are lost");
         }
-        Ok(Self { engine, cancel })
+        Ok(Self { engine, cancel, containers, linux, backend: snapshotter })
     }
 
     /// The image a user means: a name, or the first digits of an ID.
@@ -64,6 +78,11 @@ impl Session {
                 Err(Failure::usage(format!("{text:?} is the beginning of {} image IDs", several.len())))
             }
         }
+    }
+
+    /// Lets `proxy` have the signals that would end this command; the first one counts.
+    pub(crate) fn proxy_signals(&self, proxy: impl Fn(Signal) -> bool + Send + Sync + 'static) {
+        let _ = PROXY.set(Box::new(proxy));
     }
 
     /// An image's config.
@@ -105,8 +124,12 @@ fn watch_signals(cancel: BuildCancel) {
         return;
     }
     std::thread::spawn(move || {
-        if mask.wait().is_err() {
-            return;
+        loop {
+            match mask.wait() {
+                Err(_) => return,
+                Ok(signal) if PROXY.get().is_some_and(|proxy| proxy(signal)) => {}
+                Ok(_) => break,
+            }
         }
         cancel.cancel();
         std::thread::spawn(|| {

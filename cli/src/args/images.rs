@@ -146,7 +146,7 @@ pub(crate) struct ExportArgs {
     /// File to write [default: standard output, when it is no terminal]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// Image name or ID
-    #[arg(value_name = "IMAGE")]
+    /// Name or ID of a container, or of an image
+    #[arg(value_name = "CONTAINER|IMAGE")]
     pub(crate) image: String,
 }

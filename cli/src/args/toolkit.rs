@@ -53,12 +53,12 @@ pub(crate) struct LayerShowArgs {
 
 #[derive(Args)]
 pub(crate) struct DiffArgs {
-    /// Image name or ID
-    #[arg(value_name = "IMAGE_A")]
+    /// Image name or ID; alone, a container's
+    #[arg(value_name = "IMAGE_A|CONTAINER")]
     pub(crate) one: String,
     /// Image name or ID
     #[arg(value_name = "IMAGE_B")]
-    pub(crate) other: String,
+    pub(crate) other: Option<String>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     pub(crate) format: Format,
@@ -73,10 +73,10 @@ pub(crate) struct CpArgs {
     #[arg(short = 'L', long)]
     pub(crate) follow_link: bool,
     /// What to copy; a directory with `/.` behind it: what is in it
-    #[arg(value_name = "IMAGE:/PATH")]
+    #[arg(value_name = "[CONTAINER|IMAGE:/]PATH")]
     pub(crate) source: OsString,
     /// A directory to copy into, a new name, or - for a tar on standard output
-    #[arg(value_name = "-|DIR|FILE")]
+    #[arg(value_name = "-|[CONTAINER:/]PATH")]
     pub(crate) destination: PathBuf,
 }
 

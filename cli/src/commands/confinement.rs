@@ -5,9 +5,8 @@ use kiln_executor::{
     Capabilities, Network, ProcessSpec, Resources, Seccomp, SeccompProfile, Security, SystemPaths,
     check_sysctl,
 };
-use kiln_oci::{Mount, TmpfsMount};
 
-use crate::args::confinement::{ConfinementArgs, bytes};
+use crate::args::confinement::ConfinementArgs;
 use crate::errors::Failure;
 
 /// The settings that a container gets whatever its image says.
@@ -122,77 +121,4 @@ fn resources(args: &ConfinementArgs) -> Result<Option<Resources>, Failure> {
         io_weight: args.blkio_weight,
     };
     Ok((resources != Resources::default()).then_some(resources))
-}
-
-/// `DIR[:OPTION,…]`
-pub(super) fn tmpfs(text: &str) -> Result<Mount, Failure> {
-    let wrong = |reason: String| Failure::usage(format!("--tmpfs {text:?}: {reason}"));
-    let (target, options) = text.split_once(':').unwrap_or((text, ""));
-    if !target.starts_with('/')
-        || target.split('/').any(|part| part == "..")
-        || target.trim_matches('/').is_empty()
-    {
-        return Err(wrong("the path must be absolute, without `..`, and not `/`".to_owned()));
-    }
-    // docker's own: anybody may write, nothing may be executed.
-    let mut mount =
-        TmpfsMount { target: target.to_owned(), size_bytes: None, mode: Some(0o1777), executable: false };
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option.split_once('=').unwrap_or((option, "")) {
-            ("size", size) => mount.size_bytes = Some(bytes(size).map_err(wrong)?),
-            ("mode", mode) => {
-                let mode = u32::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777);
-                mount.mode = Some(mode.ok_or_else(|| wrong(format!("{option:?} is no mode")))?);
-            }
-            ("exec", "") => mount.executable = true,
-            ("noexec", "") => mount.executable = false,
-            // As it always is.
-            ("rw" | "nosuid" | "nodev", "") => {}
-            _ => return Err(wrong(format!("there is no option {option:?}; there are size, mode and exec"))),
-        }
-    }
-    Ok(Mount::Tmpfs(mount))
-}
-
-/// `SIGTERM`, `TERM` or `15`.
-pub(super) fn signal(text: &str) -> Result<i32, Failure> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    let wrong = || Failure::usage(format!("there is no signal {text:?}"));
-    if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err(wrong()) };
-    }
-    let upper = text.to_ascii_uppercase();
-    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    // The C library keeps the first two for itself: 34 to 64 are everybody's.
-    let real_time = |rest: Option<&str>, base: i32, sign: i32| {
-        let offset = rest.filter(|rest| !rest.is_empty()).map_or(Ok(0), str::parse::<i32>);
-        offset.ok().map(|offset| base + sign * offset).filter(|number| (34..=64).contains(number))
-    };
-    let known = NAMES.iter().position(|name| *name == bare).and_then(|at| i32::try_from(at + 1).ok());
-    let from_min =
-        bare.strip_prefix("RTMIN").and_then(|rest| real_time(Some(rest.trim_start_matches('+')), 34, 1));
-    let from_max =
-        bare.strip_prefix("RTMAX").and_then(|rest| real_time(Some(rest.trim_start_matches('-')), 64, -1));
-    known.or(from_min).or(from_max).ok_or_else(wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_go_by_name_and_number() {
-        for (text, expected) in
-            [("SIGTERM", 15), ("int", 2), ("9", 9), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("SIGSYS", 31)]
-        {
-            assert_eq!(signal(text).ok(), Some(expected), "{text}");
-        }
-        for text in ["", "SIG", "0", "65", "NONSENSE", "RTMIN+99"] {
-            assert!(signal(text).is_err(), "{text}");
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use kiln_build::toolkit::{CopyOut, copy_out, copy_out_tar};
+use kiln_build::toolkit::{CopyOut, CopySource, copy_out, copy_out_tar};
 
 use crate::args::toolkit::CpArgs;
 use crate::errors::{Failure, say};
@@ -12,20 +12,28 @@ use crate::escape;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &CpArgs) -> Result<u8, Failure> {
+    if let Some(done) = super::containers::copy::run(session, args)? {
+        return Ok(done);
+    }
     let (name, path) = split(args.source.as_bytes())?;
     let image = session.find(name)?;
-    let what = CopyOut { image: &image, path, follow: args.follow_link };
+    let what = CopyOut { from: CopySource::Image(&image), path, follow: args.follow_link };
+    write(session, args, &what)
+}
+
+/// Writes what was asked for to its destination.
+pub(super) fn write(session: &Session, args: &CpArgs, what: &CopyOut<'_>) -> Result<u8, Failure> {
     if args.destination == Path::new("-") {
         let stdout = std::io::stdout();
         if stdout.is_terminal() {
             return Err(Failure::usage("a tar does not go to a terminal; name a directory or use a pipe"));
         }
         let mut out = BufWriter::with_capacity(256 << 10, stdout.lock());
-        copy_out_tar(&session.engine, &what, Path::new("standard output"), &mut out, &session.cancel)?;
+        copy_out_tar(&session.engine, what, Path::new("standard output"), &mut out, &session.cancel)?;
         out.flush().map_err(|error| Failure::output(&error))?;
         return Ok(0);
     }
-    let copied = copy_out(&session.engine, &what, &args.destination, args.archive, &session.cancel)?;
+    let copied = copy_out(&session.engine, what, &args.destination, args.archive, &session.cancel)?;
     for path in &copied.left_out {
         say(&format!("warning: the device /{} is left out; --archive copies it\n", escape::path(path)));
     }
@@ -33,7 +41,7 @@ pub(crate) fn run(session: &Session, args: &CpArgs) -> Result<u8, Failure> {
 }
 
 /// The image's name and the path in it.
-fn split(source: &[u8]) -> Result<(&str, &[u8]), Failure> {
+pub(super) fn split(source: &[u8]) -> Result<(&str, &[u8]), Failure> {
     let wrong = || {
         Failure::usage(format!("{:?} is not an image and a path in it", escape::path(source)))
             .hint("write IMAGE:/PATH, such as app:1:/etc/passwd")

@@ -14,7 +14,10 @@ use crate::session::Session;
 
 /// Exit codes as those of diff(1): 0 the same files, 1 not the same, more is trouble.
 pub(crate) fn run(session: &Session, args: &DiffArgs) -> Result<u8, Failure> {
-    let (one, other) = (session.find(&args.one)?, session.find(&args.other)?);
+    let Some(other) = &args.other else {
+        return super::containers::files::changes(session, &args.one);
+    };
+    let (one, other) = (session.find(&args.one)?, session.find(other)?);
     let found = diff(&session.engine, &one, &other, &session.cancel)?;
     match args.format {
         Format::Json => print(&format!("{:#}\n", document(&found)))?,

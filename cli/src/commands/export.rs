@@ -1,5 +1,6 @@
 //! `kiln export`
 
+use kiln_build::container::export_files;
 use kiln_build::export::{Dest, export_tree};
 
 use super::save::write_to;
@@ -8,8 +9,14 @@ use crate::errors::Failure;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &ExportArgs) -> Result<u8, Failure> {
-    let image = session.find(&args.image)?;
     let dest = args.output.as_deref().map(|path| Dest::parse(&path.to_string_lossy()));
+    if let Ok(container) = session.containers.find(&args.image) {
+        let key = container.id().key();
+        return write_to(dest, args.output.as_deref(), "a file system", &mut |path, out| {
+            export_files(&session.engine, &key, path, out, &session.cancel)
+        });
+    }
+    let image = session.find(&args.image)?;
     write_to(dest, args.output.as_deref(), "a file system", &mut |path, out| {
         export_tree(&session.engine, &image, path, out, &session.cancel)
     })

@@ -1,7 +1,7 @@
 //! `kiln inspect`
 
 use kiln_oci::Reference;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::print;
 use crate::args::NamesArgs;
@@ -9,6 +9,14 @@ use crate::errors::Failure;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &NamesArgs) -> Result<u8, Failure> {
+    let shown = documents(session, args)?;
+    let text = serde_json::to_string_pretty(&shown).map_err(|error| Failure::store(error.to_string()))?;
+    print(&format!("{text}\n"))?;
+    Ok(0)
+}
+
+/// What there is to be shown of images.
+pub(super) fn documents(session: &Session, args: &NamesArgs) -> Result<Vec<Value>, Failure> {
     let mut shown = Vec::new();
     for name in &args.names {
         let image = session.find(name)?;
@@ -28,7 +36,5 @@ pub(crate) fn run(session: &Session, args: &NamesArgs) -> Result<u8, Failure> {
             "Manifest": image.manifest,
         }));
     }
-    let text = serde_json::to_string_pretty(&shown).map_err(|error| Failure::store(error.to_string()))?;
-    print(&format!("{text}\n"))?;
-    Ok(0)
+    Ok(shown)
 }

@@ -3,6 +3,7 @@
 pub(crate) mod build;
 mod call;
 mod confinement;
+pub(crate) mod containers;
 pub(crate) mod cp;
 pub(crate) mod diff;
 pub(crate) mod du;
@@ -71,7 +72,7 @@ fn human_size(bytes: u64) -> String {
 }
 
 /// Columns three blanks apart, as docker prints them.
-fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();

@@ -26,6 +26,13 @@ pub(crate) fn run(session: &Session, args: &RmiArgs) -> Result<u8, Failure> {
             }
             None => names.iter().collect(),
         };
+        if doomed.len() == names.len() && !args.force {
+            let users = store.container_uses()?;
+            if let Some(user) = users.iter().find(|user| user.image == Some(image.config)) {
+                let message = format!("container {} was made of image {name}", user.name);
+                return Err(Failure::usage(message).hint("remove the container, or use --force"));
+            }
+        }
         for name in &doomed {
             store.remove_name(name)?;
             print(&format!("removed name {}\n", name.familiar()))?;

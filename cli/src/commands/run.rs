@@ -1,98 +1,162 @@
-//! `kiln run`
+//! `kiln run`, `kiln create`
 
-use std::io::IsTerminal;
-use std::path::Path;
+use std::io::{IsTerminal, Write};
 
-use kiln_containers::{RunRequest, Tty};
-use kiln_executor::Network;
-use kiln_oci::{BindMount, Mount};
+use kiln_containers::{AttachOptions, Attached, Config, Container, RestartPolicy, attach, handles_signal};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
-use super::{confinement, pair};
-use crate::args::{NetworkMode, RunArgs};
-use crate::errors::Failure;
+use super::containers::{config, fill};
+use super::print;
+use crate::args::RunArgs;
+use crate::errors::{Failure, exit};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
-    let (name, command) =
-        args.image_and_command.split_first().ok_or_else(|| Failure::usage("an image is missing"))?;
     // docker: everything that keeps a container from starting is 125.
-    let image = session.find(name).map_err(Failure::in_container)?;
-    let config = session.config(&image)?;
-    if args.tty && !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("-t needs a terminal as standard input"));
-    }
-    let network = match args.network {
-        NetworkMode::Default => Network::Default,
-        NetworkMode::None => Network::None,
-        NetworkMode::Host => Network::Host,
-    };
-    let mut settings = confinement::settings(&args.confinement, network)?;
-    let stop_signal = args.confinement.stop_signal.as_deref().or(config.config.stop_signal.as_deref());
-    if let Some(signal) = stop_signal.filter(|signal| !signal.is_empty()) {
-        settings.stop_signal = confinement::signal(signal)?;
-    }
-    let volumes = args.volume.iter().map(|text| mount(text));
-    let tmpfs = args.confinement.tmpfs.iter().map(|text| confinement::tmpfs(text));
-    let mounts = volumes.chain(tmpfs).collect::<Result<_, _>>()?;
-    let mut request = RunRequest {
-        snapshot: image.snapshot.clone(),
-        config: config.config,
-        command: command.to_vec(),
-        entrypoint: args.entrypoint,
-        env: Vec::new(),
-        user: args.user,
-        workdir: args.workdir,
-        mounts,
-        hostname: args.confinement.hostname,
-        settings,
-        tty: match (args.tty, args.interactive) {
-            (true, _) => Tty::Terminal,
-            (false, true) => Tty::Streams,
-            (false, false) => Tty::Output,
-        },
-    };
-    for text in &args.env {
-        request.env.extend(pair(text, "--env")?);
-    }
-    let engine = &session.engine;
-    let lease = engine.store.lease()?;
-    let finished = kiln_containers::run(
-        &*engine.snapshots,
-        &*engine.executor,
-        &lease,
-        &request,
-        session.cancel.processes(),
-    )?;
-    if finished.usage.oom_kills > 0 {
-        eprintln!(
-            "warning: the container ran out of memory: the kernel killed {} of its processes; `--memory` is its limit",
-            finished.usage.oom_kills
-        );
-    }
-    Ok(u8::try_from(finished.exit.shell_code()).unwrap_or(255))
+    run_container(session, args).map_err(|failure| match failure.exit_code() {
+        exit::INTERRUPTED | exit::NOT_FOUND | exit::NOT_EXECUTABLE => failure,
+        _ => failure.in_container(),
+    })
 }
 
-/// `HOST:INSIDE[:ro]`
-fn mount(text: &str) -> Result<Mount, Failure> {
-    let wrong = |reason: &str| Failure::usage(format!("--volume {text:?}: {reason}"));
-    let mut parts = text.split(':');
-    let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
-        return Err(wrong("HOST:INSIDE[:ro] is expected"));
-    };
-    let read_only = match (parts.next(), parts.next()) {
-        (None | Some("rw"), None) => false,
-        (Some("ro"), None) => true,
-        _ => return Err(wrong("only ro or rw may follow the path inside")),
-    };
-    if !source.contains('/') && !source.starts_with('.') {
-        return Err(wrong("named volumes are not supported yet; give a path such as ./data"));
+fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
+    if args.rm && args.life.restart != RestartPolicy::No {
+        return Err(Failure::usage("--rm and --restart exclude each other"));
     }
-    if !target.starts_with('/')
-        || target.split('/').any(|part| part == "..")
-        || target.trim_matches('/').is_empty()
+    if args.tty && !args.life.detach && !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("-t needs a terminal as standard input"));
+    }
+    let config = config::of_args(session, &args)?;
+    let direct = can_run_here(&args, &config);
+    let container = make(session, &config, &args)?;
+    if args.life.detach {
+        container.prepare(&session.containers, session.backend)?.start()?;
+        print(&format!("{}\n", config.id))?;
+        return Ok(0);
+    }
+    if direct {
+        proxy(session, &container);
+        let (snapshots, linux) = (session.engine.snapshots.clone(), session.linux.clone());
+        let cancel = session.cancel.processes();
+        let code = container.run_here(&session.containers, snapshots, linux, cancel)?;
+        return match session.cancel.processes().is_cancelled() {
+            true => Ok(exit::INTERRUPTED.number()),
+            false => Ok(shell_code(code)),
+        };
+    }
+    let options = AttachOptions {
+        stdin: args.interactive,
+        terminal: args.tty,
+        detach_keys: args.life.detach_keys.clone().unwrap_or_default(),
+        start: true,
+    };
+    let client = container.prepare(&session.containers, session.backend)?;
+    if args.life.sig_proxy {
+        pass_signals(session, &container, args.tty);
+    }
+    ended(attach(&client, &options)?)
+}
+
+/// The exit code of a command whose process ended, or that the user has left.
+pub(super) fn ended(attached: Attached) -> Result<u8, Failure> {
+    match attached {
+        Attached::Exited(code) => Ok(shell_code(code)),
+        Attached::Detached => {
+            let _ = std::io::stderr().write_all(b"\r\n");
+            Ok(0)
+        }
+    }
+}
+
+pub(super) fn shell_code(code: i32) -> u8 {
+    u8::try_from(code).unwrap_or(255)
+}
+
+/// Whether nobody can tell that no monitor looks after the container: nothing of it stays, and nobody
+/// can leave it.
+fn can_run_here(args: &RunArgs, config: &Config) -> bool {
+    let life = &args.life;
+    args.rm
+        && !life.detach
+        && !args.tty
+        && life.name.is_none()
+        && config.health.is_none()
+        && config.ports.is_empty()
+}
+
+/// Passes the signals that would end this command on to a container that runs here. One that process 1
+/// does not handle would never reach it: then all ends.
+fn proxy(session: &Session, container: &Container) {
+    let container = container.clone();
+    session.proxy_signals(move |signal| {
+        let Ok(state) = container.state() else { return false };
+        let number = signal as i32;
+        state.pid != 0 && handles_signal(state.pid, number) && container.send_signal(number).unwrap_or(false)
+    });
+}
+
+/// Passes signals on to a container that its monitor looks after. With a terminal, what its keys make
+/// signals of reaches the process anyway, and others end only this command.
+pub(super) fn pass_signals(session: &Session, container: &Container, terminal: bool) {
+    if terminal {
+        let saved = tcgetattr(std::io::stdin()).ok();
+        session.proxy_signals(move |signal| {
+            if let Some(saved) = &saved {
+                let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, saved);
+            }
+            std::process::exit(128 + signal as i32);
+        });
+        return;
+    }
+    let container = container.clone();
+    session.proxy_signals(move |signal| {
+        let Ok(state) = container.state() else { return false };
+        if state.pid == 0 {
+            return false;
+        }
+        // One that process 1 does not handle would never reach it, and nobody could end this command.
+        let number = signal as i32;
+        let number = [number, 15].into_iter().find(|number| handles_signal(state.pid, *number));
+        container.send_signal(number.unwrap_or(9)).unwrap_or(false)
+    });
+}
+
+pub(crate) fn create(session: &Session, args: RunArgs) -> Result<u8, Failure> {
+    if args.life.detach {
+        return Err(Failure::usage("`kiln create` starts nothing that could run in the background"));
+    }
+    let config = config::of_args(session, &args)?;
+    make(session, &config, &args)?;
+    print(&format!("{}\n", config.id))?;
+    Ok(0)
+}
+
+/// Makes the container: volumes, directory, layer, and the file with its ID.
+fn make(session: &Session, config: &Config, args: &RunArgs) -> Result<Container, Failure> {
+    if let Some(path) = &args.life.cidfile {
+        let new = std::fs::File::options().write(true).create_new(true).open(path);
+        let written = new.and_then(|mut file| file.write_all(config.id.as_str().as_bytes()));
+        written.map_err(|error| Failure::usage(format!("--cidfile {}: {error}", path.display())))?;
+    }
+    let made = make_all(session, config);
+    if made.is_err()
+        && let Some(path) = &args.life.cidfile
     {
-        return Err(wrong("the path inside must be absolute, without `..`, and not `/`"));
+        let _ = std::fs::remove_file(path);
     }
-    let source = Path::new(source).canonicalize().map_err(|error| wrong(&format!("{source}: {error}")))?;
-    Ok(Mount::Bind(BindMount { source, target: target.to_owned(), read_only }))
+    made
+}
+
+fn make_all(session: &Session, config: &Config) -> Result<Container, Failure> {
+    // Garbage collection looks for the container's directory; until that is there, this holds its files.
+    if let Some(snapshot) = &config.snapshot {
+        session.engine.store.hold_snapshot(snapshot)?;
+    }
+    fill::volumes(session, config)?;
+    let container = session.containers.create(config)?;
+    if let Err(error) = session.engine.snapshots.prepare(&config.id.key(), config.snapshot.as_ref()) {
+        let _ = session.containers.remove(&container);
+        return Err(error.into());
+    }
+    Ok(container)
 }

@@ -5,9 +5,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use kiln_containers::{RunRequest, Tty};
-use kiln_executor::{Check, Network, ProcessSpec, Resources};
+use kiln_executor::{Check, Finished, Network, ProcessSpec, Resources};
+use kiln_oci::ActiveKey;
 use kiln_oci::{BindMount, Mount};
+use kiln_snapshotter::OpenOptions;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -156,24 +157,37 @@ fn container(session: &Session, what: Inside, limits: Option<Resources>) -> Resu
             mounts.push(bind(&source, dir));
         }
     }
-    let settings = ProcessSpec { network: Network::None, resources: limits, ..ProcessSpec::default() };
     let word = match what {
         Inside::Nothing => "nothing",
         Inside::Probe => "probe",
         Inside::Wait => "wait",
     };
     let command = [PROGRAM, "selftest", "--inside", word].map(str::to_owned).to_vec();
-    let request = RunRequest { command, mounts, settings, tty: Tty::Output, ..RunRequest::default() };
+    let spec = ProcessSpec {
+        args: command,
+        mounts,
+        network: Network::None,
+        resources: limits,
+        ..ProcessSpec::default()
+    };
     let engine = &session.engine;
-    let lease = engine.store.lease()?;
-    let finished = kiln_containers::run(
-        &*engine.snapshots,
-        &*engine.executor,
-        &lease,
-        &request,
-        session.cancel.processes(),
-    )?;
-    Ok(finished.exit.shell_code())
+    let key = engine.store.lease()?.new_key();
+    engine.snapshots.prepare(&key, None)?;
+    let finished = on_layer(session, &key, &spec);
+    // The next command sweeps what cannot be removed now.
+    let _ = engine.snapshots.remove_active(&key);
+    Ok(finished?.exit.shell_code())
+}
+
+fn on_layer(session: &Session, key: &ActiveKey, spec: &ProcessSpec) -> Result<Finished, Failure> {
+    let engine = &session.engine;
+    let options = OpenOptions {
+        extra_lower: vec![engine.executor.stub_dir().to_owned()],
+        durable: false,
+        read_only: false,
+    };
+    let root = engine.snapshots.open_active(key, &options)?;
+    Ok(engine.executor.run(root.into(), spec, kiln_executor::Stdio::Output, session.cancel.processes())?)
 }
 
 fn bind(source: &Path, target: &str) -> Mount {

@@ -66,7 +66,7 @@ fn every_image_layer_mount_and_container_is_listed() {
     store.build(&context, &["-t", "app:2"]).expect(0);
     store.ok(&["rmi", "app:1"]);
     let script = "dd if=/dev/zero of=/grown bs=1k count=500 2> /dev/null; echo ready >&2; sleep 600";
-    let run = store.command(&["run", "--network", "none", "app:2", "sh", "-c", script]);
+    let run = store.command(&["run", "--rm", "--network", "none", "app:2", "sh", "-c", script]);
     let mut container = Running::start(run);
     container.wait_for("ready");
 

@@ -392,7 +392,7 @@ fn formats_of_a_newer_kiln_are_refused_and_left_alone() {
         &["fsck", "--repair"][..],
         &["gc", "--keep-duration", "0s"],
         &["prune", "-af"],
-        &["run", "app:1", "true"],
+        &["run", "--rm", "app:1", "true"],
     ] {
         let refused = bench.store.kiln(args);
         assert!(matches!(refused.code, Some(6 | 125)), "{args:?}: {refused:?}");

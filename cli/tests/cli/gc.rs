@@ -149,7 +149,7 @@ fn container_keeps_its_image_through_prune() {
     let script = "echo ready >&2; until [ -e /out/go ]; do sleep 0.05; done; cat /one /two";
     let dir = tempfile::tempdir().expect("temporary directories can be made");
     let volume = format!("{}:/out", text(dir.path()));
-    let args = ["run", "--network", "none", "-v", &volume, "app:1", "sh", "-c", script];
+    let args = ["run", "--rm", "--network", "none", "-v", &volume, "app:1", "sh", "-c", script];
     let mut container = Running::start(store.command(&args));
     container.wait_for("ready");
     let said = store.ok(&["prune", "--all", "--force"]).stdout;

@@ -24,6 +24,7 @@ mod catalogue;
 mod check;
 mod command_line;
 mod concurrency;
+mod containers;
 mod context;
 mod copy;
 mod crash;

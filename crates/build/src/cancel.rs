@@ -21,7 +21,8 @@ impl BuildCancel {
         Ok(Self { flag: Arc::default(), processes: Cancel::new()? })
     }
 
-    pub(crate) fn flag(&self) -> &AtomicBool {
+    /// Set once it was stopped; what looks at it ends soon.
+    pub fn flag(&self) -> &AtomicBool {
         &self.flag
     }
 

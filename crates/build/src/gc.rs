@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use kiln_content::{Claim, Claims, Expected, Pinnable};
+use kiln_content::{Claim, Claims, ContainerUse, Expected, Pinnable};
 use kiln_oci::{Digest, SnapshotId};
 
 use crate::cache_mounts::remove_cache_mount;
@@ -242,9 +242,10 @@ impl<'a> Collection<'a> {
             batch.iter().map(|object| self.claim(&object.kind)).collect::<Result<_, _>>()?;
         // From here on nobody new can stand on what is claimed, and who does by now is there to see.
         self.look_again()?;
+        let containers = self.engine.store.container_uses()?;
         let mut forgotten = Vec::new();
         for (object, claims) in batch.iter_mut().zip(claims) {
-            if claims.is_some() && self.forget(&object.kind)? {
+            if claims.is_some() && !is_used(&containers, &object.kind) && self.forget(&object.kind)? {
                 forgotten.push((object, claims));
             } else {
                 object.verdict = Verdict::Keep;
@@ -345,6 +346,15 @@ impl<'a> Collection<'a> {
             Kind::Repository => remove_repository(root, &object.id).map_err(cannot),
         }
     }
+}
+
+/// Whether a container was made of an image, or stands on a snapshot.
+fn is_used(containers: &[ContainerUse], kind: &Kind) -> bool {
+    containers.iter().any(|container| match kind {
+        Kind::Image { config, .. } => container.image.as_ref() == Some(config),
+        Kind::Snapshot { id, .. } => container.snapshot.as_ref() == Some(id),
+        Kind::Blob(_) | Kind::CacheMount | Kind::Repository => false,
+    })
 }
 
 /// Blobs that the images and layers which stay refer to, or that were made of them.

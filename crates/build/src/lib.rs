@@ -15,6 +15,7 @@ mod cache;
 mod cache_mounts;
 mod cancel;
 mod check;
+pub mod container;
 mod context;
 mod context_files;
 mod dockerfile;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use kiln_content::{BlobFile, Survey, Usage};
+use kiln_content::{BlobFile, ContainerUse, Survey, Usage};
 use kiln_oci::{ActiveKey, Digest, SnapshotId};
 use kiln_snapshotter::disk_bytes;
 
@@ -45,6 +45,7 @@ pub(crate) struct World {
     pub(crate) cache_mounts: Vec<(CacheMountInfo, u64)>,
     pub(crate) repositories: Vec<Repository>,
     pub(crate) active: Vec<(ActiveKey, u64)>,
+    pub(crate) containers: Vec<ContainerUse>,
     /// Directories, the index, locks, digests of contexts, what is on its way in or out.
     pub(crate) rest_bytes: u64,
 }
@@ -55,6 +56,7 @@ impl World {
     pub(crate) fn look(engine: &Engine) -> Result<Self, BuildError> {
         let (store, root) = (&engine.store, engine.store.root());
         let survey = store.survey()?;
+        let containers = store.container_uses()?;
         let mut nodes = BTreeMap::new();
         let mut measured = Vec::new();
         for id in engine.snapshots.list()?.0 {
@@ -96,6 +98,7 @@ impl World {
             cache_mounts: sized,
             repositories,
             active: overhead.active,
+            containers,
             rest_bytes: overhead.rest_bytes,
         };
         world.rest_bytes += world.rest(root)?;

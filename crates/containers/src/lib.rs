@@ -1,14 +1,55 @@
 //! Containers: processes on a writable layer of their own above an image.
 //!
-//! So far one life: [`run`] in the foreground, its layer gone at the end.
+//! Read [`Config`] and [`State`] first (what a container is), then [`Containers`] (where they are), then
+//! `monitor/` (the process that looks after one while it runs) and [`Client`] (how commands talk to it).
 //!
 //! # Invariants
-//! - Writes never reach the image: the process sees an active snapshot.
-//! - When [`run`] returns, no process, mount or layer of the container is left.
+//! - Writes never reach the image: the process sees an active snapshot, whose key is the container's ID.
+//! - There is no daemon. A container runs while its monitor has the lock on its directory; the kernel ends
+//!   the container with the monitor, and the next look at the lock notices.
+//! - What a container is and does stands in its directory, replaced file by file in one step; whenever a
+//!   command is killed, what is there can be listed and removed.
 
 #![forbid(unsafe_code)]
 
 pub mod devices;
-mod lifecycle;
+mod error;
+mod id;
+mod time;
 
-pub use lifecycle::{RunError, RunRequest, Tty, run};
+mod config;
+mod state;
+mod store;
+mod volumes;
+
+mod log;
+mod process;
+mod wire;
+
+mod monitor;
+
+mod attach;
+mod client;
+mod entry;
+mod keys;
+mod live;
+mod remove;
+
+#[cfg(test)]
+mod testing;
+
+pub use attach::{AttachOptions, Attached, attach, attach_terminal};
+pub use client::{Client, StartedExec};
+pub use config::{Config, HealthCheck, Labels, LogOptions, MountKind, MountPoint, Port, RestartPolicy};
+pub use entry::monitor_if_asked;
+pub use error::Error;
+pub use id::{ContainerId, is_name, random_name};
+pub use keys::DetachKeys;
+pub use live::{Process, Usage, processes, usage};
+pub use log::{LogLine, LogReader};
+pub use process::{handles_signal, signal_name, signal_number};
+pub use remove::{remove, sweep};
+pub use state::{Health, HealthResult, State, Status};
+pub use store::{Container, Containers};
+pub use time::{Time, TimeError, parse_duration};
+pub use volumes::{Volume, Volumes, user_of};

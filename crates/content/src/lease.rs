@@ -90,8 +90,11 @@ impl Store {
         Ok(removed)
     }
 
-    /// Whether the process that made `key` still lives.
+    /// Whether the process that made `key` still lives, or the container whose layer it is is there.
     pub fn is_key_live(&self, key: &ActiveKey) -> bool {
+        if self.is_container(key) {
+            return true;
+        }
         let id = key.as_str().split('-').next().unwrap_or_default();
         let path = self.lease_path(id);
         let Ok(file) = File::open(&path) else { return false };

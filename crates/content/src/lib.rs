@@ -1,6 +1,6 @@
 //! What the store knows: blobs, images and their names, layers, cached results, leases.
 //!
-//! Read [`Store`] first, then `blobs.rs`, `records.rs` and `lease.rs`; `pins.rs` for garbage collection,
+//! Read [`Store`] first, then `blobs.rs`, `records.rs`, `lease.rs` and `containers.rs`; `pins.rs` for garbage collection,
 //! `index.rs`, `journal.rs` and `sidecars.rs` for what survives damage.
 //!
 //! # Invariants
@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod blobs;
+mod containers;
 mod error;
 mod files;
 mod index;
@@ -30,6 +31,7 @@ mod survey;
 mod tables;
 
 pub use blobs::Ingest;
+pub use containers::ContainerUse;
 pub use error::Error;
 pub use files::{BlobFile, Files};
 pub use index::Rebuilt;

@@ -16,6 +16,7 @@ mod cancel;
 mod capabilities;
 mod error;
 mod linux;
+mod managed;
 mod spec;
 
 pub use cancel::Cancel;
@@ -23,8 +24,9 @@ pub use capabilities::Capabilities;
 pub use error::ExecError;
 pub use linux::{
     Check, Linux, Seccomp, SeccompProfile, UserIds, check_mount_target, check_sysctl, detach, init_if_asked,
-    probe_sandbox, resolve_user,
+    probe_sandbox, resolve_user, signal_by_fd,
 };
+pub use managed::{Managed, Started};
 pub use spec::{
     Device, Executor, Exit, Finished, Handles, Network, ProcessSpec, ResourceLimit, Resources, Security,
     Stdio, Stream, SystemPaths, Usage,

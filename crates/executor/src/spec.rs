@@ -7,7 +7,7 @@ use std::time::Duration;
 use kiln_oci::Mount;
 use serde::{Deserialize, Serialize};
 
-use crate::{Cancel, Capabilities, ExecError, Seccomp};
+use crate::{Cancel, Capabilities, ExecError, Managed, Seccomp};
 
 /// A process as its image and its user describe it; no host path but the mounts' sources.
 ///
@@ -34,9 +34,7 @@ pub struct ProcessSpec {
     pub security: Security,
     /// What it may at most have in the sandbox, as far as the caller has it.
     pub capabilities: Capabilities,
-    /// Which system calls it may make in the sandbox. The caller compiles it; the helper only ever
-    /// sees the program.
-    #[serde(skip)]
+    /// Which system calls it may make in the sandbox.
     pub seccomp: Seccomp,
     /// Forbid to gain privileges by setuid programs.
     pub no_new_privileges: bool,
@@ -256,6 +254,15 @@ pub enum Stdio<'a> {
     Inherit,
     /// A terminal inside the container, joined to this process's terminal in raw mode.
     Terminal,
+    /// As the caller says, who is told when the program starts.
+    Managed(Managed<'a>),
+}
+
+impl Stdio<'_> {
+    /// Whether the process gets a terminal of its own.
+    pub(crate) fn has_terminal(&self) -> bool {
+        matches!(self, Stdio::Terminal | Stdio::Managed(Managed { streams: None, .. }))
+    }
 }
 
 /// How a process ended.

@@ -186,12 +186,30 @@ fn extra_lower_is_seen_but_not_kept() {
         let stubs = root.join("../stubs");
         fs::create_dir_all(stubs.join("proc")).unwrap();
         store.prepare(&key("k"), None).unwrap();
-        let options = OpenOptions { extra_lower: vec![stubs] };
+        let options = OpenOptions { extra_lower: vec![stubs], ..OpenOptions::default() };
         let tree = store.open_active(&key("k"), &options).unwrap();
         assert!(at(&tree, "proc").is_dir());
         drop(tree);
         store.commit(&key("k"), &id("s")).unwrap();
         assert!(!at(&store.open_view(&id("s")).unwrap(), "proc").exists());
+    });
+}
+
+#[test]
+fn what_is_written_to_is_read_beside_through_a_mount_that_nobody_writes_to() {
+    with_each(|store, _| {
+        snapshot(store, "base", None, |tree| fs::write(at(tree, "low"), "low").unwrap());
+        store.prepare(&key("k"), Some(&id("base"))).unwrap();
+        let durable = OpenOptions { durable: true, ..OpenOptions::default() };
+        let writing = store.open_active(&key("k"), &durable).unwrap();
+        fs::write(at(&writing, "new"), "new").unwrap();
+        fs::remove_file(at(&writing, "low")).unwrap();
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let reading = store.open_active(&key("k"), &options).unwrap();
+        assert_eq!(fs::read_to_string(at(&reading, "new")).unwrap(), "new");
+        assert!(!at(&reading, "low").exists());
+        assert!(fs::write(at(&reading, "no"), "no").is_err());
+        fs::write(at(&writing, "more"), "more").unwrap();
     });
 }
 

@@ -131,6 +131,12 @@ impl Snapshotter for Copying {
 
     fn open_active(&self, key: &ActiveKey, options: &OpenOptions) -> Result<OwnedFd, Error> {
         let tree = self.active_tree(key)?;
+        if options.read_only {
+            let mount = detached(tree, &active(key))?;
+            // Where nothing can be mounted, it is up to the caller not to write.
+            let _ = crate::sys::make_read_only(mount.as_fd());
+            return Ok(mount);
+        }
         for dir in &options.extra_lower {
             let made = stubs::add(tree.as_fd(), dir)?;
             let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);

@@ -26,6 +26,8 @@ pub(crate) struct Stack<'a> {
     pub(crate) lower: &'a [PathBuf],
     /// upperdir and workdir; `None` mounts read-only.
     pub(crate) upper: Option<(PathBuf, PathBuf)>,
+    /// fsync(2) in the mount means what it says.
+    pub(crate) durable: bool,
 }
 
 /// How lowerdirs are told to the kernel.
@@ -87,7 +89,9 @@ fn mount(stack: &Stack<'_>, style: LowerStyle) -> Result<Option<OwnedFd>, Error>
                 option(key, &magic_path(&dir))?;
                 open_until_mounted.push(dir);
             }
-            fsconfig_set_flag(context.as_fd(), "volatile").map_err(host("fsconfig", "volatile"))?;
+            if !stack.durable {
+                fsconfig_set_flag(context.as_fd(), "volatile").map_err(host("fsconfig", "volatile"))?;
+            }
         }
         None => attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY,
     }
@@ -138,12 +142,12 @@ mod tests {
         }
         let root = fs::File::open(temp.path()).unwrap();
         let mut lower = vec![PathBuf::from("a"), PathBuf::from("b")];
-        let stack = Stack { root: root.as_fd(), lower: &lower, upper: None };
+        let stack = Stack { root: root.as_fd(), lower: &lower, upper: None, durable: false };
         let tree = mount(&stack, LowerStyle::Joined).unwrap().unwrap();
         assert_eq!(fs::read_to_string(format!("{}/b", magic_path(&tree))).unwrap(), "b");
 
         lower = vec![PathBuf::from("a"); 40];
-        let stack = Stack { root: root.as_fd(), lower: &lower, upper: None };
+        let stack = Stack { root: root.as_fd(), lower: &lower, upper: None, durable: false };
         assert!(mount(&stack, LowerStyle::Joined).unwrap().is_none());
         assert!(matches!(too_old(&stack), Error::KernelTooOld { layers: 40, .. }));
     }

@@ -64,25 +64,28 @@ impl Overlay {
         Ok(Self { places, mounter })
     }
 
-    /// Mounts the stack that ends in `top`, with `extra` directories below it.
+    /// Mounts the stack that ends in `top`, with the directory `above` on top of it, and extra ones
+    /// below.
     fn mount(
         &self,
         top: Option<&SnapshotId>,
-        extra: &[PathBuf],
+        above: Option<&Path>,
         upper: Option<&(PathBuf, PathBuf)>,
+        options: &OpenOptions,
     ) -> Result<OwnedFd, Error> {
         // overlayfs without an upperdir wants two lowerdirs.
         let least = if upper.is_some() { 1 } else { 2 };
         let attempt = || {
-            let mut lower = match top {
-                Some(top) => self.lower_of(top)?,
-                None => Vec::new(),
-            };
-            lower.extend(extra.iter().cloned());
+            let mut lower: Vec<PathBuf> = above.iter().map(|above| above.to_path_buf()).collect();
+            if let Some(top) = top {
+                lower.extend(self.lower_of(top)?);
+            }
+            lower.extend(options.extra_lower.iter().cloned());
             if lower.len() < least {
                 lower.push(PathBuf::from(EMPTY));
             }
-            let stack = Stack { root: self.places.root.as_fd(), lower: &lower, upper: upper.cloned() };
+            let (root, upper) = (self.places.root.as_fd(), upper.cloned());
+            let stack = Stack { root, lower: &lower, upper, durable: options.durable };
             match &self.mounter {
                 Mounter::Kernel => overlay(&stack),
                 Mounter::Fuse(fuse) => fuse.mount(&self.places.path, &stack),
@@ -143,12 +146,16 @@ impl Snapshotter for Overlay {
 
     fn open_active(&self, key: &ActiveKey, options: &OpenOptions) -> Result<OwnedFd, Error> {
         let parent = self.places.active_parent(key)?;
+        let fs = active(key).join("fs");
+        if options.read_only {
+            return self.mount(parent.as_ref(), Some(&fs), None, options);
+        }
         // A former volatile mount left `incompat/volatile` behind, and the kernel refuses the
         // workdir from then on. It means lost writes after a crash, but keys do not outlive theirs.
-        let (dir, work) = (active(key), active(key).join("work"));
+        let work = active(key).join("work");
         self.remove_work(&work)?;
         make_dir(&self.places.root, &work, 0o700)?;
-        self.mount(parent.as_ref(), &options.extra_lower, Some(&(dir.join("fs"), work)))
+        self.mount(parent.as_ref(), None, Some(&(fs, work)), options)
     }
 
     fn open_layer(&self, key: &ActiveKey) -> Result<OwnedFd, Error> {
@@ -157,7 +164,7 @@ impl Snapshotter for Overlay {
     }
 
     fn open_view(&self, id: &SnapshotId) -> Result<OwnedFd, Error> {
-        self.mount(Some(id), &[], None)
+        self.mount(Some(id), None, None, &OpenOptions::default())
     }
 
     fn open_changes(&self, id: &SnapshotId) -> Result<Changes, Error> {

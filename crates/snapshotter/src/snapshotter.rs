@@ -150,6 +150,12 @@ pub struct OpenOptions {
     /// Directories appended below all parents, highest first: the stubs that mounts need to find.
     /// They are seen in this mount only and are not part of the snapshot.
     pub extra_lower: Vec<PathBuf>,
+    /// What the process syncs reaches the disk: for a tree that shall outlive a crash of the machine.
+    /// Closing such a mount syncs its file system. Else nothing is ever synced.
+    pub durable: bool,
+    /// Nothing can be written, and another mount of the snapshot may be there and be written to: what
+    /// that changes meanwhile is seen or not.
+    pub read_only: bool,
 }
 
 /// What an active snapshot's own directory holds.

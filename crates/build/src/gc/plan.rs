@@ -198,7 +198,22 @@ impl<'a> Judge<'a> {
     fn named_images(&mut self) -> Result<(HashMap<&'a SnapshotId, String>, Vec<usize>), BuildError> {
         let mut needed: HashMap<&SnapshotId, String> = HashMap::new();
         let mut others = Vec::new();
+        // Its image may be forgotten: what its layer stands on stays all the same.
+        for container in &self.world.containers {
+            for id in container.snapshot.iter().flat_map(|top| self.world.chain(top)) {
+                needed.entry(id).or_insert_with(|| format!("container {} needs it", container.name));
+            }
+        }
         for (at, image) in self.world.survey.images.iter().enumerate() {
+            if let Some(container) = self.container_of(&image.config) {
+                let verdict = (Verdict::Keep, format!("container {container} was made of it"));
+                let named = self.names.contains_key(&image.config);
+                for id in image.snapshot.iter().flat_map(|top| self.world.chain(top)) {
+                    needed.entry(id).or_insert_with(|| format!("container {container} needs it"));
+                }
+                self.push_image(at, image.created_unix, named, verdict);
+                continue;
+            }
             let Some(name) = self.names.get(&image.config).and_then(|names| names.first()).cloned() else {
                 others.push(at);
                 continue;
@@ -219,6 +234,12 @@ impl<'a> Judge<'a> {
             self.push_image(at, image.created_unix, false, verdict);
         }
         Ok((needed, others))
+    }
+
+    /// A container that was made of this image.
+    fn container_of(&self, config: &Digest) -> Option<&'a str> {
+        let made = self.world.containers.iter().find(|container| container.image.as_ref() == Some(config));
+        made.map(|container| container.name.as_str())
     }
 
     fn known(&self) -> HashMap<&'a SnapshotId, Known<'a>> {

@@ -106,7 +106,9 @@ impl BuildOp {
         let active = engine.prepare(base)?;
         let mut extra_lower = Vec::from_iter(mounts.stubs_path());
         extra_lower.push(engine.executor.stub_dir().to_owned());
-        let root = engine.snapshots.open_active(active.key(), &OpenOptions { extra_lower })?;
+        let root = engine
+            .snapshots
+            .open_active(active.key(), &OpenOptions { extra_lower, ..OpenOptions::default() })?;
         let spec = ProcessSpec {
             args: exec.args.clone(),
             env: environment(exec, mounts.take_env()),

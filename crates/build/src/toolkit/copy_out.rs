@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -15,11 +15,20 @@ use super::ToolkitError;
 use super::show::real_parent;
 use crate::{BuildCancel, Engine};
 
-/// What to copy out of an image.
+/// Whose files are copied.
+#[derive(Debug, Clone, Copy)]
+pub enum CopySource<'a> {
+    /// An image's.
+    Image(&'a ImageRecord),
+    /// Those below an open directory, which somebody may be changing.
+    Tree(BorrowedFd<'a>),
+}
+
+/// What to copy out of an image or a container.
 #[derive(Debug, Clone, Copy)]
 pub struct CopyOut<'a> {
-    /// The image.
-    pub image: &'a ImageRecord,
+    /// Whose.
+    pub from: CopySource<'a>,
     /// Path in it; `/.` at the end means what is in that directory.
     pub path: &'a [u8],
     /// A link at the path stands for what it leads to, inside the image.
@@ -52,8 +61,15 @@ impl Source {
     fn open(engine: &Engine, what: &CopyOut<'_>, cancel: &BuildCancel) -> Result<Self, ToolkitError> {
         let missing = || ToolkitError::NoPath { path: what.path.into() };
         let open = |source| ToolkitError::Follow { path: what.path.into(), source };
-        let top = what.image.snapshot.as_ref().ok_or_else(missing)?;
-        let view = engine.snapshots.open_view(top)?;
+        let view = match what.from {
+            CopySource::Image(image) => {
+                engine.snapshots.open_view(image.snapshot.as_ref().ok_or_else(missing)?)?
+            }
+            CopySource::Tree(tree) => {
+                let copy = rustix::io::fcntl_dupfd_cloexec(tree, 3).map_err(io::Error::from);
+                copy.map_err(|source| ToolkitError::Destination { destination: PathBuf::from("."), source })?
+            }
+        };
         let contents = what.path.ends_with(b"/.") || what.path.iter().all(|&b| b == b'/');
         let as_dir = contents || what.path.ends_with(b"/");
         let path = if as_dir || what.follow {
@@ -161,7 +177,7 @@ pub fn copy_out(
     let copied = kiln_layer::copy(&CopyRequest {
         from: source.view.as_fd(),
         // A committed snapshot does not change.
-        frozen: true,
+        frozen: matches!(what.from, CopySource::Image(_)),
         entries: &source.entries,
         passed: &HashSet::new(),
         strip: &source.path,

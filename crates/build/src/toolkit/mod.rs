@@ -21,7 +21,7 @@ mod squash;
 mod tree;
 
 pub use compare::Aspect;
-pub use copy_out::{CopiedOut, CopyOut, copy_out, copy_out_tar};
+pub use copy_out::{CopiedOut, CopyOut, CopySource, copy_out, copy_out_tar};
 pub use diff::{Difference, Kind, diff};
 pub use error::ToolkitError;
 pub use layers::{LayerInfo, layers};

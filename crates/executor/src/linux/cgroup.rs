@@ -194,6 +194,16 @@ impl Drop for Group {
     }
 }
 
+/// The files through which a process joins the groups that `pid` is in and this process is not.
+///
+/// # Errors
+/// When the process is gone.
+pub(super) fn doors_of(pid: i32) -> io::Result<Vec<String>> {
+    let Ok(own) = Layout::of_machine() else { return Ok(Vec::new()) };
+    let theirs = Layout::of_process(pid)?;
+    Ok(theirs.differing(&own).map(|dir| dir.join("cgroup.procs").display().to_string()).collect())
+}
+
 /// Has this process join the groups, and makes them the root of what it sees.
 pub(super) fn join(doors: &[String]) -> Result<(), ExecError> {
     if doors.is_empty() {

@@ -25,6 +25,10 @@ pub(super) struct Task {
     /// An empty directory to attach the root at, in the helper's own mount namespace.
     pub(super) attach_at: String,
     pub(super) terminal: bool,
+    /// Report when the program runs.
+    pub(super) managed: bool,
+    /// What travels as the root is a pidfd of a container to join.
+    pub(super) join: bool,
     /// How many inputs follow, [`MAX_FDS`] a message.
     pub(super) inputs: usize,
     /// Files to write "0" to, of the control groups that process 1 joins.
@@ -41,6 +45,8 @@ pub(super) struct Task {
 pub(super) enum Report {
     /// The terminal's master follows with this message.
     Terminal,
+    /// The program runs, as this process of the host.
+    Started(i32),
     /// The process ended.
     Ended(Exit, Usage),
     Failed(Failure),

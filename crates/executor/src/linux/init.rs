@@ -49,13 +49,8 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
     let mut created = Created::default();
     let devpts = mounts::mount_all(task, root, inputs, &mut created)?;
     let streams = if task.terminal {
-        let (master, terminal) = pty::allocate(&devpts).map_err(ExecError::start("terminal"))?;
-        report(socket, &Report::Terminal, &[master.as_fd()]);
-        drop(master);
         rustix::process::setsid().map_err(ExecError::start("setsid"))?;
-        rustix::process::ioctl_tiocsctty(&terminal).map_err(ExecError::start("controlling terminal"))?;
-        let again = || rustix::io::fcntl_dupfd_cloexec(&terminal, 10).map_err(ExecError::start("dup"));
-        [again()?, again()?, again()?]
+        pty::give(&devpts, socket)?
     } else {
         streams
     };
@@ -65,21 +60,28 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
     let mut ids = resolve_user(root, spec.user.as_deref().unwrap_or("0"))?;
     add_groups(root, &spec.more_groups, &mut ids)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    enter_cwd(spec, root)?;
+    // Before anybody else can change the tree: what was made there is known.
     created.write(created_pipe);
+    enter_cwd(spec, root)?;
     if spec.read_only {
         // Last of all that may have to be made in it.
         sys::restrict_one_mount(root, MountAttrFlags::MOUNT_ATTR_RDONLY)
             .map_err(ExecError::start("read-only root"))?;
     }
+    become_user(task, &ids, &streams)
+}
+
+/// The last part, the same for every process of a container: limits, identity, streams, program.
+pub(super) fn become_user(task: &Task, ids: &UserIds, streams: &[OwnedFd; 3]) -> Result<Program, ExecError> {
+    let spec = &task.spec;
     limits::set_limits(spec)?;
     new_keyring()?;
-    take_identity(task, &ids)?;
+    take_identity(task, ids)?;
     // Changing the user cleared the death signal (prctl(2)).
     outer::die_with_parent(0)?;
     reset_signals()?;
 
-    let program = Program::new(spec, &ids)?;
+    let program = Program::new(spec, ids)?;
     for (stream, fd) in streams.iter().zip(0..) {
         sys::dup_onto(stream.as_fd(), fd).map_err(ExecError::start("standard streams"))?;
     }
@@ -99,7 +101,8 @@ fn enter_root(root: BorrowedFd<'_>) -> Result<(), ExecError> {
     rustix::process::chdir("/").map_err(ExecError::start("chdir"))
 }
 
-fn enter_cwd(spec: &ProcessSpec, root: BorrowedFd<'_>) -> Result<(), ExecError> {
+/// Goes to the working directory, which has to lie inside.
+pub(super) fn enter_cwd(spec: &ProcessSpec, root: BorrowedFd<'_>) -> Result<(), ExecError> {
     let failed = |errno: Errno| ExecError::BadCwd { cwd: spec.cwd.clone(), source: errno.into() };
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let cwd = match open_inside(root, &spec.cwd, flags) {
@@ -181,7 +184,7 @@ fn reset_signals() -> Result<(), ExecError> {
 }
 
 /// The program with everything `execve` needs, made before the last privileges are gone.
-struct Program {
+pub(super) struct Program {
     name: String,
     candidates: Vec<CString>,
     args: Vec<CString>,
@@ -221,7 +224,7 @@ impl Program {
 
     /// Tries the candidates in order, as execvp(3) does: what is missing is passed over, what is
     /// there and cannot be executed is remembered.
-    fn exec(self) -> ExecError {
+    pub(super) fn exec(self) -> ExecError {
         let args: Vec<_> = self.args.iter().map(CString::as_c_str).collect();
         let env: Vec<_> = self.env.iter().map(CString::as_c_str).collect();
         let mut denied = None;

@@ -14,7 +14,7 @@ use super::channel::{Report, Task, receive, report};
 use super::init::{self, Inside};
 use super::paths::Created;
 use super::start::{HELPER_NAME, read_task};
-use super::{net, sys};
+use super::{join, net, sys};
 use crate::{ExecError, Exit, Network, Usage};
 
 /// How long a process may take to end after `SIGTERM`, before `SIGKILL`.
@@ -73,6 +73,19 @@ impl Helper {
             .map_err(ExecError::start("prctl"))?;
         die_with_parent(self.task.parent_pid)?;
         rustix::process::setsid().map_err(ExecError::start("setsid"))?;
+        let (started_read, started_write) = match self.task.managed {
+            true => {
+                let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+                    .map_err(ExecError::start("pipe"))?;
+                (Some(read), Some(write))
+            }
+            false => (None, None),
+        };
+        if self.task.join {
+            let child = join::start(&self.task, self.root.as_fd(), self.socket.as_fd(), streams)?;
+            drop(started_write);
+            return Ok((self.watch(child, started_read)?, Usage::default()));
+        }
         // A socket stays in the network namespace it was opened in: this one is the host's.
         let host_network = match &self.task.lease {
             Some(_) => Some(net::HostSide::open()?),
@@ -112,9 +125,9 @@ impl Helper {
                 init::enter(inside)
             }
             ForkResult::Parent { child } => {
-                drop((streams, created_write));
+                drop((streams, created_write, started_write));
                 let child = Pid::from_raw(child.as_raw()).ok_or(ExecError::HelperDied)?;
-                let exit = self.watch(child);
+                let exit = self.watch(child, started_read);
                 // No process lives in the container any more: nobody can race with the clean-up.
                 Created::read(created_read).remove(self.root.as_fd());
                 let (cpu, peak_memory_bytes) = sys::children_usage();
@@ -124,25 +137,35 @@ impl Helper {
     }
 
     /// Waits for process 1. Ends it when the caller asks, and at once when the caller is gone.
-    fn watch(&self, child: Pid) -> Result<Exit, ExecError> {
+    /// `started` ends when the program runs: process 1's copy of the other end closes with `execve`.
+    fn watch(&self, child: Pid, mut started: Option<OwnedFd>) -> Result<Exit, ExecError> {
         let pidfd = pidfd_open(child, PidfdFlags::empty()).map_err(ExecError::start("pidfd_open"))?;
         let mut timeout: Option<Timespec> = None;
         let mut listening = true;
         loop {
             let socket_flags = if listening { PollFlags::IN } else { PollFlags::empty() };
-            let mut fds = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&self.socket, socket_flags)];
+            let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&self.socket, socket_flags)];
+            fds.extend(started.iter().map(|started| PollFd::new(started, PollFlags::IN)));
             let ready = match poll(&mut fds, timeout.as_ref()) {
                 Err(Errno::INTR) => continue,
                 other => other.map_err(ExecError::start("poll"))?,
             };
-            if !fds[0].revents().is_empty() {
+            let ready_at = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+            let (ended, told, has_started) = (ready_at(0), ready_at(1), ready_at(2));
+            drop(fds);
+            if has_started {
+                // Where `execve` failed, that was reported before, and nobody listens any more.
+                started = None;
+                report(&self.socket, &Report::Started(child.as_raw_nonzero().get()), &[]);
+            }
+            if ended {
                 return wait(child);
             }
             if ready == 0 {
                 // The grace period is over.
                 let _ = pidfd_send_signal(&pidfd, Signal::KILL);
                 timeout = None;
-            } else if listening && !fds[1].revents().is_empty() {
+            } else if listening && told {
                 match receive(self.socket.as_fd()) {
                     Ok(Some(_)) => {
                         let _ = sys::signal_by_fd(pidfd.as_fd(), self.task.spec.stop_signal);

@@ -1,7 +1,7 @@
 //! The container's terminal, joined to the user's.
 
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags, openat};
@@ -9,15 +9,27 @@ use rustix::io::Errno;
 use rustix::pty::unlockpt;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
+use super::channel::{Report, report};
 use super::sys;
+use crate::ExecError;
 
 /// A new terminal on the container's own devpts: its master, and the terminal itself.
-pub(super) fn allocate(devpts: impl AsFd) -> Result<(OwnedFd, OwnedFd), Errno> {
+fn allocate(devpts: impl AsFd) -> Result<(OwnedFd, OwnedFd), Errno> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = openat(devpts, "ptmx", flags, Mode::empty())?;
     unlockpt(&master)?;
     let terminal = sys::open_pty_peer(master.as_fd())?;
     Ok((master, terminal))
+}
+
+/// A new terminal as the controlling one of this process, which leads its session; its master goes to
+/// the caller. Returns it three times, for the standard streams.
+pub(super) fn give(devpts: impl AsFd, socket: BorrowedFd<'_>) -> Result<[OwnedFd; 3], ExecError> {
+    let (master, terminal) = allocate(devpts).map_err(ExecError::start("terminal"))?;
+    report(socket, &Report::Terminal, &[master.as_fd()]);
+    rustix::process::ioctl_tiocsctty(&terminal).map_err(ExecError::start("controlling terminal"))?;
+    let again = || rustix::io::fcntl_dupfd_cloexec(&terminal, 10).map_err(ExecError::start("dup"));
+    Ok([again()?, again()?, again()?])
 }
 
 /// The user's terminal in raw mode with the container's behind it; dropping restores it.

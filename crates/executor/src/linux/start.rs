@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,9 +19,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
-use super::seccomp::{Compiled, Program};
+use super::seccomp::{Compiled, Program, Seccomp};
 use super::{cgroup, mounts, sys};
-use crate::{Cancel, ExecError, Executor, Exit, Finished, Handles, Network, ProcessSpec, Stdio, Stream};
+use crate::{
+    Cancel, ExecError, Executor, Exit, Finished, Handles, Managed, Network, ProcessSpec, Started, Stdio,
+    Stream,
+};
 
 /// The name under which this binary is executed again as the helper.
 pub(super) const HELPER_NAME: &str = "kiln-init";
@@ -142,7 +146,7 @@ fn dup(fd: impl AsFd) -> Result<OwnedFd, ExecError> {
 }
 
 impl Streams {
-    fn for_stdio(stdio: &Stdio<'_>) -> Result<Self, ExecError> {
+    fn for_stdio(stdio: &mut Stdio<'_>) -> Result<Self, ExecError> {
         let (stdout, stderr) = (io::stdout(), io::stderr());
         let (theirs, ours) = match stdio {
             Stdio::Captured(_) => {
@@ -153,7 +157,11 @@ impl Streams {
             }
             Stdio::Output => ([null(OFlags::RDONLY)?, dup(stdout)?, dup(stderr)?], Vec::new()),
             Stdio::Inherit => ([dup(io::stdin())?, dup(stdout)?, dup(stderr)?], Vec::new()),
-            Stdio::Terminal => {
+            // Taken: the caller's copy of a pipe's end would keep it open.
+            Stdio::Managed(Managed { streams, .. }) if streams.is_some() => {
+                (streams.take().expect("just looked"), Vec::new())
+            }
+            Stdio::Terminal | Stdio::Managed(_) => {
                 ([null(OFlags::RDONLY)?, null(OFlags::WRONLY)?, null(OFlags::WRONLY)?], Vec::new())
             }
         };
@@ -176,16 +184,49 @@ impl Executor for Linux {
         let (lease, _address) = self.network(spec)?.unzip();
         let group = spec.resources.as_ref().map(|wanted| self.groups.make(wanted)).transpose()?;
         let task = Task {
-            spec: spec.clone(),
-            parent_pid: i32::try_from(std::process::id()).unwrap_or(0),
-            attach_at: self.attach_at.display().to_string(),
-            terminal: matches!(stdio, Stdio::Terminal),
             inputs: handles.inputs.len(),
             groups: group.as_ref().map(cgroup::Group::doors).unwrap_or_default(),
-            filter: self.filters.program(spec)?.map(|program| (*program).clone()),
             lease,
+            ..self.task(spec, &stdio, false)?
         };
-        let Streams { theirs, ours } = Streams::for_stdio(&stdio)?;
+        let mut finished = self.launch(&task, handles, stdio, cancel)?;
+        if let Some(group) = group {
+            finished.usage = group.usage(finished.usage);
+        }
+        Ok(finished)
+    }
+
+    fn stub_dir(&self) -> &Path {
+        &self.stubs
+    }
+}
+
+impl Linux {
+    pub(super) fn task(&self, spec: &ProcessSpec, stdio: &Stdio<'_>, join: bool) -> Result<Task, ExecError> {
+        Ok(Task {
+            // Compiled here: the helper only ever sees the program.
+            spec: ProcessSpec { seccomp: Seccomp::Default, ..spec.clone() },
+            parent_pid: i32::try_from(std::process::id()).unwrap_or(0),
+            attach_at: self.attach_at.display().to_string(),
+            terminal: stdio.has_terminal(),
+            managed: matches!(stdio, Stdio::Managed(_)),
+            join,
+            inputs: 0,
+            groups: Vec::new(),
+            filter: self.filters.program(spec)?.map(|program| (*program).clone()),
+            lease: None,
+        })
+    }
+
+    /// Starts the helper with its task and waits for the end.
+    pub(super) fn launch(
+        &self,
+        task: &Task,
+        handles: Handles,
+        mut stdio: Stdio<'_>,
+        cancel: &Cancel,
+    ) -> Result<Finished, ExecError> {
+        let Streams { theirs, ours } = Streams::for_stdio(&mut stdio)?;
         let (here, there) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(ExecError::start("socketpair"))?;
@@ -198,26 +239,19 @@ impl Executor for Linux {
             .stderr(null(OFlags::WRONLY)?)
             .spawn()
             .map_err(|source| ExecError::Start { step: "start of the helper".to_owned(), source })?;
-        let sent = send_task(&here, &task, &handles, &theirs);
+        let sent = send_task(&here, task, &handles, &theirs);
         // Only the container may hold the writing ends, or the reading ones never see the end.
         drop((theirs, handles));
-        let outcome = sent.and_then(|()| follow(&here, ours, stdio, cancel));
+        let outcome =
+            sent.and_then(|()| follow(&here, ours, stdio, task.lease.as_ref().map(Lease::address), cancel));
         drop(here);
         finish(&mut child);
-        let mut outcome = match outcome {
+        match outcome {
             Err(_) | Ok(Finished { exit: Exit::Signal(_), .. }) if cancel.is_cancelled() => {
-                return Err(ExecError::Cancelled);
+                Err(ExecError::Cancelled)
             }
-            other => other?,
-        };
-        if let Some(group) = group {
-            outcome.usage = group.usage(outcome.usage);
+            other => other,
         }
-        Ok(outcome)
-    }
-
-    fn stub_dir(&self) -> &Path {
-        &self.stubs
     }
 }
 
@@ -260,11 +294,12 @@ fn follow(
     socket: &OwnedFd,
     mut streams: Vec<(Stream, OwnedFd)>,
     mut stdio: Stdio<'_>,
+    address: Option<Ipv4Addr>,
     cancel: &Cancel,
 ) -> Result<Finished, ExecError> {
     let mut outcome: Option<Result<Finished, ExecError>> = None;
     let mut asked_to_stop = false;
-    let mut terminal: Option<Terminal> = None;
+    let (mut terminal, mut master) = (None::<Terminal>, None);
     let mut buffer = vec![0; 64 << 10];
     while outcome.is_none() || !streams.is_empty() {
         let mut fds: Vec<PollFd<'_>> = vec![];
@@ -303,6 +338,14 @@ fn follow(
             match receive(socket.as_fd()).map_err(ExecError::start("report"))? {
                 None => outcome = Some(Err(ExecError::HelperDied)),
                 Some((bytes, fds)) => match serde_json::from_slice(&bytes) {
+                    Ok(Report::Terminal) if matches!(stdio, Stdio::Managed(_)) => {
+                        master = fds.into_iter().next();
+                    }
+                    Ok(Report::Started(pid)) => {
+                        if let Stdio::Managed(managed) = &mut stdio {
+                            (managed.started)(Started { pid, terminal: master.take(), address });
+                        }
+                    }
                     Ok(Report::Terminal) => terminal = fds.into_iter().next().map(Terminal::join),
                     Ok(Report::Ended(exit, usage)) => outcome = Some(Ok(Finished { exit, usage })),
                     Ok(Report::Failed(failure)) => outcome = Some(Err(failure.into())),

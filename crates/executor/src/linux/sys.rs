@@ -131,7 +131,10 @@ pub(super) fn children_usage() -> (Duration, u64) {
 }
 
 /// `pidfd_send_signal(2)` with any signal, real-time ones too.
-pub(super) fn signal_by_fd(process: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
+///
+/// # Errors
+/// `ESRCH` when the process has ended, `EINVAL` for what is no signal.
+pub fn signal_by_fd(process: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: only integers and a null pointer cross, which stands for what kill(2) would send.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, none, 0) };

@@ -1,10 +1,10 @@
 //! A tree with busybox, and the ways to run something on it.
 
-use std::cell::Cell;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use kiln_executor::{
     Cancel, ExecError, Executor, Exit, Handles, Linux, Network, ProcessSpec, Stdio, Stream, Usage,
@@ -14,9 +14,9 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 pub(crate) struct Sandbox {
     pub(crate) dir: tempfile::TempDir,
-    linux: Linux,
     /// What the last process used.
-    pub(crate) usage: Cell<Usage>,
+    pub(crate) usage: Mutex<Usage>,
+    pub(crate) linux: Linux,
 }
 
 impl Sandbox {
@@ -52,7 +52,7 @@ impl Sandbox {
         fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\naudio:x:29:app\n").unwrap();
         let probe = PathBuf::from(env!("CARGO_BIN_EXE_kiln-init-probe"));
         let linux = Linux::open_with(&dir.path().join("state"), probe).unwrap();
-        Some(Self { dir, linux, usage: Cell::default() })
+        Some(Self { dir, linux, usage: Mutex::default() })
     }
 
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
@@ -99,7 +99,7 @@ impl Sandbox {
             Stream::Stderr => err.extend_from_slice(bytes),
         };
         let result = self.linux.run(handles, spec, Stdio::Captured(&mut collect), cancel);
-        self.usage.set(result.as_ref().map(|finished| finished.usage).unwrap_or_default());
+        *self.usage.lock().unwrap() = result.as_ref().map(|finished| finished.usage).unwrap_or_default();
         let result = result.map(|finished| finished.exit);
         (result, String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned())
     }

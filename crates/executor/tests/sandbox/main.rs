@@ -1,7 +1,7 @@
 //! Real processes in real namespaces, on a tree with busybox. Needs root and busybox-static.
 
 mod harness;
-
+mod join;
 mod mounts;
 mod process;
 mod seccomp;

@@ -256,11 +256,11 @@ fn memory_beyond_the_limit_is_an_oom_kill_and_is_counted() {
     let resources = Resources { memory_bytes: Some(32 << 20), swap_bytes: Some(0), ..Resources::default() };
     let script = "head -c 200m /dev/zero | sh -c 'x=$(cat | tr \"\\0\" x); echo ${#x}'";
     let Some((_, out)) = limited(&sandbox, script, resources.clone()) else { return };
-    let usage = sandbox.usage.get();
+    let usage = *sandbox.usage.lock().unwrap();
     assert!(usage.oom_kills > 0 && !out.contains("209715200"), "{usage:?} {out}");
     assert!(usage.peak_memory_bytes <= 32 << 20 && usage.peak_memory_bytes > 16 << 20, "{usage:?}");
     let (exit, _) = limited(&sandbox, "true", resources).unwrap();
-    assert_eq!((exit, sandbox.usage.get().oom_kills), (Exit::Code(0), 0));
+    assert_eq!((exit, sandbox.usage.lock().unwrap().oom_kills), (Exit::Code(0), 0));
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn processes_and_processor_time_are_bounded() {
     let script = "n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done";
     let started = Instant::now();
     if limited(&sandbox, script, resources).is_some() {
-        let (cpu, took) = (sandbox.usage.get().cpu, started.elapsed());
+        let (cpu, took) = (sandbox.usage.lock().unwrap().cpu, started.elapsed());
         // A fifth of a processor; the first period's part may come at once.
         assert!(cpu < took / 4 + Duration::from_millis(60), "{cpu:?} of processor time in {took:?}");
         assert!(cpu > Duration::ZERO);
@@ -294,7 +294,7 @@ fn a_container_sees_its_own_group_as_the_root() {
 fn what_a_process_used_is_told_without_any_group() {
     let Some(sandbox) = Sandbox::new() else { return };
     sandbox.sh("n=0; while [ $n -lt 100000 ]; do n=$((n+1)); done");
-    let usage = sandbox.usage.get();
+    let usage = *sandbox.usage.lock().unwrap();
     assert!(usage.cpu > Duration::from_millis(1) && usage.cpu < Duration::from_secs(20), "{usage:?}");
     assert!(usage.peak_memory_bytes > 100 << 10 && usage.oom_kills == 0, "{usage:?}");
 }

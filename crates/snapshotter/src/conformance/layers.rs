@@ -163,7 +163,7 @@ fn stubs_that_a_process_uses_are_its_own() {
         };
         for (name, writes) in [("idle", false), ("busy", true)] {
             store.prepare(&key(name), Some(&id("base"))).unwrap();
-            let options = OpenOptions { extra_lower: vec![stubs.clone()] };
+            let options = OpenOptions { extra_lower: vec![stubs.clone()], ..OpenOptions::default() };
             let tree = store.open_active(&key(name), &options).unwrap();
             assert!(at(&tree, "etc/hosts").exists() && at(&tree, "used").is_dir());
             if writes {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiln_content::{BlobFile, CacheRecord, ImageRecord, LayerBlob, LayerRecord, Survey, Usage};
+use kiln_content::{BlobFile, CacheRecord, ContainerUse, ImageRecord, LayerBlob, LayerRecord, Survey, Usage};
 
 use super::*;
 use crate::cache_mounts::CacheMountInfo;
@@ -33,6 +33,7 @@ impl Sketch {
             cache_mounts: Vec::new(),
             repositories: Vec::new(),
             active: Vec::new(),
+            containers: Vec::new(),
             rest_bytes: 0,
         };
         Self { world, used: Vec::new() }
@@ -249,4 +250,28 @@ fn a_layers_blob_goes_with_its_layer() {
     assert_eq!(sketch.removed(&Policy::default()).len(), 2);
     sketch.image("app:1", "loaded", true);
     assert!(sketch.removed(&Policy::default()).is_empty());
+}
+
+#[test]
+fn what_a_container_needs_stays_though_its_image_is_forgotten() {
+    let mut sketch = Sketch::new();
+    sketch.snapshot("base", None);
+    sketch.snapshot("top", Some("base"));
+    sketch.snapshot("other", None);
+    sketch.image("app:1", "top", true);
+    sketch.image("nameless", "other", false);
+    let container = |name: &str, image: &str, snapshot: &str| ContainerUse {
+        id: name.to_owned(),
+        name: name.to_owned(),
+        image: Some(digest(image)),
+        snapshot: Some(id(snapshot)),
+    };
+    sketch.world.containers = vec![container("web", "app:1", "top"), container("old", "nameless", "other")];
+    assert!(sketch.removed(&Policy::prune(true)).is_empty());
+    sketch.world.survey.images.clear();
+    sketch.world.survey.names.clear();
+    let removed = sketch.removed(&Policy::prune(true));
+    assert!(removed.iter().all(|line| line.starts_with("blob")), "{removed:?}");
+    sketch.world.containers.pop();
+    assert!(sketch.removed(&Policy::prune(true)).contains(&"layer other: nothing refers to it".to_owned()));
 }

@@ -192,7 +192,7 @@ impl StepMounts {
                 let handle = if bind.writable {
                     let active = engine.prepare(None)?;
                     let below = format!("/proc/self/fd/{}/.", dir.as_raw_fd()).into();
-                    let options = OpenOptions { extra_lower: vec![below] };
+                    let options = OpenOptions { extra_lower: vec![below], ..OpenOptions::default() };
                     let handle = snapshots.open_active(active.key(), &options)?;
                     self.actives.push(active);
                     handle

@@ -71,10 +71,25 @@ pub(super) struct Layout(Vec<Hierarchy>);
 
 impl Layout {
     pub(super) fn of_machine() -> io::Result<Self> {
-        let (mounts, own) =
-            (fs::read_to_string("/proc/self/mountinfo")?, fs::read_to_string("/proc/self/cgroup")?);
-        let layout = Self::parse(&mounts, &own);
+        let layout = Self::of("/proc/self/cgroup".as_ref())?;
         if layout.0.is_empty() { Err(io::Error::from(io::ErrorKind::NotFound)) } else { Ok(layout) }
+    }
+
+    /// The same with the groups of another process.
+    pub(super) fn of_process(pid: i32) -> io::Result<Self> {
+        Self::of(format!("/proc/{pid}/cgroup").as_ref())
+    }
+
+    fn of(groups: &Path) -> io::Result<Self> {
+        Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string(groups)?))
+    }
+
+    /// The directories of the groups that are not those of `other`.
+    pub(super) fn differing(&self, other: &Self) -> impl Iterator<Item = PathBuf> {
+        let differs = |hierarchy: &&Hierarchy| {
+            !other.0.iter().any(|known| known.mount == hierarchy.mount && known.own == hierarchy.own)
+        };
+        self.0.iter().filter(differs).map(|hierarchy| hierarchy.mount.join(&hierarchy.own))
     }
 
     /// From the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.

@@ -18,12 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
+use serde::{Deserialize, Serialize};
 
 pub(super) use self::bpf::Program;
 use crate::{ExecError, ProcessSpec, Security};
 
 /// Which system calls a process may make.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Seccomp {
     /// The default profile, docker's: what programs need and no more. See `default.rs`.
     #[default]
@@ -34,9 +35,27 @@ pub enum Seccomp {
     Profile(SeccompProfile),
 }
 
-/// A profile in docker's JSON format, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SeccompProfile(json::Document);
+/// A profile in docker's JSON format, checked. It is kept as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SeccompProfile {
+    text: String,
+    document: json::Document,
+}
+
+impl TryFrom<String> for SeccompProfile {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Ok(Self { document: json::Document::parse(&text)?, text })
+    }
+}
+
+impl From<SeccompProfile> for String {
+    fn from(profile: SeccompProfile) -> Self {
+        profile.text
+    }
+}
 
 impl SeccompProfile {
     /// Reads a profile.
@@ -44,12 +63,12 @@ impl SeccompProfile {
     /// # Errors
     /// What is wrong with it, as a sentence.
     pub fn parse(text: &str) -> Result<Self, String> {
-        json::Document::parse(text).map(Self)
+        Self::try_from(text.to_owned())
     }
 
     /// System calls it names that kiln does not know: those rules do nothing.
     pub fn unknown_names(&self) -> impl Iterator<Item = &str> {
-        self.0.unknown_names()
+        self.document.unknown_names()
     }
 }
 
@@ -66,7 +85,7 @@ impl Compiled {
         let capabilities = spec.capabilities.set();
         let made = match &spec.seccomp {
             Seccomp::Unconfined => return Ok(None),
-            Seccomp::Profile(SeccompProfile(document)) => {
+            Seccomp::Profile(SeccompProfile { document, .. }) => {
                 Arc::new(compile(&document.decide(capabilities, kernel()))?)
             }
             Seccomp::Default => {

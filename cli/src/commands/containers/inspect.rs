@@ -1,0 +1,267 @@
+//! `kiln inspect`: containers, images and volumes, as docker shows them.
+
+use kiln_containers::{Config, Container, Error, MountKind, State, Volumes, signal_name};
+use kiln_executor::Network;
+use serde_json::{Map, Value, json};
+
+use super::ps::{network, wrong_format};
+use crate::args::NamesArgs;
+use crate::args::containers::InspectArgs;
+use crate::commands::{inspect, print};
+use crate::errors::Failure;
+use crate::session::Session;
+use crate::template::Template;
+
+pub(crate) fn run(session: &Session, args: &InspectArgs) -> Result<u8, Failure> {
+    show(args, |name| match args.kind.as_deref() {
+        Some("container") => container(session, name),
+        Some("image") => image(session, name),
+        Some("volume") => volume(session, name),
+        Some(other) => Err(Failure::usage(format!("--type {other:?} is none of container, image, volume"))),
+        None => match session.containers.find(name) {
+            Ok(found) => of_container(session, &found),
+            Err(Error::NotFound { .. }) => image(session, name),
+            Err(error) => Err(error.into()),
+        },
+    })
+}
+
+pub(super) fn run_containers(session: &Session, args: &InspectArgs) -> Result<u8, Failure> {
+    show(args, |name| container(session, name))
+}
+
+/// Prints what `look` finds: an array, or a line each as `--format` says.
+pub(super) fn show(
+    args: &InspectArgs,
+    mut look: impl FnMut(&str) -> Result<Value, Failure>,
+) -> Result<u8, Failure> {
+    let template = match args.format.as_deref() {
+        None | Some("json") => None,
+        Some(text) => Some(Template::parse(text).map_err(wrong_format)?),
+    };
+    let mut found = Vec::new();
+    for name in &args.names {
+        let value = look(name)?;
+        match &template {
+            Some(template) => {
+                print(&format!("{}\n", template.render(&value).map_err(wrong_format)?))?;
+            }
+            None => found.push(value),
+        }
+    }
+    match (&template, args.format.as_deref()) {
+        (Some(_), _) => {}
+        (None, Some(_)) => print(&found.iter().map(|value| format!("{value}\n")).collect::<String>())?,
+        (None, None) => print(&format!("{:#}\n", Value::Array(found)))?,
+    }
+    Ok(0)
+}
+
+fn image(session: &Session, name: &str) -> Result<Value, Failure> {
+    let mut found = inspect::documents(session, &NamesArgs { names: vec![name.to_owned()] })?;
+    Ok(found.swap_remove(0))
+}
+
+fn volume(session: &Session, name: &str) -> Result<Value, Failure> {
+    super::volume::document(&Volumes::open(session.containers.root()), name)
+}
+
+fn container(session: &Session, name: &str) -> Result<Value, Failure> {
+    of_container(session, &session.containers.find(name)?)
+}
+
+fn of_container(session: &Session, container: &Container) -> Result<Value, Failure> {
+    let (config, state) = (container.config()?, container.state()?);
+    let (path, arguments) =
+        config.process.args.split_first().map_or(("", &[][..]), |(path, rest)| (path.as_str(), rest));
+    Ok(json!({
+        "Id": config.id,
+        "Created": config.created.to_string(),
+        "Path": path,
+        "Args": arguments,
+        "State": state_document(&state),
+        "Image": config.image,
+        "ResolvConfPath": "",
+        "HostnamePath": "",
+        "HostsPath": "",
+        "LogPath": container.dir().join("log"),
+        "Name": format!("/{}", config.name),
+        "RestartCount": state.restarts,
+        "Driver": "kiln",
+        "Platform": "linux",
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": null,
+        "HostConfig": host_config(session, &config),
+        "GraphDriver": { "Name": "kiln", "Data": null },
+        "Mounts": mounts(session, &config),
+        "Config": settings(&config),
+        "NetworkSettings": network_settings(&config, &state),
+    }))
+}
+
+fn state_document(state: &State) -> Value {
+    use kiln_containers::Status;
+    let mut document = json!({
+        "Status": state.status.name(),
+        "Running": matches!(state.status, Status::Running | Status::Paused),
+        "Paused": state.status == Status::Paused,
+        "Restarting": state.status == Status::Restarting,
+        "OOMKilled": state.oom_killed,
+        "Dead": state.status == Status::Dead,
+        "Pid": state.pid,
+        "ExitCode": state.exit_code,
+        "Error": state.error,
+        "StartedAt": state.started.to_string(),
+        "FinishedAt": state.finished.to_string(),
+    });
+    if let Some(health) = &state.health {
+        let log = health.log.iter().map(|result| {
+            json!({
+                "Start": result.start.to_string(),
+                "End": result.end.to_string(),
+                "ExitCode": result.exit_code,
+                "Output": result.output,
+            })
+        });
+        document["Health"] = json!({
+            "Status": health.status,
+            "FailingStreak": health.failing,
+            "Log": log.collect::<Vec<_>>(),
+        });
+    }
+    document
+}
+
+fn settings(config: &Config) -> Value {
+    let run = &config.settings;
+    let some = |object: Map<String, Value>| if object.is_empty() { Value::Null } else { object.into() };
+    let keys = |keys: Vec<&String>| some(keys.into_iter().map(|key| (key.clone(), json!({}))).collect());
+    let env = config.process.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let mut document = json!({
+        "Hostname": config.process.hostname,
+        "Domainname": "",
+        "User": run.user,
+        "AttachStdin": config.stdin_once,
+        "AttachStdout": true,
+        "AttachStderr": true,
+        "ExposedPorts": keys(run.exposed_ports.keys().collect()),
+        "Tty": config.tty,
+        "OpenStdin": config.open_stdin,
+        "StdinOnce": config.stdin_once,
+        "Env": env.collect::<Vec<_>>(),
+        "Cmd": run.cmd,
+        "Image": config.image_name,
+        "Volumes": keys(run.volumes.keys().collect()),
+        "WorkingDir": run.working_dir,
+        "Entrypoint": run.entrypoint,
+        "OnBuild": null,
+        "Labels": run.labels,
+        "StopSignal": signal_name(config.process.stop_signal),
+        "StopTimeout": config.stop_timeout,
+    });
+    if let Some(health) = &run.healthcheck {
+        document["Healthcheck"] = health.clone();
+    }
+    document
+}
+
+fn host_config(session: &Session, config: &Config) -> Value {
+    let volumes = Volumes::open(session.containers.root());
+    let binds = config.mounts.iter().filter_map(|mount| {
+        let source = match &mount.kind {
+            MountKind::Bind(path) => path.display().to_string(),
+            MountKind::Volume { name, anonymous: false } => {
+                volumes.find(name).map_or_else(|_| name.clone(), |volume| volume.name)
+            }
+            _ => return None,
+        };
+        Some(format!("{source}:{}{}", mount.target, if mount.read_only { ":ro" } else { "" }))
+    });
+    let mut bindings: Map<String, Value> = Map::new();
+    for port in &config.ports {
+        let host = port.host.map_or_else(String::new, |host| host.to_string());
+        let binding = json!({ "HostIp": port.host_address, "HostPort": host });
+        let list = bindings.entry(port.key()).or_insert_with(|| json!([]));
+        if let Value::Array(list) = list {
+            list.push(binding);
+        }
+    }
+    let (max_size, max_file) = (config.log.max_bytes, config.log.max_files);
+    let mut log = Map::new();
+    if let Some(bytes) = max_size {
+        log.insert("max-size".to_owned(), bytes.to_string().into());
+        log.insert("max-file".to_owned(), max_file.to_string().into());
+    }
+    json!({
+        "Binds": binds.collect::<Vec<_>>(),
+        "ContainerIDFile": "",
+        "LogConfig": { "Type": if config.log.none { "none" } else { "json-file" }, "Config": log },
+        "NetworkMode": network(config),
+        "PortBindings": bindings,
+        "RestartPolicy": { "Name": config.restart.name(), "MaximumRetryCount": config.restart.maximum() },
+        "AutoRemove": config.auto_remove,
+        "ExtraHosts": config.process.extra_hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect::<Vec<_>>(),
+        "Privileged": config.process.security == kiln_executor::Security::Insecure,
+        "PublishAllPorts": false,
+    })
+}
+
+fn mounts(session: &Session, config: &Config) -> Vec<Value> {
+    let volumes = Volumes::open(session.containers.root());
+    let document = |mount: &kiln_containers::MountPoint| {
+        let (kind, name, source) = match &mount.kind {
+            MountKind::Bind(path) => ("bind", None, path.display().to_string()),
+            MountKind::Volume { name, .. } => {
+                let data = volumes.data(name).map(|path| path.display().to_string());
+                ("volume", Some(name), data.unwrap_or_default())
+            }
+            MountKind::Tmpfs { .. } => ("tmpfs", None, String::new()),
+        };
+        let mut document = json!({
+            "Type": kind,
+            "Source": source,
+            "Destination": mount.target,
+            "Mode": if mount.read_only { "ro" } else { "" },
+            "RW": !mount.read_only,
+            "Propagation": if kind == "bind" { "rprivate" } else { "" },
+        });
+        if let Some(name) = name {
+            (document["Name"], document["Driver"]) = (name.clone().into(), "local".into());
+        }
+        document
+    };
+    config.mounts.iter().map(document).collect()
+}
+
+fn network_settings(config: &Config, state: &State) -> Value {
+    let address = state.address.map_or_else(String::new, |address| address.to_string());
+    let mut ports: Map<String, Value> = Map::new();
+    for key in config.settings.exposed_ports.keys() {
+        let key = if key.contains('/') { key.clone() } else { format!("{key}/tcp") };
+        ports.insert(key, Value::Null);
+    }
+    for port in &config.ports {
+        let Some(host) = port.host else { continue };
+        let at = if port.host_address.is_empty() { "0.0.0.0" } else { &port.host_address };
+        let binding = json!({ "HostIp": at, "HostPort": host.to_string() });
+        match ports.entry(port.key()).or_insert(Value::Null) {
+            Value::Array(list) => list.push(binding),
+            other => *other = json!([binding]),
+        }
+    }
+    let has_network = config.process.network == Network::Default;
+    let prefix = if has_network && !address.is_empty() { 16 } else { 0 };
+    let mut networks = Map::new();
+    let entry = json!({ "IPAddress": address, "IPPrefixLen": prefix, "Gateway": "", "Aliases": null });
+    networks.insert(network(config).to_owned(), entry);
+    json!({
+        "Ports": ports,
+        "IPAddress": address,
+        "IPPrefixLen": prefix,
+        "Gateway": "",
+        "MacAddress": "",
+        "Networks": networks,
+    })
+}

@@ -1,0 +1,165 @@
+//! start, stop, restart, kill, pause, unpause, wait, rename, update
+
+use kiln_containers::{AttachOptions, Container, Error, Status, attach, is_name, signal_number};
+
+use super::each;
+use crate::args::containers::{ContainersArgs, KillArgs, RenameArgs, StartArgs, StopArgs, UpdateArgs};
+use crate::commands::print;
+use crate::commands::run::{ended, pass_signals};
+use crate::errors::{Failure, say};
+use crate::session::Session;
+
+fn number(signal: &str) -> Result<i32, Failure> {
+    signal_number(signal).ok_or_else(|| Failure::usage(format!("{signal:?} is no signal")))
+}
+
+pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> {
+    if args.attach || args.interactive {
+        let [name] = args.containers.as_slice() else {
+            return Err(Failure::usage("only one container can be attached to"));
+        };
+        let container = session.containers.find(name)?;
+        let config = container.config()?;
+        let options = AttachOptions {
+            stdin: args.interactive && config.open_stdin,
+            terminal: config.tty,
+            detach_keys: args.detach_keys.clone().unwrap_or_default(),
+            start: true,
+        };
+        let client = container.prepare(&session.containers, session.backend)?;
+        pass_signals(session, &container, config.tty);
+        return ended(attach(&client, &options)?);
+    }
+    each(&args.containers, |name| {
+        let container = session.containers.find(name)?;
+        match begin(session, &container) {
+            // docker: one that runs is started.
+            Err(Error::WrongState { .. }) if container.state()?.status.is_active() => Ok(()),
+            other => Ok(other?),
+        }
+    })
+}
+
+fn begin(session: &Session, container: &Container) -> Result<(), Error> {
+    container.prepare(&session.containers, session.backend)?.start()
+}
+
+/// Stops a container; one that does not run is stopped.
+fn end(container: &Container, args: &StopArgs) -> Result<(), Failure> {
+    let signal = args.signal.as_deref().map(number).transpose()?;
+    match container.connect() {
+        Ok(client) => match client.stop(signal, args.timeout) {
+            // It ended, and its monitor with it, before it could answer.
+            Err(Error::MonitorDied { .. }) if !is_active(container) => Ok(()),
+            other => Ok(other?),
+        },
+        Err(Error::NotRunning { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether there is a container that runs. One that was removed does not.
+fn is_active(container: &Container) -> bool {
+    container.state().is_ok_and(|state| state.status.is_active())
+}
+
+pub(super) fn stop(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
+    each(&args.containers, |name| end(&session.containers.find(name)?, args))
+}
+
+pub(super) fn restart(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
+    each(&args.containers, |name| {
+        let container = session.containers.find(name)?;
+        end(&container, args)?;
+        Ok(begin(session, &container)?)
+    })
+}
+
+pub(super) fn kill(session: &Session, args: &KillArgs) -> Result<u8, Failure> {
+    let signal = number(&args.signal)?;
+    each(&args.containers, |name| Ok(session.containers.find(name)?.connect()?.kill(signal)?))
+}
+
+pub(super) fn pause(session: &Session, args: &ContainersArgs) -> Result<u8, Failure> {
+    each(&args.containers, |name| {
+        if let Some(warning) = session.containers.find(name)?.connect()?.pause()? {
+            say(&format!("warning: {warning}\n"));
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn unpause(session: &Session, args: &ContainersArgs) -> Result<u8, Failure> {
+    each(&args.containers, |name| Ok(session.containers.find(name)?.connect()?.unpause()?))
+}
+
+pub(super) fn wait(session: &Session, args: &ContainersArgs) -> Result<u8, Failure> {
+    for name in &args.containers {
+        let container = session.containers.find(name)?;
+        let code = match container.connect() {
+            Ok(client) => match client.wait() {
+                Err(Error::MonitorDied { .. }) => container.state()?.exit_code,
+                other => other?,
+            },
+            Err(Error::NotRunning { .. }) => container.state()?.exit_code,
+            Err(error) => return Err(error.into()),
+        };
+        print(&format!("{code}\n"))?;
+    }
+    Ok(0)
+}
+
+pub(super) fn rename(session: &Session, args: &RenameArgs) -> Result<u8, Failure> {
+    if !is_name(&args.name) {
+        return Err(Failure::usage(format!("{:?} is no name for a container", args.name)));
+    }
+    let container = session.containers.find(&args.container)?;
+    let _lock = container.lock()?;
+    session.containers.rename(&container, &args.name)?;
+    reload(&container)?;
+    Ok(0)
+}
+
+pub(super) fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Failure> {
+    let Some(restart) = args.restart else {
+        return Err(Failure::usage("there is nothing to change; --restart says when to start it again"));
+    };
+    each(&args.containers, |name| {
+        let container = session.containers.find(name)?;
+        let _lock = container.lock()?;
+        let mut config = container.config()?;
+        if config.auto_remove {
+            return Err(Failure::usage("a container that goes with its end (--rm) does not start again"));
+        }
+        config.restart = restart;
+        container.write_config(&config)?;
+        reload(&container)
+    })
+}
+
+/// Has a monitor, if there is one, see what has changed.
+fn reload(container: &Container) -> Result<(), Failure> {
+    match container.connect() {
+        Ok(client) => Ok(client.reload()?),
+        Err(Error::NotRunning { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Ends a container without asking it.
+pub(super) fn kill_now(container: &Container) -> Result<(), Failure> {
+    match container.connect() {
+        Ok(client) => match client.stop(Some(9), Some(0)) {
+            Ok(()) | Err(Error::MonitorDied { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        },
+        // One whose record is damaged: whether it runs, its lock tells.
+        Err(Error::NotRunning { .. } | Error::Record { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a container runs, and is not held.
+pub(super) fn is_running(container: &Container) -> bool {
+    container.state().is_ok_and(|state| state.status == Status::Running)
+}

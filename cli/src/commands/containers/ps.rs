@@ -1,0 +1,253 @@
+//! `kiln ps`
+
+use kiln_containers::{Config, Container, Health, State, Status, Time};
+use kiln_snapshotter::disk_bytes;
+use serde_json::{Value, json};
+
+use super::config::volume_of;
+use crate::args::containers::PsArgs;
+use crate::commands::{ago, human_size, print};
+use crate::errors::Failure;
+use crate::session::Session;
+use crate::template::Listing;
+
+/// A container that is shown.
+struct Shown {
+    container: Container,
+    config: Config,
+    state: State,
+}
+
+pub(crate) fn run(session: &Session, args: &PsArgs) -> Result<u8, Failure> {
+    let usual = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
+    let usual = if args.size { format!("{usual}\t{{{{.Size}}}}") } else { usual.to_owned() };
+    let listing = Listing::parse(args.format.as_deref(), &usual).map_err(wrong_format)?;
+    let filters =
+        args.filter.iter().map(|text| Filter::parse(session, text)).collect::<Result<Vec<_>, _>>()?;
+    let by_state = filters.iter().any(|filter| matches!(filter, Filter::Status(_) | Filter::Exited(_)));
+    let last = if args.latest { Some(1) } else { args.last };
+    let all = args.all || by_state || last.is_some();
+    let mut shown = Vec::new();
+    for container in session.containers.list()? {
+        // One that was removed meanwhile, or whose record is damaged.
+        let (Ok(config), Ok(state)) = (container.config(), container.state()) else {
+            if container.dir().exists() && all && filters.is_empty() {
+                shown.push(Err(container));
+            }
+            continue;
+        };
+        let found = Shown { container, config, state };
+        if (all || found.state.status.is_active()) && fits_all(&filters, session, &found)? {
+            shown.push(Ok(found));
+        }
+    }
+    shown.truncate(last.unwrap_or(usize::MAX));
+    if args.quiet {
+        let id = |shown: &Result<Shown, Container>| {
+            let id = match shown {
+                Ok(found) => found.container.id(),
+                Err(container) => container.id(),
+            };
+            if args.no_trunc { format!("{id}\n") } else { format!("{}\n", id.short()) }
+        };
+        print(&shown.iter().map(id).collect::<String>())?;
+        return Ok(0);
+    }
+    let needs_size = args.size || args.format.as_ref().is_some_and(|format| format.contains(".Size"));
+    let entries: Vec<Value> = shown
+        .iter()
+        .map(|shown| match shown {
+            Ok(found) => entry(session, found, args.no_trunc, needs_size),
+            Err(container) => damaged(container, args.no_trunc),
+        })
+        .collect();
+    print(&listing.render(&headers(), &entries).map_err(wrong_format)?)?;
+    Ok(0)
+}
+
+pub(super) fn wrong_format(error: crate::template::TemplateError) -> Failure {
+    Failure::usage(error.to_string())
+}
+
+fn headers() -> Value {
+    json!({
+        "ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT",
+        "RunningFor": "CREATED", "Ports": "PORTS", "State": "STATE", "Status": "STATUS", "Size": "SIZE",
+        "Names": "NAMES", "Labels": "LABELS", "Mounts": "MOUNTS", "Networks": "NETWORKS",
+        "LocalVolumes": "LOCAL VOLUMES",
+    })
+}
+
+fn damaged(container: &Container, whole: bool) -> Value {
+    let id = if whole { container.id().as_str() } else { container.id().short() };
+    json!({
+        "ID": id, "Image": "", "Command": "", "CreatedAt": "", "RunningFor": "", "Ports": "",
+        "State": "dead", "Status": "Dead (its record cannot be read)", "Size": "", "Names": "", "Labels": "",
+        "Mounts": "", "Networks": "", "LocalVolumes": "0",
+    })
+}
+
+fn entry(session: &Session, found: &Shown, whole: bool, with_size: bool) -> Value {
+    let Shown { config, state, .. } = found;
+    let command = config.process.args.join(" ");
+    let command = if whole || command.chars().count() <= 20 {
+        command
+    } else {
+        command.chars().take(19).chain(['…']).collect()
+    };
+    let labels = config.settings.labels.iter().map(|(name, value)| format!("{name}={value}"));
+    let mounts: Vec<String> = config.mounts.iter().map(mount_source).collect();
+    let volumes = config.mounts.iter().filter(|mount| volume_of(mount).is_some()).count();
+    json!({
+        "ID": if whole { config.id.as_str() } else { config.id.short() },
+        "Image": config.image_name,
+        "Command": format!("\"{command}\""),
+        "CreatedAt": config.created.to_string(),
+        "RunningFor": ago(config.created.unix()),
+        "Ports": ports(config),
+        "State": state.status.name(),
+        "Status": status(state),
+        "Size": if with_size { size(session, config) } else { "0B".to_owned() },
+        "Names": config.name,
+        "Labels": labels.collect::<Vec<_>>().join(","),
+        "_Labels": config.settings.labels,
+        "Mounts": mounts.join(","),
+        "Networks": network(config),
+        "LocalVolumes": volumes.to_string(),
+    })
+}
+
+fn mount_source(mount: &kiln_containers::MountPoint) -> String {
+    use kiln_containers::MountKind;
+    match &mount.kind {
+        MountKind::Bind(path) => path.display().to_string(),
+        MountKind::Volume { name, .. } => name.clone(),
+        MountKind::Tmpfs { .. } => String::new(),
+    }
+}
+
+pub(super) fn network(config: &Config) -> &'static str {
+    match config.process.network {
+        kiln_executor::Network::Host => "host",
+        kiln_executor::Network::None => "none",
+        kiln_executor::Network::Default => "bridge",
+    }
+}
+
+fn ports(config: &Config) -> String {
+    let shown = config.ports.iter().map(|port| match port.host {
+        Some(host) => {
+            let address = if port.host_address.is_empty() { "0.0.0.0" } else { &port.host_address };
+            format!("{address}:{host}->{}", port.key())
+        }
+        None => port.key(),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+fn size(session: &Session, config: &Config) -> String {
+    let place = session.engine.store.root().join("snapshots/active").join(config.id.as_str());
+    human_size(disk_bytes(&place).unwrap_or(0))
+}
+
+/// `Up 3 minutes (healthy)`, `Exited (0) 2 hours ago`
+fn status(state: &State) -> String {
+    let since = |time: Time| ago(time.unix());
+    let up = || format!("Up {}", since(state.started).trim_end_matches(" ago"));
+    match state.status {
+        Status::Created => "Created".to_owned(),
+        Status::Running => match &state.health {
+            Some(Health { status, .. }) if status == "starting" => format!("{} (health: starting)", up()),
+            Some(Health { status, .. }) => format!("{} ({status})", up()),
+            None => up(),
+        },
+        Status::Paused => format!("{} (Paused)", up()),
+        Status::Restarting => format!("Restarting ({}) {}", state.exit_code, since(state.finished)),
+        Status::Exited => format!("Exited ({}) {}", state.exit_code, since(state.finished)),
+        Status::Dead => "Dead".to_owned(),
+    }
+}
+
+/// `--filter`. Several of one kind: one must fit; all kinds must.
+enum Filter {
+    Id(String),
+    Name(String),
+    Label(String, Option<String>),
+    Status(String),
+    Exited(i32),
+    Ancestor(Option<kiln_oci::Digest>, String),
+    Volume(String),
+    Health(String),
+    Before(Time),
+    Since(Time),
+}
+
+impl Filter {
+    fn parse(session: &Session, text: &str) -> Result<Self, Failure> {
+        let wrong = |reason: &str| Failure::usage(format!("--filter {text}: {reason}"));
+        let (what, value) = text.split_once('=').ok_or_else(|| wrong("it is not WHAT=VALUE"))?;
+        let created = |name: &str| Ok::<_, Failure>(session.containers.find(name)?.config()?.created);
+        let own = value.to_owned();
+        Ok(match what {
+            "id" => Self::Id(own),
+            "name" => Self::Name(own),
+            "label" => match value.split_once('=') {
+                Some((name, value)) => Self::Label(name.to_owned(), Some(value.to_owned())),
+                None => Self::Label(own, None),
+            },
+            "status" => match value {
+                "created" | "running" | "paused" | "restarting" | "exited" | "dead" | "removing" => {
+                    Self::Status(own)
+                }
+                _ => return Err(wrong("there are created, running, paused, restarting, exited, dead")),
+            },
+            "exited" => Self::Exited(value.parse().map_err(|_| wrong("it takes an exit code"))?),
+            "ancestor" => Self::Ancestor(session.find(value).ok().map(|image| image.config), own),
+            "volume" => Self::Volume(own),
+            "health" => Self::Health(own),
+            "before" => Self::Before(created(value)?),
+            "since" => Self::Since(created(value)?),
+            _ => {
+                return Err(wrong(
+                    "there are id, name, label, status, exited, ancestor, volume, health, before, since",
+                ));
+            }
+        })
+    }
+
+    fn fits(&self, found: &Shown) -> bool {
+        let Shown { config, state, .. } = found;
+        match self {
+            Self::Id(id) => config.id.as_str().starts_with(id.as_str()),
+            Self::Name(name) => config
+                .name
+                .contains(name.trim_start_matches('/').trim_start_matches('^').trim_end_matches('$')),
+            Self::Label(name, value) => {
+                let label = config.settings.labels.get(name);
+                label.is_some_and(|label| value.as_ref().is_none_or(|value| value == label))
+            }
+            Self::Status(status) => state.status.name() == status,
+            Self::Exited(code) => state.status == Status::Exited && state.exit_code == *code,
+            Self::Ancestor(image, name) => *image == Some(config.image) || config.image_name == *name,
+            Self::Volume(volume) => {
+                config.mounts.iter().any(|mount| mount.target == *volume || mount_source(mount) == *volume)
+            }
+            Self::Health(wanted) => {
+                let health = state.health.as_ref().map_or("none", |health| health.status.as_str());
+                health == wanted
+            }
+            Self::Before(time) => config.created < *time,
+            Self::Since(time) => config.created > *time,
+        }
+    }
+}
+
+fn fits_all(filters: &[Filter], _: &Session, found: &Shown) -> Result<bool, Failure> {
+    let kind = |filter: &Filter| std::mem::discriminant(filter);
+    Ok(filters.iter().all(|filter| {
+        // Labels must all be there; of the others one is enough.
+        matches!(filter, Filter::Label(..)) && filter.fits(found)
+            || !matches!(filter, Filter::Label(..))
+                && filters.iter().any(|other| kind(other) == kind(filter) && other.fits(found))
+    }))
+}

@@ -1,0 +1,95 @@
+//! The monitor as a process of its own: this program, executed again under another name.
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use kiln_executor::{Cancel, Linux};
+use kiln_snapshotter::{Backend, Snapshotter};
+
+use crate::monitor::{Monitor, Streams, Tools};
+use crate::{Container, Containers, Error};
+
+/// The name under which this binary is executed again as a container's monitor.
+const MONITOR_NAME: &str = "kiln-monitor";
+/// What it says once it listens.
+const READY: &str = "ready";
+
+/// Early in `main`: where this process was started as a container's monitor, does that job and never
+/// returns; otherwise does nothing.
+pub fn monitor_if_asked() {
+    if std::env::args_os().next().is_some_and(|name| name == MONITOR_NAME) {
+        std::process::exit(i32::from(monitor().is_err()));
+    }
+}
+
+/// Starts a monitor for a container that has none; returns once it listens. It has its own session, and
+/// goes on when this process ends.
+///
+/// # Errors
+/// [`Error::Told`] with what the monitor says.
+pub(crate) fn start_monitor(
+    containers: &Containers,
+    container: &Container,
+    backend: Backend,
+) -> Result<(), Error> {
+    let failed = |call| {
+        let path = container.dir().to_owned();
+        move |source| Error::Host { call, path, source }
+    };
+    let mut child = Command::new("/proc/self/exe")
+        .arg0(MONITOR_NAME)
+        .arg(containers.root())
+        .arg(backend.to_string())
+        .arg(container.id().as_str())
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(failed("start a monitor for"))?;
+    let mut said = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(64 << 10).read_to_string(&mut said).map_err(failed("hear the monitor of"))?;
+    }
+    match said.trim_end() {
+        READY => Ok(()),
+        "" => Err(Error::MonitorDied { name: container.id().short().to_owned() }),
+        message => Err(Error::Told { message: message.to_owned(), code: 125 }),
+    }
+}
+
+fn monitor() -> Result<(), Error> {
+    // Whoever started it may have a terminal whose signals are none of the container's.
+    let _ = rustix::process::setsid();
+    let opened = open();
+    let word = match &opened {
+        Ok(_) => READY.to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let mut stdout = io::stdout();
+    let _ = writeln!(stdout, "{word}").and_then(|()| stdout.flush());
+    // Nobody waits any longer; and nobody must wait for a stream of a process that lives on.
+    if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+    opened?.watch().map(drop)
+}
+
+fn open() -> Result<Monitor, Error> {
+    let mut args = std::env::args_os().skip(1);
+    let (Some(root), Some(backend), Some(id)) = (args.next(), args.next(), args.next()) else {
+        return Err(Error::Told { message: "no container is named".to_owned(), code: 125 });
+    };
+    let told = |message: String| Error::Told { message, code: 125 };
+    let root = PathBuf::from(root);
+    let backend: Backend = backend.to_string_lossy().parse().map_err(told)?;
+    let container = Container::at(root.join("containers").join(id)).map_err(told)?;
+    let snapshots: Arc<dyn Snapshotter> = kiln_snapshotter::open(&root.join("snapshots"), backend)?;
+    let linux = Arc::new(Linux::open(&root.join("state/executor"))?);
+    let tools = Tools { containers: Containers::open(&root), snapshots, linux };
+    Monitor::open(tools, container, Streams::Own, Cancel::new()?)
+}

@@ -1,0 +1,118 @@
+//! Why something with a container did not work.
+
+use std::io;
+use std::path::PathBuf;
+
+use kiln_executor::ExecError;
+
+/// Why something with a container did not work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No container is called so.
+    #[error("there is no container {text:?}")]
+    NotFound {
+        /// As it was asked for.
+        text: String,
+    },
+    /// Several IDs begin so.
+    #[error("{text:?} is the beginning of {count} container IDs")]
+    Ambiguous {
+        /// As it was asked for.
+        text: String,
+        /// How many.
+        count: usize,
+    },
+    /// Another container has the name.
+    #[error("the name {name:?} is taken by container {id}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// It was removed meanwhile.
+    #[error("container {id} is gone")]
+    Gone {
+        /// Which.
+        id: String,
+    },
+    /// It does not run.
+    #[error("container {name} is not running")]
+    NotRunning {
+        /// Which.
+        name: String,
+    },
+    /// It runs, or is not in the state that this needs.
+    #[error("container {name} {problem}")]
+    WrongState {
+        /// Which.
+        name: String,
+        /// What stands against it.
+        problem: &'static str,
+    },
+    /// A record cannot be understood.
+    #[error("{} cannot be used: {problem}", path.display())]
+    Record {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+    /// There is no such volume.
+    #[error("there is no volume {name:?}")]
+    NoVolume {
+        /// As it was asked for.
+        name: String,
+    },
+    /// Something keeps a volume.
+    #[error("volume {name:?} is used by container {container}")]
+    VolumeInUse {
+        /// Which.
+        name: String,
+        /// By whom.
+        container: String,
+    },
+    /// What the container's monitor, or the process beside it, could not do; told by another process.
+    #[error("{message}")]
+    Told {
+        /// Its words.
+        message: String,
+        /// docker's exit code for it: 125, 126 or 127.
+        code: u8,
+    },
+    /// The monitor ended without a word.
+    #[error("the monitor of container {name} died")]
+    MonitorDied {
+        /// Whose.
+        name: String,
+    },
+    /// The kernel refuses something.
+    #[error("cannot {call} {}", path.display())]
+    Host {
+        /// What was to be done.
+        call: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Snapshots.
+    #[error(transparent)]
+    Snapshots(#[from] kiln_snapshotter::Error),
+    /// The process could not be started.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+}
+
+impl Error {
+    /// docker's exit code for a container or process that did not start.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Told { code, .. } => *code,
+            Error::Exec(ExecError::NotFound { .. }) => 127,
+            Error::Exec(ExecError::NotExecutable { .. }) => 126,
+            _ => 125,
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! A container's output on disk: lines as docker's `json-file` driver writes them.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use kiln_executor::Stream;
+use serde::{Deserialize, Serialize};
+
+use crate::{LogOptions, Time};
+
+/// A longer line is cut into several records, as docker does.
+const MAX_RECORD_BYTES: usize = 16 << 10;
+
+#[derive(Serialize, Deserialize)]
+struct Record<'a> {
+    log: std::borrow::Cow<'a, str>,
+    stream: std::borrow::Cow<'a, str>,
+    time: String,
+}
+
+fn stream_name(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Stdout => "stdout",
+        Stream::Stderr => "stderr",
+    }
+}
+
+/// Writes a log.
+#[derive(Debug)]
+pub(crate) struct LogWriter {
+    path: PathBuf,
+    options: LogOptions,
+    file: File,
+    size_bytes: u64,
+    /// What has come of a line that has not ended.
+    partial: [Vec<u8>; 2],
+}
+
+impl LogWriter {
+    /// Goes on with the log in a container's directory.
+    pub(crate) fn open(dir: &Path, options: LogOptions) -> io::Result<Self> {
+        let path = dir.join("log");
+        let file = append(&path)?;
+        let size_bytes = file.metadata()?.len();
+        Ok(Self { path, options, file, size_bytes, partial: Default::default() })
+    }
+
+    /// Takes output as it comes. A log that cannot be written loses it, and nobody waits.
+    pub(crate) fn write(&mut self, stream: Stream, mut bytes: &[u8]) {
+        let mut lines = Vec::new();
+        let partial = &mut self.partial[usize::from(stream == Stream::Stderr)];
+        while !bytes.is_empty() {
+            let room = MAX_RECORD_BYTES - partial.len();
+            let window = &bytes[..bytes.len().min(room)];
+            let (taken, whole) = match window.iter().position(|&b| b == b'\n') {
+                Some(at) => (at + 1, true),
+                None => (window.len(), window.len() == room),
+            };
+            partial.extend_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            if whole {
+                encode(stream, partial, &mut lines);
+                partial.clear();
+            }
+        }
+        self.append(&lines);
+    }
+
+    /// Writes what has come of lines that will not end.
+    pub(crate) fn flush(&mut self) {
+        let mut lines = Vec::new();
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let partial = &mut self.partial[usize::from(stream == Stream::Stderr)];
+            if !partial.is_empty() {
+                encode(stream, partial, &mut lines);
+                partial.clear();
+            }
+        }
+        self.append(&lines);
+    }
+
+    fn append(&mut self, lines: &[u8]) {
+        if lines.is_empty() {
+            return;
+        }
+        if self.options.max_bytes.is_some_and(|max| self.size_bytes >= max) {
+            // If it cannot be put aside it grows.
+            let _ = self.rotate();
+        }
+        if self.file.write_all(lines).is_ok() {
+            self.size_bytes += lines.len() as u64;
+        }
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        let aside = |nth: u32| self.path.with_file_name(format!("log.{nth}"));
+        let kept = self.options.max_files.saturating_sub(1);
+        for nth in (1..kept).rev() {
+            let _ = fs::rename(aside(nth), aside(nth + 1));
+        }
+        if kept > 0 {
+            fs::rename(&self.path, aside(1))?;
+        } else {
+            fs::remove_file(&self.path)?;
+        }
+        self.file = append(&self.path)?;
+        self.size_bytes = 0;
+        Ok(())
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+fn encode(stream: Stream, line: &[u8], out: &mut Vec<u8>) {
+    let log = String::from_utf8_lossy(line);
+    let record = Record { log, stream: stream_name(stream).into(), time: Time::now().to_string() };
+    // Text into memory: nothing in it can fail.
+    if serde_json::to_writer(&mut *out, &record).is_ok() {
+        out.push(b'\n');
+    }
+}
+
+/// A piece of output: a line, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    /// Where it was printed to.
+    pub stream: Stream,
+    /// When.
+    pub time: Time,
+    /// What, its line feed included.
+    pub text: String,
+}
+
+/// Reads a log from its beginning, and goes on as it grows.
+#[derive(Debug)]
+pub struct LogReader {
+    path: PathBuf,
+    /// Files put aside, then the one that is written.
+    files: VecDeque<File>,
+    open: Option<BufReader<File>>,
+    line: Vec<u8>,
+}
+
+impl LogReader {
+    /// The log in a container's directory.
+    ///
+    /// # Errors
+    /// When there is one and it cannot be read.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        let path = dir.join("log");
+        let mut files = VecDeque::new();
+        for nth in 1.. {
+            match File::open(dir.join(format!("log.{nth}"))) {
+                Ok(file) => files.push_front(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
+        }
+        match File::open(&path) {
+            Ok(file) => files.push_back(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self { path, files, open: None, line: Vec::new() })
+    }
+
+    /// The next piece; `None`: there is none yet.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn next_line(&mut self) -> io::Result<Option<LogLine>> {
+        loop {
+            let Some(open) = &mut self.open else {
+                match self.files.pop_front() {
+                    Some(file) => self.open = Some(BufReader::new(file)),
+                    None if !self.take_newer(None)? => return Ok(None),
+                    None => {}
+                }
+                continue;
+            };
+            open.read_until(b'\n', &mut self.line)?;
+            if self.line.ends_with(b"\n") {
+                let parsed = parse(&self.line);
+                self.line.clear();
+                // What is no record was torn by a crash.
+                if let Some(line) = parsed {
+                    return Ok(Some(line));
+                }
+                continue;
+            }
+            if !self.files.is_empty() {
+                self.open = None;
+                self.line.clear();
+                continue;
+            }
+            let here = open.get_ref().metadata()?;
+            if !self.take_newer(Some((here.dev(), here.ino())))? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Opens the log that has taken the place of the one that was read; whether there is one.
+    fn take_newer(&mut self, than: Option<(u64, u64)>) -> io::Result<bool> {
+        match File::open(&self.path) {
+            Ok(file) => {
+                let there = file.metadata()?;
+                if than == Some((there.dev(), there.ino())) {
+                    return Ok(false);
+                }
+                (self.open, self.line) = (Some(BufReader::new(file)), Vec::new());
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> Option<LogLine> {
+    let record: Record<'_> = serde_json::from_slice(line).ok()?;
+    let stream = if record.stream == "stderr" { Stream::Stderr } else { Stream::Stdout };
+    Some(LogLine { stream, time: record.time.parse().ok()?, text: record.log.into_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(reader: &mut LogReader) -> Vec<(Stream, String)> {
+        let mut lines = Vec::new();
+        while let Some(line) = reader.next_line().unwrap() {
+            lines.push((line.stream, line.text));
+        }
+        lines
+    }
+
+    #[test]
+    fn lines_come_back_and_later_ones_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut reader = LogReader::open(dir.path()).unwrap();
+        assert!(all(&mut reader).is_empty());
+        let mut log = LogWriter::open(dir.path(), LogOptions::default()).unwrap();
+        log.write(Stream::Stdout, b"one\ntw");
+        log.write(Stream::Stderr, b"oops\n");
+        let text = |text: &str| text.to_owned();
+        assert_eq!(all(&mut reader), [(Stream::Stdout, text("one\n")), (Stream::Stderr, text("oops\n"))]);
+        log.write(Stream::Stdout, b"o\nend");
+        log.flush();
+        assert_eq!(all(&mut reader), [(Stream::Stdout, text("two\n")), (Stream::Stdout, text("end"))]);
+        let first = fs::read_to_string(dir.path().join("log")).unwrap();
+        assert!(first.starts_with(r#"{"log":"one\n","stream":"stdout","time":"2"#), "{first}");
+    }
+
+    #[test]
+    fn long_lines_are_cut_and_nothing_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogWriter::open(dir.path(), LogOptions::default()).unwrap();
+        log.write(Stream::Stdout, &[b'x'; 40_000]);
+        log.write(Stream::Stdout, b"\n");
+        let lines = all(&mut LogReader::open(dir.path()).unwrap());
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines.iter().map(|(_, text)| text.len()).sum::<usize>(), 40_001);
+    }
+
+    #[test]
+    fn a_full_log_is_put_aside_and_readers_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LogOptions { none: false, max_bytes: Some(300), max_files: 3 };
+        let mut log = LogWriter::open(dir.path(), options).unwrap();
+        let mut reader = LogReader::open(dir.path()).unwrap();
+        let mut seen = Vec::new();
+        for nth in 0..40 {
+            log.write(Stream::Stdout, format!("{nth}\n").as_bytes());
+            seen.extend(all(&mut reader));
+        }
+        assert_eq!(seen.len(), 40);
+        assert!(dir.path().join("log.2").exists() && !dir.path().join("log.3").exists());
+        let kept = all(&mut LogReader::open(dir.path()).unwrap());
+        assert!(kept.len() < 40 && kept.last().unwrap().1 == "39\n", "{kept:?}");
+    }
+
+    #[test]
+    fn a_torn_record_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("log"), "{\"log\":\"half\n{\"x\":1}\n").unwrap();
+        let mut log = LogWriter::open(dir.path(), LogOptions::default()).unwrap();
+        log.write(Stream::Stdout, b"whole\n");
+        assert_eq!(all(&mut LogReader::open(dir.path()).unwrap()), [(Stream::Stdout, "whole\n".to_owned())]);
+    }
+}

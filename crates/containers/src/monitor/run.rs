@@ -1,0 +1,258 @@
+//! One run of the container's process: from its start to its end, and whether it starts again.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kiln_executor::{ExecError, Executor, Finished, Handles, Managed, Started, Stdio, Stream};
+use kiln_oci::{BindMount, Mount, TmpfsMount};
+use kiln_snapshotter::OpenOptions;
+use rustix::event::PollFlags;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{Event, Monitor, Phase, Streams, failure};
+use crate::config::MountKind;
+use crate::process::{open_process, start_ticks};
+use crate::wire::Reply;
+use crate::{Error, Status, Time, Volumes};
+
+/// Where bytes come from or go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Output(Stream),
+    Terminal,
+    Input,
+}
+
+/// A process from its start to its end.
+pub(super) struct Run {
+    pub(super) process: Option<OwnedFd>,
+    pub(super) stdout: Option<OwnedFd>,
+    pub(super) stderr: Option<OwnedFd>,
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) master: Option<OwnedFd>,
+    /// What clients have sent and the process has not read.
+    pub(super) input: VecDeque<u8>,
+    /// Nothing will follow `input`.
+    pub(super) input_ends: bool,
+    began: Instant,
+}
+
+/// More input than this waits with whoever sends it.
+const INPUT_BYTES: usize = 256 << 10;
+
+impl Run {
+    pub(super) fn is_input_full(&self) -> bool {
+        self.input.len() >= INPUT_BYTES
+    }
+
+    /// What to wait for; with `full`, output stays where it is.
+    pub(super) fn poll_fds(&self, full: bool) -> Vec<(Source, BorrowedFd<'_>, PollFlags)> {
+        let mut fds = Vec::new();
+        let output = [(Stream::Stdout, &self.stdout), (Stream::Stderr, &self.stderr)];
+        for (stream, fd) in output {
+            if let Some(fd) = fd
+                && !full
+            {
+                fds.push((Source::Output(stream), fd.as_fd(), PollFlags::IN));
+            }
+        }
+        let has_input = !self.input.is_empty();
+        if let Some(master) = &self.master {
+            let mut flags = if full { PollFlags::empty() } else { PollFlags::IN };
+            flags.set(PollFlags::OUT, has_input);
+            if !flags.is_empty() {
+                fds.push((Source::Terminal, master.as_fd(), flags));
+            }
+        }
+        if let Some(stdin) = &self.stdin
+            && (has_input || self.input_ends)
+        {
+            fds.push((Source::Input, stdin.as_fd(), PollFlags::OUT));
+        }
+        fds
+    }
+}
+
+fn null(flags: OFlags) -> Result<OwnedFd, Error> {
+    Ok(open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty()).map_err(ExecError::from)?)
+}
+
+fn dup(fd: impl AsFd) -> Result<OwnedFd, Error> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(ExecError::from)?)
+}
+
+impl Monitor {
+    /// Starts the process, for the first time or again.
+    pub(super) fn begin(&mut self) {
+        self.phase = Phase::Running;
+        if !self.state.begun {
+            // One that shall go with its end goes although its monitor is killed from here on.
+            self.state.begun = true;
+            self.note();
+        }
+        if let Err(error) = self.try_begin() {
+            self.run = None;
+            self.did_not_start(error);
+        }
+    }
+
+    fn try_begin(&mut self) -> Result<(), Error> {
+        let process = self.process()?;
+        let root = self.tools.snapshots.open_active(
+            &self.config.id.key(),
+            &OpenOptions {
+                extra_lower: vec![self.tools.linux.stub_dir().to_owned()],
+                durable: !self.config.auto_remove,
+                read_only: false,
+            },
+        )?;
+        let mut run = Run {
+            process: None,
+            stdout: None,
+            stderr: None,
+            stdin: None,
+            master: None,
+            input: VecDeque::new(),
+            input_ends: false,
+            began: Instant::now(),
+        };
+        let streams = match self.streams {
+            _ if self.config.tty => None,
+            Streams::Ours => {
+                let stdin =
+                    if self.config.open_stdin { dup(std::io::stdin())? } else { null(OFlags::RDONLY)? };
+                Some([stdin, dup(std::io::stdout())?, dup(std::io::stderr())?])
+            }
+            Streams::Own => {
+                let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(ExecError::from);
+                let stdin = if self.config.open_stdin {
+                    let (read, write) = pipe()?;
+                    rustix::io::ioctl_fionbio(&write, true).map_err(ExecError::from)?;
+                    run.stdin = Some(write);
+                    read
+                } else {
+                    null(OFlags::RDONLY)?
+                };
+                let ((out, out_end), (err, err_end)) = (pipe()?, pipe()?);
+                (run.stdout, run.stderr) = (Some(out), Some(err));
+                Some([stdin, out_end, err_end])
+            }
+        };
+        let (linux, cancel, reporter) =
+            (self.tools.linux.clone(), self.cancel.clone(), self.reporter.clone());
+        let work = move || {
+            let told = reporter.clone();
+            let mut started = move |started: Started| told.report(Event::Started(started));
+            let stdio = Stdio::Managed(Managed { streams, started: &mut started });
+            let ended = linux.run(Handles::from(root), &process, stdio, &cancel);
+            reporter.report(Event::Ended(ended));
+        };
+        // The kernel ends the container with this thread, not only with the process.
+        thread::Builder::new().name("container".to_owned()).spawn(work).map_err(|source| Error::Host {
+            call: "start a thread for",
+            path: self.container.dir().to_owned(),
+            source,
+        })?;
+        self.run = Some(run);
+        Ok(())
+    }
+
+    /// The process with what is mounted.
+    fn process(&self) -> Result<kiln_executor::ProcessSpec, Error> {
+        let volumes = Volumes::open(self.tools.containers.root());
+        let mut process = self.config.process.clone();
+        for mount in &self.config.mounts {
+            let (target, read_only) = (mount.target.clone(), mount.read_only);
+            process.mounts.push(match &mount.kind {
+                MountKind::Bind(source) => {
+                    Mount::Bind(BindMount { source: source.clone(), target, read_only })
+                }
+                MountKind::Volume { name, .. } => {
+                    Mount::Bind(BindMount { source: volumes.data(name)?, target, read_only })
+                }
+                &MountKind::Tmpfs { size_bytes, mode, executable } => {
+                    Mount::Tmpfs(TmpfsMount { target, size_bytes, mode, executable })
+                }
+            });
+        }
+        Ok(process)
+    }
+
+    pub(super) fn has_started(&mut self, started: Started) {
+        let Some(run) = &mut self.run else { return };
+        let ticks = start_ticks(started.pid).unwrap_or(0);
+        run.process = open_process(started.pid, ticks);
+        if let Some(master) = &started.terminal {
+            let _ = rustix::io::ioctl_fionbio(master, true);
+        }
+        run.master = started.terminal;
+        let state = &mut self.state;
+        (state.status, state.pid, state.pid_start) = (Status::Running, started.pid, ticks);
+        (state.started, state.finished, state.exit_code) = (Time::now(), Time::NEVER, 0);
+        (state.error, state.oom_killed, state.address) = (String::new(), false, started.address);
+        state.paused_by_signals = false;
+        self.checking.begin(state);
+        self.note();
+        self.reply_to(|client| &mut client.starter, &Reply::Started { pid: started.pid });
+    }
+
+    pub(super) fn has_ended(&mut self, result: Result<Finished, ExecError>) {
+        // All writers are gone: what is left in the pipes is all there will be.
+        self.drain();
+        let Some(run) = self.run.take() else { return };
+        (self.kill_at, self.checking.next) = (None, None);
+        let code = match result {
+            Ok(finished) => {
+                self.state.oom_killed = finished.usage.oom_kills > 0;
+                finished.exit.shell_code()
+            }
+            Err(ExecError::Cancelled) => 130,
+            Err(error) if self.state.pid == 0 => return self.did_not_start(error.into()),
+            // Somebody killed the helper, and the kernel the container with it.
+            Err(_) => 137,
+        };
+        self.ended_with(code, run.began.elapsed());
+    }
+
+    fn did_not_start(&mut self, error: Error) {
+        self.state.error = error.to_string();
+        let reply = failure(&error);
+        self.reply_to(|client| &mut client.starter, &reply);
+        let code = i32::from(error.exit_code());
+        self.failure = Some(error);
+        if self.state.started == Time::NEVER {
+            // docker: it has not run, so it is as it was made.
+            self.state.exit_code = code;
+            (self.state.status, self.state.pid) = (Status::Created, 0);
+            self.note();
+            self.phase = Phase::Over(code);
+            return;
+        }
+        self.ended_with(code, Duration::ZERO);
+    }
+
+    fn ended_with(&mut self, code: i32, ran: Duration) {
+        let state = &mut self.state;
+        (state.pid, state.pid_start, state.exit_code, state.address) = (0, 0, code, None);
+        state.finished = Time::now();
+        let (restarts, last) = (state.restarts, self.last_pause);
+        let pause = match state.stopped || self.cancel.is_cancelled() {
+            true => None,
+            false => self.config.restart.pause(code, restarts, ran, last),
+        };
+        let Some(pause) = pause else {
+            state.status = Status::Exited;
+            self.note();
+            self.phase = Phase::Over(code);
+            return;
+        };
+        (state.status, state.restarts) = (Status::Restarting, restarts + 1);
+        self.last_pause = pause;
+        self.note();
+        self.phase = Phase::Pausing(Instant::now() + pause);
+        self.tell_end(code);
+    }
+}
