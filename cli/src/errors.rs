@@ -121,6 +121,11 @@ impl Failure {
     }
 
     /// The exit code.
+    /// The same with another exit code.
+    pub(crate) fn with_code(self, code: Code) -> Self {
+        Self { code, ..self }
+    }
+
     pub(crate) fn exit_code(&self) -> Code {
         self.code
     }
@@ -406,10 +411,10 @@ impl From<kiln_containers::Error> for Failure {
         use kiln_containers::Error;
         let code = match &error {
             Error::Exec(ExecError::Cancelled) => exit::INTERRUPTED,
-            Error::NotFound { .. } | Error::NoVolume { .. } => exit::SOURCE,
+            // docker: 1 for all that is not there or not in the state for it.
+            Error::NotFound { .. } | Error::NoVolume { .. } | Error::Gone { .. } => exit::RUN,
             Error::Ambiguous { .. } | Error::NameTaken { .. } => exit::USAGE,
             Error::NotRunning { .. } | Error::WrongState { .. } | Error::VolumeInUse { .. } => exit::RUN,
-            Error::Gone { .. } => exit::SOURCE,
             Error::Exec(_) | Error::Told { .. } => Code(error.exit_code()),
             _ => exit::STORE,
         };

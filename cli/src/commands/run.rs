@@ -23,7 +23,7 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     if args.rm && args.life.restart != RestartPolicy::No {
         return Err(Failure::usage("--rm and --restart exclude each other"));
     }
-    if args.tty && !args.life.detach && !std::io::stdin().is_terminal() {
+    if args.tty && args.interactive && !args.life.detach && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("-t needs a terminal as standard input"));
     }
     let config = config::of_args(session, &args)?;

@@ -8,7 +8,7 @@ use kiln_snapshotter::{Backend, Snapshotter};
 
 use crate::entry::start_monitor;
 use crate::monitor::{Monitor, Streams, Tools};
-use crate::wire::{Connection, Message, Reply, Request};
+use crate::wire::{Connection, Message, Reply, Request, to_file};
 use crate::{Container, Containers, Error, Status};
 
 /// A connection to a container's monitor, for one matter.
@@ -39,10 +39,15 @@ impl Container {
     /// [`Error::NotRunning`] when there is none.
     pub fn connect(&self) -> Result<Client, Error> {
         let failed = |source| Error::Host { call: "connect to", path: self.dir().join("socket"), source };
-        // Only a lock tells whether somebody listens: a socket stays behind.
-        let connection = match self.state()?.status.is_active() {
-            true => Connection::open(self.dir()).map_err(failed)?,
-            false => None,
+        // Only the lock tells whether somebody listens: a socket stays behind, and records may be damaged.
+        let connection = match self.try_monitor()? {
+            None => Connection::open(self.dir()).map_err(failed)?,
+            Some(lock) => {
+                drop(lock);
+                // Notes the end of one whose monitor was killed.
+                let _ = self.state();
+                None
+            }
         };
         let name = self.called();
         match connection {
@@ -149,6 +154,15 @@ impl Client {
         self.reply().map(drop)
     }
 
+    /// Stops the process and starts it again, without anybody else coming between; returns once it runs.
+    ///
+    /// # Errors
+    /// [`Error::Told`] when it does not start; [`Error::MonitorDied`].
+    pub fn restart(&self, signal: Option<i32>, seconds: Option<i64>) -> Result<(), Error> {
+        self.ask(&Request::Restart { signal, seconds }, &[])?;
+        self.reply().map(drop)
+    }
+
     /// Holds all processes; what is to be said of how.
     ///
     /// # Errors
@@ -210,8 +224,10 @@ impl Client {
         streams: &[OwnedFd; 3],
         terminal: bool,
     ) -> Result<StartedExec, Error> {
-        let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
-        self.ask(&Request::Exec { process: Box::new(process.clone()), terminal }, &fds)?;
+        let file = to_file(process)
+            .map_err(|source| kiln_executor::ExecError::Start { step: "task".to_owned(), source })?;
+        let fds: Vec<_> = streams.iter().chain([&file]).map(AsFd::as_fd).collect();
+        self.ask(&Request::Exec { terminal }, &fds)?;
         match self.reply()? {
             (Reply::Started { pid }, fds) => Ok(StartedExec { pid, terminal: fds.into_iter().next() }),
             (Reply::Exited { code }, _) => {

@@ -33,6 +33,7 @@ mod client;
 mod entry;
 mod keys;
 mod live;
+mod relay;
 mod remove;
 
 #[cfg(test)]
@@ -48,6 +49,7 @@ pub use keys::DetachKeys;
 pub use live::{Process, Usage, processes, usage};
 pub use log::{LogLine, LogReader};
 pub use process::{handles_signal, signal_name, signal_number};
+pub use relay::Relay;
 pub use remove::{remove, sweep};
 pub use state::{Health, HealthResult, State, Status};
 pub use store::{Container, Containers};

@@ -136,7 +136,8 @@ impl Containers {
         match container.config() {
             Ok(config) if config.name == name => Ok(Some(id)),
             Ok(_) | Err(Error::Gone { .. }) => Ok(None),
-            Err(error) => Err(error),
+            // A record that nobody can read keeps its name: so it can be removed by it.
+            Err(_) => Ok(Some(id)),
         }
     }
 

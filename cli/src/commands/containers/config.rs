@@ -196,7 +196,7 @@ fn all_mounts(args: &RunArgs, settings: &RunConfig) -> Result<Vec<MountPoint>, F
     for target in settings.volumes.keys() {
         // What the user mounts there takes its place.
         if found.iter().all(|mount| mount.target.trim_end_matches('/') != target.trim_end_matches('/')) {
-            found.push(mounts::anonymous(target.clone(), false)?);
+            found.push(mounts::anonymous(target.clone(), false, true)?);
         }
     }
     for (at, mount) in found.iter().enumerate() {
@@ -324,7 +324,7 @@ pub(super) fn volume_name() -> Result<String, Failure> {
 /// Whether a mount is a volume.
 pub(super) fn volume_of(mount: &MountPoint) -> Option<(&str, bool)> {
     match &mount.kind {
-        MountKind::Volume { name, anonymous } => Some((name, *anonymous)),
+        MountKind::Volume { name, anonymous, .. } => Some((name, *anonymous)),
         _ => None,
     }
 }
