@@ -26,11 +26,20 @@ pub struct AttachOptions {
     pub start: bool,
 }
 
+/// How a container's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// As a shell shows it.
+    pub code: i32,
+    /// The kernel killed processes of the container for want of memory.
+    pub oom_killed: bool,
+}
+
 /// How an attachment ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attached {
-    /// The process ended so, as a shell shows it.
-    Exited(i32),
+    /// The process ended.
+    Exited(Ended),
     /// The user has left it.
     Detached,
 }
@@ -132,7 +141,9 @@ pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Erro
                 STDOUT => write_all(io::stdout(), &message.bytes),
                 STDERR => write_all(io::stderr(), &message.bytes),
                 CONTROL => match message.parse() {
-                    Some(Reply::Exited { code }) => return Ok(Attached::Exited(code)),
+                    Some(Reply::Exited { code, oom_killed }) => {
+                        return Ok(Attached::Exited(Ended { code, oom_killed }));
+                    }
                     Some(Reply::Failed { message, code }) => return Err(Error::Told { message, code }),
                     Some(Reply::Started { .. }) => local.resize(&mut sink)?,
                     _ => {}
@@ -169,7 +180,7 @@ pub fn attach_terminal(
             let code = client.exit_code()?;
             // What it printed last is there by now.
             while pass_output(master) == Output::Passed {}
-            return Ok(Attached::Exited(code));
+            return Ok(Attached::Exited(Ended { code, oom_killed: false }));
         }
         if local.carry(&ready, &mut sink)? {
             return Ok(Attached::Detached);

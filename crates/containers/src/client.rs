@@ -9,7 +9,7 @@ use kiln_snapshotter::{Backend, Snapshotter};
 use crate::entry::start_monitor;
 use crate::monitor::{Monitor, Streams, Tools};
 use crate::wire::{Connection, Message, Reply, Request, to_file};
-use crate::{Container, Containers, Error, Status};
+use crate::{Container, Containers, Ended, Error, Status};
 
 /// A connection to a container's monitor, for one matter.
 #[derive(Debug)]
@@ -90,8 +90,8 @@ impl Container {
         }
     }
 
-    /// Runs the container under this process, with its standard streams, until it ends; its exit
-    /// code. Nobody can attach to it then, and it dies with this process.
+    /// Runs the container under this process, with its standard streams, until it ends; how it
+    /// did. Nobody can attach to it then, and it dies with this process.
     ///
     /// # Errors
     /// As [`Client::start`].
@@ -101,7 +101,7 @@ impl Container {
         snapshots: Arc<dyn Snapshotter>,
         linux: Arc<Linux>,
         cancel: &Cancel,
-    ) -> Result<i32, Error> {
+    ) -> Result<Ended, Error> {
         let tools = Tools { containers: containers.clone(), snapshots, linux };
         Monitor::open(tools, self.clone(), Streams::Ours, cancel.clone())?.run_at_once()
     }
@@ -208,7 +208,7 @@ impl Client {
     /// [`Error::MonitorDied`].
     pub fn exit_code(&self) -> Result<i32, Error> {
         loop {
-            if let (Reply::Exited { code }, _) = self.reply()? {
+            if let (Reply::Exited { code, .. }, _) = self.reply()? {
                 return Ok(code);
             }
         }
@@ -230,7 +230,7 @@ impl Client {
         self.ask(&Request::Exec { terminal }, &fds)?;
         match self.reply()? {
             (Reply::Started { pid }, fds) => Ok(StartedExec { pid, terminal: fds.into_iter().next() }),
-            (Reply::Exited { code }, _) => {
+            (Reply::Exited { code, .. }, _) => {
                 Err(Error::Told { message: "the process ended at once".to_owned(), code: code as u8 })
             }
             _ => Err(Error::MonitorDied { name: self.name.clone() }),

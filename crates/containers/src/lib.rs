@@ -39,7 +39,7 @@ mod remove;
 #[cfg(test)]
 mod testing;
 
-pub use attach::{AttachOptions, Attached, attach, attach_terminal};
+pub use attach::{AttachOptions, Attached, Ended, attach, attach_terminal};
 pub use client::{Client, StartedExec};
 pub use config::{Config, HealthCheck, Labels, LogOptions, MountKind, MountPoint, Port, RestartPolicy};
 pub use entry::monitor_if_asked;

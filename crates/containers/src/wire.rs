@@ -73,7 +73,12 @@ pub(crate) enum Reply {
     /// The process runs.
     Started { pid: i32 },
     /// The process ended so, as a shell shows it.
-    Exited { code: i32 },
+    Exited {
+        code: i32,
+        /// The kernel killed processes of the container for want of memory.
+        #[serde(default)]
+        oom_killed: bool,
+    },
     /// It could not be done.
     Failed { message: String, code: u8 },
     /// Done, and there is something to say.

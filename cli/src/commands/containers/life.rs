@@ -36,7 +36,10 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
             // docker: one that runs is started.
             Err(Error::WrongState { .. }) if is_running(&container) => Ok(()),
             // docker's codes of programs that cannot be started are for whoever is attached to them.
-            other => Ok(other.map_err(|error| Failure::from(error).with_code(exit::RUN))?),
+            Err(error @ (Error::Told { .. } | Error::Exec(_))) => {
+                Err(Failure::from(error).with_code(exit::RUN))
+            }
+            other => Ok(other?),
         }
     })
 }

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use crate::log::LogWriter;
 use crate::wire::{self, Reply};
-use crate::{Config, Container, Containers, Error, State};
+use crate::{Config, Container, Containers, Ended, Error, State};
 
 use clients::{Client, ClientId};
 use health::Checking;
@@ -197,11 +197,12 @@ impl Monitor {
     }
 
     /// Starts the process without being asked, and looks after it.
-    pub(crate) fn run_at_once(mut self) -> Result<i32, Error> {
+    pub(crate) fn run_at_once(mut self) -> Result<Ended, Error> {
         (self.state.stopped, self.state.pid) = (false, 0);
         self.begin();
         let code = self.look_after()?;
-        self.failure.map_or(Ok(code), Err)
+        let ended = Ended { code, oom_killed: self.state.oom_killed };
+        self.failure.map_or(Ok(ended), Err)
     }
 
     /// Whoever starts a monitor talks to it at once, or is dead.

@@ -242,9 +242,9 @@ impl Monitor {
     pub(super) fn exec_ended(&mut self, id: u64, result: Result<Exit, ExecError>) {
         let Some(exec) = self.execs.remove(&id) else { return };
         let reply = match result {
-            Ok(exit) => Reply::Exited { code: exit.shell_code() },
+            Ok(exit) => Reply::Exited { code: exit.shell_code(), oom_killed: false },
             // The container went, and the helper with it.
-            Err(_) if exec.started => Reply::Exited { code: 137 },
+            Err(_) if exec.started => Reply::Exited { code: 137, oom_killed: false },
             Err(error) => failure(&error.into()),
         };
         self.answer(exec.client, &reply);
