@@ -144,6 +144,7 @@ pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Erro
                     Some(Reply::Exited { code, oom_killed }) => {
                         return Ok(Attached::Exited(Ended { code, oom_killed }));
                     }
+                    Some(Reply::JustEnded) => return Err(Error::JustEnded),
                     Some(Reply::Failed { message, code }) => return Err(Error::Told { message, code }),
                     Some(Reply::Started { .. }) => local.resize(&mut sink)?,
                     _ => {}

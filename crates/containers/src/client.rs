@@ -2,12 +2,14 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kiln_executor::{Cancel, Linux, ProcessSpec};
 use kiln_snapshotter::{Backend, Snapshotter};
 
 use crate::entry::start_monitor;
 use crate::monitor::{Monitor, Streams, Tools};
+use crate::store::PATIENCE;
 use crate::wire::{Connection, Message, Reply, Request, to_file};
 use crate::{Container, Containers, Ended, Error, Status};
 
@@ -56,12 +58,14 @@ impl Container {
         }
     }
 
-    /// Has a monitor, which has not started anything yet; a connection to it. Whoever has no
-    /// connection left before [`Client::start`] lets it go again.
+    /// Has a monitor: one that has not started anything yet, or the one that somebody else has just
+    /// started; a connection to it. Whoever has no connection left before [`Client::start`] lets it go
+    /// again.
     ///
     /// # Errors
     /// [`Error::WrongState`] when it runs.
     pub fn prepare(&self, containers: &Containers, backend: Backend) -> Result<Client, Error> {
+        // Until the new monitor listens: who comes later meets that one.
         let _lock = self.lock()?;
         let name = self.called();
         match self.state()?.status {
@@ -69,11 +73,19 @@ impl Container {
             Status::Dead => return Err(Error::WrongState { name, problem: "is dead" }),
             _ => return Err(Error::WrongState { name, problem: "is running already" }),
         }
-        start_monitor(containers, self, backend)?;
         let failed = |source| Error::Host { call: "connect to", path: self.dir().join("socket"), source };
-        match Connection::open(self.dir()).map_err(failed)? {
-            Some(connection) => Ok(Client { connection, name }),
-            None => Err(Error::MonitorDied { name }),
+        let begun = Instant::now();
+        loop {
+            if let Some(free) = self.try_monitor()? {
+                drop(free);
+                start_monitor(containers, self, backend)?;
+            }
+            match Connection::open(self.dir()).map_err(failed)? {
+                Some(connection) => return Ok(Client { connection, name }),
+                // Its end is near, or somebody only looks.
+                None if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(1)),
+                None => return Err(Error::MonitorDied { name }),
+            }
         }
     }
 
@@ -121,6 +133,7 @@ impl Client {
         let message = self.next()?;
         match message.parse() {
             Some(Reply::Failed { message, code }) => Err(Error::Told { message, code }),
+            Some(Reply::JustEnded) => Err(Error::JustEnded),
             Some(reply) => Ok((reply, message.fds)),
             None => Err(Error::Told { message: "the monitor is of another kiln".to_owned(), code: 125 }),
         }

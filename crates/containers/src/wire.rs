@@ -79,6 +79,8 @@ pub(crate) enum Reply {
         #[serde(default)]
         oom_killed: bool,
     },
+    /// Its process has just ended, and the monitor is about to go.
+    JustEnded,
     /// It could not be done.
     Failed { message: String, code: u8 },
     /// Done, and there is something to say.

@@ -264,8 +264,15 @@ fn health(settings: &mut RunConfig, args: &RunArgs) -> Result<Option<HealthCheck
         _ => return Ok(None),
     };
     let time = |flag: &Option<String>, key: &str, usual: u64| match flag {
-        Some(text) => parse_duration(text)
-            .ok_or_else(|| Failure::usage(format!("{text:?} is no duration such as 30s or 1m30s"))),
+        Some(text) => match parse_duration(text) {
+            // docker: 0 is what there is without the flag.
+            Some(Duration::ZERO) => Ok(Duration::from_secs(usual)),
+            Some(time) if time < Duration::from_millis(1) => {
+                Err(Failure::usage(format!("{text:?} is too short: a millisecond is the least")))
+            }
+            Some(time) => Ok(time),
+            None => Err(Failure::usage(format!("{text:?} is no duration such as 30s or 1m30s"))),
+        },
         None => Ok(match image[key].as_u64() {
             Some(nanos) if nanos > 0 => Duration::from_nanos(nanos),
             _ => Duration::from_secs(usual),

@@ -45,7 +45,17 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
 }
 
 fn begin(session: &Session, container: &Container) -> Result<(), Error> {
-    container.prepare(&session.containers, session.backend)?.start()
+    let mut patience = 100;
+    loop {
+        match container.prepare(&session.containers, session.backend)?.start() {
+            // Its process ended between the two: the monitor is about to go.
+            Err(Error::MonitorDied { .. } | Error::JustEnded) if patience > 0 => {
+                patience -= 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Stops a container; one that does not run is stopped.
@@ -78,9 +88,7 @@ pub(super) fn restart(session: &Session, args: &StopArgs) -> Result<u8, Failure>
         match container.connect() {
             Ok(client) => match client.restart(signal, args.timeout) {
                 // It has ended by itself just now.
-                Err(Error::MonitorDied { .. } | Error::Told { .. }) if !is_active(&container) => {
-                    Ok(begin(session, &container)?)
-                }
+                Err(Error::MonitorDied { .. } | Error::JustEnded) => Ok(begin(session, &container)?),
                 other => Ok(other?),
             },
             Err(Error::NotRunning { .. }) => Ok(begin(session, &container)?),

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::thread;
 
 use super::Docker;
-use crate::harness::{needs_root, text};
+use crate::harness::{needs_root, processes_with, text};
 
 #[test]
 fn input_and_output_do_not_wait_for_each_other() {
@@ -196,4 +196,47 @@ fn exec_takes_as_many_arguments_as_the_kernel() {
     assert_eq!(docker.ok(&["exec", "web", "cat", "/proc/self/oom_score_adj"]), "300");
     docker.run(&["exec", "absent", "true"]).expect(1);
     docker.ok(&["rm", "-f", "web"]);
+}
+
+#[test]
+fn many_starts_at_once_are_one() {
+    needs_root!();
+    let docker = Docker::kiln();
+    for round in 0..3 {
+        docker.ok(&["create", "--name", "web", "--network", "none", "busybox", "sleep", "31536888"]);
+        let starts: Vec<_> =
+            (0..5).map(|_| docker.command(&["start", "web"]).stdout(Stdio::null()).spawn()).collect();
+        for start in starts {
+            assert!(start.expect("it starts").wait().expect("our child").success(), "{round}");
+        }
+        assert_eq!(processes_with("31536888").len(), 1, "{round}");
+        docker.ok(&["rm", "-f", "web"]);
+        assert_eq!(processes_with("31536888"), [""; 0], "{round}");
+        assert_eq!(docker.ok(&["ps", "-aq"]), "", "{round}");
+    }
+}
+
+#[test]
+fn starts_stops_and_removals_cross_each_other() {
+    needs_root!();
+    let docker = Docker::kiln();
+    docker.ok(&["create", "--name", "web", "--network", "none", "busybox", "sleep", "31536889"]);
+    let lines: [&[&str]; 4] = [
+        &["start", "web"],
+        &["stop", "-t", "0", "web"],
+        &["restart", "-t", "0", "web"],
+        &["inspect", "-f", "{{.State.Status}}", "web"],
+    ];
+    let many = (0..6).flat_map(|_| lines);
+    let children: Vec<_> =
+        many.map(|line| docker.command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()).collect();
+    for child in children {
+        let output = child.expect("it starts").wait_with_output().expect("our child");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    docker.ok(&["stop", "-t", "0", "web"]);
+    assert_eq!(docker.field("web", "{{.State.Status}}"), "exited");
+    assert_eq!(processes_with("31536889"), [""; 0]);
+    docker.ok(&["rm", "web"]);
+    docker.is_clean();
 }

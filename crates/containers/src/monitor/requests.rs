@@ -88,8 +88,13 @@ impl Monitor {
                 }
                 self.begin();
             }
+            Phase::Running if self.state.status == Status::Paused => {
+                let name = self.config.name.clone();
+                self.answer(id, &failure(&Error::WrongState { name, problem: "is paused" }));
+            }
+            // It was somebody else who started it, just now.
             Phase::Running | Phase::Pausing(_) => self.answer(id, &Reply::Done),
-            Phase::Over(_) => self.refuse(id, "the container has just ended", 125),
+            Phase::Over(_) => self.answer(id, &Reply::JustEnded),
         }
     }
 
@@ -120,10 +125,12 @@ impl Monitor {
         self.run.as_ref().and_then(|run| run.process.as_ref()).ok_or_else(|| self.not_running())
     }
 
-    /// Sends a signal, if there is anybody to get it.
-    pub(super) fn signal(&self, signal: i32) {
-        if let Ok(process) = self.process_fd() {
-            let _ = send_signal(process, signal);
+    /// Sends a signal; to a process that is about to start, once it has.
+    pub(super) fn signal(&mut self, signal: i32) {
+        let Some(run) = &mut self.run else { return };
+        match &run.process {
+            Some(process) => drop(send_signal(process, signal)),
+            None => run.due = Some(signal),
         }
     }
 
@@ -175,7 +182,7 @@ impl Monitor {
 
     fn restart(&mut self, id: ClientId, signal: Option<i32>, seconds: Option<i64>) {
         if let Phase::Over(_) | Phase::Waiting = self.phase {
-            return self.refuse(id, "the container has just ended", 125);
+            return self.answer(id, &Reply::JustEnded);
         }
         if let Some(client) = self.client(id) {
             client.starter = true;

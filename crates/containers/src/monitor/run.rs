@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{Event, Monitor, Phase, Streams, failure};
 use crate::config::MountKind;
-use crate::process::{open_process, start_ticks};
+use crate::process::{open_process, send_signal, start_ticks};
 use crate::wire::Reply;
 use crate::{Error, Relay, Status, Time, Volumes};
 
@@ -33,6 +33,8 @@ pub(super) struct Run {
     pub(super) stderr: Option<OwnedFd>,
     pub(super) stdin: Option<OwnedFd>,
     pub(super) master: Option<OwnedFd>,
+    /// To be sent when there is a process.
+    pub(super) due: Option<i32>,
     /// Carries the streams that are this process's.
     relay: Option<Relay>,
     /// What clients have sent and the process has not read.
@@ -113,6 +115,7 @@ impl Monitor {
             stderr: None,
             stdin: None,
             master: None,
+            due: None,
             relay: None,
             input: VecDeque::new(),
             input_ends: false,
@@ -185,6 +188,9 @@ impl Monitor {
         let Some(run) = &mut self.run else { return };
         let ticks = start_ticks(started.pid).unwrap_or(0);
         run.process = open_process(started.pid, ticks);
+        if let (Some(process), Some(signal)) = (&run.process, run.due.take()) {
+            let _ = send_signal(process, signal);
+        }
         if let Some(master) = &started.terminal {
             let _ = rustix::io::ioctl_fionbio(master, true);
         }
