@@ -58,7 +58,7 @@ pub use error::{BuildError, OpError};
 pub use import::{ImportRequest, import};
 pub use input::{DockerfileSource, StandardInput};
 pub use layout::{LayoutImage, load_layout};
-pub use load::{Loaded, load};
+pub use load::{ARCHIVE_BYTES, Loaded, load};
 pub use named_context::{NamedContext, NamedContextError, NamedSource};
 pub use remote_context::{ContextOpener, ContextSource, MainContext, TreeContext};
 pub use request::BuildRequest;
