@@ -123,7 +123,7 @@ impl Check<'_> {
                 }
                 Err(_) if cancel.flag().load(Ordering::Relaxed) => Err(BuildError::Cancelled),
                 Err(CopyFault::Read(source) | CopyFault::Write(source)) => {
-                    let error = BuildError::Unreadable { path: packed.blob.to_string().into(), source };
+                    let error = BuildError::Unchecked { path: packed.blob.to_string().into(), source };
                     Ok(Some(fault(error)?.of("it cannot be unpacked")))
                 }
             }
@@ -204,7 +204,7 @@ impl Check<'_> {
         }
         let active = self.engine.prepare(None)?;
         let dir = self.engine.snapshots.open_layer(active.key())?;
-        let blind = |error: Errno| BuildError::Unreadable {
+        let blind = |error: Errno| BuildError::Unchecked {
             path: self.engine.store.root().join("snapshots"),
             source: io::Error::new(
                 io::Error::from(error).kind(),
@@ -260,7 +260,7 @@ fn tree_digest(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, BuildErro
 /// The tar inside a blob of the store.
 fn open_plain(engine: &Engine, blob: &Digest) -> Result<Box<dyn Read>, BuildError> {
     let (file, _) = engine.store.open_blob(blob)?;
-    let unreadable = |source| BuildError::Unreadable { path: blob.to_string().into(), source };
+    let unreadable = |source| BuildError::Unchecked { path: blob.to_string().into(), source };
     Ok(decoder(BufReader::with_capacity(256 << 10, file)).map_err(unreadable)?.1)
 }
 
