@@ -37,6 +37,7 @@ mod ops;
 mod redact;
 mod remote_context;
 mod request;
+mod reread;
 mod secrets;
 mod select;
 mod source;

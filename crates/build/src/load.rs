@@ -57,6 +57,8 @@ struct DockerEntry {
 /// whole, or from the OCI layout directory there, or a directory as skopeo's `dir:` makes it. Of an image for several platforms `platform` is unpacked; without a choice it is this
 /// machine's, and the others are kept beside it, as they came.
 ///
+/// Blobs that the store has already are read, and replaced where they are damaged.
+///
 /// # Errors
 /// [`BuildError`]; no name has moved then.
 pub fn load(
@@ -69,7 +71,8 @@ pub fn load(
         Archive::open_dir(path)?
     } else {
         Archive::open(path, seekable(engine, path, cancel.flag())?)?
-    };
+    }
+    .healing();
     let loaded = if archive.contains(DIR_VERSION) {
         load_dir(engine, &archive, platform, cancel)?
     } else if archive.contains(DOCKER_MANIFEST) {

@@ -12,6 +12,7 @@ use crate::cancel::BuildCancel;
 use crate::image::MAX_CONFIG_BYTES;
 use crate::load::{Config, Loaded, MAX_MANIFEST_BYTES, load_image};
 use crate::load_layers::LayerSource;
+use crate::reread::is_readable;
 use crate::{BuildError, Engine};
 
 /// Indexes within indexes are followed this far.
@@ -232,8 +233,13 @@ fn keep_index(
             return Err(BuildError::Cancelled);
         }
         engine.store.hold_blob(&blob.digest)?;
-        if !engine.store.has_blob(&blob.digest) {
-            let (mut reader, _) = archive.read(&blob_name(&blob.digest))?;
+        let name = blob_name(&blob.digest);
+        let is_whole = match engine.store.has_blob(&blob.digest) {
+            true if archive.heals() && archive.contains(&name) => is_readable(engine, &blob.digest, cancel)?,
+            there => there,
+        };
+        if !is_whole {
+            let (mut reader, _) = archive.read(&name)?;
             let mut ingest = engine.store.ingest()?;
             std::io::copy(&mut reader, &mut ingest).map_err(|error| {
                 broken(archive.path(), &format!("{} cannot be copied ({error})", blob.digest))

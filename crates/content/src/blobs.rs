@@ -125,14 +125,15 @@ impl Store {
         Ok(file)
     }
 
-    /// Stores `bytes`, held as long as this handle lives; costs one system call when they are there.
+    /// Stores `bytes`, held as long as this handle lives. What is there already is read, and replaced if
+    /// it is damaged: this is for documents.
     ///
     /// # Errors
     /// [`Error::Host`].
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Digest, Error> {
         let digest = Digest::of(bytes);
         self.hold_blob(&digest)?;
-        if !self.has_blob(&digest) {
+        if self.read_blob(&digest, bytes.len() as u64).is_err() {
             let mut ingest = self.ingest()?;
             let path = ingest.path.clone();
             ingest.write_all(bytes).map_err(Error::host("write", path))?;
@@ -247,6 +248,9 @@ mod tests {
             let mut ingest = store.ingest().unwrap();
             ingest.write_all(b"hello").unwrap();
             ingest.commit(None).unwrap();
+            assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
+            fs::write(store.blob_path(&digest), damage).unwrap();
+            store.put_blob(b"hello").unwrap();
             assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
         }
     }
