@@ -203,16 +203,11 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        (dir, store)
-    }
+    use crate::store::tests::new_store;
 
     #[test]
     fn what_was_put_is_read_back() {
-        let (_dir, store) = store();
+        let (_dir, store) = new_store();
         let digest = store.put_blob(b"hello").unwrap();
         assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
         assert_eq!(store.put_blob(b"hello").unwrap(), digest);
@@ -222,7 +217,7 @@ mod tests {
 
     #[test]
     fn wrong_content_leaves_nothing() {
-        let (dir, store) = store();
+        let (dir, store) = new_store();
         let mut ingest = store.ingest().unwrap();
         ingest.write_all(b"hello").unwrap();
         let wrong = ingest.commit(Some((Digest::of(b"other"), 5)));
@@ -233,7 +228,7 @@ mod tests {
 
     #[test]
     fn damaged_blob_is_noticed_when_read() {
-        let (_dir, store) = store();
+        let (_dir, store) = new_store();
         let digest = store.put_blob(b"hello").unwrap();
         fs::write(store.blob_path(&digest), b"hellO").unwrap();
         assert!(matches!(store.read_blob(&digest, 100), Err(Error::Mismatch { .. })));
@@ -241,7 +236,7 @@ mod tests {
 
     #[test]
     fn damaged_blob_is_replaced_when_it_comes_again() {
-        let (_dir, store) = store();
+        let (_dir, store) = new_store();
         let digest = store.put_blob(b"hello").unwrap();
         for damage in [&b"hellO"[..], b"hel", b""] {
             fs::write(store.blob_path(&digest), damage).unwrap();
@@ -257,7 +252,7 @@ mod tests {
 
     #[test]
     fn only_dead_writers_files_are_swept() {
-        let (dir, store) = store();
+        let (dir, store) = new_store();
         let living = store.ingest().unwrap();
         fs::write(dir.path().join("ingest/dead"), b"x").unwrap();
         assert_eq!(store.sweep_ingest().unwrap(), 1);

@@ -18,7 +18,7 @@ use crate::tables::{Writer, Written};
 mod barrier;
 mod directory;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Blobs and metadata below one directory. Any number of processes may have it open.
 ///

@@ -1,6 +1,6 @@
 //! The files of an image as a tar, or in a directory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -109,21 +109,9 @@ pub(crate) fn write_local(
     make_room(to.as_fd(), &entries, cancel).map_err(failed)?;
     let Some(view) = &view else { return Ok(left_out) };
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    kiln_layer::copy(&CopyRequest {
-        from: view.as_fd(),
-        frozen: true,
-        entries: &entries,
-        passed: &HashSet::new(),
-        strip: b"",
-        to: to.as_fd(),
-        destination: b"",
-        owner: Some(owner),
-        mode: None,
-        parent_mode: 0o755,
-        top: TopDir::Contents,
-        cancel,
-    })
-    .map_err(|error| match error {
+    let copy = CopyRequest::tree(view.as_fd(), &entries, to.as_fd(), cancel);
+    let copied = kiln_layer::copy(&CopyRequest { owner: Some(owner), top: TopDir::Contents, ..copy });
+    copied.map_err(|error| match error {
         kiln_layer::CopyError::Cancelled => BuildError::Cancelled,
         kiln_layer::CopyError::Host { call, path, source } => {
             let path = dir.join(text(&path));

@@ -6,10 +6,16 @@ use super::*;
 use crate::ImageRecord;
 use kiln_oci::Digest;
 
-#[test]
-fn store_of_a_newer_kiln_is_refused() {
+/// An empty store; it goes with its directory.
+pub(crate) fn new_store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+#[test]
+fn store_of_a_newer_kiln_is_refused() {
+    let (dir, store) = new_store();
     store.read(|db| db.pragma_update(None, "user_version", 99)).unwrap();
     drop(store);
     assert!(matches!(Store::open(dir.path()), Err(Error::NewerStore { found: 99, .. })));
@@ -35,8 +41,7 @@ fn store_of_an_older_kiln_is_brought_up_to_date() {
 
 #[test]
 fn store_that_wrote_nothing_beside_its_layers_does_so_now() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     let config = put(&store, "one");
     drop(store);
     fs::remove_dir_all(dir.path().join(crate::sidecars::DIR)).unwrap();
@@ -49,8 +54,7 @@ fn store_that_wrote_nothing_beside_its_layers_does_so_now() {
 
 #[test]
 fn words_beside_layers_are_all_there_or_not_at_all() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     let config = put(&store, "one");
     drop(store);
     let (words, new) = (dir.path().join(crate::sidecars::DIR), dir.path().join("records.new"));
@@ -68,8 +72,7 @@ fn words_beside_layers_are_all_there_or_not_at_all() {
 
 #[test]
 fn words_beside_layers_that_cannot_be_written_are_next_time() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     let config = put(&store, "one");
     drop(store);
     let (words, new) = (dir.path().join(crate::sidecars::DIR), dir.path().join("records.new"));
@@ -84,8 +87,7 @@ fn words_beside_layers_that_cannot_be_written_are_next_time() {
 
 #[test]
 fn newer_words_beside_layers_are_refused_and_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     put(&store, "one");
     drop(store);
     let words = dir.path().join(crate::sidecars::DIR).join(crate::sidecars::NONE);
@@ -108,8 +110,7 @@ fn place_that_cannot_be_written_is_said_and_left_alone() {
 
 #[test]
 fn records_of_another_boot_are_dropped_unless_they_are_durable() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
+    let (dir, mut store) = new_store();
     let chain = |text: &str| kiln_oci::ChainId(Digest::of(text.as_bytes()));
     let snapshot = "s".parse().unwrap();
     store.put_chain(&chain("durable"), &snapshot).unwrap();
@@ -136,8 +137,7 @@ fn app(store: &Store) -> Option<Digest> {
 
 #[test]
 fn name_that_moved_moves_back_although_the_journal_lost_its_end() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
+    let (dir, mut store) = new_store();
     store.boot = "old".to_owned();
     let old = put(&store, "old");
     let journal = dir.path().join("db/journal");
@@ -152,8 +152,7 @@ fn name_that_moved_moves_back_although_the_journal_lost_its_end() {
 
 #[test]
 fn name_that_moved_moves_back_although_the_journal_was_written_anew() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
+    let (dir, mut store) = new_store();
     let old = put(&store, "old");
     store.barrier().unwrap();
     store.boot = "another".to_owned();
@@ -202,8 +201,7 @@ fn handle_goes_on_with_the_index_that_somebody_made_anew() {
 
 #[test]
 fn transaction_that_is_to_reach_the_disk_does_so_in_an_index_made_anew_meanwhile() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     let synchronous = || {
         let value = |db: &Connection| db.query_row("PRAGMA synchronous", [], |row| row.get::<_, i64>(0));
         store.read(value)
@@ -217,8 +215,7 @@ fn transaction_that_is_to_reach_the_disk_does_so_in_an_index_made_anew_meanwhile
 
 #[test]
 fn journal_that_cannot_be_written_anew_stays_long_and_the_change_is_made() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     let (journal, new) = (dir.path().join("db/journal"), dir.path().join("db/journal.new"));
     std::os::unix::fs::symlink("/dev/full", &new).unwrap();
     let key = Digest::of(b"key");
@@ -244,16 +241,14 @@ fn journal_that_cannot_be_written_anew_stays_long_and_the_change_is_made() {
 
 #[test]
 fn half_a_journal_of_somebody_killed_is_swept() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     fs::write(dir.path().join("db/journal.new"), "half").unwrap();
     assert_eq!((store.sweep_ingest().unwrap(), store.sweep_ingest().unwrap()), (1, 0));
 }
 
 #[test]
 fn barrier_that_failed_is_still_to_come() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
+    let (_dir, mut store) = new_store();
     put(&store, "one");
     let good = std::mem::replace(&mut store.directory, nothing_to_sync());
     for _ in 0..2 {
@@ -286,8 +281,7 @@ fn barrier_covers_a_name_that_somebody_set_who_died_before_his() {
 
 #[test]
 fn barrier_does_not_cover_what_changes_during_its_sync() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (_dir, store) = new_store();
     put(&store, "one");
     let loose = store.loose().unwrap();
     store.dirty.store(false, Ordering::Relaxed);
@@ -302,22 +296,15 @@ fn barrier_does_not_cover_what_changes_during_its_sync() {
 
 #[test]
 fn name_that_moved_before_a_crash_of_the_machine_moves_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(dir.path()).unwrap();
-    let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
-    let put = |store: &Store, config| {
-        let image = ImageRecord { config, manifest: config, snapshot: None, size_bytes: 5, created_unix: 6 };
-        store.put_image(&image).unwrap();
-        store.set_name(&"app:1".parse().unwrap(), &image).unwrap();
-    };
-    put(&store, old);
+    let (dir, mut store) = new_store();
+    let old = put(&store, "old");
     store.barrier().unwrap();
     store.boot = "another".to_owned();
-    put(&store, new);
+    put(&store, "new");
     drop(store);
     for _ in 0..2 {
         let store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.resolve(&"app:1".parse().unwrap()).unwrap().unwrap().config, old);
+        assert_eq!(app(&store), Some(old));
         assert_eq!(store.images().unwrap().len(), 1);
         drop(store);
         // The same when the index is lost on top of it.
