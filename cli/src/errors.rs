@@ -6,7 +6,7 @@ mod toolkit;
 use std::io::Write;
 use std::process::ExitCode;
 
-use kiln_build::{BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
+use kiln_build::{ARCHIVE_BYTES, BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_llb::Location;
@@ -277,7 +277,7 @@ fn apply(error: &kiln_layer::ApplyError, plain: impl Fn(Code) -> Failure) -> Fai
     let failure = plain(apply_code(error));
     match error {
         ApplyError::Density(DensityError::Ratio { .. })
-        | ApplyError::Limit { what: TAR_BYTES | CONTENT_BYTES, .. } => failure.hint(
+        | ApplyError::Limit { what: TAR_BYTES | CONTENT_BYTES | ARCHIVE_BYTES, .. } => failure.hint(
             "if it is honest, allow it with `--max-layer SIZE`, or with max-layer in the configuration file",
         ),
         _ => failure,

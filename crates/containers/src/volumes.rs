@@ -93,6 +93,162 @@ impl Volumes {
             labels: labels.clone(),
             anonymous,
         };
+        let fill = || {
+            DirBuilder::new().mode(0o711).create(&new)?;
+            fs::write(new.join("volume.json"), serde_json::to_vec(&volume)?)?;
+            DirBuilder::new().mode(0o755).create(new.join("_data"))?;
+            fs::rename(&new, &dir)
+        };
+        fill().map_err(failed("make", &dir))?;
+        Ok(true)
+    }
+
+    /// A volume by its whole name.
+    ///
+    /// # Errors
+    /// [`Error::NoVolume`], [`Error::Record`].
+    pub fn find(&self, name: &str) -> Result<Volume, Error> {
+        let missing = || Error::NoVolume { name: name.to_owned() };
+        if !is_name(name) {
+            return Err(missing());
+        }
+        let path = self.dir.join(name).join("volume.json");
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
+            other => other.map_err(failed("read", &path))?,
+        };
+        let volume: Volume = serde_json::from_slice(&text)
+            .map_err(|error| Error::Record { path: path.clone(), problem: error.to_string() })?;
+        match volume.version {
+            1 => Ok(volume),
+            other => Err(Error::Record { path, problem: format!("it has version {other}") }),
+        }
+    }
+
+    /// Where a volume's files are.
+    ///
+    /// # Errors
+    /// As [`Volumes::find`].
+    pub fn data(&self, name: &str) -> Result<PathBuf, Error> {
+        self.find(name).map(|volume| self.dir.join(volume.name).join("_data"))
+    }
+
+    /// Has `fill` fill the volume's directory, if that is empty: one at a time, and anew after one that did
+    /// not come to its end.
+    ///
+    /// # Errors
+    /// As [`Volumes::find`]; those of `fill`.
+    pub fn fill<E: From<Error>>(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let data = self.data(name)?;
+        let dir = self.dir.join(name);
+        let lock = File::open(&dir).and_then(|dir| dir.lock().map(|()| dir));
+        let _lock = lock.map_err(failed("lock", &dir))?;
+        let filling = dir.join("filling");
+        let clear = || {
+            for entry in fs::read_dir(&data)? {
+                let entry = entry?;
+                match entry.file_type()?.is_dir() {
+                    true => fs::remove_dir_all(entry.path())?,
+                    false => fs::remove_file(entry.path())?,
+                }
+            }
+            Ok(())
+        };
+        if filling.exists() {
+            clear().map_err(failed("empty", &data))?;
+        }
+        if fs::read_dir(&data).map_err(failed("read", &data))?.next().is_some() {
+            return Ok(());
+        }
+        File::create(&filling).map_err(failed("create", &filling))?;
+        fill(&data)?;
+        Ok(fs::remove_file(&filling).map_err(failed("remove", &filling))?)
+    }
+
+    /// All volumes, by name.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn list(&self) -> Result<Vec<Volume>, Error> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed("read", &self.dir))?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed("read", &self.dir))?;
+            if let Some(name) = entry.file_name().to_str()
+                && let Ok(volume) = self.find(name)
+            {
+                found.push(volume);
+            }
+        }
+        found.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(found)
+    }
+
+    /// Removes a volume with its files.
+    ///
+    /// # Errors
+    /// [`Error::NoVolume`]; [`Error::VolumeInUse`] when a container has it, running or not.
+    pub fn remove(&self, name: &str, containers: &Containers) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        self.find(name)?;
+        if let Some(container) = user_of(name, containers)? {
+            return Err(Error::VolumeInUse { name: name.to_owned(), container });
+        }
+        let (dir, gone) = (self.dir.join(name), self.dir.join(format!(".gone-{name}")));
+        let _ = fs::remove_dir_all(&gone);
+        fs::rename(&dir, &gone).map_err(failed("rename", &dir))?;
+        fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+    }
+}
+
+/// A container that has this volume.
+///
+/// # Errors
+/// [`Error::Host`].
+pub fn user_of(name: &str, containers: &Containers) -> Result<Option<String>, Error> {
+    for container in containers.list()? {
+        let Ok(config) = container.config() else { continue };
+        let has = |kind: &MountKind| matches!(kind, MountKind::Volume { name: known, .. } if known == name);
+        if config.mounts.iter().any(|mount| has(&mount.kind)) {
+            return Ok(Some(config.name));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MountPoint;
+    use crate::testing::config;
+
+    #[test]
+    fn volumes_stay_while_a_container_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volumes, containers) = (Volumes::open(dir.path()), Containers::open(dir.path()));
+        assert!(volumes.list().unwrap().is_empty());
+        assert!(volumes.create("data", &BTreeMap::new(), false).unwrap());
+        assert!(!volumes.create("data", &BTreeMap::new(), false).unwrap());
+        fs::write(volumes.data("data").unwrap().join("x"), "x").unwrap();
+        let mut user = config("web");
+        user.mounts.push(MountPoint {
+            kind: MountKind::Volume { name: "data".to_owned(), anonymous: false, fill: true },
+            target: "/data".to_owned(),
+            read_only: false,
+        });
+        let container = containers.create(&user).unwrap();
+        assert!(matches!(volumes.remove("data", &containers), Err(Error::VolumeInUse { .. })));
+        containers.remove(&container).unwrap();
+        volumes.remove("data", &containers).unwrap();
+        assert!(matches!(volumes.data("data"), Err(Error::NoVolume { .. })));
+        volumes.create("empty", &BTreeMap::new(), false).unwrap();
         let fill = |text: &'static str| {
             move |data: &Path| {
                 fs::write(data.join("x"), text).unwrap();

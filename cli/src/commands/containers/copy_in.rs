@@ -1,6 +1,5 @@
 //! `kiln cp SOURCE CONTAINER:/PATH`
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -96,18 +95,12 @@ fn copy(session: &Session, args: &CpArgs, root: BorrowedFd<'_>, path: &[u8]) -> 
         }
     };
     let request = CopyRequest {
-        from: from.as_fd(),
         frozen: false,
-        entries: &entries,
-        passed: &HashSet::new(),
         strip: &name,
-        to: root,
         destination: &destination,
         owner: (!args.archive).then_some((0, 0)),
-        mode: None,
-        parent_mode: 0o755,
         top: if contents { TopDir::Contents } else { TopDir::Itself },
-        cancel,
+        ..CopyRequest::tree(from.as_fd(), &entries, root, cancel)
     };
     kiln_layer::copy(&request).map(drop).map_err(|error| missing(&error))
 }

@@ -1,6 +1,6 @@
 //! Volumes of a new container, filled from the image where they are empty.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -46,18 +46,9 @@ fn fill(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let to = openat(CWD, data, flags, Mode::empty()).map_err(|error| failed(&error))?;
     kiln_layer::copy(&CopyRequest {
-        from: view,
-        frozen: true,
-        entries: &entries,
-        passed: &HashSet::new(),
         strip: &path,
-        to: to.as_fd(),
-        destination: b"",
-        owner: None,
-        mode: None,
-        parent_mode: 0o755,
         top: TopDir::Contents,
-        cancel,
+        ..CopyRequest::tree(view, &entries, to.as_fd(), cancel)
     })
     .map_err(|error| failed(&error))?;
     // Owner before mode: chown(2) clears setuid bits.
