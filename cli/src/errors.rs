@@ -414,7 +414,11 @@ impl From<kiln_containers::Error> for Failure {
             // docker: 1 for all that is not there or not in the state for it.
             Error::NotFound { .. } | Error::NoVolume { .. } | Error::Gone { .. } => exit::RUN,
             Error::Ambiguous { .. } | Error::NameTaken { .. } => exit::USAGE,
-            Error::NotRunning { .. } | Error::WrongState { .. } | Error::VolumeInUse { .. } => exit::RUN,
+            Error::AlreadyRuns { .. }
+            | Error::JustEnded
+            | Error::NotRunning { .. }
+            | Error::WrongState { .. }
+            | Error::VolumeInUse { .. } => exit::RUN,
             Error::Exec(_) | Error::Told { .. } => Code(error.exit_code()),
             _ => exit::STORE,
         };

@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     kiln_executor::init_if_asked();
     // So is the process that looks after one.
     kiln_containers::monitor_if_asked();
+    kiln_executor::close_inherited_at_exec();
     // What a mask forbids to others stays forbidden; one that forbids the owner makes nobody safer.
     let mask = umask(Mode::empty());
     umask(mask & (Mode::RWXG | Mode::RWXO));

@@ -63,6 +63,8 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
 pub(super) fn ended(attached: Attached) -> Result<u8, Failure> {
     match attached {
         Attached::Exited(ended) => Ok(code_of(ended)),
+        // As if SIGPIPE had ended it, like every command in a pipe; the container goes on.
+        Attached::Unheard => Ok(141),
         Attached::Detached => {
             let _ = std::io::stderr().write_all(b"\r\n");
             Ok(0)

@@ -42,6 +42,8 @@ pub enum Attached {
     Exited(Ended),
     /// The user has left it.
     Detached,
+    /// Nobody reads our standard output any more.
+    Unheard,
 }
 
 /// Where input goes, and where the terminal's size is told. What cannot be taken yet waits here, and the
@@ -138,8 +140,8 @@ pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Erro
             let died = || Error::MonitorDied { name: client.name().to_owned() };
             let message = client.connection().receive().map_err(|_| died())?.ok_or_else(died)?;
             match message.tag {
-                STDOUT => write_all(io::stdout(), &message.bytes),
-                STDERR => write_all(io::stderr(), &message.bytes),
+                STDOUT if !write_all(io::stdout(), &message.bytes) => return Ok(Attached::Unheard),
+                STDERR => drop(write_all(io::stderr(), &message.bytes)),
                 CONTROL => match message.parse() {
                     Some(Reply::Exited { code, oom_killed }) => {
                         return Ok(Attached::Exited(Ended { code, oom_killed }));
@@ -201,8 +203,11 @@ fn pass_output(master: &OwnedFd) -> Output {
     let mut buffer = [0; 16 << 10];
     match rustix::io::read(master, &mut buffer) {
         Ok(count) if count > 0 => {
-            write_all(io::stdout(), &buffer[..count]);
-            Output::Passed
+            if write_all(io::stdout(), &buffer[..count]) {
+                Output::Passed
+            } else {
+                Output::Ended
+            }
         }
         Err(Errno::INTR) => Output::Passed,
         Err(Errno::AGAIN) => Output::NoneYet,
@@ -331,13 +336,16 @@ fn watch_size() -> Option<SignalFd> {
     SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok()
 }
 
-fn write_all(to: impl AsFd, mut bytes: &[u8]) {
+/// False when nobody reads it.
+fn write_all(to: impl AsFd, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
         match rustix::io::write(&to, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(Errno::INTR | Errno::AGAIN) => {}
-            // A reader that went away misses the rest.
-            Err(_) => return,
+            Err(Errno::PIPE) => return false,
+            // A disk that is full, a terminal that is gone: the rest is lost, and the process goes on.
+            Err(_) => return true,
         }
     }
+    true
 }

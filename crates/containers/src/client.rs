@@ -63,7 +63,7 @@ impl Container {
     /// again.
     ///
     /// # Errors
-    /// [`Error::WrongState`] when it runs.
+    /// [`Error::AlreadyRuns`]; [`Error::WrongState`] when it cannot.
     pub fn prepare(&self, containers: &Containers, backend: Backend) -> Result<Client, Error> {
         // Until the new monitor listens: who comes later meets that one.
         let _lock = self.lock()?;
@@ -71,7 +71,8 @@ impl Container {
         match self.state()?.status {
             Status::Created | Status::Exited => {}
             Status::Dead => return Err(Error::WrongState { name, problem: "is dead" }),
-            _ => return Err(Error::WrongState { name, problem: "is running already" }),
+            Status::Paused => return Err(Error::WrongState { name, problem: "is paused" }),
+            _ => return Err(Error::AlreadyRuns { name }),
         }
         let failed = |source| Error::Host { call: "connect to", path: self.dir().join("socket"), source };
         let begun = Instant::now();

@@ -43,7 +43,13 @@ pub enum Error {
         /// Which.
         name: String,
     },
-    /// It runs, or is not in the state that this needs.
+    /// It runs.
+    #[error("container {name} is running already")]
+    AlreadyRuns {
+        /// Which.
+        name: String,
+    },
+    /// It is not in the state that this needs.
     #[error("container {name} {problem}")]
     WrongState {
         /// Which.

@@ -370,10 +370,19 @@ impl Container {
         }
     }
 
+    /// Keeps everybody from mounting the container's layer, as long as the file is open; `None`: it runs, or
+    /// is about to.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn hold(&self) -> Result<Option<File>, Error> {
+        self.try_monitor()
+    }
+
     /// Waits for the monitor's lock, which whoever looks for one has for a moment.
     ///
     /// # Errors
-    /// [`Error::WrongState`] when somebody looks after the container.
+    /// [`Error::AlreadyRuns`] when somebody looks after the container.
     pub(crate) fn lock_monitor(&self) -> Result<File, Error> {
         let begun = Instant::now();
         loop {
@@ -382,7 +391,7 @@ impl Container {
                 Some(_) => return Err(Error::Gone { id: self.id.short().to_owned() }),
                 None if begun.elapsed() > PATIENCE => {
                     let name = self.id.short().to_owned();
-                    return Err(Error::WrongState { name, problem: "is running already" });
+                    return Err(Error::AlreadyRuns { name });
                 }
                 None => std::thread::sleep(Duration::from_millis(1)),
             }

@@ -49,7 +49,7 @@ impl Volumes {
     }
 
     fn lock(&self) -> Result<File, Error> {
-        DirBuilder::new().mode(0o711).recursive(true).create(&self.dir).map_err(failed("make", &self.dir))?;
+        DirBuilder::new().mode(0o700).recursive(true).create(&self.dir).map_err(failed("make", &self.dir))?;
         let path = self.dir.join(".lock");
         let file = File::create(&path).map_err(failed("create", &path))?;
         file.lock().map_err(failed("lock", &path))?;
@@ -94,7 +94,7 @@ impl Volumes {
             anonymous,
         };
         let fill = || {
-            DirBuilder::new().mode(0o711).create(&new)?;
+            DirBuilder::new().mode(0o700).create(&new)?;
             fs::write(new.join("volume.json"), serde_json::to_vec(&volume)?)?;
             DirBuilder::new().mode(0o755).create(new.join("_data"))?;
             fs::rename(&new, &dir)

@@ -65,6 +65,12 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         ..confined
     };
     let ports = life.publish.iter().map(|text| port(text)).collect::<Result<Vec<_>, _>>()?;
+    if !life.publish.is_empty() {
+        return Err(Failure::usage(
+            "--publish is not supported yet: nothing would listen on the host's ports",
+        )
+        .hint("the container's own address is in `kiln inspect`, or use --network host"));
+    }
     for port in ports.iter().flatten() {
         settings.exposed_ports.insert(port.key(), EmptyObject {});
     }
@@ -196,11 +202,15 @@ fn all_mounts(args: &RunArgs, settings: &RunConfig) -> Result<Vec<MountPoint>, F
     for target in settings.volumes.keys() {
         // What the user mounts there takes its place.
         if found.iter().all(|mount| mount.target.trim_end_matches('/') != target.trim_end_matches('/')) {
-            found.push(mounts::anonymous(target.clone(), false, true)?);
+            let target = mounts::target(target)
+                .map_err(|reason| Failure::usage(format!("the image's VOLUME {target:?}: {reason}")))?;
+            found.push(mounts::anonymous(target, false, true)?);
         }
     }
     for (at, mount) in found.iter().enumerate() {
-        if found[..at].iter().any(|other| other.target == mount.target) {
+        let same =
+            |other: &MountPoint| other.target.trim_end_matches('/') == mount.target.trim_end_matches('/');
+        if found[..at].iter().any(same) {
             return Err(Failure::usage(format!("{:?} is mounted on twice", mount.target)));
         }
     }

@@ -4,8 +4,9 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use kiln_containers::Container;
+use kiln_containers::{Container, Error};
 use kiln_layer::{CopyRequest, EntryKind, ExtractOptions, ScanOptions, TopDir, beneath};
 use kiln_snapshotter::OpenOptions;
 use rustix::fs::{FileType, OFlags, fstat};
@@ -16,19 +17,32 @@ use crate::errors::Failure;
 use crate::escape;
 use crate::session::Session;
 
+/// How long a container may be between two runs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 pub(super) fn run(
     session: &Session,
     args: &CpArgs,
     container: &Container,
     path: &[u8],
 ) -> Result<u8, Failure> {
-    // Nobody starts it meanwhile: two mounts writing to one layer are undefined.
-    let lock = container.lock()?;
-    if let Some(root) = container.open_root()? {
-        drop(lock);
-        copy(session, args, root.as_fd(), path)?;
-        return Ok(0);
-    }
+    // Two mounts that write to one layer are undefined: either it runs, and its own mount is used, or nobody
+    // can mount it meanwhile. Between two runs of its process neither is so for a moment.
+    let begun = Instant::now();
+    let _held = loop {
+        if let Some(root) = container.open_root()? {
+            copy(session, args, root.as_fd(), path)?;
+            return Ok(0);
+        }
+        match container.hold()? {
+            Some(held) => break held,
+            None if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(2)),
+            None => {
+                let name = container.config()?.name;
+                return Err(Error::WrongState { name, problem: "is neither running nor at rest" }.into());
+            }
+        }
+    };
     let config = container.config()?;
     let options = OpenOptions { durable: true, ..OpenOptions::default() };
     let root = session.engine.snapshots.open_active(&container.id().key(), &options)?;

@@ -33,10 +33,8 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
     each(&args.containers, |name| {
         let container = session.containers.find(name)?;
         match begin(session, &container) {
-            // docker: one that runs is started.
-            Err(Error::WrongState { .. }) if is_running(&container) => Ok(()),
-            // docker's codes of programs that cannot be started are for whoever is attached to them.
             Err(error @ (Error::Told { .. } | Error::Exec(_))) => {
+                // docker's codes of programs that cannot be started are for whoever is attached to them.
                 Err(Failure::from(error).with_code(exit::RUN))
             }
             other => Ok(other?),
@@ -44,10 +42,15 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
     })
 }
 
+/// Starts a container; one that runs is started.
 fn begin(session: &Session, container: &Container) -> Result<(), Error> {
     let mut patience = 100;
     loop {
-        match container.prepare(&session.containers, session.backend)?.start() {
+        let client = match container.prepare(&session.containers, session.backend) {
+            Err(Error::AlreadyRuns { .. }) => return Ok(()),
+            other => other?,
+        };
+        match client.start() {
             // Its process ended between the two: the monitor is about to go.
             Err(Error::MonitorDied { .. } | Error::JustEnded) if patience > 0 => {
                 patience -= 1;

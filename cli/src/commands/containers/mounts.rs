@@ -136,7 +136,8 @@ fn octal_mode(text: &str) -> Option<u32> {
     u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777)
 }
 
-fn target(path: &str) -> Result<String, String> {
+/// Where something may be mounted.
+pub(super) fn target(path: &str) -> Result<String, String> {
     let bad = !path.starts_with('/')
         || path.split('/').any(|part| part == "..")
         || path.trim_matches('/').is_empty();

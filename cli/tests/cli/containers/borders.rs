@@ -240,3 +240,51 @@ fn starts_stops_and_removals_cross_each_other() {
     docker.ok(&["rm", "web"]);
     docker.is_clean();
 }
+
+#[test]
+fn what_nobody_reads_ends_the_command_and_not_the_container() {
+    needs_root!();
+    let docker = Docker::kiln();
+    let mut command = docker.command(&["run", "--name", "web", "--network", "none", "busybox", "yes"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut first = [0; 2];
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_exact(&mut first).expect("output");
+    drop(stdout);
+    assert_eq!(child.wait().expect("our child").code(), Some(141));
+    assert_eq!(docker.field("web", "{{.State.Status}}"), "running");
+    docker.ok(&["rm", "-f", "web"]);
+}
+
+#[test]
+fn a_monitor_keeps_nothing_of_its_caller() {
+    needs_root!();
+    let docker = Docker::kiln();
+    let dir = tempfile::tempdir().expect("a directory");
+    let lock = dir.path().join("lock");
+    let Docker::Kiln(store) = &docker else { unreachable!("it is kiln") };
+    let kiln = store.command(&[]);
+    let script = format!(
+        "exec 9>{}; flock 9; exec {} --root {} run -d --name web --network none busybox sleep 31536107",
+        text(&lock),
+        kiln.get_program().display(),
+        text(&store.root()),
+    );
+    assert!(std::process::Command::new("sh").args(["-c", &script]).status().expect("a shell").success());
+    File::open(&lock).expect("our lock").try_lock().expect("nobody has it any more");
+    docker.ok(&["rm", "-f", "web"]);
+}
+
+#[test]
+fn an_image_has_no_say_over_what_kiln_mounts() {
+    needs_root!();
+    let docker = Docker::kiln();
+    docker.ok(&["create", "--name", "web", "--network", "none", "busybox", "true"]);
+    for target in ["/proc", "/sys", "/dev", "/../x"] {
+        docker.ok(&["commit", "-c", &format!("VOLUME [\"{target}\"]"), "web", "hostile"]);
+        let run = ["run", "--rm", "--network", "none", "hostile", "true"];
+        docker.run(&run).expect(125).says(&["VOLUME"]);
+    }
+    docker.ok(&["rm", "web"]);
+    assert_eq!(docker.ok(&["volume", "ls", "-q"]), "");
+}

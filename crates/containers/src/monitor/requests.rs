@@ -149,7 +149,11 @@ impl Monitor {
     }
 
     fn stop(&mut self, id: ClientId, signal: Option<i32>, seconds: Option<i64>) {
-        (self.state.stopped, self.again) = (true, false);
+        self.state.stopped = true;
+        if std::mem::take(&mut self.again) {
+            // It was restarted, and is stopped now: one after the other.
+            self.reply_to(|client| &mut client.starter, &Reply::Done);
+        }
         self.note();
         if let Some(client) = self.client(id) {
             client.stopper = true;
@@ -181,21 +185,19 @@ impl Monitor {
     }
 
     fn restart(&mut self, id: ClientId, signal: Option<i32>, seconds: Option<i64>) {
-        if let Phase::Over(_) | Phase::Waiting = self.phase {
-            return self.answer(id, &Reply::JustEnded);
-        }
-        if let Some(client) = self.client(id) {
-            client.starter = true;
-        }
         match self.phase {
+            Phase::Over(_) | Phase::Waiting => return self.answer(id, &Reply::JustEnded),
             Phase::Pausing(_) => self.phase = Phase::Pausing(Instant::now()),
-            _ => {
+            Phase::Running => {
                 self.stop(id, signal, seconds);
                 if let Some(client) = self.client(id) {
                     client.stopper = false;
                 }
                 self.again = true;
             }
+        }
+        if let Some(client) = self.client(id) {
+            client.starter = true;
         }
     }
 

@@ -252,6 +252,10 @@ impl Monitor {
             self.last_pause = Duration::ZERO;
             self.note();
             self.phase = Phase::Pausing(Instant::now());
+            // Who asked for its end before has it.
+            let ended = Reply::Exited { code, oom_killed: self.state.oom_killed };
+            self.reply_to(|client| &mut client.waiter, &ended);
+            self.reply_to(|client| &mut client.stopper, &Reply::Done);
             return;
         }
         let pause = match state.stopped || self.cancel.is_cancelled() {

@@ -29,5 +29,5 @@ pub use outer::init_if_asked;
 pub use probe::{Check, probe_sandbox};
 pub use seccomp::{Seccomp, SeccompProfile};
 pub use start::Linux;
-pub use sys::signal_by_fd;
+pub use sys::{close_inherited_at_exec, signal_by_fd};
 pub use user::{UserIds, resolve_user};

@@ -38,6 +38,13 @@ pub(super) fn unshare(flags: rustix::thread::UnshareFlags) -> Result<(), Errno> 
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
+/// Has what this process was given beside its standard streams close in every program that it starts:
+/// a lock or a pipe of the caller's must not live as long as a container. One system call.
+pub fn close_inherited_at_exec() {
+    // A kernel without it is one that the sandbox does not start on either.
+    let _ = mark_cloexec_from(3);
+}
+
 /// `close_range(2)` with `CLOEXEC`: everything from `first` on closes at exec.
 pub(super) fn mark_cloexec_from(first: RawFd) -> Result<(), Errno> {
     let first = libc::c_uint::try_from(first).unwrap_or(3);
