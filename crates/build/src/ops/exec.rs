@@ -137,7 +137,7 @@ impl BuildOp {
             };
             redactor.push(bytes, &mut |bytes| scope.log(stream, bytes));
         };
-        let handles = Handles { root, inputs: mounts.take_handles() };
+        let handles = Handles { root, inputs: mounts.take_handles(), network: None };
         let cancel = self.shared.cancel.processes();
         let exit = engine.executor.run(handles, &spec, Stdio::Captured(&mut log), cancel);
         let [stdout, stderr] = &mut redactors;
