@@ -406,7 +406,9 @@ impl From<kiln_containers::Error> for Failure {
         use kiln_containers::Error;
         let code = match &error {
             Error::Exec(ExecError::Cancelled) => exit::INTERRUPTED,
-            Error::NotFound { .. } | Error::NoVolume { .. } => exit::SOURCE,
+            Error::NotFound { .. } | Error::NoVolume { .. } | Error::NoNetwork { .. } => exit::SOURCE,
+            Error::NetworkTaken { .. } => exit::USAGE,
+            Error::NetworkInUse { .. } => exit::RUN,
             Error::Ambiguous { .. } | Error::NameTaken { .. } => exit::USAGE,
             Error::NotRunning { .. } | Error::WrongState { .. } | Error::VolumeInUse { .. } => exit::RUN,
             Error::Gone { .. } => exit::SOURCE,
@@ -418,6 +420,8 @@ impl From<kiln_containers::Error> for Failure {
             Error::NotFound { .. } => failure.hint("`kiln ps -a` lists what is there"),
             Error::NotRunning { .. } => failure.hint("`kiln start` starts it"),
             Error::VolumeInUse { .. } => failure.hint("`kiln rm` removes the container"),
+            Error::NoNetwork { .. } => failure.hint("`kiln network ls` lists what is there"),
+            Error::NetworkInUse { .. } => failure.hint("`kiln network disconnect` takes them out of it"),
             _ => failure,
         }
     }

@@ -310,6 +310,7 @@ impl Container {
             // The kernel killed its processes with the monitor (PDEATHSIG).
             state.status = Status::Exited;
             (state.pid, state.exit_code, state.finished) = (0, 137, Time::now());
+            (state.address, state.endpoints, state.ports) = (None, Vec::new(), Vec::new());
             "its monitor died".clone_into(&mut state.error);
             self.write_state(&state)?;
         }

@@ -4,9 +4,13 @@
 
 mod clients;
 mod health;
+mod network;
 mod output;
 mod pause;
+mod ports;
+mod proxy;
 mod requests;
+mod resolver;
 mod run;
 
 use std::collections::HashMap;
@@ -28,6 +32,7 @@ use crate::{Config, Container, Containers, Error, State};
 use clients::{Client, ClientId};
 use health::Checking;
 use run::Run;
+pub(crate) use run::proxy_variables;
 
 /// Whose streams the container has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -64,8 +64,13 @@ impl Bridge {
     /// # Errors
     /// When the kernel refuses.
     pub fn usual() -> Result<Self, ExecError> {
-        let subnet = Subnet::new(ensure_bridge()?.network, PREFIX);
+        let subnet = Self::usual_subnet(ensure_bridge()?.network);
         Ok(Self { name: net::BRIDGE.to_owned(), subnet, gateway: subnet.nth(1), internal: false })
+    }
+
+    /// The subnet of that network, as somebody in it sees it.
+    pub fn usual_subnet(address: Ipv4Addr) -> Subnet {
+        Subnet::new(address, PREFIX)
     }
 
     /// Whether this is the network of all containers that ask for none.

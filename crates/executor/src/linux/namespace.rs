@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-use super::net::{End, join, link_index, loopback_up, remove_link, route_socket};
+use super::net::{End, default_route, join, link_index, loopback_up, remove_link, route_socket};
 use super::sys;
 use crate::ExecError;
 
@@ -110,6 +110,19 @@ impl NetworkNamespace {
             // The kernel finds the number.
             let outside = "kilnv%d";
             join(&host, &End { bridge, outside, inside: interface, address, prefix, gateway: plug.gateway })
+        })
+    }
+
+    /// Makes an interface the way to everything else.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_gateway(&self, interface: &str, gateway: Ipv4Addr) -> Result<(), ExecError> {
+        self.within(|| {
+            let inside = route_socket().map_err(ExecError::network("netlink socket"))?;
+            let index = link_index(&inside, interface).map_err(ExecError::network("look up"))?;
+            let index = index.ok_or_else(|| ExecError::network(interface)(rustix::io::Errno::NODEV))?;
+            default_route(&inside, index, gateway)
         })
     }
 

@@ -369,7 +369,11 @@ pub(super) fn join(host: &Socket, end: &End<'_>) -> Result<(), ExecError> {
     add_address(&inside, index, end.address, end.prefix)
         .map_err(ExecError::network(format!("address of {name}")))?;
     set_up(&inside, index).map_err(ExecError::network(format!("bring up {name}")))?;
-    let Some(gateway) = end.gateway else { return Ok(()) };
+    end.gateway.map_or(Ok(()), |gateway| default_route(&inside, index, gateway))
+}
+
+/// Sends everything that has no route of its own to a gateway.
+pub(super) fn default_route(inside: &Socket, index: u32, gateway: Ipv4Addr) -> Result<(), ExecError> {
     let route = Message::new(RTM_NEWROUTE, flag::ACK | flag::CREATE, &route_header())
         .put(RTA_GATEWAY, &gateway.octets())
         .put_u32(RTA_OIF, index);
