@@ -51,6 +51,10 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);
     }
+    // Steps that run get them; neither keys nor images know them, unless a Dockerfile declares them.
+    for (name, value) in kiln_containers::proxy_variables() {
+        request.build_args.entry(name).or_insert(value);
+    }
     // As docker does: reproducible builds set it for every tool.
     if let Some(epoch) = std::env::var("SOURCE_DATE_EPOCH").ok().filter(|epoch| !epoch.is_empty()) {
         request.build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert(epoch);

@@ -3,6 +3,9 @@
 
 mod files;
 mod life;
+mod machines;
+mod networks;
+mod ports;
 mod streams;
 
 use std::process::Command;

@@ -51,6 +51,7 @@ pub use id::{ContainerId, is_name, random_name};
 pub use keys::DetachKeys;
 pub use live::{Process, Usage, processes, usage};
 pub use log::{LogLine, LogReader};
+pub use monitor::proxy_variables;
 pub use networks::{Network, Networks, NewNetwork, USUAL_NETWORK, members};
 pub use process::{handles_signal, signal_name, signal_number};
 pub use remove::{remove, sweep};

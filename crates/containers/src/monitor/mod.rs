@@ -32,7 +32,7 @@ use crate::{Config, Container, Containers, Error, State};
 use clients::{Client, ClientId};
 use health::Checking;
 use run::Run;
-pub(crate) use run::proxy_variables;
+pub use run::proxy_variables;
 
 /// Whose streams the container has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -79,6 +79,11 @@ impl Joined {
         self.places.iter().map(|place| place.endpoint.clone()).collect()
     }
 
+    /// Whether published ports lead into a network that nothing gets out of.
+    pub(super) fn is_internal(&self) -> bool {
+        self.places.first().is_some_and(|place| place.internal)
+    }
+
     fn enter(&mut self, containers: &Containers, attachment: &Attachment) -> Result<(), Error> {
         let (bridge, id, held) = match attachment.network.as_str() {
             USUAL_NETWORK => (Bridge::usual()?, String::new(), None),
@@ -219,7 +224,7 @@ impl Monitor {
         self.state.endpoints = joined.endpoints();
         self.state.address = self.state.endpoints.first().map(|endpoint| endpoint.address);
         if let Some(address) = self.state.address {
-            let _ = run.ports.lead_to(address, &self.config.id);
+            let _ = run.ports.lead_to(address, joined.is_internal(), &self.config.id);
         }
         self.note();
         adjusted

@@ -51,11 +51,17 @@ impl Ports {
         self.taken.iter().flat_map(|taken| taken.bound.clone()).collect()
     }
 
-    /// Leads them to the container's address, for the first time or to another one.
+    /// Leads them to the container's address, for the first time or to another one. Into a network that
+    /// is `internal` nothing is let from outside but by way of the host.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(super) fn lead_to(&mut self, address: Ipv4Addr, id: &ContainerId) -> std::io::Result<()> {
+    pub(super) fn lead_to(
+        &mut self,
+        address: Ipv4Addr,
+        internal: bool,
+        id: &ContainerId,
+    ) -> std::io::Result<()> {
         let before = self.address.swap(address.into(), Ordering::Relaxed);
         if self.taken.is_empty() || before == u32::from(address) {
             return Ok(());
@@ -75,7 +81,7 @@ impl Ports {
         }
         // Those that lead to the old address go first: they have the same name.
         self.rules = None;
-        let rules = self.rules_to(address);
+        let rules = if internal { Vec::new() } else { self.rules_to(address) };
         if !rules.is_empty() {
             // Without them it is as good as with them, but that everybody seems to be the host.
             self.rules = PublishedPorts::add(id.short(), &rules).ok().flatten();
@@ -210,7 +216,7 @@ mod tests {
         let inside = server.local_addr().unwrap().port();
         let mut ports = Ports::take(&[port("127.0.0.1", None, inside, "tcp")]).unwrap();
         let outside = ports.bound()[0].host;
-        ports.lead_to(Ipv4Addr::LOCALHOST, &ContainerId::random().unwrap()).unwrap();
+        ports.lead_to(Ipv4Addr::LOCALHOST, false, &ContainerId::random().unwrap()).unwrap();
         let answer = std::thread::spawn(move || {
             let (mut stream, _) = server.accept().unwrap();
             let mut all = Vec::new();
@@ -240,7 +246,7 @@ mod tests {
         let inside = server.local_addr().unwrap().port();
         let mut ports = Ports::take(&[port("127.0.0.1", None, inside, "udp")]).unwrap();
         let outside = ports.bound()[0].host;
-        ports.lead_to(Ipv4Addr::LOCALHOST, &ContainerId::random().unwrap()).unwrap();
+        ports.lead_to(Ipv4Addr::LOCALHOST, false, &ContainerId::random().unwrap()).unwrap();
         let clients: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         for (at, client) in clients.iter().enumerate() {
             client.send_to(format!("from {at}").as_bytes(), ("127.0.0.1", outside)).unwrap();

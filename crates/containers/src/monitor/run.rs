@@ -90,8 +90,9 @@ fn dup(fd: impl AsFd) -> Result<OwnedFd, Error> {
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(ExecError::from)?)
 }
 
-/// The host's, for a process that says nothing else; whoever starts the container has them.
-pub(crate) fn proxy_variables() -> Vec<(String, String)> {
+/// The proxies that this process was told of in its environment, for processes that are told nothing
+/// else. They are passed on and written down nowhere.
+pub fn proxy_variables() -> Vec<(String, String)> {
     let names = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
     let both = names.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()]);
     both.filter_map(|name| std::env::var(&name).ok().map(|value| (name, value))).collect()
@@ -228,7 +229,9 @@ impl Monitor {
         state.endpoints.extend(started.address.map(Self::usual_endpoint));
         state.address = state.endpoints.first().map(|endpoint| endpoint.address);
         state.ports = run.ports.bound();
-        let led = state.address.map_or(Ok(()), |address| run.ports.lead_to(address, &self.config.id));
+        let internal = run.network.as_ref().is_some_and(Joined::is_internal);
+        let lead = |address| run.ports.lead_to(address, internal, &self.config.id);
+        let led = state.address.map_or(Ok(()), lead);
         if let Err(error) = led {
             state.error = format!("published ports: {error}");
         }
