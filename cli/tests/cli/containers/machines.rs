@@ -16,6 +16,17 @@ use crate::harness::{Outcome, Store};
 pub(super) const HOST: &str = "198.51.100.1";
 pub(super) const NEIGHBOUR: &str = "198.51.100.2";
 
+/// Does something in a network namespace.
+pub(super) fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    let namespace = File::open(namespace).expect("the namespace is there");
+    let enter = || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .expect("it is entered");
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(enter).join().expect("the thread ends"))
+}
+
 /// A network namespace, as long as a process sits in it.
 pub(super) struct Machine(Child);
 
@@ -43,13 +54,7 @@ impl Machine {
 
     /// Does something there.
     pub(super) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(self.namespace()).expect("the machine is there");
-        let enter = || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .expect("it is entered");
-            work()
-        };
-        std::thread::scope(|scope| scope.spawn(enter).join().expect("the thread ends"))
+        within(&self.namespace(), work)
     }
 
     /// What a web server answers; `None`: it does not.

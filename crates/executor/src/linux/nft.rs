@@ -186,17 +186,18 @@ pub(super) fn ensure_forwarding() -> Result<(), ExecError> {
     }
     let socket = socket()?;
     for chain in dropping_chains(&socket)? {
+        if has_our_rule(&socket, &chain)? {
+            continue;
+        }
         // iptables-nft owns this one and shows only rules it wrote itself.
         let is_iptables =
             chain.family == NFPROTO_IPV4 && chain.table == b"filter" && chain.chain == b"FORWARD";
         if is_iptables && allow_with_iptables(&["iptables-nft", "iptables"])? {
             continue;
         }
-        if !has_our_rule(&socket, &chain)? {
-            let rules = [Through::Out, Through::Answers, Through::Published];
-            let rules = rules.map(|what| forward_rule(&chain, what)).to_vec();
-            socket.transaction(batch(rules)).map_err(ExecError::network("allow forwarding"))?;
-        }
+        let rules = [Through::Out, Through::Answers, Through::Published];
+        let rules = rules.map(|what| forward_rule(&chain, what)).to_vec();
+        socket.transaction(batch(rules)).map_err(ExecError::network("allow forwarding"))?;
     }
     Ok(())
 }
@@ -277,6 +278,8 @@ fn allow_with_iptables(programs: &[&str]) -> Result<bool, ExecError> {
     let published: &[&str] = &["-o", &any, "-m", "conntrack", "--ctstate", "DNAT", "-j", "ACCEPT"];
     let run = |program: &str, action: &str, rule: &[&str]| {
         Command::new(program)
+            // Users' paths often lack the administrator's; monitors have none.
+            .env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin")
             .args(["-w", "5", action, "FORWARD"])
             .args(rule)
             .stdin(Stdio::null())
