@@ -119,6 +119,9 @@ pub(crate) struct BuildArgs {
     pub(crate) no_cache: bool,
     #[command(flatten)]
     pub(crate) limits: store::LimitArgs,
+    /// Line for the steps' /etc/hosts; host-gateway is the host's own address
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub(crate) add_host: Vec<String>,
     /// Network of the RUN steps that choose none
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,

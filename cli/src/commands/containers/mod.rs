@@ -8,7 +8,7 @@ mod exec;
 pub(crate) mod files;
 pub(crate) mod fill;
 pub(crate) mod inspect;
-mod join;
+pub(super) mod join;
 mod life;
 mod logs;
 mod mounts;

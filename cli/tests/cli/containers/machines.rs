@@ -27,6 +27,20 @@ pub(super) fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) 
     std::thread::scope(|scope| scope.spawn(enter).join().expect("the thread ends"))
 }
 
+/// What comes back for a datagram that is sent in a network namespace; `None`: nothing.
+pub(super) fn datagram(namespace: &str, address: &str, text: &str) -> Option<String> {
+    let address: SocketAddr = address.parse().expect("an address");
+    within(namespace, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.connect(address).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        socket.send(text.as_bytes()).ok()?;
+        let mut buffer = [0; 100];
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    })
+}
+
 /// A network namespace, as long as a process sits in it.
 pub(super) struct Machine(Child);
 
@@ -72,16 +86,7 @@ impl Machine {
 
     /// What comes back for a datagram; `None`: nothing.
     pub(super) fn datagram(&self, address: &str, text: &str) -> Option<String> {
-        let address: SocketAddr = address.parse().expect("an address");
-        self.within(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-            socket.connect(address).ok()?;
-            socket.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-            socket.send(text.as_bytes()).ok()?;
-            let mut buffer = [0; 100];
-            let length = socket.recv(&mut buffer).ok()?;
-            Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
-        })
+        datagram(&self.namespace(), address, text)
     }
 
     /// The interfaces beside loopback.

@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, UdpSocket};
 
-use super::machines::{HOST, Host, NEIGHBOUR, within};
+use super::machines::{HOST, Host, NEIGHBOUR, datagram, within};
 use crate::harness::needs_root;
 
 /// A web server that says hello, and in `/cgi-bin/who` whom it sees.
@@ -58,7 +58,7 @@ fn datagrams_go_in_and_come_back() {
     let server = within(&namespace, || UdpSocket::bind("0.0.0.0:9000").unwrap());
     let echo = std::thread::spawn(move || {
         let (mut senders, mut buffer) = (Vec::new(), [0; 100]);
-        while senders.len() < 4 {
+        while senders.len() < 5 {
             let (length, from) = server.recv_from(&mut buffer).unwrap();
             server.send_to(&buffer[..length], from).unwrap();
             senders.push(from.ip().to_string());
@@ -72,8 +72,13 @@ fn datagrams_go_in_and_come_back() {
     for text in ["one", "two"] {
         assert_eq!(docker.neighbour.datagram(&outside, text).as_deref(), Some(text));
     }
+    // Another container by the host's other address: the answer comes from there.
+    docker.start("other", &[], "exec sleep 31536201");
+    let other = format!("/proc/{}/ns/net", docker.field("other", "{{.State.Pid}}"));
+    assert_eq!(datagram(&other, &outside, "three").as_deref(), Some("three"));
     let gateway = docker.field("echo", "{{.NetworkSettings.Gateway}}");
-    assert_eq!(echo.join().unwrap(), [&gateway, &gateway, NEIGHBOUR, NEIGHBOUR]);
+    assert_eq!(echo.join().unwrap(), [&gateway, &gateway, NEIGHBOUR, NEIGHBOUR, &gateway]);
+    docker.ok(&["rm", "-f", "other"]);
     docker.ok(&["rm", "-f", "echo"]);
     docker.is_clean();
 }

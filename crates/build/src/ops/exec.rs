@@ -116,6 +116,7 @@ impl BuildOp {
             create_cwd: true,
             user: exec.user.clone(),
             hostname: exec.hostname.clone(),
+            extra_hosts: exec.extra_hosts.clone(),
             network: match exec.network {
                 llb::Network::Default => Network::Default,
                 llb::Network::None => Network::None,

@@ -3,6 +3,7 @@
 //! One thread waits for everything (`poll`); others only wait for one process each and report to it.
 
 mod clients;
+mod datagrams;
 mod health;
 mod network;
 mod output;

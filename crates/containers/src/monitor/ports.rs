@@ -173,6 +173,10 @@ fn take_address(at: SocketAddr, udp: bool) -> Result<(OwnedFd, SocketAddr), Errn
         // Connections of a server that was there before do not count.
         sockopt::set_socket_reuseaddr(&socket, true)?;
     }
+    if udp && at.ip().is_unspecified() {
+        super::datagrams::tell_addresses(&socket, at.is_ipv4())
+            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+    }
     bind(&socket, &at)?;
     if !udp {
         listen(&socket, 4096)?;

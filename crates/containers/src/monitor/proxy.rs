@@ -5,7 +5,7 @@
 //! for a while.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrAny, SocketFlags, SocketType, accept_with,
-    connect, recv, recvfrom, send, sendto, shutdown, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, accept_with, connect, recv, send,
+    shutdown, socket_with, sockopt,
 };
+
+use super::datagrams;
 
 /// A sender of datagrams who is silent for so long is forgotten.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -119,10 +121,12 @@ struct Pair {
     connecting: bool,
 }
 
+/// Which door, who came to it, and by which address of the host.
+type Session = (usize, SocketAddr, Option<IpAddr>);
+
 /// A sender of datagrams, as the container sees it.
 struct Sender {
-    door: usize,
-    address: SocketAddrAny,
+    session: Session,
     socket: OwnedFd,
     last: Instant,
 }
@@ -132,7 +136,7 @@ struct Carrier {
     doors: Vec<Door>,
     pairs: HashMap<u64, Pair>,
     senders: HashMap<u64, Sender>,
-    sessions: HashMap<(usize, SocketAddr), u64>,
+    sessions: HashMap<Session, u64>,
     /// The next token; it grows by two: a connection has two sides.
     next: u64,
     /// Nobody is let in before.
@@ -275,16 +279,15 @@ impl Carrier {
         // Not for ever: others are waiting too.
         for _ in 0..64 {
             let door = &self.doors[at];
-            let (length, from) = match recvfrom(&door.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
-                Ok((length, _, Some(from))) => (length, from),
+            let (length, from, local) = match datagrams::receive(&door.socket, &mut self.buffer) {
+                Ok(received) => received,
                 // What could not be delivered is told here as well.
-                Err(Errno::CONNREFUSED | Errno::INTR) => continue,
-                _ => return,
+                Err(nix::Error::ECONNREFUSED | nix::Error::EINTR) => continue,
+                Err(_) => return,
             };
-            let Ok(address) = SocketAddr::try_from(from.clone()) else { continue };
-            let token = match self.sessions.get(&(at, address)) {
+            let token = match self.sessions.get(&(at, from, local)) {
                 Some(token) => *token,
-                None => match self.welcome(at, address, from) {
+                None => match self.welcome((at, from, local)) {
                     Some(token) => token,
                     None => continue,
                 },
@@ -297,9 +300,10 @@ impl Carrier {
         }
     }
 
-    fn welcome(&mut self, at: usize, address: SocketAddr, from: SocketAddrAny) -> Option<u64> {
-        if self.sessions.keys().filter(|(door, _)| *door == at).count() >= SENDERS {
-            let of_door = self.senders.iter().filter(|(_, sender)| sender.door == at);
+    fn welcome(&mut self, session: Session) -> Option<u64> {
+        let at = session.0;
+        if self.sessions.keys().filter(|(door, ..)| *door == at).count() >= SENDERS {
+            let of_door = self.senders.iter().filter(|(_, sender)| sender.session.0 == at);
             let oldest = of_door.min_by_key(|(_, sender)| sender.last).map(|(token, _)| *token)?;
             self.forget(oldest);
         }
@@ -308,16 +312,14 @@ impl Carrier {
         connect(&socket, &self.doors[at].to()).ok()?;
         let token = self.token();
         epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(token), epoll::EventFlags::IN).ok()?;
-        self.sessions.insert((at, address), token);
-        self.senders.insert(token, Sender { door: at, address: from, socket, last: Instant::now() });
+        self.sessions.insert(session, token);
+        self.senders.insert(token, Sender { session, socket, last: Instant::now() });
         Some(token)
     }
 
     fn forget(&mut self, token: u64) {
-        if let Some(sender) = self.senders.remove(&token)
-            && let Ok(address) = SocketAddr::try_from(sender.address)
-        {
-            self.sessions.remove(&(sender.door, address));
+        if let Some(sender) = self.senders.remove(&token) {
+            self.sessions.remove(&sender.session);
         }
     }
 
@@ -328,9 +330,8 @@ impl Carrier {
             match recv(&sender.socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => {
                     sender.last = Instant::now();
-                    let socket = &self.doors[sender.door].socket;
-                    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-                    let _ = sendto(socket, &self.buffer[..length], flags, &sender.address);
+                    let (door, to, from) = sender.session;
+                    let _ = datagrams::answer(&self.doors[door].socket, &self.buffer[..length], to, from);
                 }
                 // Nobody listens inside; the sender finds out by itself.
                 Err(Errno::CONNREFUSED | Errno::INTR) => {}
