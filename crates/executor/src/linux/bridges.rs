@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::io::Errno;
 
 use super::net::{
-    self, Address, PREFIX, add_bridge, ensure_bridge, link_index, lock_setup, remove_link, route_socket,
-    routes,
+    self, Address, PREFIX, add_bridge, ensure_bridge, lock_setup, remove_link, route_socket, routes,
 };
 use super::subnet::Subnet;
 use super::{nft, rules};
@@ -88,10 +87,8 @@ impl Bridge {
         }
         let socket = route_socket().map_err(ExecError::network("netlink socket"))?;
         let _setup = lock_setup()?;
-        let known = link_index(&socket, &self.name);
-        if known.map_err(ExecError::network(format!("look up {}", self.name)))?.is_none() {
-            add_bridge(&socket, &self.name, self.gateway, self.subnet.prefix())?;
-        }
+        // Whoever came first may have been killed half-way: what is there is left as it is.
+        add_bridge(&socket, &self.name, self.gateway, self.subnet.prefix())?;
         net::switch_on_forwarding()?;
         rules::ensure_network(self)?;
         if self.internal { Ok(()) } else { nft::ensure_forwarding() }
