@@ -3,6 +3,7 @@
 pub(crate) mod confinement;
 pub(crate) mod containers;
 pub(crate) mod images;
+pub(crate) mod network;
 pub(crate) mod store;
 pub(crate) mod toolkit;
 
@@ -61,6 +62,8 @@ pub(crate) enum Command {
     },
     /// Make, list and remove volumes
     Volume(containers::VolumeArgs),
+    /// Make, list, join and remove networks
+    Network(network::NetworkArgs),
     /// Write images to a tar archive
     Save(images::SaveArgs),
     /// Read images from a docker or OCI archive or an OCI layout directory
@@ -116,6 +119,9 @@ pub(crate) struct BuildArgs {
     pub(crate) no_cache: bool,
     #[command(flatten)]
     pub(crate) limits: store::LimitArgs,
+    /// Line for the steps' /etc/hosts; host-gateway is the host's own address
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub(crate) add_host: Vec<String>,
     /// Network of the RUN steps that choose none
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,
@@ -294,9 +300,8 @@ pub(crate) struct RunArgs {
     /// Program to run instead of the image's entrypoint
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
-    /// What network the container sees
-    #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
-    pub(crate) network: NetworkMode,
+    #[command(flatten)]
+    pub(crate) network: network::JoinArgs,
     #[command(flatten)]
     pub(crate) confinement: confinement::ConfinementArgs,
     /// Image name or ID, then command and arguments instead of the image's

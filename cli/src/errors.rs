@@ -412,7 +412,12 @@ impl From<kiln_containers::Error> for Failure {
         let code = match &error {
             Error::Exec(ExecError::Cancelled) => exit::INTERRUPTED,
             // docker: 1 for all that is not there or not in the state for it.
-            Error::NotFound { .. } | Error::NoVolume { .. } | Error::Gone { .. } => exit::RUN,
+            Error::NotFound { .. }
+            | Error::NoVolume { .. }
+            | Error::NoNetwork { .. }
+            | Error::Gone { .. }
+            | Error::NetworkInUse { .. } => exit::RUN,
+            Error::NetworkTaken { .. } => exit::USAGE,
             Error::Ambiguous { .. } | Error::NameTaken { .. } => exit::USAGE,
             Error::AlreadyRuns { .. }
             | Error::JustEnded
@@ -427,6 +432,8 @@ impl From<kiln_containers::Error> for Failure {
             Error::NotFound { .. } => failure.hint("`kiln ps -a` lists what is there"),
             Error::NotRunning { .. } => failure.hint("`kiln start` starts it"),
             Error::VolumeInUse { .. } => failure.hint("`kiln rm` removes the container"),
+            Error::NoNetwork { .. } => failure.hint("`kiln network ls` lists what is there"),
+            Error::NetworkInUse { .. } => failure.hint("`kiln network disconnect` takes them out of it"),
             _ => failure,
         }
     }

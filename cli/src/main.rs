@@ -107,6 +107,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Life(command) => commands::containers::life(&session, &command),
         Command::Container { command } => commands::containers::run(&session, command),
         Command::Volume(args) => commands::containers::volume::run(&session, &args),
+        Command::Network(args) => commands::containers::network::run(&session, &args),
         Command::Save(args) => commands::save::run(&session, &args),
         Command::Load(args) => commands::load::run(&session, &args),
         Command::Export(args) => commands::export::run(&session, &args),

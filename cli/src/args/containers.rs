@@ -157,7 +157,8 @@ pub(crate) struct PsArgs {
     /// With sizes
     #[arg(short, long)]
     pub(crate) size: bool,
-    /// WHAT=VALUE: id, name, label, status, exited, ancestor, volume, health, before, since
+    /// WHAT=VALUE: id, name, label, status, exited, ancestor, volume, network, publish, health,
+    /// before, since
     #[arg(short, long, value_name = "WHAT=VALUE")]
     pub(crate) filter: Vec<String>,
     /// table, json, or a Go template such as {{.ID}}
@@ -170,7 +171,7 @@ pub(crate) struct InspectArgs {
     /// json, or a Go template such as {{.State.Pid}}
     #[arg(short, long, value_name = "FORMAT")]
     pub(crate) format: Option<String>,
-    /// container, image or volume [default: the first that has the name]
+    /// container, image, volume or network [default: the first that has the name]
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) kind: Option<String>,
     /// Names or IDs

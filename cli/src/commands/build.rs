@@ -11,6 +11,7 @@ use kiln_build::{
 use kiln_llb::Network;
 
 use super::call::{check, outline, targets};
+use super::containers::join::host;
 use super::outputs::{forget_id, outputs, write_results};
 use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, ProgressMode};
@@ -50,6 +51,13 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     };
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);
+    }
+    for text in &args.add_host {
+        request.extra_hosts.push(host(text)?);
+    }
+    // Steps that run get them; neither keys nor images know them, unless a Dockerfile declares them.
+    for (name, value) in kiln_containers::proxy_variables() {
+        request.build_args.entry(name).or_insert(value);
     }
     // As docker does: reproducible builds set it for every tool.
     if let Some(epoch) = std::env::var("SOURCE_DATE_EPOCH").ok().filter(|epoch| !epoch.is_empty()) {

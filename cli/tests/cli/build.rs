@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::harness::{Context, Store, needs_root, text};
+use crate::harness::{Context, Outcome, Store, needs_root, text};
 
 const TWO_FILES: &str = "FROM busybox\n\
     RUN echo first > /first\n\
@@ -240,4 +240,31 @@ fn a_history_shows_whole_instructions_when_asked_to() {
     store.image("long", &format!("FROM busybox\n{long}\n"));
     assert!(!store.ok(&["history", "long"]).stdout.contains(&long));
     assert!(store.ok(&["history", "--no-trunc", "long"]).stdout.contains(&long));
+}
+
+#[test]
+fn steps_are_told_of_hosts_and_proxies_but_only_hosts_count() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[(
+        "Dockerfile",
+        "FROM busybox\nRUN --network=none grep db /etc/hosts; echo \"proxy=$HTTPS_PROXY\"\n",
+    )]);
+    let build = |host: &str, proxy: &str| {
+        let args = ["build", "--progress", "plain", "-t", "app", "--add-host", host, context.path()];
+        Outcome::of(store.command(&args).env("HTTPS_PROXY", proxy).output().unwrap()).expect(0)
+    };
+    let first = build("db:192.0.2.7", "http://proxy.test:1");
+    assert_eq!(first.ran().len(), 1);
+    first.says(&["192.0.2.7\tdb", "proxy=http://proxy.test:1"]);
+    assert!(!store.inspect("app").to_string().contains("proxy.test"));
+    assert!(!store.ok(&["history", "--no-trunc", "app"]).stdout.contains("proxy.test"));
+    assert_eq!(build("db:192.0.2.7", "http://other.test:1").ran(), [""; 0]);
+    build("db:192.0.2.8", "http://other.test:1").says(&["192.0.2.8\tdb"]);
+    store
+        .command(&["build", "--add-host", "db", context.path()])
+        .output()
+        .map(Outcome::of)
+        .unwrap()
+        .expect(2);
 }

@@ -4,6 +4,9 @@
 mod borders;
 mod files;
 mod life;
+mod machines;
+mod networks;
+mod ports;
 mod streams;
 
 use std::process::Command;

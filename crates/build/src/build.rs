@@ -155,6 +155,7 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
         labels: request.labels.clone(),
         ignore: ignore.clone(),
         contexts: named.clone(),
+        extra_hosts: request.extra_hosts.clone(),
         network: request.network,
         all_stages: purpose == Purpose::Check && request.target.is_none(),
         keep_owners: input.has_owners(),

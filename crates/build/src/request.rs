@@ -38,6 +38,8 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// Run every step again.
     pub no_cache: bool,
+    /// `--add-host`: name and address, or `host-gateway`.
+    pub extra_hosts: Vec<(String, String)>,
     /// `--network`: of the steps that choose none.
     pub network: Network,
     /// `--secret`
@@ -63,6 +65,7 @@ impl BuildRequest {
             labels: BTreeMap::new(),
             target: None,
             no_cache: false,
+            extra_hosts: Vec::new(),
             network: Network::Default,
             secrets: SecretStore::default(),
             ssh: SshAgents::default(),

@@ -1,6 +1,7 @@
 //! What a container was asked to be: `config.json`.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -39,6 +40,15 @@ pub struct Config {
     pub mounts: Vec<MountPoint>,
     /// Ports of the host that lead inside.
     pub ports: Vec<Port>,
+    /// The networks it is in; none: what the process says.
+    #[serde(default)]
+    pub networks: Vec<Attachment>,
+    /// The container whose network it shares.
+    #[serde(default)]
+    pub network_of: Option<ContainerId>,
+    /// All ports that the image exposes are published.
+    #[serde(default)]
+    pub publish_all: bool,
     /// The process has a terminal.
     pub tty: bool,
     /// Its standard input is open.
@@ -101,6 +111,17 @@ pub enum MountKind {
     },
 }
 
+/// A container's place in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The network's name.
+    pub network: String,
+    /// What others in it may call the container beside its name and ID.
+    pub aliases: Vec<String>,
+    /// Its address; `None`: any.
+    pub address: Option<Ipv4Addr>,
+}
+
 /// A port of the host that leads inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
@@ -108,6 +129,9 @@ pub struct Port {
     pub host_address: String,
     /// Port of the host; `None`: any that is free.
     pub host: Option<u16>,
+    /// The first from `host` up to this that is free; `None`: just `host`.
+    #[serde(default)]
+    pub host_last: Option<u16>,
     /// Port inside.
     pub inside: u16,
     /// `tcp` or `udp`.

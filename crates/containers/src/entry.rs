@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kiln_executor::{Cancel, Linux};
 use kiln_snapshotter::{Backend, Snapshotter};
 
-use crate::monitor::{Monitor, Streams, Tools};
+use crate::monitor::{Monitor, Streams, Tools, proxy_variables};
 use crate::{Container, Containers, Error};
 
 /// The name under which this binary is executed again as a container's monitor.
@@ -45,6 +45,7 @@ pub(crate) fn start_monitor(
         .arg(backend.to_string())
         .arg(container.id().as_str())
         .env_clear()
+        .envs(proxy_variables())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

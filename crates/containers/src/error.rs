@@ -1,6 +1,7 @@
 //! Why something with a container did not work.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use kiln_executor::ExecError;
@@ -78,6 +79,48 @@ pub enum Error {
         name: String,
         /// By whom.
         container: String,
+    },
+    /// There is no such network.
+    #[error("there is no network {text:?}")]
+    NoNetwork {
+        /// As it was asked for.
+        text: String,
+    },
+    /// A network of that name is there, or one that has some of its addresses.
+    #[error("{problem}")]
+    NetworkTaken {
+        /// What stands against it.
+        problem: String,
+    },
+    /// Containers that run keep a network.
+    #[error("network {name:?} is used by {}", users.join(", "))]
+    NetworkInUse {
+        /// Which.
+        name: String,
+        /// By whom, as far as they can be told.
+        users: Vec<String>,
+    },
+    /// Somebody listens on a port of the host.
+    #[error("port {port} of the host is in use ({protocol}, {address})")]
+    PortInUse {
+        /// Which; 0: all that could be tried.
+        port: u16,
+        /// `tcp` or `udp`.
+        protocol: String,
+        /// At which address.
+        address: IpAddr,
+    },
+    /// A port of the host cannot be listened on.
+    #[error("port {port} of the host cannot be used ({protocol}, {address})")]
+    PortRefused {
+        /// Which.
+        port: u16,
+        /// `tcp` or `udp`.
+        protocol: String,
+        /// At which address.
+        address: IpAddr,
+        /// Why not.
+        source: io::Error,
     },
     /// What the container's monitor, or the process beside it, could not do; told by another process.
     #[error("{message}")]

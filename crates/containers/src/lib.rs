@@ -18,10 +18,12 @@ mod id;
 mod time;
 
 mod config;
+mod networks;
 mod state;
 mod store;
 mod volumes;
 
+mod dns;
 mod log;
 mod process;
 mod wire;
@@ -41,17 +43,21 @@ mod testing;
 
 pub use attach::{AttachOptions, Attached, Ended, attach, attach_terminal};
 pub use client::{Client, StartedExec};
-pub use config::{Config, HealthCheck, Labels, LogOptions, MountKind, MountPoint, Port, RestartPolicy};
+pub use config::{
+    Attachment, Config, HealthCheck, Labels, LogOptions, MountKind, MountPoint, Port, RestartPolicy,
+};
 pub use entry::monitor_if_asked;
 pub use error::Error;
 pub use id::{ContainerId, is_name, random_name};
 pub use keys::DetachKeys;
 pub use live::{Process, Usage, processes, usage};
 pub use log::{LogLine, LogReader};
+pub use monitor::proxy_variables;
+pub use networks::{Network, Networks, NewNetwork, USUAL_NETWORK, members};
 pub use process::{handles_signal, signal_name, signal_number};
 pub use relay::Relay;
 pub use remove::{remove, sweep};
-pub use state::{Health, HealthResult, State, Status};
+pub use state::{BoundPort, Endpoint, Health, HealthResult, State, Status};
 pub use store::{Container, Containers};
 pub use time::{Time, TimeError, parse_duration};
 pub use volumes::{Volume, Volumes, user_of};

@@ -1,7 +1,8 @@
 //! What a container is doing: `state.json`, replaced at every change.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use kiln_executor::Subnet;
 use serde::{Deserialize, Serialize};
 
 use crate::Time;
@@ -40,6 +41,12 @@ pub struct State {
     pub health: Option<Health>,
     /// Its address, when it has a network of its own.
     pub address: Option<Ipv4Addr>,
+    /// Where it is in which network, in the order of its interfaces.
+    #[serde(default)]
+    pub endpoints: Vec<Endpoint>,
+    /// Ports of the host that lead inside now.
+    #[serde(default)]
+    pub ports: Vec<BoundPort>,
     /// Processes were stopped one by one, because there is no freezer.
     pub paused_by_signals: bool,
 }
@@ -62,8 +69,55 @@ impl State {
             stopped: false,
             health: None,
             address: None,
+            endpoints: Vec::new(),
+            ports: Vec::new(),
             paused_by_signals: false,
         }
+    }
+}
+
+/// A running container's place in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The network's name.
+    pub network: String,
+    /// And its ID.
+    pub network_id: String,
+    /// What the interface is called inside.
+    pub interface: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The network's addresses.
+    pub subnet: Subnet,
+    /// The host's address in it.
+    pub gateway: Ipv4Addr,
+}
+
+impl Endpoint {
+    /// The interface's hardware address.
+    pub fn hardware_address(&self) -> String {
+        let [a, b, c, d] = self.address.octets();
+        format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    }
+}
+
+/// A port of the host that leads into a running container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoundPort {
+    /// Address of the host; unspecified: all.
+    pub address: IpAddr,
+    /// Port of the host.
+    pub host: u16,
+    /// Port inside.
+    pub inside: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+}
+
+impl BoundPort {
+    /// `80/tcp`
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.inside, self.protocol)
     }
 }
 

@@ -314,6 +314,7 @@ impl Container {
             // The kernel killed its processes with the monitor (PDEATHSIG).
             state.status = Status::Exited;
             (state.pid, state.exit_code, state.finished) = (0, 137, Time::now());
+            (state.address, state.endpoints, state.ports) = (None, Vec::new(), Vec::new());
             "its monitor died".clone_into(&mut state.error);
             // On a full disk it is so too; the next who looks notes it.
             let _ = self.write_state(&state);

@@ -2,7 +2,8 @@
 //!
 //! Read [`spec`](ProcessSpec) first, then `linux/start.rs` (this side), `linux/outer.rs` (the
 //! re-executed helper that makes the namespaces) and `linux/init.rs` (process 1 inside, up to
-//! `execve`).
+//! `execve`). Networks: `linux/net.rs` (the one of steps), `linux/bridges.rs` and `linux/namespace.rs`
+//! (those that users make, for whoever looks after containers).
 //!
 //! # Invariants
 //! - No Rust code runs between fork and exec in a process with threads: the helper is this binary
@@ -23,11 +24,13 @@ pub use cancel::Cancel;
 pub use capabilities::Capabilities;
 pub use error::ExecError;
 pub use linux::{
-    Check, Linux, Seccomp, SeccompProfile, UserIds, check_mount_target, check_sysctl,
-    close_inherited_at_exec, detach, init_if_asked, probe_sandbox, resolve_user, signal_by_fd,
+    Address, Bridge, Check, Linux, NetworkNamespace, Plug, PublishedPort, PublishedPorts, Seccomp,
+    SeccompProfile, Subnet, UserIds, check_mount_target, check_sysctl, close_inherited_at_exec, detach,
+    free_subnet, host_resolver, init_if_asked, is_subnet_routed, probe_sandbox, redirect_resolver,
+    resolve_user, signal_by_fd,
 };
 pub use managed::{Managed, Started};
 pub use spec::{
-    Device, Executor, Exit, Finished, Handles, Network, ProcessSpec, ResourceLimit, Resources, Security,
-    Stdio, Stream, SystemPaths, Usage,
+    Device, Executor, Exit, Finished, Handles, Network, ProcessSpec, Resolver, ResourceLimit, Resources,
+    Security, Stdio, Stream, SystemPaths, Usage,
 };

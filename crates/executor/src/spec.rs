@@ -48,8 +48,11 @@ pub struct ProcessSpec {
     pub devices: Vec<Device>,
     /// Size of `/dev/shm`.
     pub shm_size_bytes: u64,
-    /// Lines for `/etc/hosts`: name and address.
+    /// Lines for `/etc/hosts`: name and address, or [`ProcessSpec::HOST_GATEWAY`].
     pub extra_hosts: Vec<(String, String)>,
+    /// What `/etc/resolv.conf` says other than the host's.
+    #[serde(default)]
+    pub resolver: Resolver,
     /// Limits other than the usual ones.
     pub rlimits: Vec<ResourceLimit>,
     /// Kernel settings of the process's own namespaces, by dotted name.
@@ -65,6 +68,11 @@ pub struct ProcessSpec {
     pub task_limit: Option<u32>,
     /// What it may use of the machine, in a control group of its own; `None`: no such group.
     pub resources: Option<Resources>,
+}
+
+impl ProcessSpec {
+    /// Stands for the host's address in [`ProcessSpec::extra_hosts`].
+    pub const HOST_GATEWAY: &'static str = "host-gateway";
 }
 
 impl Default for ProcessSpec {
@@ -88,6 +96,7 @@ impl Default for ProcessSpec {
             devices: Vec::new(),
             shm_size_bytes: 64 << 20,
             extra_hosts: Vec::new(),
+            resolver: Resolver::default(),
             rlimits: Vec::new(),
             sysctls: Vec::new(),
             oom_score_adj: None,
@@ -97,6 +106,17 @@ impl Default for ProcessSpec {
             resources: None,
         }
     }
+}
+
+/// Who turns names into addresses, and how. What is empty is as on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Resolver {
+    /// Whom to ask, in this order.
+    pub servers: Vec<std::net::IpAddr>,
+    /// Domains to look for names in; a single `.`: none.
+    pub search: Vec<String>,
+    /// Options of resolv.conf(5).
+    pub options: Vec<String>,
 }
 
 /// What of `/proc` and `/sys` a sandboxed process meets.
@@ -206,6 +226,8 @@ pub enum Network {
     None,
     /// The host's.
     Host,
+    /// The one that comes with the [`Handles`].
+    Given,
 }
 
 /// How much a process is held back.
@@ -227,12 +249,14 @@ pub struct Handles {
     /// What [`Mount::Tree`] and [`Mount::File`] name by position: detached mounts, and files to
     /// read from.
     pub inputs: Vec<OwnedFd>,
+    /// The network namespace of [`Network::Given`].
+    pub network: Option<OwnedFd>,
 }
 
 impl From<OwnedFd> for Handles {
     /// A root and nothing beside it.
     fn from(root: OwnedFd) -> Self {
-        Self { root, inputs: Vec::new() }
+        Self { root, inputs: Vec::new(), network: None }
     }
 }
 

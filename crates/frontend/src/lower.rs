@@ -49,6 +49,8 @@ pub struct Options {
     pub ignore: Patterns,
     /// `--build-context`, by name; `name::platform` counts for that platform only.
     pub contexts: BTreeMap<String, NamedContext>,
+    /// `--add-host`: name and address.
+    pub extra_hosts: Vec<(String, String)>,
     /// The network of steps that choose none.
     pub network: kiln_llb::Network,
     /// The context came as an archive: a copy keeps its files' owners.
@@ -70,6 +72,7 @@ impl Options {
             labels: BTreeMap::new(),
             ignore: Patterns::default(),
             contexts: BTreeMap::new(),
+            extra_hosts: Vec::new(),
             network: kiln_llb::Network::Default,
             keep_owners: false,
             all_stages: false,

@@ -113,6 +113,8 @@ pub struct Exec {
     pub user: Option<String>,
     /// Host name inside.
     pub hostname: String,
+    /// Lines for `/etc/hosts`: name and address, or `host-gateway`.
+    pub extra_hosts: Vec<(String, String)>,
     /// What network it sees.
     pub network: Network,
     /// How much it is held back.
@@ -447,6 +449,7 @@ impl Exec {
             cwd,
             user,
             hostname,
+            extra_hosts,
             network,
             security,
             mounts,
@@ -459,6 +462,7 @@ impl Exec {
         out.push(component("cwd", cwd));
         out.push(component("user", user.as_deref().unwrap_or("")));
         out.push(component("hostname", hostname));
+        out.extend(extra_hosts.iter().map(|(name, at)| component(format!("host {name}"), at)));
         out.push(component("network", network.name()));
         out.push(component("security", security.name()));
         for mount in mounts {

@@ -4,16 +4,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use kiln_containers::{
-    Config, ContainerId, HealthCheck, LogOptions, MountKind, MountPoint, Port, Time, Volumes, is_name,
+    Config, ContainerId, HealthCheck, LogOptions, MountKind, MountPoint, Time, Volumes, is_name,
     parse_duration, random_name, signal_number,
 };
 use kiln_executor::{Network, ProcessSpec};
 use kiln_oci::image::{EmptyObject, RunConfig};
 use serde_json::Value;
 
-use super::mounts;
+use super::{join, mounts};
+use crate::args::RunArgs;
 use crate::args::confinement::bytes;
-use crate::args::{NetworkMode, RunArgs};
 use crate::commands::{confinement, pair};
 use crate::errors::Failure;
 use crate::session::Session;
@@ -45,16 +45,20 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
     if arguments.is_empty() {
         return Err(Failure::usage("the image has no command and none was given"));
     }
-    let hostname = match args.network {
-        NetworkMode::Host if args.confinement.hostname.is_none() => host_name(),
+    let choice = join::choose(session, &args.network)?;
+    args.network.network_alias.iter().try_for_each(|alias| join::check_alias(alias))?;
+    let hostname = match (&choice.shared_with, choice.process) {
+        (Some(other), _) => session.containers.find(other.as_str())?.config()?.process.hostname,
+        (None, Network::Host) if args.confinement.hostname.is_none() => host_name(),
         _ => args.confinement.hostname.clone().unwrap_or_else(|| id.short().to_owned()),
     };
-    let mut confined = confinement::settings(&args.confinement, network(args.network))?;
+    let mut confined = confinement::settings(&args.confinement, choice.process)?;
     let stop_signal = args.confinement.stop_signal.as_ref().or(settings.stop_signal.as_ref());
     if let Some(text) = stop_signal.filter(|text| !text.is_empty()) {
         confined.stop_signal =
             signal_number(text).ok_or_else(|| Failure::usage(format!("there is no signal {text:?}")))?;
     }
+    join::names(&args.network, &mut confined)?;
     let process = ProcessSpec {
         args: arguments,
         env: environment(&settings, args.tty),
@@ -64,15 +68,22 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         hostname,
         ..confined
     };
-    let ports = life.publish.iter().map(|text| port(text)).collect::<Result<Vec<_>, _>>()?;
-    if !life.publish.is_empty() {
-        return Err(Failure::usage(
-            "--publish is not supported yet: nothing would listen on the host's ports",
-        )
-        .hint("the container's own address is in `kiln inspect`, or use --network host"));
+    let mut ports = Vec::new();
+    for text in &life.publish {
+        ports.extend(join::port(text)?);
     }
-    for port in ports.iter().flatten() {
+    if choice.shared_with.is_some() && (!ports.is_empty() || args.network.publish_all) {
+        return Err(Failure::usage("ports are published by the container whose network this one shares"));
+    }
+    for port in &ports {
         settings.exposed_ports.insert(port.key(), EmptyObject {});
+    }
+    if args.network.publish_all {
+        ports.extend(join::exposed(&settings, &ports));
+    }
+    if !choice.takes_ports() {
+        // docker: without a network that they could lead to they are as if they had not been given.
+        ports.clear();
     }
     Ok(Config {
         version: 1,
@@ -83,7 +94,10 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         snapshot: image.snapshot.clone(),
         process,
         mounts: all_mounts(args, &settings)?,
-        ports: ports.into_iter().flatten().collect(),
+        ports,
+        networks: choice.attachments,
+        network_of: choice.shared_with,
+        publish_all: args.network.publish_all,
         tty: args.tty,
         open_stdin: args.interactive,
         stdin_once: args.interactive && !life.detach,
@@ -95,14 +109,6 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         settings,
         id,
     })
-}
-
-fn network(mode: NetworkMode) -> Network {
-    match mode {
-        NetworkMode::Default => Network::Default,
-        NetworkMode::None => Network::None,
-        NetworkMode::Host => Network::Host,
-    }
 }
 
 fn free_name(session: &Session) -> Result<String, Failure> {
@@ -217,38 +223,6 @@ fn all_mounts(args: &RunArgs, settings: &RunConfig) -> Result<Vec<MountPoint>, F
     Ok(found)
 }
 
-/// `[[ADDRESS:]PORT:]INSIDE[/PROTOCOL]`, with ranges.
-fn port(text: &str) -> Result<Vec<Port>, Failure> {
-    let wrong = || Failure::usage(format!("--publish {text:?} is not [[ADDRESS:]PORT:]INSIDE[/PROTOCOL]"));
-    let (rest, protocol) = text.rsplit_once('/').unwrap_or((text, "tcp"));
-    if !matches!(protocol, "tcp" | "udp") {
-        return Err(wrong());
-    }
-    let (rest, inside) = rest.rsplit_once(':').unwrap_or(("", rest));
-    let (address, host) = rest.rsplit_once(':').unwrap_or(("", rest));
-    let range = |text: &str| -> Option<(u16, u16)> {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-        (first > 0 && first <= last).then_some((first, last))
-    };
-    let inside = range(inside).ok_or_else(wrong)?;
-    let host = if host.is_empty() { None } else { Some(range(host).ok_or_else(wrong)?) };
-    if host.is_some_and(|(first, last)| last - first != inside.1 - inside.0) {
-        return Err(wrong());
-    }
-    let address = address.trim_start_matches('[').trim_end_matches(']');
-    if !address.is_empty() && address.parse::<std::net::IpAddr>().is_err() {
-        return Err(wrong());
-    }
-    let port = |nth: u16| Port {
-        host_address: address.to_owned(),
-        host: host.map(|(first, _)| first + nth),
-        inside: inside.0 + nth,
-        protocol: protocol.to_owned(),
-    };
-    Ok((0..=inside.1 - inside.0).map(port).collect())
-}
-
 /// The flags' check, or the image's with what the flags change.
 fn health(settings: &mut RunConfig, args: &RunArgs) -> Result<Option<HealthCheck>, Failure> {
     let life = &args.life;
@@ -343,29 +317,5 @@ pub(super) fn volume_of(mount: &MountPoint) -> Option<(&str, bool)> {
     match &mount.kind {
         MountKind::Volume { name, anonymous, .. } => Some((name, *anonymous)),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_are_read_as_docker_reads_them() {
-        let shown = |text: &str| {
-            port(text).map_err(|error| error.render()).map(|ports| {
-                let one = |port: &Port| format!("{}:{:?}:{}", port.host_address, port.host, port.key());
-                ports.iter().map(one).collect::<Vec<_>>().join(" ")
-            })
-        };
-        assert_eq!(shown("80").unwrap(), ":None:80/tcp");
-        assert_eq!(shown("8080:80/udp").unwrap(), ":Some(8080):80/udp");
-        assert_eq!(shown("127.0.0.1:8080:80").unwrap(), "127.0.0.1:Some(8080):80/tcp");
-        assert_eq!(shown("127.0.0.1::80").unwrap(), "127.0.0.1:None:80/tcp");
-        assert_eq!(shown("[::1]:1:2").unwrap(), "::1:Some(1):2/tcp");
-        assert_eq!(shown("8000-8001:80-81").unwrap(), ":Some(8000):80/tcp :Some(8001):81/tcp");
-        for bad in ["", "0", "70000", "80/icmp", "x:80", "1-3:80-81", "host:1:2"] {
-            assert!(port(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -101,7 +101,10 @@ pub(super) fn host_config(session: &Session, config: &Config) -> Value {
         "AutoRemove": config.auto_remove,
         "ExtraHosts": config.process.extra_hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect::<Vec<_>>(),
         "Privileged": config.process.security == kiln_executor::Security::Insecure,
-        "PublishAllPorts": false,
+        "PublishAllPorts": config.publish_all,
+        "Dns": config.process.resolver.servers,
+        "DnsSearch": config.process.resolver.search,
+        "DnsOptions": config.process.resolver.options,
     })
 }
 

@@ -1,7 +1,9 @@
 //! `kiln inspect`: containers, images and volumes, as docker shows them.
 
-use kiln_containers::{Config, Container, Error, MountKind, State, Volumes, signal_name};
-use kiln_executor::Network;
+use kiln_containers::{
+    Attachment, Config, Container, Endpoint, Error, MountKind, Networks, State, USUAL_NETWORK, Volumes,
+    signal_name,
+};
 use serde_json::{Map, Value, json};
 
 use super::host_config::host_config;
@@ -18,7 +20,12 @@ pub(crate) fn run(session: &Session, args: &InspectArgs) -> Result<u8, Failure> 
         Some("container") => container(session, name),
         Some("image") => image(session, name),
         Some("volume") => volume(session, name),
-        Some(other) => Err(Failure::usage(format!("--type {other:?} is none of container, image, volume"))),
+        Some("network") => {
+            super::network::document(session, &Networks::open(session.containers.root()), name)
+        }
+        Some(other) => {
+            Err(Failure::usage(format!("--type {other:?} is none of container, image, volume, network")))
+        }
         None => match session.containers.find(name) {
             Ok(found) => of_container(session, &found),
             Err(Error::NotFound { .. }) => image(session, name),
@@ -203,32 +210,45 @@ fn mounts(session: &Session, config: &Config) -> Vec<Value> {
 }
 
 fn network_settings(config: &Config, state: &State) -> Value {
-    let address = state.address.map_or_else(String::new, |address| address.to_string());
     let mut ports: Map<String, Value> = Map::new();
     for key in config.settings.exposed_ports.keys() {
         let key = if key.contains('/') { key.clone() } else { format!("{key}/tcp") };
         ports.insert(key, Value::Null);
     }
-    for port in &config.ports {
-        let Some(host) = port.host else { continue };
-        let at = if port.host_address.is_empty() { "0.0.0.0" } else { &port.host_address };
-        let binding = json!({ "HostIp": at, "HostPort": host.to_string() });
+    for port in state.ports.iter().filter(|_| state.pid != 0) {
+        let binding = json!({ "HostIp": port.address.to_string(), "HostPort": port.host.to_string() });
         match ports.entry(port.key()).or_insert(Value::Null) {
             Value::Array(list) => list.push(binding),
             other => *other = json!([binding]),
         }
     }
-    let has_network = config.process.network == Network::Default;
-    let prefix = if has_network && !address.is_empty() { 16 } else { 0 };
+    if state.pid == 0 {
+        ports.clear();
+    }
+    let entry = |place: Option<&Endpoint>, attachment: Option<&Attachment>| {
+        let own = |text: fn(&Endpoint) -> String| place.map_or_else(String::new, text);
+        json!({
+            "IPAMConfig": attachment.and_then(|known| known.address).map(|at| json!({ "IPv4Address": at })),
+            "Aliases": attachment.map(|known| known.aliases.clone()),
+            "NetworkID": own(|place| place.network_id.clone()),
+            "IPAddress": own(|place| place.address.to_string()),
+            "IPPrefixLen": place.map_or(0, |place| place.subnet.prefix()),
+            "Gateway": own(|place| place.gateway.to_string()),
+            "MacAddress": own(Endpoint::hardware_address),
+        })
+    };
     let mut networks = Map::new();
-    let entry = json!({ "IPAddress": address, "IPPrefixLen": prefix, "Gateway": "", "Aliases": null });
-    networks.insert(network(config).to_owned(), entry);
-    json!({
-        "Ports": ports,
-        "IPAddress": address,
-        "IPPrefixLen": prefix,
-        "Gateway": "",
-        "MacAddress": "",
-        "Networks": networks,
-    })
+    if config.networks.is_empty() && config.network_of.is_none() {
+        networks.insert(network(config), entry(state.endpoints.first(), None));
+    }
+    for attachment in &config.networks {
+        let place = state.endpoints.iter().find(|place| place.network == attachment.network);
+        networks.insert(attachment.network.clone(), entry(place, Some(attachment)));
+    }
+    // docker: these are of the usual network, and the scripts that read them know no other.
+    let usual = state.endpoints.iter().find(|place| place.network == USUAL_NETWORK);
+    let mut settings = entry(usual, None);
+    settings["Ports"] = ports.into();
+    settings["Networks"] = networks.into();
+    settings
 }

@@ -1,5 +1,7 @@
 //! `kiln ps`
 
+use std::net::SocketAddr;
+
 use kiln_containers::{Config, Container, Health, State, Status, Time};
 use kiln_snapshotter::disk_bytes;
 use regex_lite::Regex;
@@ -107,7 +109,7 @@ fn entry(session: &Session, found: &Shown, whole: bool, with_size: bool) -> Valu
         "Command": format!("\"{}\"", escape::quoted(&command)),
         "CreatedAt": config.created.to_string(),
         "RunningFor": ago(config.created.unix()),
-        "Ports": ports(config),
+        "Ports": ports(config, state),
         "State": state.status.name(),
         "Status": status(state),
         "Size": if with_size { size(session, config) } else { "0B".to_owned() },
@@ -115,7 +117,7 @@ fn entry(session: &Session, found: &Shown, whole: bool, with_size: bool) -> Valu
         "Labels": labels.collect::<Vec<_>>().join(","),
         "_Labels": config.settings.labels,
         "Mounts": mounts.join(","),
-        "Networks": network(config),
+        "Networks": networks(config).join(","),
         "LocalVolumes": volumes.to_string(),
     })
 }
@@ -129,23 +131,46 @@ fn mount_source(mount: &kiln_containers::MountPoint) -> String {
     }
 }
 
-pub(super) fn network(config: &Config) -> &'static str {
-    match config.process.network {
-        kiln_executor::Network::Host => "host",
-        kiln_executor::Network::None => "none",
-        kiln_executor::Network::Default => "bridge",
+/// The network that a container was given first.
+pub(super) fn network(config: &Config) -> String {
+    match &config.network_of {
+        Some(other) => format!("container:{other}"),
+        None => networks(config).into_iter().next().unwrap_or_default(),
     }
 }
 
-fn ports(config: &Config) -> String {
-    let shown = config.ports.iter().map(|port| match port.host {
-        Some(host) => {
-            let address = if port.host_address.is_empty() { "0.0.0.0" } else { &port.host_address };
-            format!("{address}:{host}->{}", port.key())
+fn networks(config: &Config) -> Vec<String> {
+    if config.network_of.is_some() {
+        return Vec::new();
+    }
+    if !config.networks.is_empty() {
+        return config.networks.iter().map(|attachment| attachment.network.clone()).collect();
+    }
+    let name = match config.process.network {
+        kiln_executor::Network::Host => "host",
+        kiln_executor::Network::None => "none",
+        kiln_executor::Network::Default | kiln_executor::Network::Given => "bridge",
+    };
+    vec![name.to_owned()]
+}
+
+/// `0.0.0.0:8080->80/tcp, 443/tcp`, as long as it runs.
+fn ports(config: &Config, state: &State) -> String {
+    if state.pid == 0 {
+        return String::new();
+    }
+    let mut shown: Vec<String> = state
+        .ports
+        .iter()
+        .map(|port| format!("{}->{}", SocketAddr::new(port.address, port.host), port.key()))
+        .collect();
+    for key in config.settings.exposed_ports.keys() {
+        let key = if key.contains('/') { key.clone() } else { format!("{key}/tcp") };
+        if state.ports.iter().all(|port| port.key() != key) {
+            shown.push(key);
         }
-        None => port.key(),
-    });
-    shown.collect::<Vec<_>>().join(", ")
+    }
+    shown.join(", ")
 }
 
 fn size(session: &Session, config: &Config) -> String {
@@ -180,6 +205,8 @@ enum Filter {
     Exited(i32),
     Ancestor(Option<kiln_oci::Digest>, String),
     Volume(String),
+    Network(String),
+    Publish(String),
     Health(String),
     Before(Time),
     Since(Time),
@@ -207,12 +234,15 @@ impl Filter {
             "exited" => Self::Exited(value.parse().map_err(|_| wrong("it takes an exit code"))?),
             "ancestor" => Self::Ancestor(session.find(value).ok().map(|image| image.config), own),
             "volume" => Self::Volume(own),
+            "network" => Self::Network(own),
+            "publish" => Self::Publish(if own.contains('/') { own } else { format!("{own}/tcp") }),
             "health" => Self::Health(own),
             "before" => Self::Before(created(value)?),
             "since" => Self::Since(created(value)?),
             _ => {
                 return Err(wrong(
-                    "there are id, name, label, status, exited, ancestor, volume, health, before, since",
+                    "there are id, name, label, status, exited, ancestor, volume, network, publish, health, \
+                     before, since",
                 ));
             }
         })
@@ -235,6 +265,16 @@ impl Filter {
             Self::Ancestor(image, name) => *image == Some(config.image) || config.image_name == *name,
             Self::Volume(volume) => {
                 config.mounts.iter().any(|mount| mount.target == *volume || mount_source(mount) == *volume)
+            }
+            Self::Network(wanted) => {
+                let id = |known: &kiln_containers::Endpoint| {
+                    !known.network_id.is_empty() && known.network_id.starts_with(wanted.as_str())
+                };
+                networks(config).contains(wanted) || state.endpoints.iter().any(id)
+            }
+            Self::Publish(wanted) => {
+                let outside = |port: &kiln_containers::BoundPort| format!("{}/{}", port.host, port.protocol);
+                state.ports.iter().any(|port| outside(port) == *wanted)
             }
             Self::Health(wanted) => {
                 let health = state.health.as_ref().map_or("none", |health| health.status.as_str());

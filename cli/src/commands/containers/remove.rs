@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, Write};
 
-use kiln_containers::{Error, remove};
+use kiln_containers::{Container, Error, remove};
 use kiln_snapshotter::disk_bytes;
 
 use super::each;
@@ -21,21 +21,27 @@ pub(super) fn run(session: &Session, args: &RmArgs) -> Result<u8, Failure> {
         if args.force {
             kill_now(&container)?;
         }
-        let snapshots = &*session.engine.snapshots;
-        // A monitor that has said that all is over may not have let go of its lock; and one whose
-        // container goes with its end removes it by itself.
-        let mut patience = if args.force { 200 } else { 0 };
-        loop {
-            match remove(&session.containers, snapshots, &container, args.volumes) {
-                Err(Error::Gone { .. }) if args.force => return Ok(()),
-                Err(Error::WrongState { .. }) if patience > 0 => {
-                    patience -= 1;
-                    std::thread::sleep(std::time::Duration::from_millis(10));
-                }
-                other => return Ok(other?),
-            }
+        match remove_soon(session, &container, args) {
+            Err(Error::Gone { .. }) if args.force => Ok(()),
+            other => Ok(other?),
         }
     })
+}
+
+/// Removes a container that has ended, or has been told to. A monitor that has said that all is over may
+/// not have let go of its lock; and one whose container goes with its end removes it by itself.
+fn remove_soon(session: &Session, container: &Container, args: &RmArgs) -> Result<(), Error> {
+    let ended = || container.state().is_ok_and(|state| !state.status.is_active());
+    let mut patience = 200;
+    loop {
+        match remove(&session.containers, &*session.engine.snapshots, container, args.volumes) {
+            Err(Error::WrongState { .. }) if patience > 0 && (args.force || ended()) => {
+                patience -= 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 pub(super) fn prune(session: &Session, args: &PruneContainersArgs) -> Result<u8, Failure> {
@@ -49,7 +55,8 @@ pub(super) fn prune(session: &Session, args: &PruneContainersArgs) -> Result<u8,
         }
         let place = session.engine.store.root().join("snapshots/active").join(container.id().as_str());
         let bytes = disk_bytes(&place).unwrap_or(0);
-        match remove(&session.containers, &*session.engine.snapshots, &container, false) {
+        let args = RmArgs { force: false, volumes: false, containers: Vec::new() };
+        match remove_soon(session, &container, &args) {
             Ok(()) => {
                 removed.push_str(&format!("{}\n", container.id()));
                 freed += bytes;

@@ -1,6 +1,7 @@
 //! top, stats, port
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use kiln_containers::{Container, Process, Usage, processes, usage};
@@ -157,16 +158,16 @@ fn entry(
 }
 
 pub(super) fn port(session: &Session, args: &PortArgs) -> Result<u8, Failure> {
-    let config = session.containers.find(&args.container)?.config()?;
+    let container = session.containers.find(&args.container)?;
+    let (config, state) = (container.config()?, container.state()?);
     let wanted =
         args.port.as_ref().map(|port| if port.contains('/') { port.clone() } else { format!("{port}/tcp") });
     let mut text = String::new();
-    for port in &config.ports {
-        let Some(host) = port.host else { continue };
-        let address = if port.host_address.is_empty() { "0.0.0.0" } else { &port.host_address };
+    for port in state.ports.iter().filter(|_| state.pid != 0) {
+        let at = SocketAddr::new(port.address, port.host);
         match &wanted {
-            None => text.push_str(&format!("{} -> {address}:{host}\n", port.key())),
-            Some(wanted) if *wanted == port.key() => text.push_str(&format!("{address}:{host}\n")),
+            None => text.push_str(&format!("{} -> {at}\n", port.key())),
+            Some(wanted) if *wanted == port.key() => text.push_str(&format!("{at}\n")),
             Some(_) => {}
         }
     }

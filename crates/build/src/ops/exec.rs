@@ -116,6 +116,7 @@ impl BuildOp {
             create_cwd: true,
             user: exec.user.clone(),
             hostname: exec.hostname.clone(),
+            extra_hosts: exec.extra_hosts.clone(),
             network: match exec.network {
                 llb::Network::Default => Network::Default,
                 llb::Network::None => Network::None,
@@ -137,7 +138,7 @@ impl BuildOp {
             };
             redactor.push(bytes, &mut |bytes| scope.log(stream, bytes));
         };
-        let handles = Handles { root, inputs: mounts.take_handles() };
+        let handles = Handles { root, inputs: mounts.take_handles(), network: None };
         let cancel = self.shared.cancel.processes();
         let exit = engine.executor.run(handles, &spec, Stdio::Captured(&mut log), cancel);
         let [stdout, stderr] = &mut redactors;

@@ -3,10 +3,15 @@
 //! One thread waits for everything (`poll`); others only wait for one process each and report to it.
 
 mod clients;
+mod datagrams;
 mod health;
+mod network;
 mod output;
 mod pause;
+mod ports;
+mod proxy;
 mod requests;
+mod resolver;
 mod run;
 
 use std::collections::HashMap;
@@ -28,6 +33,7 @@ use crate::{Config, Container, Containers, Ended, Error, State};
 use clients::{Client, ClientId};
 use health::Checking;
 use run::Run;
+pub use run::proxy_variables;
 
 /// Whose streams the container has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

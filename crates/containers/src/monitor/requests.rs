@@ -72,7 +72,10 @@ impl Monitor {
                 if let Ok(config) = self.container.config() {
                     self.config = config;
                 }
-                self.answer(id, &Reply::Done);
+                match self.adjust_networks() {
+                    Ok(()) => self.answer(id, &Reply::Done),
+                    Err(error) => self.answer(id, &failure(&error)),
+                }
             }
         }
     }

@@ -12,6 +12,8 @@ use rustix::event::PollFlags;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::network::{Joined, introduce};
+use super::ports::Ports;
 use super::{Event, Monitor, Phase, Streams, failure};
 use crate::config::MountKind;
 use crate::process::{open_process, send_signal, start_ticks};
@@ -41,6 +43,10 @@ pub(super) struct Run {
     pub(super) input: VecDeque<u8>,
     /// Nothing will follow `input`.
     pub(super) input_ends: bool,
+    /// Its networks, where it has others than its helper makes.
+    pub(super) network: Option<Joined>,
+    /// The host's ports that lead inside.
+    pub(super) ports: Ports,
     began: Instant,
 }
 
@@ -84,6 +90,14 @@ fn null(flags: OFlags) -> Result<OwnedFd, Error> {
     Ok(open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty()).map_err(ExecError::from)?)
 }
 
+/// The proxies that this process was told of in its environment, for processes that are told nothing
+/// else. They are passed on and written down nowhere.
+pub fn proxy_variables() -> Vec<(String, String)> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+    let both = names.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()]);
+    both.filter_map(|name| std::env::var(&name).ok().map(|value| (name, value))).collect()
+}
+
 impl Monitor {
     /// Starts the process, for the first time or again.
     pub(super) fn begin(&mut self) {
@@ -100,7 +114,18 @@ impl Monitor {
     }
 
     fn try_begin(&mut self) -> Result<(), Error> {
-        let process = self.process()?;
+        let mut process = self.process()?;
+        let ports = Ports::take(&self.config.ports)?;
+        let network = Joined::make(&self.tools.containers, &self.container, &self.config)?;
+        let mut handle = None;
+        self.state.endpoints = Vec::new();
+        if let Some(joined) = &network {
+            self.state.endpoints = joined.endpoints();
+            introduce(&self.tools.containers, &self.config, &self.state.endpoints, &mut process)?;
+            handle = Some(joined.handle()?);
+            // The process may ask for itself at once.
+            self.note();
+        }
         let root = self.tools.snapshots.open_active(
             &self.config.id.key(),
             &OpenOptions {
@@ -119,6 +144,8 @@ impl Monitor {
             relay: None,
             input: VecDeque::new(),
             input_ends: false,
+            network,
+            ports,
             began: Instant::now(),
         };
         let streams = match self.streams {
@@ -146,11 +173,12 @@ impl Monitor {
         };
         let (linux, cancel, reporter) =
             (self.tools.linux.clone(), self.cancel.clone(), self.reporter.clone());
+        let handles = Handles { root, inputs: Vec::new(), network: handle };
         let work = move || {
             let told = reporter.clone();
             let mut started = move |started: Started| told.report(Event::Started(started));
             let stdio = Stdio::Managed(Managed { streams, started: &mut started });
-            let ended = linux.run(Handles::from(root), &process, stdio, &cancel);
+            let ended = linux.run(handles, &process, stdio, &cancel);
             reporter.report(Event::Ended(ended));
         };
         // The kernel ends the container with this thread, not only with the process.
@@ -167,6 +195,11 @@ impl Monitor {
     fn process(&self) -> Result<kiln_executor::ProcessSpec, Error> {
         let volumes = Volumes::open(self.tools.containers.root());
         let mut process = self.config.process.clone();
+        for (name, value) in proxy_variables() {
+            if process.env.iter().all(|(known, _)| *known != name) {
+                process.env.push((name, value));
+            }
+        }
         for mount in &self.config.mounts {
             let (target, read_only) = (mount.target.clone(), mount.read_only);
             process.mounts.push(match &mount.kind {
@@ -198,7 +231,16 @@ impl Monitor {
         let state = &mut self.state;
         (state.status, state.pid, state.pid_start) = (Status::Running, started.pid, ticks);
         (state.started, state.finished, state.exit_code) = (Time::now(), Time::NEVER, 0);
-        (state.error, state.oom_killed, state.address) = (String::new(), false, started.address);
+        (state.error, state.oom_killed) = (String::new(), false);
+        state.endpoints.extend(started.address.map(Self::usual_endpoint));
+        state.address = state.endpoints.first().map(|endpoint| endpoint.address);
+        state.ports = run.ports.bound();
+        let internal = run.network.as_ref().is_some_and(Joined::is_internal);
+        let lead = |address| run.ports.lead_to(address, internal, &self.config.id);
+        let led = state.address.map_or(Ok(()), lead);
+        if let Err(error) = led {
+            state.error = format!("published ports: {error}");
+        }
         state.paused_by_signals = false;
         self.checking.begin(state);
         self.note();
@@ -234,6 +276,7 @@ impl Monitor {
             // docker: it has not run, so it is as it was made.
             self.state.exit_code = code;
             (self.state.status, self.state.pid) = (Status::Created, 0);
+            self.state.endpoints = Vec::new();
             self.note();
             self.phase = Phase::Over(code);
             return;
@@ -244,6 +287,7 @@ impl Monitor {
     fn ended_with(&mut self, code: i32, ran: Duration) {
         let state = &mut self.state;
         (state.pid, state.pid_start, state.exit_code, state.address) = (0, 0, code, None);
+        (state.endpoints, state.ports) = (Vec::new(), Vec::new());
         state.finished = Time::now();
         let (restarts, last) = (state.restarts, self.last_pause);
         if std::mem::take(&mut self.again) && !self.cancel.is_cancelled() {

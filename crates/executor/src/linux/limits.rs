@@ -71,7 +71,7 @@ pub fn check_sysctl(name: &str, network: Network) -> Result<(), ExecError> {
     } else if path.starts_with("net/") {
         match network {
             Network::Host => "the network is the host's",
-            Network::Default | Network::None => return Ok(()),
+            Network::Default | Network::None | Network::Given => return Ok(()),
         }
     } else if path.starts_with("fs/mqueue/") || OWN.contains(&path.as_str()) {
         return Ok(());

@@ -1,5 +1,6 @@
 //! The Linux executor.
 
+mod bridges;
 mod cgroup;
 mod channel;
 mod dev;
@@ -9,6 +10,7 @@ mod inputs;
 mod join;
 mod limits;
 mod mounts;
+mod namespace;
 mod net;
 mod netlink;
 mod nft;
@@ -17,17 +19,25 @@ mod paths;
 mod probe;
 mod pty;
 mod reaper;
+mod rules;
 mod seccomp;
 mod start;
+mod subnet;
 mod sys;
 mod user;
 
+pub use bridges::{Bridge, free_subnet, is_subnet_routed};
+pub use etc::host_resolver;
 pub use inputs::check_mount_target;
 pub use limits::check_sysctl;
 pub use mounts::detach;
+pub use namespace::{NetworkNamespace, Plug};
+pub use net::Address;
 pub use outer::init_if_asked;
 pub use probe::{Check, probe_sandbox};
+pub use rules::{PublishedPort, PublishedPorts, redirect_resolver};
 pub use seccomp::{Seccomp, SeccompProfile};
 pub use start::Linux;
+pub use subnet::Subnet;
 pub use sys::{close_inherited_at_exec, signal_by_fd};
 pub use user::{UserIds, resolve_user};

@@ -12,10 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::netlink::{Message, Socket, attribute, flag, word};
 use super::nft;
+use super::subnet::Subnet;
 use crate::ExecError;
 
 /// The bridge all containers of this host share.
 pub(super) const BRIDGE: &str = "kiln0";
+/// What the names of all bridges of kiln's begin with.
+pub(super) const BRIDGES: &str = "kiln";
 /// Networks of /16 tried in this order until one is not in use on the host.
 const CANDIDATES: [Ipv4Addr; 4] = [
     Ipv4Addr::new(10, 209, 0, 0),
@@ -30,6 +33,7 @@ const ADDRESS_DIR: &str = "/run/kiln/net";
 
 /// rtnetlink(7) message types.
 const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -55,7 +59,7 @@ const AF_INET: u8 = 2;
 /// The bridge as it stands on this host.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bridge {
-    network: Ipv4Addr,
+    pub(super) network: Ipv4Addr,
 }
 
 /// A container's address, as the helper is told of it.
@@ -66,7 +70,8 @@ pub(super) struct Lease {
 }
 
 /// An address nobody else uses while this lives.
-pub(super) struct Address {
+#[derive(Debug)]
+pub struct Address {
     _lock: File,
 }
 
@@ -78,6 +83,11 @@ impl Bridge {
 }
 
 impl Lease {
+    /// The host's address in its network.
+    pub(super) fn gateway(&self) -> Ipv4Addr {
+        at(self.network, 1)
+    }
+
     /// The container's address.
     pub(super) fn address(&self) -> Ipv4Addr {
         at(self.network, self.host)
@@ -98,8 +108,8 @@ fn link_header(index: u32, flags: u32) -> [u8; 16] {
 }
 
 /// `struct ifaddrmsg`.
-fn address_header(index: u32) -> [u8; 8] {
-    let mut header = [AF_INET, PREFIX, 0, 0, 0, 0, 0, 0];
+fn address_header(index: u32, prefix: u8) -> [u8; 8] {
+    let mut header = [AF_INET, prefix, 0, 0, 0, 0, 0, 0];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header
 }
@@ -112,12 +122,12 @@ fn route_header() -> [u8; 12] {
     [AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST, 0, 0, 0, 0]
 }
 
-fn route_socket() -> Result<Socket, Errno> {
+pub(super) fn route_socket() -> Result<Socket, Errno> {
     Socket::open(None)
 }
 
 /// The index of an interface; `None` when there is none of that name.
-fn link_index(socket: &Socket, name: &str) -> Result<Option<u32>, Errno> {
+pub(super) fn link_index(socket: &Socket, name: &str) -> Result<Option<u32>, Errno> {
     let message = Message::new(RTM_GETLINK, flag::ACK, &link_header(0, 0)).put_text(IFLA_IFNAME, name);
     match socket.dump(message) {
         Ok(answers) => Ok(answers.first().map(|body| u32::from_ne_bytes(word(body, 4)))),
@@ -141,14 +151,19 @@ pub(super) fn ensure_bridge() -> Result<Bridge, ExecError> {
         Some(address) => Ipv4Addr::from(u32::from(address) & 0xffff_0000),
         None => make_bridge(&socket)?,
     };
+    switch_on_forwarding()?;
+    nft::ensure_translation(network)?;
+    nft::ensure_forwarding()?;
+    Ok(Bridge { network })
+}
+
+pub(super) fn switch_on_forwarding() -> Result<(), ExecError> {
     let forward = "/proc/sys/net/ipv4/ip_forward";
     if std::fs::read_to_string(forward).is_ok_and(|on| on.trim() == "0") {
         std::fs::write(forward, "1")
             .map_err(|source| ExecError::Network { step: "switch on ip_forward".to_owned(), source })?;
     }
-    nft::ensure_translation(network)?;
-    nft::ensure_forwarding()?;
-    Ok(Bridge { network })
+    Ok(())
 }
 
 fn make_bridge(socket: &Socket) -> Result<Ipv4Addr, ExecError> {
@@ -157,51 +172,68 @@ fn make_bridge(socket: &Socket) -> Result<Ipv4Addr, ExecError> {
         step: "every network kiln could use is in use on this host; try --network host".to_owned(),
         source: Errno::ADDRINUSE.into(),
     })?;
+    add_bridge(socket, BRIDGE, at(network, 1), PREFIX)?;
+    Ok(network)
+}
+
+/// A bridge with its address, as far as it is not there.
+pub(super) fn add_bridge(
+    socket: &Socket,
+    name: &str,
+    address: Ipv4Addr,
+    prefix: u8,
+) -> Result<(), ExecError> {
     let create = Message::new(RTM_NEWLINK, flag::ACK | flag::CREATE | flag::EXCL, &link_header(0, IFF_UP))
-        .put_text(IFLA_IFNAME, BRIDGE)
+        .put_text(IFLA_IFNAME, name)
         .nest(IFLA_LINKINFO, |info| info.put_text(IFLA_INFO_KIND, "bridge"));
     match socket.request(create) {
         Ok(()) | Err(Errno::EXIST) => {}
-        Err(errno) => return Err(ExecError::network("make bridge kiln0")(errno)),
+        Err(errno) => return Err(ExecError::network(format!("make bridge {name}"))(errno)),
     }
-    let index = link_index(socket, BRIDGE).map_err(ExecError::network("look up kiln0"))?;
-    let index = index.ok_or_else(|| ExecError::network("bridge kiln0 vanished")(Errno::NODEV))?;
-    add_address(socket, index, at(network, 1)).map_err(ExecError::network("address of kiln0"))?;
-    set_up(socket, index).map_err(ExecError::network("bring up kiln0"))?;
-    Ok(network)
+    let index = link_index(socket, name).map_err(ExecError::network(format!("look up {name}")))?;
+    let index = index.ok_or_else(|| ExecError::network(format!("bridge {name} vanished"))(Errno::NODEV))?;
+    add_address(socket, index, address, prefix).map_err(ExecError::network(format!("address of {name}")))?;
+    set_up(socket, index).map_err(ExecError::network(format!("bring up {name}")))
+}
+
+/// Removes an interface; one that is not there is removed.
+pub(super) fn remove_link(socket: &Socket, name: &str) -> Result<(), Errno> {
+    let message = Message::new(RTM_DELLINK, flag::ACK, &link_header(0, 0)).put_text(IFLA_IFNAME, name);
+    match socket.request(message) {
+        Err(Errno::NODEV) => Ok(()),
+        other => other,
+    }
 }
 
 /// The first candidate that overlaps no route of the host.
 fn free_network(socket: &Socket) -> Result<Option<Ipv4Addr>, Errno> {
+    let taken = routes(socket)?;
+    let free = |network: &Ipv4Addr| !taken.iter().any(|route| route.overlaps(Subnet::new(*network, PREFIX)));
+    Ok(CANDIDATES.into_iter().find(free))
+}
+
+/// What the host has routes to, but for the default route.
+pub(super) fn routes(socket: &Socket) -> Result<Vec<Subnet>, Errno> {
     let mut header = route_header();
     header[4..8].fill(0);
     let routes = socket.dump(Message::new(RTM_GETROUTE, flag::DUMP, &header))?;
-    let taken: Vec<(u32, u8)> = routes
-        .iter()
-        .filter(|body| body.first() == Some(&AF_INET) && body.len() >= 12)
-        .filter_map(|body| {
-            let destination = attribute(&body[12..], RTA_DST)?;
-            Some((u32::from_be_bytes(word(destination, 0)), body[1]))
-        })
-        .collect();
-    let overlaps = |network: Ipv4Addr| {
-        taken.iter().any(|&(destination, length)| {
-            let bits = length.min(PREFIX);
-            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
-            bits > 0 && destination & mask == u32::from(network) & mask
-        })
+    let destination = |body: &Vec<u8>| {
+        let value = attribute(body.get(12..)?, RTA_DST)?;
+        Some(Subnet::new(word(value, 0).into(), body[1].min(32)))
     };
-    Ok(CANDIDATES.into_iter().find(|&network| !overlaps(network)))
+    let of_ipv4 = routes.iter().filter(|body| body.first() == Some(&AF_INET));
+    Ok(of_ipv4.filter_map(destination).filter(|route| route.prefix() > 0).collect())
 }
 
 fn bridge_address(socket: &Socket, index: u32) -> Result<Option<Ipv4Addr>, Errno> {
-    let answers = socket.dump(Message::new(RTM_GETADDR, flag::DUMP, &address_header(0)))?;
+    let answers = socket.dump(Message::new(RTM_GETADDR, flag::DUMP, &address_header(0, PREFIX)))?;
     let ours = answers.iter().find(|body| body.len() >= 8 && u32::from_ne_bytes(word(body, 4)) == index);
     Ok(ours.and_then(|body| attribute(&body[8..], IFA_LOCAL)).map(|value| word(value, 0).into()))
 }
 
-fn add_address(socket: &Socket, index: u32, address: Ipv4Addr) -> Result<(), Errno> {
-    let message = Message::new(RTM_NEWADDR, flag::ACK | flag::CREATE | flag::EXCL, &address_header(index))
+pub(super) fn add_address(socket: &Socket, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), Errno> {
+    let header = address_header(index, prefix);
+    let message = Message::new(RTM_NEWADDR, flag::ACK | flag::CREATE | flag::EXCL, &header)
         .put(IFA_LOCAL, &address.octets())
         .put(IFA_ADDRESS, &address.octets());
     match socket.request(message) {
@@ -210,7 +242,7 @@ fn add_address(socket: &Socket, index: u32, address: Ipv4Addr) -> Result<(), Err
     }
 }
 
-fn set_up(socket: &Socket, index: u32) -> Result<(), Errno> {
+pub(super) fn set_up(socket: &Socket, index: u32) -> Result<(), Errno> {
     socket.request(Message::new(RTM_NEWLINK, flag::ACK, &link_header(index, IFF_UP)))
 }
 
@@ -221,7 +253,7 @@ pub(super) fn loopback_up() -> Result<(), ExecError> {
     set_up(&socket, 1).map_err(ExecError::network("bring up loopback"))
 }
 
-fn lock_setup() -> Result<File, ExecError> {
+pub(super) fn lock_setup() -> Result<File, ExecError> {
     let failed = |source| ExecError::Network { step: ADDRESS_DIR.to_owned(), source };
     std::fs::create_dir_all(ADDRESS_DIR).map_err(failed)?;
     let file = File::create(format!("{ADDRESS_DIR}/lock")).map_err(failed)?;
@@ -234,22 +266,31 @@ fn lock_setup() -> Result<File, ExecError> {
 /// The search starts at another place each time: the kernel takes a dead container's interface
 /// away some time after its process, and until then the address is better left alone.
 fn take_address(network: Ipv4Addr) -> Result<(Lease, Address), ExecError> {
-    let failed = |source| ExecError::Network { step: ADDRESS_DIR.to_owned(), source };
-    std::fs::create_dir_all(ADDRESS_DIR).map_err(failed)?;
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let start = std::process::id().wrapping_mul(16).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
     // Neither the network itself, nor the bridge, nor the broadcast address.
     const HOSTS: u32 = u16::MAX as u32 - 2;
     for offset in 0..HOSTS {
         let host = 2 + u16::try_from(start.wrapping_add(offset) % HOSTS).unwrap_or(0);
-        let file = File::create(format!("{ADDRESS_DIR}/{}", at(network, host))).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => return Ok((Lease { network, host }, Address { _lock: file })),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        if let Some(address) = Address::take(at(network, host))? {
+            return Ok((Lease { network, host }, address));
         }
     }
     Err(ExecError::network("all 65533 addresses are in use")(Errno::ADDRNOTAVAIL))
+}
+
+impl Address {
+    /// Takes this one; `None`: somebody has it.
+    pub(super) fn take(address: Ipv4Addr) -> Result<Option<Self>, ExecError> {
+        let failed = |source| ExecError::Network { step: ADDRESS_DIR.to_owned(), source };
+        std::fs::create_dir_all(ADDRESS_DIR).map_err(failed)?;
+        let file = File::create(format!("{ADDRESS_DIR}/{address}")).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _lock: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
 }
 
 /// The host's side of the helper, opened before it left the host's network namespace.
@@ -269,38 +310,72 @@ impl HostSide {
     /// Joins the network namespace this thread is in now to the bridge. Interfaces go with the
     /// namespace, so there is nothing to undo.
     pub(super) fn connect(&self, lease: &Lease) -> Result<(), ExecError> {
-        let namespace = openat(CWD, "/proc/self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(ExecError::network("open the network namespace"))?;
+        let end = End {
+            bridge: self.bridge,
+            outside: &format!("kiln{:x}", std::process::id()),
+            inside: "eth0",
+            address: lease.address(),
+            prefix: PREFIX,
+            gateway: Some(lease.gateway()),
+        };
         let inside = route_socket().map_err(ExecError::network("netlink socket"))?;
-        let namespace = u32::try_from(namespace.as_fd().as_raw_fd()).map(|fd| (namespace, fd));
-        let (_namespace, fd) = namespace.map_err(|_| ExecError::network("namespace")(Errno::BADF))?;
-        let octets = lease.address().octets();
-        // Like docker: a hardware address made of the IP address needs no luck to be unique.
-        let hardware = [0x02, 0x42, octets[0], octets[1], octets[2], octets[3]];
-        let create =
-            Message::new(RTM_NEWLINK, flag::ACK | flag::CREATE | flag::EXCL, &link_header(0, IFF_UP))
-                .put_text(IFLA_IFNAME, &format!("kiln{:x}", std::process::id()))
-                .put_u32(IFLA_MASTER, self.bridge)
-                .nest(IFLA_LINKINFO, |info| {
-                    info.put_text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |data| {
-                        data.nest(VETH_INFO_PEER, |peer| {
-                            // Not up yet: the pair is joined only after this end was made.
-                            peer.raw(&link_header(0, 0))
-                                .put_text(IFLA_IFNAME, "eth0")
-                                .put(IFLA_ADDRESS, &hardware)
-                                .put_u32(IFLA_NET_NS_FD, fd)
-                        })
-                    })
-                });
-        self.socket.request(create).map_err(ExecError::network("make the interface pair"))?;
         set_up(&inside, 1).map_err(ExecError::network("bring up loopback"))?;
-        let eth0 = link_index(&inside, "eth0").map_err(ExecError::network("look up eth0"))?;
-        let eth0 = eth0.ok_or_else(|| ExecError::network("eth0 vanished")(Errno::NODEV))?;
-        add_address(&inside, eth0, lease.address()).map_err(ExecError::network("address of eth0"))?;
-        set_up(&inside, eth0).map_err(ExecError::network("bring up eth0"))?;
-        let route = Message::new(RTM_NEWROUTE, flag::ACK | flag::CREATE, &route_header())
-            .put(RTA_GATEWAY, &at(lease.network, 1).octets())
-            .put_u32(RTA_OIF, eth0);
-        inside.request(route).map_err(ExecError::network("default route"))
+        join(&self.socket, &end)
     }
+}
+
+/// An interface in a network namespace, and where its other end is.
+pub(super) struct End<'a> {
+    /// The bridge's number on the host.
+    pub(super) bridge: u32,
+    /// Name on the host.
+    pub(super) outside: &'a str,
+    /// Name in the namespace.
+    pub(super) inside: &'a str,
+    pub(super) address: Ipv4Addr,
+    pub(super) prefix: u8,
+    /// Where the rest of the world is; `None`: nowhere.
+    pub(super) gateway: Option<Ipv4Addr>,
+}
+
+/// Joins the network namespace this thread is in to a bridge of the host, whose socket `host` is.
+pub(super) fn join(host: &Socket, end: &End<'_>) -> Result<(), ExecError> {
+    let namespace = openat(CWD, "/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(ExecError::network("open the network namespace"))?;
+    let inside = route_socket().map_err(ExecError::network("netlink socket"))?;
+    let namespace = u32::try_from(namespace.as_fd().as_raw_fd()).map(|fd| (namespace, fd));
+    let (_namespace, fd) = namespace.map_err(|_| ExecError::network("namespace")(Errno::BADF))?;
+    let octets = end.address.octets();
+    // Like docker: a hardware address made of the IP address needs no luck to be unique.
+    let hardware = [0x02, 0x42, octets[0], octets[1], octets[2], octets[3]];
+    let create = Message::new(RTM_NEWLINK, flag::ACK | flag::CREATE | flag::EXCL, &link_header(0, IFF_UP))
+        .put_text(IFLA_IFNAME, end.outside)
+        .put_u32(IFLA_MASTER, end.bridge)
+        .nest(IFLA_LINKINFO, |info| {
+            info.put_text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |data| {
+                data.nest(VETH_INFO_PEER, |peer| {
+                    // Not up yet: the pair is joined only after this end was made.
+                    peer.raw(&link_header(0, 0))
+                        .put_text(IFLA_IFNAME, end.inside)
+                        .put(IFLA_ADDRESS, &hardware)
+                        .put_u32(IFLA_NET_NS_FD, fd)
+                })
+            })
+        });
+    host.request(create).map_err(ExecError::network("make the interface pair"))?;
+    let name = end.inside;
+    let index = link_index(&inside, name).map_err(ExecError::network(format!("look up {name}")))?;
+    let index = index.ok_or_else(|| ExecError::network(format!("{name} vanished"))(Errno::NODEV))?;
+    add_address(&inside, index, end.address, end.prefix)
+        .map_err(ExecError::network(format!("address of {name}")))?;
+    set_up(&inside, index).map_err(ExecError::network(format!("bring up {name}")))?;
+    end.gateway.map_or(Ok(()), |gateway| default_route(&inside, index, gateway))
+}
+
+/// Sends everything that has no route of its own to a gateway.
+pub(super) fn default_route(inside: &Socket, index: u32, gateway: Ipv4Addr) -> Result<(), ExecError> {
+    let route = Message::new(RTM_NEWROUTE, flag::ACK | flag::CREATE, &route_header())
+        .put(RTA_GATEWAY, &gateway.octets())
+        .put_u32(RTA_OIF, index);
+    inside.request(route).map_err(ExecError::network("default route"))
 }

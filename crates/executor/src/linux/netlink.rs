@@ -28,6 +28,7 @@ const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
 
 /// One netlink message under construction.
+#[derive(Clone)]
 pub(super) struct Message {
     bytes: Vec<u8>,
 }
@@ -42,6 +43,13 @@ impl Message {
         let mut message = Self { bytes };
         message.align();
         message
+    }
+
+    /// The same message with more flags.
+    pub(super) fn with_flags(mut self, flags: u16) -> Self {
+        self.bytes[6] |= flags.to_ne_bytes()[0];
+        self.bytes[7] |= flags.to_ne_bytes()[1];
+        self
     }
 
     fn align(&mut self) {
@@ -100,6 +108,7 @@ impl Message {
 }
 
 /// A netlink socket in the network namespace it was opened in.
+#[derive(Debug)]
 pub(super) struct Socket {
     fd: OwnedFd,
 }

@@ -6,39 +6,39 @@ use std::process::{Command, Stdio};
 use rustix::io::Errno;
 use rustix::net::netlink;
 
-use super::net::{BRIDGE, PREFIX};
+use super::net::{BRIDGE, BRIDGES, PREFIX};
 use super::netlink::{Message, Socket, attribute, flag, text, word};
 use crate::ExecError;
 
 /// nf_tables message types (linux/netfilter/nf_tables.h), behind their subsystem number.
-const SUBSYSTEM: u16 = 10 << 8;
-const NEWTABLE: u16 = SUBSYSTEM;
-const GETTABLE: u16 = SUBSYSTEM | 1;
-const NEWCHAIN: u16 = SUBSYSTEM | 3;
+pub(super) const SUBSYSTEM: u16 = 10 << 8;
+pub(super) const NEWTABLE: u16 = SUBSYSTEM;
+pub(super) const GETTABLE: u16 = SUBSYSTEM | 1;
+pub(super) const NEWCHAIN: u16 = SUBSYSTEM | 3;
 const GETCHAIN: u16 = SUBSYSTEM | 4;
-const NEWRULE: u16 = SUBSYSTEM | 6;
+pub(super) const NEWRULE: u16 = SUBSYSTEM | 6;
 const GETRULE: u16 = SUBSYSTEM | 7;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 
 const NFPROTO_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-const NF_INET_FORWARD: u32 = 2;
-const NF_INET_POST_ROUTING: u32 = 4;
-const NF_DROP: u32 = 0;
-const NF_ACCEPT: u32 = 1;
+pub(super) const NFPROTO_IPV4: u8 = 2;
+pub(super) const NF_INET_FORWARD: u32 = 2;
+pub(super) const NF_INET_POST_ROUTING: u32 = 4;
+pub(super) const NF_DROP: u32 = 0;
+pub(super) const NF_ACCEPT: u32 = 1;
 
-const TABLE_NAME: u16 = 1;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const TABLE_NAME: u16 = 1;
+pub(super) const CHAIN_TABLE: u16 = 1;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_POLICY: u16 = 5;
+pub(super) const CHAIN_TYPE: u16 = 7;
+pub(super) const HOOK_NUMBER: u16 = 1;
+pub(super) const HOOK_PRIORITY: u16 = 2;
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
 const RULE_USERDATA: u16 = 7;
 const LIST_ELEMENT: u16 = 1;
 const EXPRESSION_NAME: u16 = 1;
@@ -47,31 +47,34 @@ const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 
-const REGISTER: u32 = 1;
+pub(super) const REGISTER: u32 = 1;
 const REGISTER_VERDICT: u32 = 0;
-const META_IIFNAME: u32 = 6;
-const META_OIFNAME: u32 = 7;
-const CMP_EQUAL: u32 = 0;
-const CMP_NOT_EQUAL: u32 = 1;
+pub(super) const META_IIFNAME: u32 = 6;
+pub(super) const META_OIFNAME: u32 = 7;
+pub(super) const CMP_EQUAL: u32 = 0;
+pub(super) const CMP_NOT_EQUAL: u32 = 1;
 const CT_STATE: u32 = 0;
 /// ESTABLISHED and RELATED in a connection's state bits.
 const CT_KNOWN: u32 = 0b110;
+const CT_STATUS: u32 = 2;
+/// `IPS_DST_NAT`: a published port led here.
+const CT_PUBLISHED: u32 = 1 << 5;
 
 /// Our own table, and the mark on rules we add to other people's chains.
 const TABLE: &str = "kiln";
-const MARK: &[u8] = b"kiln";
+const MARK: &[u8] = b"kiln bridges";
 
 /// `struct nfgenmsg`.
-fn header(family: u8, resource: u16) -> [u8; 4] {
+pub(super) fn header(family: u8, resource: u16) -> [u8; 4] {
     let [high, low] = resource.to_be_bytes();
     [family, 0, high, low]
 }
 
-fn socket() -> Result<Socket, ExecError> {
+pub(super) fn socket() -> Result<Socket, ExecError> {
     Socket::open(Some(netlink::NETFILTER)).map_err(ExecError::network("netfilter socket"))
 }
 
-fn batch(messages: Vec<Message>) -> Vec<Message> {
+pub(super) fn batch(messages: Vec<Message>) -> Vec<Message> {
     let edge = |kind| Message::new(kind, 0, &header(0, 10));
     let mut all = vec![edge(BATCH_BEGIN)];
     all.extend(messages);
@@ -80,26 +83,44 @@ fn batch(messages: Vec<Message>) -> Vec<Message> {
 }
 
 /// Adds one expression to a rule.
-fn expression(rule: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
+pub(super) fn expression(rule: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
     rule.nest(LIST_ELEMENT, |element| element.put_text(EXPRESSION_NAME, name).nest(EXPRESSION_DATA, data))
 }
 
-fn compare(rule: Message, how: u32, value: &[u8]) -> Message {
+pub(super) fn compare(rule: Message, how: u32, value: &[u8]) -> Message {
     expression(rule, "cmp", |cmp| {
         cmp.put_be32(1, REGISTER).put_be32(2, how).nest(3, |data| data.put(DATA_VALUE, value))
     })
 }
 
-/// Matches packets whose interface (by `key`) is, or is not, the bridge.
-fn interface(rule: Message, key: u32, how: u32) -> Message {
-    let rule = expression(rule, "meta", |meta| meta.put_be32(2, key).put_be32(1, REGISTER));
+/// Matches packets whose interface (by `key`) is, or is not, the one called `name`.
+pub(super) fn interface(rule: Message, key: u32, how: u32, name: &str) -> Message {
+    let rule = load_interface(rule, key);
     // Names are compared with their padding: IFNAMSIZ bytes.
-    let mut name = [0; 16];
-    name[..BRIDGE.len()].copy_from_slice(BRIDGE.as_bytes());
-    compare(rule, how, &name)
+    let mut padded = [0; 16];
+    padded[..name.len()].copy_from_slice(name.as_bytes());
+    compare(rule, how, &padded)
 }
 
-fn mask(rule: Message, mask: &[u8; 4]) -> Message {
+/// Matches packets whose interface (by `key`) is, or is not, one of kiln's bridges.
+pub(super) fn any_bridge(rule: Message, key: u32, how: u32) -> Message {
+    compare(load_interface(rule, key), how, BRIDGES.as_bytes())
+}
+
+fn load_interface(rule: Message, key: u32) -> Message {
+    expression(rule, "meta", |meta| meta.put_be32(2, key).put_be32(1, REGISTER))
+}
+
+/// Ends a rule with a verdict.
+pub(super) fn verdict(rule: Message, code: u32) -> Message {
+    expression(rule, "immediate", |immediate| {
+        immediate
+            .put_be32(1, REGISTER_VERDICT)
+            .nest(2, |data| data.nest(DATA_VERDICT, |verdict| verdict.put_be32(VERDICT_CODE, code)))
+    })
+}
+
+pub(super) fn mask(rule: Message, mask: &[u8; 4]) -> Message {
     expression(rule, "bitwise", |bitwise| {
         bitwise
             .put_be32(1, REGISTER)
@@ -141,7 +162,7 @@ pub(super) fn ensure_translation(network: Ipv4Addr) -> Result<(), ExecError> {
             let bits = u32::MAX << (32 - u32::from(PREFIX));
             let rule = mask(rule, &bits.to_be_bytes());
             let rule = compare(rule, CMP_EQUAL, &network.octets());
-            let rule = interface(rule, META_OIFNAME, CMP_NOT_EQUAL);
+            let rule = interface(rule, META_OIFNAME, CMP_NOT_EQUAL, BRIDGE);
             expression(rule, "masq", |masq| masq)
         });
     match socket.transaction(batch(vec![table, chain, rule])) {
@@ -165,16 +186,18 @@ pub(super) fn ensure_forwarding() -> Result<(), ExecError> {
     }
     let socket = socket()?;
     for chain in dropping_chains(&socket)? {
+        if has_our_rule(&socket, &chain)? {
+            continue;
+        }
         // iptables-nft owns this one and shows only rules it wrote itself.
         let is_iptables =
             chain.family == NFPROTO_IPV4 && chain.table == b"filter" && chain.chain == b"FORWARD";
         if is_iptables && allow_with_iptables(&["iptables-nft", "iptables"])? {
             continue;
         }
-        if !has_our_rule(&socket, &chain)? {
-            let rules = vec![forward_rule(&chain, false), forward_rule(&chain, true)];
-            socket.transaction(batch(rules)).map_err(ExecError::network("allow forwarding"))?;
-        }
+        let rules = [Through::Out, Through::Answers, Through::Published];
+        let rules = rules.map(|what| forward_rule(&chain, what)).to_vec();
+        socket.transaction(batch(rules)).map_err(ExecError::network("allow forwarding"))?;
     }
     Ok(())
 }
@@ -210,37 +233,53 @@ fn has_our_rule(socket: &Socket, chain: &Dropping) -> Result<bool, ExecError> {
     Ok(rules.iter().any(marked))
 }
 
-/// Out of the bridge: anything. Into it: answers only.
-fn forward_rule(chain: &Dropping, answers: bool) -> Message {
+/// What kiln's rules in somebody else's chain let through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Through {
+    /// Out of a bridge: anything.
+    Out,
+    /// Into one: answers.
+    Answers,
+    /// And what a published port has led there.
+    Published,
+}
+
+fn forward_rule(chain: &Dropping, what: Through) -> Message {
     // Without NLM_F_APPEND a rule goes to the head of its chain.
-    let flags = if answers { flag::CREATE | flag::ACK } else { flag::CREATE };
-    Message::new(NEWRULE, flags, &header(chain.family, 0))
+    let last = if what == Through::Published { flag::ACK } else { 0 };
+    Message::new(NEWRULE, flag::CREATE | last, &header(chain.family, 0))
         .put(RULE_TABLE, &[&chain.table[..], b"\0"].concat())
         .put(RULE_CHAIN, &[&chain.chain[..], b"\0"].concat())
         .nest(RULE_EXPRESSIONS, |rule| {
-            let key = if answers { META_OIFNAME } else { META_IIFNAME };
-            let mut rule = interface(rule, key, CMP_EQUAL);
-            if answers {
-                rule = expression(rule, "ct", |ct| ct.put_be32(2, CT_STATE).put_be32(1, REGISTER));
-                rule = mask(rule, &CT_KNOWN.to_ne_bytes());
-                rule = compare(rule, CMP_NOT_EQUAL, &[0; 4]);
-            }
-            expression(rule, "immediate", |immediate| {
-                immediate.put_be32(1, REGISTER_VERDICT).nest(2, |data| {
-                    data.nest(DATA_VERDICT, |verdict| verdict.put_be32(VERDICT_CODE, NF_ACCEPT))
-                })
-            })
+            let key = if what == Through::Out { META_IIFNAME } else { META_OIFNAME };
+            let rule = any_bridge(rule, key, CMP_EQUAL);
+            let rule = match what {
+                Through::Out => rule,
+                Through::Answers => connection(rule, CT_STATE, CT_KNOWN),
+                Through::Published => connection(rule, CT_STATUS, CT_PUBLISHED),
+            };
+            verdict(rule, NF_ACCEPT)
         })
         .put(RULE_USERDATA, MARK)
 }
 
-/// Adds the two rules through the first of `programs` that is installed; false when none is.
+/// Matches packets of connections that have one of these bits.
+fn connection(rule: Message, key: u32, bits: u32) -> Message {
+    let rule = expression(rule, "ct", |ct| ct.put_be32(2, key).put_be32(1, REGISTER));
+    compare(mask(rule, &bits.to_ne_bytes()), CMP_NOT_EQUAL, &[0; 4])
+}
+
+/// Adds the three rules through the first of `programs` that is installed; false when none is.
 fn allow_with_iptables(programs: &[&str]) -> Result<bool, ExecError> {
-    let out: &[&str] = &["-i", BRIDGE, "-j", "ACCEPT"];
+    let any = format!("{BRIDGES}+");
+    let out: &[&str] = &["-i", &any, "-j", "ACCEPT"];
     let answers: &[&str] =
-        &["-o", BRIDGE, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"];
+        &["-o", &any, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"];
+    let published: &[&str] = &["-o", &any, "-m", "conntrack", "--ctstate", "DNAT", "-j", "ACCEPT"];
     let run = |program: &str, action: &str, rule: &[&str]| {
         Command::new(program)
+            // Users' paths often lack the administrator's; monitors have none.
+            .env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin")
             .args(["-w", "5", action, "FORWARD"])
             .args(rule)
             .stdin(Stdio::null())
@@ -250,7 +289,7 @@ fn allow_with_iptables(programs: &[&str]) -> Result<bool, ExecError> {
     };
     for program in programs {
         let mut installed = true;
-        for rule in [out, answers] {
+        for rule in [out, answers, published] {
             match run(program, "-C", rule) {
                 Ok(status) if status.success() => continue,
                 Ok(_) => {}

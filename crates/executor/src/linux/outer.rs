@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
 };
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::channel::{Report, Task, receive, report};
 use super::init::{self, Inside};
@@ -35,6 +35,8 @@ struct Helper {
     socket: OwnedFd,
     root: OwnedFd,
     inputs: Vec<OwnedFd>,
+    /// The network namespace to be in, where it was made before.
+    network: Option<OwnedFd>,
     task: Task,
 }
 
@@ -47,6 +49,8 @@ fn help() -> i32 {
     drop(socket);
     let socket = moved;
     let Ok(Some((_, fds))) = receive(socket.as_fd()) else { return 1 };
+    let mut fds = fds;
+    let network = if fds.len() > 5 { fds.pop() } else { None };
     let Ok([memory, root, stdin, stdout, stderr]) = <[OwnedFd; 5]>::try_from(fds) else { return 1 };
     let Some(task) = read_task(memory) else { return 1 };
     let mut inputs = Vec::with_capacity(task.inputs);
@@ -57,7 +61,7 @@ fn help() -> i32 {
         }
         inputs.extend(fds);
     }
-    let helper = Helper { socket, root, inputs, task };
+    let helper = Helper { socket, root, inputs, network, task };
     match helper.run([stdin, stdout, stderr]) {
         Ok((exit, usage)) => report(&helper.socket, &Report::Ended(exit, usage), &[]),
         Err(error) => report(&helper.socket, &Report::Failed(error.into()), &[]),
@@ -98,13 +102,18 @@ impl Helper {
             // Else process 1 does so itself, once it is where its root is to be.
             namespaces |= UnshareFlags::NEWCGROUP;
         }
-        if self.task.spec.network != Network::Host {
-            namespaces |= UnshareFlags::NEWNET;
+        match (self.task.spec.network, &self.network) {
+            (Network::Host, _) => {}
+            (Network::Given, Some(network)) => {
+                move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+                    .map_err(ExecError::start("enter the network namespace"))?;
+            }
+            _ => namespaces |= UnshareFlags::NEWNET,
         }
         sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
         match (&host_network, &self.task.lease) {
             (Some(host), Some(lease)) => host.connect(lease)?,
-            _ if self.task.spec.network == Network::Host => {}
+            _ if matches!(self.task.spec.network, Network::Host | Network::Given) => {}
             _ => net::loopback_up()?,
         }
         drop(host_network);

@@ -268,7 +268,8 @@ fn send_task(
 ) -> Result<(), ExecError> {
     let memory = write_task(task)?;
     let [stdin, stdout, stderr] = streams;
-    let fds = [memory.as_fd(), handles.root.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let mut fds = vec![memory.as_fd(), handles.root.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    fds.extend(handles.network.as_ref().map(AsFd::as_fd));
     send(socket.as_fd(), b"task", &fds).map_err(ExecError::start("task"))?;
     for inputs in handles.inputs.chunks(MAX_FDS) {
         let fds: Vec<BorrowedFd<'_>> = inputs.iter().map(AsFd::as_fd).collect();

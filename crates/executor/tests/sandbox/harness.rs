@@ -92,7 +92,7 @@ impl Sandbox {
         inputs: Vec<OwnedFd>,
         cancel: &Cancel,
     ) -> (Result<Exit, ExecError>, String, String) {
-        let handles = Handles { root: self.tree(), inputs };
+        let handles = Handles { root: self.tree(), inputs, network: None };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut collect = |stream: Stream, bytes: &[u8]| match stream {
             Stream::Stdout => out.extend_from_slice(bytes),

@@ -91,6 +91,7 @@ impl Lower<'_> {
             cwd: join("/", &config.working_dir),
             user: Some(config.user.clone()).filter(|user| !user.is_empty()),
             hostname: self.sandbox_hostname(at)?,
+            extra_hosts: self.options.extra_hosts.clone(),
             network,
             security,
             mounts: parts.mounts,

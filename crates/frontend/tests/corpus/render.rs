@@ -119,6 +119,9 @@ fn exec(out: &mut String, id: usize, exec: &Exec, input: &dyn Fn(Option<InputInd
     line(out, &format!("  cwd {}", exec.cwd));
     line(out, &format!("  user {}", exec.user.as_deref().unwrap_or("root (not said)")));
     line(out, &format!("  hostname {}", exec.hostname));
+    for (name, address) in &exec.extra_hosts {
+        line(out, &format!("  host {name} {address}"));
+    }
     line(out, &format!("  network {}", exec.network.name()));
     line(out, &format!("  security {}", exec.security.name()));
     for Mount { target, kind } in &exec.mounts {

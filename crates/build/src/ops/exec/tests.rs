@@ -180,6 +180,7 @@ impl Bench {
             args: vec!["true".to_owned()],
             env: Vec::new(),
             unkeyed_env: Vec::new(),
+            extra_hosts: Vec::new(),
             cwd: "/".to_owned(),
             user: None,
             hostname: "sandbox".to_owned(),

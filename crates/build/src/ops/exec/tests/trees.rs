@@ -140,6 +140,7 @@ fn a_base_that_is_mounted_too_counts_by_its_key() {
         args: Vec::new(),
         env: Vec::new(),
         unkeyed_env: Vec::new(),
+        extra_hosts: Vec::new(),
         cwd: "/".to_owned(),
         user: None,
         hostname: String::new(),
