@@ -120,12 +120,12 @@ impl Failure {
         format!("{}{hint}", self.text)
     }
 
-    /// The exit code.
     /// The same with another exit code.
     pub(crate) fn with_code(self, code: Code) -> Self {
         Self { code, ..self }
     }
 
+    /// The exit code.
     pub(crate) fn exit_code(&self) -> Code {
         self.code
     }

@@ -166,7 +166,7 @@ fn a_killed_monitor_leaves_no_port_rule_or_interface() {
     assert_eq!(docker.field("web", "{{.State.Status}} {{.State.ExitCode}}"), "exited 137");
     assert_eq!(docker.ok(&["port", "web"]), "");
     docker.ok(&["network", "rm", "mine"]);
-    docker.run(&["start", "web"]).expect(125).says(&["there is no network \"mine\""]);
+    docker.run(&["start", "web"]).expect(1).says(&["there is no network \"mine\""]);
     docker.ok(&["rm", "web"]);
     docker.is_clean();
 }
