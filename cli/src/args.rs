@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod cache_mount;
 pub(crate) mod confinement;
 pub(crate) mod containers;
 pub(crate) mod images;
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_build::export::Output;
-use kiln_build::{Entitlement, SecretSpec, SshSpec};
+use kiln_build::{Entitlement, SecretSpec, SshSpec, StepNumber};
 use kiln_oci::Reference;
 use kiln_snapshotter::Backend;
 
@@ -32,6 +33,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
     Build(BuildArgs),
+    /// Run a shell, or a command, where a step of the last build failed
+    Shell(ShellArgs),
     /// Make an image out of a root file system
     Import(ImportArgs),
     /// List images
@@ -78,6 +81,8 @@ pub(crate) enum Command {
     Mutate(toolkit::MutateArgs),
     /// Make an image of another one with one layer
     Flatten(toolkit::FlattenArgs),
+    /// List, remove, save and load the directories of RUN --mount=type=cache
+    CacheMount(cache_mount::CacheMountArgs),
     /// Show what the store takes on disk
     Du(store::DuArgs),
     /// Remove what nothing needs, and cache as the policy says
@@ -159,10 +164,35 @@ pub(crate) struct BuildArgs {
     /// Write digests and names of the result to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<PathBuf>,
+    /// What to do when a step fails, on a terminal: open a shell in its state, as `kiln shell` does
+    #[arg(long, value_enum, default_value_t = OnError::Fail, value_name = "WHAT")]
+    pub(crate) on_error: OnError,
     /// Where the files to copy are: a directory, a git repository, the URL of an archive, or - for
     /// an archive or a Dockerfile on standard input
     #[arg(value_name = "CONTEXT", default_value = ".")]
     pub(crate) context: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnError {
+    /// Nothing
+    Fail,
+    /// A shell in the step's state
+    Shell,
+}
+
+#[derive(Args)]
+pub(crate) struct ShellArgs {
+    /// In the state before the step, not in the one it left
+    #[arg(long)]
+    pub(crate) before: bool,
+    /// At another step of the last build, by its number in [STAGE N/M] [default: the one that failed in
+    /// the last build that did]
+    #[arg(long, value_name = "[STAGE:]N")]
+    pub(crate) step: Option<StepNumber>,
+    /// Command and arguments instead of a shell
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    pub(crate) command: Vec<String>,
 }
 
 /// What `kiln build` does with a Dockerfile.

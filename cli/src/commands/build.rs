@@ -13,16 +13,14 @@ use kiln_llb::Network;
 use super::call::{check, outline, targets};
 use super::outputs::{forget_id, outputs, write_results};
 use super::{pair, print};
-use crate::args::{BuildArgs, Call, Method, NetworkMode, ProgressMode};
+use crate::args::{BuildArgs, Call, Method, NetworkMode, OnError, ProgressMode};
 use crate::config::Config;
 use crate::errors::{Failure, say};
 use crate::progress::{Live, Plain, Quiet, Shown};
 use crate::session::Session;
 
-pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
-    let config = Config::read()?.gc;
-    let outputs = outputs(&args)?;
-    let to_stdout = outputs.iter().any(Output::is_stdout);
+/// What a command line asks for.
+pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildRequest, Failure> {
     let context = ContextSource::parse(&args.context).map_err(BuildError::from)?;
     let contexts = args
         .build_context
@@ -59,6 +57,14 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         request.labels.insert(name.to_owned(), value.to_owned());
     }
+    Ok(request)
+}
+
+pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
+    let config = Config::read()?.gc;
+    let outputs = outputs(&args)?;
+    let to_stdout = outputs.iter().any(Output::is_stdout);
+    let mut request = request(&args, outputs)?;
     let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
     match call.method {
         Method::Build => {}
@@ -67,6 +73,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         Method::Targets => return targets(session, &request, call.json),
     }
     forget_id(&args)?;
+    request.origin = super::shell::origin();
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
     let quiet = args.quiet || args.progress == ProgressMode::Quiet;
     let shown = Arc::new(match args.progress {
@@ -81,7 +88,12 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     if !quiet {
         shown.finish();
     }
-    let built = built?;
+    let built = match built {
+        Err(error @ BuildError::Step { .. }) if args.on_error == OnError::Shell => {
+            return super::shell::after(session, error);
+        }
+        other => other?,
+    };
     let made_something = built.steps_run > 0;
     write_results(&args, &built)?;
     for note in &built.notes {

@@ -1,6 +1,7 @@
 //! One command a file.
 
 pub(crate) mod build;
+pub(crate) mod cache_mount;
 mod call;
 mod confinement;
 pub(crate) mod containers;
@@ -25,6 +26,7 @@ pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod selftest;
+pub(crate) mod shell;
 pub(crate) mod tag;
 
 use std::io::{ErrorKind, Write};
