@@ -266,6 +266,13 @@ fn campaign() {
         })
         .collect();
     let before = World { processes: BTreeSet::new(), ..World::look() };
+    // What nobody sees is not missed: a container that runs is seen.
+    store.ok(&["run", "-d", "--memory", "64m", "busybox", "sleep", "31536024"]);
+    let now = World::look();
+    assert!(now.processes.iter().any(|process| process.ends_with("sleep 31536024")), "{now:?}");
+    assert!(now.interfaces.len() > before.interfaces.len(), "{now:?}");
+    assert!(now.groups.len() > before.groups.len(), "{now:?}");
+    remove_containers(&store);
     let (mut hit, mut slowest, mut wrong) = (0, Duration::ZERO, Vec::new());
     for number in 0..count {
         let chosen = number % scenarios.len();

@@ -54,6 +54,7 @@ mod run;
 mod run_mounts;
 mod sandbox;
 mod save;
+mod shell;
 mod signals;
 mod surroundings;
 mod toolkit_cp;

@@ -117,11 +117,11 @@ pub fn export_cache_mount(
     let failed = |source| BuildError::CacheMount { id: mount.record.id.clone(), source };
     let cache = Cache { dir: directory(root).join(&mount.name) };
     let (data, _lock) = cache.hold_first().map_err(failed)?.ok_or_else(|| in_use(mount))?;
-    let options = DiffOptions { form: TreeForm::Plain, root_entry: false, cancel: cancel.flag() };
+    let options = DiffOptions { form: TreeForm::Archive, root_entry: false, cancel: cancel.flag() };
     match kiln_layer::diff(data.as_fd(), &mut *out, &options) {
         Ok(_) => Ok(()),
         Err(DiffError::Output(source)) => Err(BuildError::Output { path: path.to_owned(), source }),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(failed(io::Error::other(error))),
     }
 }
 
