@@ -124,6 +124,9 @@ pub(crate) struct BuildArgs {
     /// Network of the RUN steps that choose none
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,
+    /// OCI runtime that runs the RUN steps instead of kiln: crun or runc, by name or path
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) runtime: Option<PathBuf>,
     /// A secret for RUN --mount=type=secret; without src and env, the variable or file of that name
     #[arg(long, value_name = "id=ID[,src=FILE|,env=NAME]")]
     pub(crate) secret: Vec<SecretSpec>,
@@ -327,6 +330,9 @@ pub(crate) struct RunArgs {
     /// What network the container sees
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,
+    /// OCI runtime that runs the container instead of kiln: crun or runc, by name or path
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) runtime: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) confinement: confinement::ConfinementArgs,
     /// Image name or ID, then command and arguments instead of the image's

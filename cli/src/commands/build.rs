@@ -84,7 +84,11 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
     let runtime = runtime.map_err(|error| Failure::store(format!("threads cannot be started: {error}")))?;
     let progress = Arc::clone(&shown) as Arc<dyn Progress>;
-    let built = runtime.block_on(build(&session.engine, &request, progress, &session.cancel));
+    let mut engine = session.engine.clone();
+    if let Some(name) = &args.runtime {
+        engine.executor = session.linux_with(super::runtime(name)?)?;
+    }
+    let built = runtime.block_on(build(&engine, &request, progress, &session.cancel));
     if !quiet {
         shown.finish();
     }

@@ -36,7 +36,11 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     }
     if direct {
         proxy(session, &container);
-        let (snapshots, linux) = (session.engine.snapshots.clone(), session.linux.clone());
+        let snapshots = session.engine.snapshots.clone();
+        let linux = match config.runtime.clone() {
+            Some(runtime) => session.linux_with(runtime)?,
+            None => session.linux.clone(),
+        };
         let cancel = session.cancel.processes();
         let code = container.run_here(&session.containers, snapshots, linux, cancel)?;
         return match session.cancel.processes().is_cancelled() {

@@ -39,6 +39,9 @@ fn open(session: &Session, args: ShellArgs) -> Result<u8, Failure> {
         .map_err(|error| Failure::source(format!("{}: {error}", record.dir.display())))?;
     let mut engine = session.engine.clone();
     engine.limits = config::limits(build.limits.max_layer, root)?;
+    if let Some(name) = &build.runtime {
+        engine.executor = session.linux_with(super::runtime(name)?)?;
+    }
     let mut request = super::build::request(&build, Vec::new())?;
     request.build_args = record.build_args;
     let step = match (args.step, record.failed) {

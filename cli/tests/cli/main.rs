@@ -52,6 +52,7 @@ mod remote_git_contexts;
 mod remote_named;
 mod run;
 mod run_mounts;
+mod runtime;
 mod sandbox;
 mod save;
 mod shell;

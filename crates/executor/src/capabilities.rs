@@ -109,6 +109,11 @@ impl Capabilities {
         self.0
     }
 
+    /// Names of those in a mask, without `CAP_`.
+    pub(crate) fn names(mask: u64) -> impl Iterator<Item = &'static str> {
+        NAMES.iter().enumerate().filter(move |(number, _)| mask >> number & 1 == 1).map(|(_, name)| *name)
+    }
+
     pub(crate) fn set(self) -> CapabilitySet {
         CapabilitySet::from_bits_retain(self.0)
     }

@@ -12,6 +12,7 @@ mod mounts;
 mod net;
 mod netlink;
 mod nft;
+mod oci;
 mod outer;
 mod paths;
 mod probe;
