@@ -28,7 +28,8 @@ fn processes_are_what_they_are_without_one() {
     let script = "id -u; id -g; pwd; hostname; echo $SETTING $HOME; ls /sys/class/net; \
                   grep -E '^(CapBnd|CapEff|Seccomp|NoNewPrivs)' /proc/self/status; umask; \
                   ulimit -n; ulimit -c; cat /etc/hostname; grep -c localhost /etc/hosts; \
-                  cat /v/file; touch /v/x || echo read-only; df -m /dev/shm | tail -1 | awk '{print $2}'; \
+                  cat /v/file; touch /v/x || echo read-only; echo >> /etc/hosts || echo read-only; \
+                  grep -c ' /v .*nodev' /proc/mounts; df -m /dev/shm | tail -1 | awk '{print $2}'; \
                   grep ' /t ' /proc/mounts | cut -d' ' -f3; cat /proc/sys/kernel/shmmni; ls /dev | sort | tr '\\n' ' '; \
                   cat /proc/keys || echo hidden; mount -t tmpfs x /mnt || echo forbidden";
     each(|store, runtime| {
@@ -86,9 +87,12 @@ fn exit_codes_and_output_are_the_programs() {
         };
         let said = run(&[], &["sh", "-c", "echo out; echo err >&2; exit 7"]).expect(7);
         assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("out\n", "err\n"));
-        run(&[], &["sh", "-c", "sh -c 'kill -9 $$'"]).expect(137);
+        run(&[], &["sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).expect(137);
         run(&[], &["absent"]).expect(127);
         run(&[], &["/etc/passwd"]).expect(126);
+        // A device that is not its own does not open, made by itself or not. FUSE's asks for no rights.
+        run(&[], &["sh", "-c", "mknod /fuse c 10 229 && ! true < /fuse"]).expect(0);
+        run(&["--device", "/dev/fuse"], &["sh", "-c", "true < /dev/fuse"]).expect(0);
         run(&["--init"], &["true"]).expect(125).says(&["--init"]);
         run(&["--user", "nobody-here"], &["true"]).expect(125).says(&["nobody-here"]);
         run(&["--read-only"], &["sh", "-c", "! touch /x"]).expect(0);
@@ -141,6 +145,7 @@ fn signals_reach_the_program_or_end_it() {
         ] {
             let mut run = Running::start(store.command(&[&line[..], &[script]].concat()));
             run.wait_for("ready");
+            while store.ok(&["ps", "-q"]).stdout.is_empty() {}
             let sent = Instant::now();
             run.signal(signal);
             run.end().expect(code);

@@ -25,10 +25,11 @@ pub(super) struct Bundle {
 
 /// A mount below the root.
 pub(super) enum Shown {
-    /// Of something that is mounted in the helper's namespace, with the attributes it shall have.
+    /// Of something that is mounted in the helper's namespace.
     Bind {
         source: PathBuf,
         target: String,
+        read_only: bool,
     },
     Tmpfs(TmpfsMount),
 }
@@ -104,8 +105,12 @@ impl Bundle {
         ];
         for shown in &self.shown {
             mounts.push(match shown {
-                Shown::Bind { source, target } => {
-                    mount(target, "bind", &source.to_string_lossy(), &["rbind", "rprivate"])
+                Shown::Bind { source, target, read_only } => {
+                    // Said again although the source has these attributes: some set all of them anew.
+                    let mut options = vec!["rbind", "rprivate"];
+                    options.extend(read_only.then_some("ro"));
+                    options.extend((spec.security == Security::Sandbox).then_some("nodev"));
+                    mount(target, "bind", &source.to_string_lossy(), &options)
                 }
                 Shown::Tmpfs(TmpfsMount { target, size_bytes, mode, executable }) => {
                     let size = size_bytes.map(|bytes| format!("size={bytes}"));

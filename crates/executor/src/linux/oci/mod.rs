@@ -45,6 +45,13 @@ pub(super) struct Runtime {
     pub(super) seccomp: Option<Value>,
 }
 
+impl Runtime {
+    /// Whether it takes crun's own options. They all read a bundle the same way.
+    fn is_crun(&self) -> bool {
+        self.program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("crun"))
+    }
+}
+
 /// A container that a runtime has created.
 pub(super) struct Container<'a> {
     runtime: &'a Runtime,
@@ -104,6 +111,9 @@ pub(super) fn start<'a>(
         false => None,
     };
     let id = format!("kiln-{}", std::process::id());
+    if runtime.is_crun() {
+        hide_second_version();
+    }
     let mut create = command(runtime, &place);
     create.arg("create").arg("--bundle").arg(&place).args(["--pid-file", "pid"]);
     if console.is_some() {
@@ -131,6 +141,18 @@ pub(super) fn start<'a>(
             container.delete();
             Err(error)
         }
+    }
+}
+
+/// crun refuses a machine with both versions of control groups when the second has controllers. In this
+/// mount namespace there is only the first from here on; elsewhere nothing changes.
+fn hide_second_version() {
+    const SECOND: &str = "/sys/fs/cgroup/unified";
+    const TMPFS: i128 = 0x0102_1994;
+    let is_tmpfs = rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| i128::from(found.f_type) == TMPFS);
+    if is_tmpfs {
+        // Where it is no mount, there is nothing to hide.
+        let _ = rustix::mount::unmount(SECOND, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
@@ -182,7 +204,7 @@ fn lay_out(task: &Task, root: BorrowedFd<'_>, inputs: &[OwnedFd], place: &Path) 
         let source = place.join(name);
         fs::write(&source, "").map_err(failed)?;
         put(file.as_fd(), &source)?;
-        shown.push(Shown::Bind { source, target: format!("/etc/{name}") });
+        shown.push(Shown::Bind { source, target: format!("/etc/{name}"), read_only: true });
     }
     for (position, (mount, source)) in spec.mounts.iter().zip(sources).enumerate() {
         if !matches!(mount, Mount::Bind(_)) {
@@ -199,7 +221,13 @@ fn lay_out(task: &Task, root: BorrowedFd<'_>, inputs: &[OwnedFd], place: &Path) 
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if is_dir { fs::create_dir(&at) } else { fs::write(&at, "") }.map_err(failed)?;
         put(tree.as_fd(), &at)?;
-        shown.push(Shown::Bind { source: at, target: mount.target().to_owned() });
+        let read_only = match mount {
+            Mount::Bind(bind) => bind.read_only,
+            Mount::Tree(tree) => tree.read_only,
+            Mount::File(_) => true,
+            Mount::Tmpfs(_) => false,
+        };
+        shown.push(Shown::Bind { source: at, target: mount.target().to_owned(), read_only });
     }
     Ok(Bundle { root: rootfs, shown, ids })
 }
