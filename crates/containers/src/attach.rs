@@ -97,7 +97,7 @@ pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Erro
                 _ => {}
             }
         }
-        if local.carry(&ready, &sink)? {
+        if local.carry(&ready, &sink) {
             return Ok(Attached::Detached);
         }
     }
@@ -129,7 +129,7 @@ pub fn attach_terminal(
             while pass_output(master) {}
             return Ok(Attached::Exited(code));
         }
-        if local.carry(&ready, &sink)? {
+        if local.carry(&ready, &sink) {
             return Ok(Attached::Detached);
         }
     }
@@ -219,13 +219,13 @@ impl Local {
     }
 
     /// Carries input and size; true when the user leaves.
-    fn carry(&mut self, ready: &Ready, sink: &Sink<'_>) -> Result<bool, Error> {
+    fn carry(&mut self, ready: &Ready, sink: &Sink<'_>) -> bool {
         if ready.resized {
             while let Some(Ok(Some(_))) = self.resized.as_ref().map(SignalFd::read_signal) {}
             sink.resize();
         }
         if !ready.input {
-            return Ok(false);
+            return false;
         }
         let mut buffer = [0; 4096];
         match rustix::io::read(io::stdin(), &mut buffer) {
@@ -238,17 +238,18 @@ impl Local {
                 }
             }
             Ok(count) => {
-                let Some(keys) = &mut self.keys else {
-                    return sink.write(&buffer[..count]).map(|()| false);
+                let (passed, leaves) = match &mut self.keys {
+                    Some(keys) => keys.filter(&buffer[..count]),
+                    None => (buffer[..count].to_vec(), false),
                 };
-                let (passed, leaves) = keys.filter(&buffer[..count]);
-                sink.write(&passed)?;
-                return Ok(leaves);
+                // Nobody takes it any more: how the process ended, the monitor has said before it went.
+                self.input_open = sink.write(&passed).is_ok();
+                return leaves;
             }
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(_) => self.input_open = false,
         }
-        Ok(false)
+        false
     }
 }
 
