@@ -86,6 +86,10 @@ fn not_started(error: BuildError, wanted: &ShellRequest) -> Failure {
 
 /// The build as it was asked for.
 fn command_line(record: &LastBuild) -> Result<BuildArgs, Failure> {
+    if record.words.is_empty() {
+        return Err(Failure::source("the build's command line had a password in it, and was not kept")
+            .hint("pass it as a secret: docs/dockerfile.md says which"));
+    }
     let words = std::iter::once("kiln").chain(record.words.iter().map(String::as_str));
     let Ok(Cli { command: Command::Build(args), .. }) = Cli::try_parse_from(words) else {
         return Err(Failure::store("the last build was another kiln's, and this one cannot read how")

@@ -188,4 +188,12 @@ fn a_build_from_standard_input_cannot_be_asked_for_again() {
     let store = Store::with_busybox();
     store.build_piped(b"FROM busybox\nRUN --network=none false\n", "-", &[]).expect(1);
     store.kiln(&["shell", "true"]).expect(125).says(&["standard input, which is gone"]);
+    // Nor one whose words are not to be kept.
+    let context = on_busybox("ARG FROM\nRUN --network=none false");
+    store.build(&context, &["--build-arg", "FROM=https://user:password@host/"]).expect(1);
+    store.kiln(&["shell", "true"]).expect(125).says(&["a password in it"]);
+    for name in ["last-build.json", "failed-build.json"] {
+        let record = fs::read_to_string(store.root().join("state").join(name)).expect("written");
+        assert!(!record.contains("password"), "{record}");
+    }
 }

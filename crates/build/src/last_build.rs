@@ -39,7 +39,8 @@ pub struct BuildOrigin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastBuild {
     version: u32,
-    /// The command line without the program's name.
+    /// The command line without the program's name; empty where a URL in it, or in a build argument,
+    /// has a password: such a thing is not kept.
     pub words: Vec<String>,
     /// Where it was given.
     pub dir: PathBuf,
@@ -117,8 +118,12 @@ impl Kept {
 /// Writes down how a build ended. What cannot be written is missing when somebody asks for it, and the
 /// build is what it is.
 pub(crate) fn note(engine: &Engine, request: &BuildRequest, failed: Option<FailedStep>) {
-    let Some(BuildOrigin { words, dir }) = request.origin.clone() else { return };
-    let build_args = request.build_args.clone();
+    let Some(BuildOrigin { mut words, dir }) = request.origin.clone() else { return };
+    let mut build_args = request.build_args.clone();
+    if words.iter().chain(build_args.values()).any(|text| has_password(text)) {
+        words.clear();
+        build_args.clear();
+    }
     let record = LastBuild { version: VERSION, words, dir, build_args, failed };
     let Ok(bytes) = serde_json::to_vec(&record) else { return };
     let root = engine.store.root();
@@ -133,6 +138,11 @@ pub(crate) fn note(engine: &Engine, request: &BuildRequest, failed: Option<Faile
             let _ = remove(engine, &old);
         }
     }
+}
+
+/// Whether a URL in it logs in somewhere.
+fn has_password(text: &str) -> bool {
+    matches!(kiln_frontend::without_credentials(text), std::borrow::Cow::Owned(_))
 }
 
 /// Only its owner may read it: command lines tell more than they should.
@@ -155,4 +165,45 @@ fn remove(engine: &Engine, id: &SnapshotId) -> Result<(), BuildError> {
         engine.snapshots.remove(id)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_in_urls_are_seen() {
+        for (text, expected) in [
+            ("https://user:secret@host/repo.git#main", true),
+            ("--build-context=x=https://u:p@host/x.tar", true),
+            ("ssh://git@host/repo.git", false),
+            ("git@host:repo.git", false),
+            ("https://host/a@b", false),
+            (".", false),
+        ] {
+            assert_eq!(has_password(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn half_a_record_and_one_of_a_newer_kiln_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("state")).unwrap();
+        assert_eq!(last_build(dir.path(), WhichBuild::Last).unwrap(), None);
+        let record = |version: u32| LastBuild {
+            version,
+            words: vec!["build".to_owned()],
+            dir: "/".into(),
+            build_args: BTreeMap::new(),
+            failed: None,
+        };
+        let path = WhichBuild::Last.path(dir.path());
+        let write = |version| replace(&path, &serde_json::to_vec(&record(version)).unwrap()).unwrap();
+        write(VERSION + 1);
+        assert_eq!(last_build(dir.path(), WhichBuild::Last).unwrap(), None);
+        write(VERSION);
+        assert_eq!(last_build(dir.path(), WhichBuild::Last).unwrap(), Some(record(VERSION)));
+        fs::write(&path, "{\"version\":1,").unwrap();
+        assert_eq!(last_build(dir.path(), WhichBuild::Last).unwrap(), None);
+    }
 }

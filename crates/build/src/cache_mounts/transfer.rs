@@ -265,9 +265,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let open = || File::options().write(true).create(true).truncate(false).open(&path).unwrap();
+        let (one, two) = (open(), open());
         let count = || holders(&fs::read_to_string("/proc/locks").unwrap(), &fs::metadata(&path).unwrap());
         assert_eq!(count(), 0);
-        let (one, two) = (open(), open());
         one.lock_shared().unwrap();
         two.lock_shared().unwrap();
         assert_eq!(count(), 2);
