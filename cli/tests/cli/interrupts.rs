@@ -224,7 +224,7 @@ fn campaign() {
         RUN sleep 0.1 & cp -r /bin /more\n";
     let context = Context::new(&[("Dockerfile", dockerfile)]);
     let answers = "trap 'exit 130' INT; trap 'exit 143' TERM; sleep 0.3 & wait $!";
-    let scenarios = [
+    let mut scenarios = vec![
         Scenario {
             name: "build",
             line: vec!["build", "--progress", "plain", "--no-cache", "-t", "x", context.path()],
@@ -248,6 +248,14 @@ fn campaign() {
         },
         Scenario { name: "exec", line: vec!["exec", "life", "sleep", "0.3"], codes: passed_on },
     ];
+    for runtime in ["crun", "runc"] {
+        if Command::new(runtime).arg("--version").output().is_err() {
+            println!("SKIPPED ALOUD: needs {runtime}");
+            continue;
+        }
+        let line = vec!["run", "--rm", "--runtime", runtime, "busybox", "sh", "-c", answers];
+        scenarios.push(Scenario { name: runtime, line, codes: passed_on });
+    }
     let prepare = |scenario: &Scenario<'_>| {
         if scenario.name == "exec" {
             store.ok(&["run", "-d", "--name", "life", "busybox", "sleep", "31536023"]);

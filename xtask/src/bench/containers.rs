@@ -139,14 +139,19 @@ fn stages(kiln: &Kiln, peers: &[Peer], dir: &Path) -> Result<Vec<Row>, Failure> 
 /// A bundle for runtimes alone: what `spec` of theirs makes, with `true` and no terminal.
 struct Bundle {
     dir: PathBuf,
+    hides_groups: bool,
 }
+
+/// Where a machine with both versions of control groups has the second.
+const SECOND_VERSION: &str = "/sys/fs/cgroup/unified";
 
 impl Bundle {
     fn make(dir: &Path, bases: &Bases) -> Result<Self, Failure> {
         let rootfs = dir.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(Failure::io("create", &rootfs))?;
         step::read(Command::new("tar").arg("-C").arg(&rootfs).arg("-xf").arg(&bases.busybox))?;
-        let Some(runc) = packages::find_program("runc") else { return Ok(Self { dir: dir.to_owned() }) };
+        let made = Self { dir: dir.to_owned(), hides_groups: Path::new(SECOND_VERSION).exists() };
+        let Some(runc) = packages::find_program("runc") else { return Ok(made) };
         step::read(Command::new(runc).arg("spec").arg("--bundle").arg(dir))?;
         let config = dir.join("config.json");
         let text = fs::read_to_string(&config).map_err(Failure::io("read", &config))?;
@@ -158,11 +163,19 @@ impl Bundle {
             _ => text,
         };
         fs::write(&config, text).map_err(Failure::io("write", &config))?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(made)
     }
 
     fn command(&self, runtime: &Path, nth: usize) -> Command {
-        let mut command = Command::new(runtime);
+        let mut command = if self.hides_groups {
+            // crun refuses both versions of control groups side by side: here it finds one.
+            let mut wrapped = Command::new("unshare");
+            let script = format!("umount -l {SECOND_VERSION}; exec \"$@\"");
+            wrapped.args(["--mount", "sh", "-c", &script, "sh"]).arg(runtime);
+            wrapped
+        } else {
+            Command::new(runtime)
+        };
         command.arg("--root").arg(self.dir.join("state")).args(["run", "--bundle"]).arg(&self.dir);
         command.arg(format!("kiln-bench-{}-{nth}", std::process::id()));
         command

@@ -35,7 +35,7 @@ pub(super) enum Shown {
 }
 
 impl Bundle {
-    pub(super) fn config(&self, task: &Task, runtime: &Runtime) -> Value {
+    pub(super) fn config(&self, task: &Task, runtime: &Runtime, id: &str) -> Value {
         let spec = &task.spec;
         json!({
             "ociVersion": "1.0.2",
@@ -43,7 +43,7 @@ impl Bundle {
             "root": { "path": self.root, "readonly": spec.read_only },
             "hostname": spec.hostname,
             "mounts": self.mounts(spec),
-            "linux": linux(spec, runtime),
+            "linux": linux(spec, runtime, id),
         })
     }
 
@@ -126,7 +126,7 @@ impl Bundle {
     }
 }
 
-fn linux(spec: &ProcessSpec, runtime: &Runtime) -> Value {
+fn linux(spec: &ProcessSpec, runtime: &Runtime, id: &str) -> Value {
     let masked = spec.security == Security::Sandbox && spec.system_paths == SystemPaths::Masked;
     let namespaces = ["pid", "ipc", "uts", "mount", "cgroup"].map(|kind| json!({ "type": kind }));
     let sysctls: serde_json::Map<String, Value> =
@@ -148,7 +148,7 @@ fn linux(spec: &ProcessSpec, runtime: &Runtime) -> Value {
         "sysctl": sysctls,
         "devices": devices.collect::<Vec<_>>(),
         "resources": resources(spec),
-        "cgroupsPath": format!("/{}/runtime-{}", parent.trim_matches('/'), std::process::id()),
+        "cgroupsPath": format!("/{}/{id}", parent.trim_matches('/')),
         "maskedPaths": if masked { &MASKED[..] } else { &[] },
         "readonlyPaths": if masked { &READ_ONLY[..] } else { &[] },
     });

@@ -33,7 +33,7 @@ use super::channel::{Report, Task, receive, report};
 use super::inputs::{check_mount_target, open_sources};
 use super::mounts::{SAFE, attach_aside, new_mount};
 use super::user::{add_groups, resolve_user};
-use super::{etc, sys};
+use super::{cgroup, etc, sys};
 use crate::{ExecError, ProcessSpec, Security};
 
 /// Which runtime runs a task.
@@ -101,7 +101,9 @@ pub(super) fn start<'a>(
     let place = PathBuf::from(&task.attach_at);
     let bundle = lay_out(task, root, inputs, &place)?;
     let failed = |source| ExecError::Start { step: "bundle".to_owned(), source };
-    let text = bundle.config(task, runtime).to_string();
+    // No other's on this machine, whatever process namespace it is in.
+    let id = cgroup::own_name().map_err(failed)?;
+    let text = bundle.config(task, runtime, &id).to_string();
     fs::write(place.join("config.json"), text).map_err(failed)?;
 
     // Sockets have short names: this one is found from here.
@@ -110,7 +112,6 @@ pub(super) fn start<'a>(
         true => Some(UnixListener::bind("console").map_err(failed)?),
         false => None,
     };
-    let id = format!("kiln-{}", std::process::id());
     if runtime.is_crun() {
         hide_second_version();
     }
