@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod cache_mount;
 pub(crate) mod confinement;
 pub(crate) mod containers;
 pub(crate) mod images;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_build::export::Output;
-use kiln_build::{Entitlement, SecretSpec, SshSpec};
+use kiln_build::{Entitlement, SecretSpec, SshSpec, StepNumber};
 use kiln_oci::Reference;
 use kiln_snapshotter::Backend;
 
@@ -33,6 +34,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
     Build(BuildArgs),
+    /// Run a shell, or a command, where a step of the last build failed
+    Shell(ShellArgs),
     /// Make an image out of a root file system
     Import(ImportArgs),
     /// List images
@@ -81,6 +84,8 @@ pub(crate) enum Command {
     Mutate(toolkit::MutateArgs),
     /// Make an image of another one with one layer
     Flatten(toolkit::FlattenArgs),
+    /// List, remove, save and load the directories of RUN --mount=type=cache
+    CacheMount(cache_mount::CacheMountArgs),
     /// Show what the store takes on disk
     Du(store::DuArgs),
     /// Remove what nothing needs, and cache as the policy says
@@ -125,6 +130,9 @@ pub(crate) struct BuildArgs {
     /// Network of the RUN steps that choose none
     #[arg(long, value_enum, default_value_t = NetworkMode::Default, value_name = "MODE")]
     pub(crate) network: NetworkMode,
+    /// OCI runtime that runs the RUN steps instead of kiln: crun or runc, by name or path
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) runtime: Option<PathBuf>,
     /// A secret for RUN --mount=type=secret; without src and env, the variable or file of that name
     #[arg(long, value_name = "id=ID[,src=FILE|,env=NAME]")]
     pub(crate) secret: Vec<SecretSpec>,
@@ -165,10 +173,35 @@ pub(crate) struct BuildArgs {
     /// Write digests and names of the result to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<PathBuf>,
+    /// What to do when a step fails, on a terminal: open a shell in its state, as `kiln shell` does
+    #[arg(long, value_enum, default_value_t = OnError::Fail, value_name = "WHAT")]
+    pub(crate) on_error: OnError,
     /// Where the files to copy are: a directory, a git repository, the URL of an archive, or - for
     /// an archive or a Dockerfile on standard input
     #[arg(value_name = "CONTEXT", default_value = ".")]
     pub(crate) context: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnError {
+    /// Nothing
+    Fail,
+    /// A shell in the step's state
+    Shell,
+}
+
+#[derive(Args)]
+pub(crate) struct ShellArgs {
+    /// In the state before the step, not in the one it left
+    #[arg(long)]
+    pub(crate) before: bool,
+    /// At another step of the last build, by its number in [STAGE N/M] [default: the one that failed in
+    /// the last build that did]
+    #[arg(long, value_name = "[STAGE:]N")]
+    pub(crate) step: Option<StepNumber>,
+    /// Command and arguments instead of a shell
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    pub(crate) command: Vec<String>,
 }
 
 /// What `kiln build` does with a Dockerfile.
@@ -302,6 +335,9 @@ pub(crate) struct RunArgs {
     pub(crate) entrypoint: Option<String>,
     #[command(flatten)]
     pub(crate) network: network::JoinArgs,
+    /// OCI runtime that runs the container instead of kiln: crun or runc, by name or path
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) runtime: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) confinement: confinement::ConfinementArgs,
     /// Image name or ID, then command and arguments instead of the image's

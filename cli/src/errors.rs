@@ -263,6 +263,20 @@ impl Failure {
             BuildError::Extract(inner) => apply(&inner.0, plain),
             BuildError::Source(inner) => plain(source_code(inner)),
             BuildError::TooLarge { .. } => plain(exit::DOCKERFILE),
+            BuildError::NoStep { steps, .. } if steps.is_empty() => plain(exit::USAGE),
+            BuildError::NoStep { steps, .. } => {
+                plain(exit::USAGE).hint(format!("there are:\n  {}", steps.join("\n  ")))
+            }
+            BuildError::NothingBefore { .. } => plain(exit::USAGE).hint("leave out `--before`"),
+            BuildError::NoCacheMount { .. } => {
+                plain(exit::SOURCE).hint("`kiln cache-mount ls` lists what is there")
+            }
+            BuildError::ManyCacheMounts { .. } => plain(exit::USAGE).hint("choose one of them by its name"),
+            BuildError::CacheMountExists { .. } => {
+                plain(exit::USAGE).hint("`--force` replaces what is in it")
+            }
+            BuildError::CacheMountInUse { .. } => plain(exit::RUN).hint("try again when the build has ended"),
+            BuildError::CacheTar { source, .. } => apply(&source.0, plain),
             _ => plain(exit::STORE),
         }
     }
@@ -338,6 +352,8 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
             .hint(format!("pass it with `--secret id={id},src=FILE` or `--secret id={id},env=NAME`")),
         OpError::NoAgent { id } => plain(exit::RUN).hint(format!("pass it with `--ssh {id}`")),
         OpError::CacheMount { .. } => plain(exit::STORE),
+        OpError::NoShell => plain(exit::RUN)
+            .hint("install busybox-static, or name a program of the image: `kiln shell -- PROGRAM`"),
         OpError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
         OpError::Exec(_) => plain(exit::STORE),
         OpError::NoSource { ignored_by: Some(rule), .. } => {

@@ -65,7 +65,7 @@ fn starts_process() -> bool {
             "--root" | "--snapshotter" => drop(words.next()),
             "container" => {}
             word if word.starts_with('-') => {}
-            word => return matches!(word, "run" | "create" | "exec"),
+            word => return matches!(word, "run" | "create" | "exec" | "shell"),
         }
     }
     false
@@ -78,6 +78,7 @@ fn limits_of(command: &Command) -> Option<&LimitArgs> {
         Command::Import(args) => Some(&args.limits),
         Command::Load(args) => Some(&args.limits),
         Command::Mutate(args) => Some(&args.limits),
+        Command::CacheMount(args) => args.limits(),
         _ => None,
     }
 }
@@ -94,6 +95,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     }
     match cli.command {
         Command::Build(args) => commands::build::run(&session, args),
+        Command::Shell(args) => commands::shell::run(&session, args),
         Command::Import(args) => commands::import::run(&session, args),
         Command::Images(args) => commands::images::run(&session, &args),
         Command::Image(args) => commands::image::run(&session, &args),
@@ -116,6 +118,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Cp(args) => commands::cp::run(&session, &args),
         Command::Mutate(args) => commands::mutate::run(&session, args),
         Command::Flatten(args) => commands::flatten::run(&session, &args),
+        Command::CacheMount(args) => commands::cache_mount::run(&session, args.command),
         Command::Du(args) => commands::du::run(&session, &args),
         Command::Gc(args) => commands::gc::run(&session, &args),
         Command::Prune(args) => commands::prune::run(&session, &args),

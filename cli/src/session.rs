@@ -80,6 +80,12 @@ impl Session {
         }
     }
 
+    /// Runs processes with an OCI runtime.
+    pub(crate) fn linux_with(&self, runtime: PathBuf) -> Result<Arc<Linux>, Failure> {
+        let state = self.engine.store.root().join("state/executor");
+        Ok(Arc::new(Linux::open(&state)?.with_runtime(runtime)))
+    }
+
     /// Lets `proxy` have the signals that would end this command; the first one counts.
     pub(crate) fn proxy_signals(&self, proxy: impl Fn(Signal) -> bool + Send + Sync + 'static) {
         let _ = PROXY.set(Box::new(proxy));

@@ -1,5 +1,6 @@
 //! The task `bench`: what a rebuild costs, what a RUN costs; see `benches/README.md`.
 
+mod containers;
 mod images;
 
 use std::fs;
@@ -15,6 +16,7 @@ use crate::step::{self, Failure};
 const REBUILDS: usize = 21;
 const STEP_BUILDS: usize = 11;
 const STEPS: u32 = 50;
+const RUN_TITLE: &str = "`RUN true` on busybox, ms a step (50 steps, builder's start included)";
 
 /// One builder's samples.
 struct Row {
@@ -33,6 +35,19 @@ pub(crate) fn run_images() -> Result<(), Failure> {
     remove(&temp)
 }
 
+/// The task `bench containers`: only what a container and a RUN step cost.
+pub(crate) fn run_containers() -> Result<(), Failure> {
+    let kiln = demo::prepare()?;
+    let bases = bases::ensure()?;
+    let temp = step::target_dir()?.join("bench");
+    remove(&temp)?;
+    let peers = peers::prepare(&temp.join("peers"), &bases)?;
+    let steps = run_steps(&kiln, &peers, &temp)?;
+    println!("\n{}", table(RUN_TITLE, &steps, STEPS));
+    containers::run(&kiln, &peers, &bases, &temp)?;
+    remove(&temp)
+}
+
 /// The task.
 pub(crate) fn run() -> Result<(), Failure> {
     let kiln = demo::prepare()?;
@@ -47,10 +62,8 @@ pub(crate) fn run() -> Result<(), Failure> {
     let rebuild = rebuilds(&kiln, &peers)?;
     let steps = run_steps(&kiln, &peers, &temp)?;
     println!("\n{}", table("No-change rebuild of testdata/demo, ms", &rebuild, 1));
-    println!(
-        "{}",
-        table("`RUN true` on busybox, ms a step (50 steps, builder's start included)", &steps, STEPS)
-    );
+    println!("{}", table(RUN_TITLE, &steps, STEPS));
+    containers::run(&kiln, &peers, &bases, &temp)?;
     images::run(&kiln, &peers, &bases, &temp)?;
     large_inputs()?;
     layers()?;
@@ -94,7 +107,15 @@ fn run_steps(kiln: &Kiln, peers: &[Peer], temp: &Path) -> Result<Vec<Row>, Failu
     let path = context.to_string_lossy();
     let ours =
         || kiln.command(&["build", "--progress", "quiet", "--no-cache", "-t", "kiln-bench-steps", &path]);
-    let mut rows = vec![Row { builder: "kiln".into(), times: sample(STEP_BUILDS, ours)? }];
+    let alone = || {
+        let mut command = ours();
+        command.args(["--network", "none"]);
+        command
+    };
+    let mut rows = vec![
+        Row { builder: "kiln".into(), times: sample(STEP_BUILDS, ours)? },
+        Row { builder: "kiln, no network".into(), times: sample(STEP_BUILDS, alone)? },
+    ];
     step::read(&mut kiln.command(&["rmi", "-f", "kiln-bench-steps"]))?;
     for peer in peers {
         step::note(&format!("{}: {STEP_BUILDS} builds of {STEPS} steps, takes a while", peer.name));

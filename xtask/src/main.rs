@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         [] => help(),
         [name, rest @ ..] if name == "fuzz" => fuzz::run(rest),
         [name, what] if name == "bench" && what == "images" => bench::run_images(),
+        [name, what] if name == "bench" && what == "containers" => bench::run_containers(),
         [name] => dispatch(name.trim_start_matches('-')),
         [_, extra, ..] => Err(Failure::Usage { word: extra.clone() }),
     };

@@ -43,6 +43,7 @@ pub(crate) const TEST: &[Package] = packages![
     "g++", Probe::Program("c++"), "compiles libFuzzer, which runs the fuzz targets";
     "podman", Probe::Program("podman"), "must load and run what kiln saves";
     "runc", Probe::Program("runc"), "runs podman's and buildah's containers";
+    "crun", Probe::Program("crun"), "runs containers that kiln describes";
     "skopeo", Probe::Program("skopeo"), "must accept what kiln saves";
     "umoci", Probe::Program("umoci"), "must unpack the OCI form of what kiln saves";
     "buildah", Probe::Program("buildah"), "builds images that kiln must load";

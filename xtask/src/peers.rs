@@ -47,16 +47,18 @@ fn import(dir: &Path, tar: &Path, name: &str) -> Result<(), Failure> {
 impl Peer {
     /// The command that builds `context`. RUN gets the host's network, the cheapest there is.
     pub(crate) fn build(&self, context: &Path, tag: &str, no_cache: bool) -> Command {
+        self.build_with(context, tag, if no_cache { &["--no-cache"] } else { &[] })
+    }
+
+    /// The same with more flags.
+    pub(crate) fn build_with(&self, context: &Path, tag: &str, flags: &[&str]) -> Command {
         let mut command = store_command(self.name, &self.dir);
         match self.name {
             "buildah" => command.args(["bud", "-q", "--layers", "--runtime", "runc", "--pull-never"]),
             _ => command.args(["build", "-q", "--layers", "--pull=never"]),
         };
         command.args(["--network", "host", "-t", tag]);
-        if no_cache {
-            command.arg("--no-cache");
-        }
-        command.arg(context);
+        command.args(flags).arg(context);
         command
     }
 

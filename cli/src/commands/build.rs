@@ -14,16 +14,14 @@ use super::call::{check, outline, targets};
 use super::containers::join::host;
 use super::outputs::{forget_id, outputs, write_results};
 use super::{pair, print};
-use crate::args::{BuildArgs, Call, Method, NetworkMode, ProgressMode};
+use crate::args::{BuildArgs, Call, Method, NetworkMode, OnError, ProgressMode};
 use crate::config::Config;
 use crate::errors::{Failure, say};
 use crate::progress::{Live, Plain, Quiet, Shown};
 use crate::session::Session;
 
-pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
-    let config = Config::read()?.gc;
-    let outputs = outputs(&args)?;
-    let to_stdout = outputs.iter().any(Output::is_stdout);
+/// What a command line asks for.
+pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildRequest, Failure> {
     let context = ContextSource::parse(&args.context).map_err(BuildError::from)?;
     let contexts = args
         .build_context
@@ -67,6 +65,14 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
         request.labels.insert(name.to_owned(), value.to_owned());
     }
+    Ok(request)
+}
+
+pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
+    let config = Config::read()?.gc;
+    let outputs = outputs(&args)?;
+    let to_stdout = outputs.iter().any(Output::is_stdout);
+    let mut request = request(&args, outputs)?;
     let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
     match call.method {
         Method::Build => {}
@@ -75,6 +81,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         Method::Targets => return targets(session, &request, call.json),
     }
     forget_id(&args)?;
+    request.origin = super::shell::origin();
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
     let quiet = args.quiet || args.progress == ProgressMode::Quiet;
     let shown = Arc::new(match args.progress {
@@ -85,11 +92,20 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
     let runtime = runtime.map_err(|error| Failure::store(format!("threads cannot be started: {error}")))?;
     let progress = Arc::clone(&shown) as Arc<dyn Progress>;
-    let built = runtime.block_on(build(&session.engine, &request, progress, &session.cancel));
+    let mut engine = session.engine.clone();
+    if let Some(name) = &args.runtime {
+        engine.executor = session.linux_with(super::runtime(name)?)?;
+    }
+    let built = runtime.block_on(build(&engine, &request, progress, &session.cancel));
     if !quiet {
         shown.finish();
     }
-    let built = built?;
+    let built = match built {
+        Err(error @ BuildError::Step { .. }) if args.on_error == OnError::Shell => {
+            return super::shell::after(session, error);
+        }
+        other => other?,
+    };
     let made_something = built.steps_run > 0;
     write_results(&args, &built)?;
     for note in &built.notes {

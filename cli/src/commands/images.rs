@@ -157,7 +157,7 @@ impl Filter {
 
 /// Shell patterns as docker has them for names: neither `*` nor `?` stands for a slash. Costs
 /// O(pattern × text).
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
+pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while t < text.len() {

@@ -1,6 +1,7 @@
 //! One command a file.
 
 pub(crate) mod build;
+pub(crate) mod cache_mount;
 mod call;
 mod confinement;
 pub(crate) mod containers;
@@ -25,9 +26,12 @@ pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod save;
 pub(crate) mod selftest;
+pub(crate) mod shell;
 pub(crate) mod tag;
 
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use crate::errors::Failure;
 
@@ -50,6 +54,23 @@ fn pair(text: &str, what: &str) -> Result<Option<(String, String)>, Failure> {
         return Err(Failure::usage(format!("{what} {text:?} has no name in front of `=`")));
     }
     Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+/// The program that `--runtime` names: a path, or a name that is looked up as a shell does.
+fn runtime(name: &Path) -> Result<PathBuf, Failure> {
+    let is_program = |path: &PathBuf| {
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let places: Vec<PathBuf> = if name.components().count() > 1 || name.is_absolute() {
+        std::path::absolute(name).into_iter().collect()
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|dir| dir.join(name)).collect()
+    };
+    places.into_iter().find(is_program).ok_or_else(|| {
+        Failure::usage(format!("--runtime {}: there is no such program", name.display()))
+            .hint("Debian has packages `crun` and `runc`")
+    })
 }
 
 /// Sizes as docker shows them: 1000s, about three digits.

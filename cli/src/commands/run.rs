@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use kiln_containers::{
-    AttachOptions, Attached, Config, Container, Ended, RestartPolicy, attach, handles_signal,
+    AttachOptions, Attached, Config, Container, Ended, RestartPolicy, attach, handles_signal, remove,
 };
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
@@ -31,14 +31,34 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     let config = config::of_args(session, &args)?;
     let direct = can_run_here(&args, &config);
     let container = make(session, &config, &args)?;
+    let ended = start(session, &container, &config, &args, direct);
+    if ended.is_err() && args.rm {
+        // Where it came to no monitor, nobody else removes it.
+        let _ = remove(&session.containers, &*session.engine.snapshots, &container, true);
+    }
+    ended
+}
+
+/// Starts a new container, and looks after it unless it is in the background.
+fn start(
+    session: &Session,
+    container: &Container,
+    config: &Config,
+    args: &RunArgs,
+    direct: bool,
+) -> Result<u8, Failure> {
     if args.life.detach {
         container.prepare(&session.containers, session.backend)?.start()?;
         print(&format!("{}\n", config.id))?;
         return Ok(0);
     }
     if direct {
-        proxy(session, &container);
-        let (snapshots, linux) = (session.engine.snapshots.clone(), session.linux.clone());
+        proxy(session, container);
+        let snapshots = session.engine.snapshots.clone();
+        let linux = match config.runtime.clone() {
+            Some(runtime) => session.linux_with(runtime)?,
+            None => session.linux.clone(),
+        };
         let cancel = session.cancel.processes();
         let ended = container.run_here(&session.containers, snapshots, linux, cancel)?;
         return match session.cancel.processes().is_cancelled() {
@@ -54,7 +74,7 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     };
     let client = container.prepare(&session.containers, session.backend)?;
     if args.life.sig_proxy {
-        pass_signals(session, &container, args.tty);
+        pass_signals(session, container, args.tty);
     }
     ended(attach(&client, &options)?)
 }

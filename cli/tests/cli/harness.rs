@@ -225,7 +225,8 @@ impl Store {
         serde_json::from_slice(&json).expect("JSON")
     }
 
-    /// All that the store holds which is no temporary file: images, blobs, committed snapshots.
+    /// All that the store holds which is no temporary file: images, blobs, committed snapshots but the
+    /// one of a failed step.
     #[track_caller]
     pub(crate) fn holds(&self) -> (String, Vec<String>) {
         let mut files = Vec::new();
@@ -233,7 +234,24 @@ impl Store {
             list(&self.root().join(part), 4, &mut files);
         }
         files.sort();
+        if let Some(kept) = self.kept() {
+            files.retain(|path| !path.ends_with(&format!("/{kept}")));
+        }
         (self.ok(&["images", "--quiet"]).stdout, files)
+    }
+
+    /// The snapshot that `kiln shell` would show of the last step that failed.
+    pub(crate) fn kept(&self) -> Option<String> {
+        let record = fs::read(self.root().join("state/failed-build.json")).ok()?;
+        let record: serde_json::Value = serde_json::from_slice(&record).ok()?;
+        Some(record["failed"]["snapshot"].as_str()?.to_owned())
+    }
+
+    /// How many committed snapshots there are, that one too.
+    pub(crate) fn snapshots(&self) -> usize {
+        let mut files = Vec::new();
+        list(&self.root().join("snapshots/committed"), 1, &mut files);
+        files.len()
     }
 
     /// Checks everything that the store holds; what is wrong with it.

@@ -18,8 +18,9 @@ use crate::engine::{now_unix, rfc3339};
 use crate::export::{Assembled, Delivered, Delivery, Output, deliver};
 use crate::image::{read_config, with_layers};
 use crate::input::{Input, Reader};
+use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
-use crate::ops::{BuildOp, Shared, StepResources};
+use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::tree::Tree;
 use crate::{BuildError, BuildRequest, Engine, OpError};
 
@@ -64,6 +65,58 @@ pub async fn build(
     progress: Arc<dyn Progress>,
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
+    let plan = plan(engine, request, &progress, cancel)?;
+    let solved = solve(&plan, plan.lowered.result, None, !request.no_cache, progress).await;
+    let Plan { lowered, dockerfile, shared, cache } = &plan;
+    let tree = match solved {
+        Ok(tree) => tree,
+        Err(error) => {
+            if let Some(failed) = error.failed {
+                last_build::note(engine, request, Some(*failed));
+            }
+            return Err(error.source);
+        }
+    };
+    for tree in shared.contexts.values() {
+        if let Tree::Context(context) = tree {
+            context.save_digests();
+        }
+    }
+    let default = [Output::image(&request.tags)];
+    let outputs = if request.outputs.is_empty() { &default[..] } else { &request.outputs };
+    let image = if request.wants_id || outputs.iter().any(Output::is_image) {
+        Some(assemble(engine, lowered, dockerfile, &shared.layers, cache, &tree).await?)
+    } else {
+        None
+    };
+    let platform = request.platform();
+    let (epoch, top, image) = (lowered.epoch, tree.snapshot(), image.as_ref());
+    let wants_manifest = request.wants_id;
+    let delivery = Delivery { engine, image, top, wants_manifest, epoch, platform: &platform, cancel };
+    let delivered = tokio::task::block_in_place(|| deliver(&delivery, outputs))?;
+    engine.store.barrier()?;
+    engine.store.note_use(now_unix())?;
+    last_build::note(engine, request, None);
+    let Delivered { image: record, id, manifest, names, files, notes } = delivered;
+    let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
+    Ok(Built { image: record, id, manifest, names, files, notes, steps_run: cache.saved() })
+}
+
+/// A build that only has to be solved.
+pub(crate) struct Plan {
+    pub(crate) lowered: Lowered,
+    pub(crate) dockerfile: Arc<Dockerfile>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) cache: Arc<BuildCache>,
+}
+
+/// Reads and lowers what a request asks for, and opens the contexts it needs.
+pub(crate) fn plan(
+    engine: &Engine,
+    request: &BuildRequest,
+    progress: &Arc<dyn Progress>,
+    cancel: &BuildCancel,
+) -> Result<Plan, BuildError> {
     let reader = Reader { engine, request, cancel };
     // Fetching waits for networks and disks: not on a thread that others need.
     let (input, lowered) = tokio::task::block_in_place(|| {
@@ -93,29 +146,7 @@ pub async fn build(
         steps: StepResources::new(engine, request),
     });
     let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone(), request.no_cache));
-    let tree = solve(&lowered, &dockerfile, &shared, &cache, request, progress).await?;
-    for tree in shared.contexts.values() {
-        if let Tree::Context(context) = tree {
-            context.save_digests();
-        }
-    }
-    let default = [Output::image(&request.tags)];
-    let outputs = if request.outputs.is_empty() { &default[..] } else { &request.outputs };
-    let image = if request.wants_id || outputs.iter().any(Output::is_image) {
-        Some(assemble(engine, &lowered, &dockerfile, &shared.layers, &cache, &tree).await?)
-    } else {
-        None
-    };
-    let platform = request.platform();
-    let (epoch, top, image) = (lowered.epoch, tree.snapshot(), image.as_ref());
-    let wants_manifest = request.wants_id;
-    let delivery = Delivery { engine, image, top, wants_manifest, epoch, platform: &platform, cancel };
-    let delivered = tokio::task::block_in_place(|| deliver(&delivery, outputs))?;
-    engine.store.barrier()?;
-    engine.store.note_use(now_unix())?;
-    let Delivered { image: record, id, manifest, names, files, notes } = delivered;
-    let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
-    Ok(Built { image: record, id, manifest, names, files, notes, steps_run: cache.saved() })
+    Ok(Plan { lowered, dockerfile, shared, cache })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -224,15 +255,29 @@ fn lines_of(text: &str, start: usize, end: usize) -> Location {
     Location { first_line: line(start), last_line: line(end.max(start + 1) - 1) }
 }
 
-async fn solve(
-    lowered: &Lowered,
-    dockerfile: &Arc<Dockerfile>,
-    shared: &Arc<Shared>,
-    cache: &Arc<BuildCache>,
-    request: &BuildRequest,
+/// A solve without a result.
+pub(crate) struct Unsolved {
+    pub(crate) source: BuildError,
+    /// The step that failed, if one did.
+    failed: Option<Box<FailedStep>>,
+}
+
+impl From<BuildError> for Unsolved {
+    fn from(source: BuildError) -> Self {
+        Self { source, failed: None }
+    }
+}
+
+/// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead.
+pub(crate) async fn solve(
+    plan: &Plan,
+    target: Option<VertexId>,
+    shell: Option<Arc<ShellJob>>,
+    use_cache: bool,
     progress: Arc<dyn Progress>,
-) -> Result<Tree, BuildError> {
-    let Some(target) = lowered.result else { return Ok(Tree::Empty) };
+) -> Result<Tree, Unsolved> {
+    let Plan { lowered, dockerfile, shared, cache } = plan;
+    let Some(target) = target else { return Ok(Tree::Empty) };
     let ids = || (0..lowered.definition.vertices().len()).map(VertexId);
     let titles: Vec<String> = ids().map(|id| lowered.source_map.title(id).to_owned()).collect();
     for (id, vertex) in ids().zip(lowered.definition.vertices()) {
@@ -242,34 +287,42 @@ async fn solve(
     progress.plan(&titles);
     let vertices = lowered.definition.vertices().iter().zip(&titles);
     let events: EventSink = Arc::new(move |event| progress.event(event));
+    let op = |id: VertexId, vertex| match &shell {
+        Some(shell) if id == target => BuildOp::with_shell(vertex, shared, shell.clone()),
+        _ => BuildOp::new(vertex, shared),
+    };
     let job = Job {
-        vertices: vertices
-            .map(|(vertex, title)| {
-                (Arc::new(BuildOp::new(vertex, shared)), BuildOp::inputs(vertex), title.clone())
-            })
+        vertices: ids()
+            .zip(vertices)
+            .map(|(id, (vertex, title))| (Arc::new(op(id, vertex)), BuildOp::inputs(vertex), title.clone()))
             .collect(),
         target: target.0,
         cache: cache.clone(),
-        use_cache: !request.no_cache,
+        use_cache,
         parallelism: std::thread::available_parallelism().map_or(4, usize::from).max(4) * 8,
         cancel: Arc::new(shared.cancel.clone()),
         events,
     };
     kiln_solver::solve(job).await.map_err(|error| match error {
-        SolveError::Cancelled => BuildError::Cancelled,
-        SolveError::Vertex { vertex, source: OpError::Build(inner) }
+        SolveError::Cancelled => BuildError::Cancelled.into(),
+        SolveError::Vertex { vertex: _, source: OpError::Build(inner) }
             if matches!(*inner, BuildError::Store(_)) =>
         {
-            let _ = vertex;
-            *inner
+            Unsolved::from(*inner)
         }
-        SolveError::Vertex { vertex, source } => step_error(lowered, dockerfile, VertexId(vertex), source),
-        SolveError::Cache { source } => source,
-        other => BuildError::Bug { what: other.to_string() },
+        SolveError::Vertex { vertex, source } => {
+            let op = lowered.definition.vertices()[vertex].op.digest();
+            let title = titles[vertex].clone();
+            let failed = FailedStep { op, title, snapshot: shared.steps.kept(&op) };
+            let source = step_error(lowered, dockerfile, VertexId(vertex), source);
+            Unsolved { source, failed: Some(Box::new(failed)) }
+        }
+        SolveError::Cache { source } => source.into(),
+        other => BuildError::Bug { what: other.to_string() }.into(),
     })
 }
 
-fn step_error(
+pub(crate) fn step_error(
     lowered: &Lowered,
     dockerfile: &Arc<Dockerfile>,
     vertex: VertexId,

@@ -27,6 +27,13 @@ use serde::{Deserialize, Serialize};
 use crate::OpError;
 use crate::engine::now_unix;
 
+mod transfer;
+
+pub use transfer::{
+    CacheMountImport, cache_mount_bytes, cache_mount_users, export_cache_mount, find_cache_mounts,
+    import_cache_mount,
+};
+
 /// Between two looks at a lock that somebody else holds.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Waiting is worth a line in the log after this long.

@@ -129,6 +129,30 @@ pub enum BuildError {
     /// Processes.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// The step that a shell was asked for is not in the build any more, or never was.
+    #[error("there is no step {what} in this build")]
+    NoStep { what: String, steps: Vec<String> },
+    /// There is nothing before a step that a shell could be opened in.
+    #[error("{title} stands on nothing")]
+    NothingBefore { title: String },
+    /// No cache mount has this ID or name.
+    #[error("there is no cache mount {id:?}")]
+    NoCacheMount { id: String },
+    /// Several cache mounts are meant: of one ID, with other modes, owners or seeds.
+    #[error("{id:?} means several cache mounts: {}", names.join(", "))]
+    ManyCacheMounts { id: String, names: Vec<String> },
+    /// There is a cache mount of this ID already.
+    #[error("there is a cache mount {id:?}")]
+    CacheMountExists { id: String },
+    /// A step uses the cache mount.
+    #[error("a build is using the cache mount {id:?}")]
+    CacheMountInUse { id: String },
+    /// A cache mount cannot be read or written.
+    #[error("cannot use the cache mount {id:?}")]
+    CacheMount { id: String, source: io::Error },
+    /// A tar does not become a cache mount.
+    #[error("cannot unpack the archive into the cache mount {id:?}")]
+    CacheTar { id: String, source: kiln_layer::ExtractError },
 }
 
 /// Why a step failed.
@@ -192,6 +216,12 @@ pub enum OpError {
     /// A cache mount cannot be used.
     #[error("cannot use the cache mount {id:?}")]
     CacheMount { id: String, source: io::Error },
+    /// Neither the image nor the host has a shell.
+    #[error("the image has no shell, and this host has no static busybox to lend")]
+    NoShell,
+    /// A shell for an image that has none.
+    #[error("cannot lend the image a shell")]
+    LendShell { source: io::Error },
     /// Unpacking an archive of `ADD`.
     #[error("cannot unpack {path:?}")]
     Unpack { path: String, source: kiln_layer::ExtractError },

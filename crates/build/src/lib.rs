@@ -28,6 +28,7 @@ pub mod gc;
 mod image;
 mod import;
 mod input;
+mod last_build;
 mod layers;
 mod layout;
 mod load;
@@ -41,6 +42,7 @@ mod request;
 mod reread;
 mod secrets;
 mod select;
+mod shell;
 mod source;
 mod ssh;
 mod stand;
@@ -50,7 +52,10 @@ pub mod usage;
 mod world;
 
 pub use build::{Built, Progress, build};
-pub use cache_mounts::{CacheMountInfo, CacheMountRecord, cache_mounts, remove_cache_mount};
+pub use cache_mounts::{
+    CacheMountImport, CacheMountInfo, CacheMountRecord, cache_mount_bytes, cache_mount_users, cache_mounts,
+    export_cache_mount, find_cache_mounts, import_cache_mount, remove_cache_mount,
+};
 pub use cancel::BuildCancel;
 pub use check::{Checked, check, outline, targets};
 pub use dockerfile::Dockerfile;
@@ -59,11 +64,13 @@ pub use entitlement::{Entitlement, EntitlementError};
 pub use error::{BuildError, OpError};
 pub use import::{ImportRequest, import};
 pub use input::{DockerfileSource, StandardInput};
+pub use last_build::{BuildOrigin, FailedStep, LastBuild, WhichBuild, last_build};
 pub use layout::{LayoutImage, load_layout};
 pub use load::{ARCHIVE_BYTES, Loaded, load};
 pub use named_context::{NamedContext, NamedContextError, NamedSource};
 pub use remote_context::{ContextOpener, ContextSource, MainContext, TreeContext};
 pub use request::BuildRequest;
 pub use secrets::{Secret, SecretSpec, SecretStore, SpecError};
+pub use shell::{ShellRequest, ShellState, ShellStep, StepNumber, shell};
 pub use source::{Fault, NoSecrets, SecretSource, SourceError, SourceOptions};
 pub use ssh::{SshAgents, SshSpec};

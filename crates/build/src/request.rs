@@ -9,8 +9,8 @@ use kiln_oci::{Platform, Reference};
 
 use crate::export::Output;
 use crate::{
-    ContextSource, DockerfileSource, Entitlement, NamedContext, SecretStore, SourceOptions, SshAgents,
-    StandardInput,
+    BuildOrigin, ContextSource, DockerfileSource, Entitlement, NamedContext, SecretStore, SourceOptions,
+    SshAgents, StandardInput,
 };
 
 /// What to build.
@@ -48,6 +48,9 @@ pub struct BuildRequest {
     pub ssh: SshAgents,
     /// `--allow`; [`Network::Host`] in `network` allows that to all steps as well.
     pub allow: BTreeSet<Entitlement>,
+    /// How it was asked for; noted down, with what a step that fails has written, for
+    /// [`shell`](crate::shell()). `None`: nothing is noted.
+    pub origin: Option<BuildOrigin>,
 }
 
 impl BuildRequest {
@@ -70,6 +73,7 @@ impl BuildRequest {
             secrets: SecretStore::default(),
             ssh: SshAgents::default(),
             allow: BTreeSet::new(),
+            origin: None,
         }
     }
 

@@ -6,7 +6,7 @@ use kiln_oci::SnapshotId;
 
 use crate::gc::{self, Kind, Object, Policy, Verdict};
 use crate::world::World;
-use crate::{BuildError, Engine};
+use crate::{BuildError, Engine, WhichBuild, last_build};
 
 /// What the store takes on disk. All sizes are bytes of blocks.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +61,7 @@ pub struct LayerUsage {
     pub disk_bytes: u64,
     /// Images that need it.
     pub images: Vec<String>,
-    /// The step that made it; empty when it came from elsewhere.
+    /// The step that made it, or failed at it; empty when it came from elsewhere.
     pub step: String,
     /// It is a result that builds may find.
     pub is_cache: bool,
@@ -132,7 +132,7 @@ pub fn disk_usage(engine: &Engine) -> Result<DiskUsage, BuildError> {
     cache_mounts.sort_by_key(|mount| std::cmp::Reverse(mount.disk_bytes));
     Ok(DiskUsage {
         images: images(&world),
-        layers: layers(&world, &prunable_ids),
+        layers: layers(&world, &prunable_ids, failed_step(engine)),
         blobs: part(|kind| matches!(kind, Kind::Blob(_)), world.blobs.len(), blobs),
         cache_mounts,
         repositories: part(|kind| *kind == Kind::Repository, world.repositories.len(), repositories),
@@ -175,7 +175,13 @@ fn images(world: &World) -> Vec<ImageUsage> {
     world.survey.images.iter().map(usage).collect()
 }
 
-fn layers(world: &World, prunable: &BTreeSet<&str>) -> Vec<LayerUsage> {
+/// What is kept of a failed step, and the step.
+fn failed_step(engine: &Engine) -> Option<(SnapshotId, String)> {
+    let failed = last_build(engine.store.root(), WhichBuild::Failed).ok()??.failed?;
+    Some((failed.snapshot?, failed.title))
+}
+
+fn layers(world: &World, prunable: &BTreeSet<&str>, failed: Option<(SnapshotId, String)>) -> Vec<LayerUsage> {
     let needed = needed_by(world);
     let mut made: BTreeMap<&SnapshotId, (&str, i64)> = BTreeMap::new();
     for (_, record) in &world.survey.cache {
@@ -188,7 +194,11 @@ fn layers(world: &World, prunable: &BTreeSet<&str>) -> Vec<LayerUsage> {
             parent: node.parent.clone(),
             disk_bytes: node.disk_bytes,
             images: needed.get(id).cloned().unwrap_or_default(),
-            step: made.map_or_else(String::new, |(step, _)| (*step).to_owned()),
+            step: match (made, &failed) {
+                (Some((step, _)), _) => (*step).to_owned(),
+                (None, Some((kept, step))) if kept == id => format!("failed: {step}"),
+                (None, _) => String::new(),
+            },
             is_cache: made.is_some(),
             last_used_unix: known.last_used_unix.max(made.map(|(_, created)| *created)),
             times_used: known.times_used,

@@ -51,6 +51,8 @@ pub enum Attached {
 struct Sink<'a> {
     to: To<'a>,
     pending: VecDeque<(u8, Vec<u8>)>,
+    /// Nobody takes input any more: how the process ended, the monitor has said before it went.
+    closed: bool,
 }
 
 enum To<'a> {
@@ -63,42 +65,39 @@ impl<'a> Sink<'a> {
         if let To::Master(master) = to {
             let _ = rustix::io::ioctl_fionbio(master, true);
         }
-        Self { to, pending: VecDeque::new() }
+        Self { to, pending: VecDeque::new(), closed: false }
     }
 
     fn is_blocked(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    fn input(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    fn input(&mut self, bytes: &[u8]) {
         self.pending.extend(bytes.chunks(CHUNK).map(|chunk| (STDIN, chunk.to_vec())));
-        self.flush()
+        self.flush();
     }
 
-    fn end(&mut self) -> Result<(), Error> {
+    fn end(&mut self) {
         if let To::Monitor(_) = self.to {
             self.pending.push_back((STDIN, Vec::new()));
         }
-        self.flush()
+        self.flush();
     }
 
-    fn resize(&mut self) -> Result<(), Error> {
-        let Ok(size) = tcgetwinsize(io::stdout()) else { return Ok(()) };
+    fn resize(&mut self) {
+        let Ok(size) = tcgetwinsize(io::stdout()) else { return };
         match self.to {
             To::Monitor(_) => {
                 let request = Request::Resize { rows: size.ws_row, columns: size.ws_col };
                 self.pending.extend(serde_json::to_vec(&request).ok().map(|bytes| (CONTROL, bytes)));
-                self.flush()
+                self.flush();
             }
-            To::Master(master) => {
-                let _ = tcsetwinsize(master, size);
-                Ok(())
-            }
+            To::Master(master) => drop(tcsetwinsize(master, size)),
         }
     }
 
     /// Passes on what is taken without waiting.
-    fn flush(&mut self) -> Result<(), Error> {
+    fn flush(&mut self) {
         while let Some((tag, bytes)) = self.pending.front_mut() {
             let result = match self.to {
                 To::Monitor(client) => client.connection().try_send(*tag, bytes, &[]).map(|()| bytes.len()),
@@ -109,16 +108,12 @@ impl<'a> Sink<'a> {
                 Ok(_) => drop(self.pending.pop_front()),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
-                Err(_) => match self.to {
-                    To::Monitor(client) => {
-                        return Err(Error::MonitorDied { name: client.name().to_owned() });
-                    }
-                    // The process is gone; its exit code is on its way.
-                    To::Master(_) => self.pending.clear(),
-                },
+                Err(_) => {
+                    self.closed = true;
+                    self.pending.clear();
+                }
             }
         }
-        Ok(())
     }
 }
 
@@ -133,7 +128,7 @@ pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Erro
     if options.start {
         client.request(&Request::Start)?;
     }
-    local.resize(&mut sink)?;
+    local.resize(&mut sink);
     loop {
         let ready = local.wait(client, None, sink.is_blocked())?;
         if ready.monitor {
@@ -148,13 +143,13 @@ pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Erro
                     }
                     Some(Reply::JustEnded) => return Err(Error::JustEnded),
                     Some(Reply::Failed { message, code }) => return Err(Error::Told { message, code }),
-                    Some(Reply::Started { .. }) => local.resize(&mut sink)?,
+                    Some(Reply::Started { .. }) => local.resize(&mut sink),
                     _ => {}
                 },
                 _ => {}
             }
         }
-        if local.carry(&ready, &mut sink)? {
+        if local.carry(&ready, &mut sink) {
             return Ok(Attached::Detached);
         }
     }
@@ -172,7 +167,7 @@ pub fn attach_terminal(
 ) -> Result<Attached, Error> {
     let mut sink = Sink::new(To::Master(master));
     let mut local = Local::new(options);
-    local.resize(&mut sink)?;
+    local.resize(&mut sink);
     let mut open = true;
     loop {
         let ready = local.wait(client, open.then_some(master), sink.is_blocked())?;
@@ -185,7 +180,7 @@ pub fn attach_terminal(
             while pass_output(master) == Output::Passed {}
             return Ok(Attached::Exited(Ended { code, oom_killed: false }));
         }
-        if local.carry(&ready, &mut sink)? {
+        if local.carry(&ready, &mut sink) {
             return Ok(Attached::Detached);
         }
     }
@@ -249,8 +244,10 @@ impl Local {
         Self { input_open: options.stdin, tell_end: !options.terminal, keys, saved, resized }
     }
 
-    fn resize(&self, sink: &mut Sink<'_>) -> Result<(), Error> {
-        if self.resized.is_some() { sink.resize() } else { Ok(()) }
+    fn resize(&self, sink: &mut Sink<'_>) {
+        if self.resized.is_some() {
+            sink.resize();
+        }
     }
 
     /// Waits for one thing at least. With `blocked`, for the other side to take what it was sent, and not
@@ -288,35 +285,36 @@ impl Local {
     }
 
     /// Carries input and size; true when the user leaves.
-    fn carry(&mut self, ready: &Ready, sink: &mut Sink<'_>) -> Result<bool, Error> {
+    fn carry(&mut self, ready: &Ready, sink: &mut Sink<'_>) -> bool {
         if ready.resized {
             while let Some(Ok(Some(_))) = self.resized.as_ref().map(SignalFd::read_signal) {}
-            sink.resize()?;
+            sink.resize();
         }
-        sink.flush()?;
+        sink.flush();
+        self.input_open &= !sink.closed;
         if !ready.input {
-            return Ok(false);
+            return false;
         }
         let mut buffer = [0; CHUNK];
         match rustix::io::read(io::stdin(), &mut buffer) {
             Ok(0) => {
                 self.input_open = false;
                 if self.tell_end {
-                    sink.end()?;
+                    sink.end();
                 }
             }
             Ok(count) => {
-                let Some(keys) = &mut self.keys else {
-                    return sink.input(&buffer[..count]).map(|()| false);
+                let (passed, leaves) = match &mut self.keys {
+                    Some(keys) => keys.filter(&buffer[..count]),
+                    None => (buffer[..count].to_vec(), false),
                 };
-                let (passed, leaves) = keys.filter(&buffer[..count]);
-                sink.input(&passed)?;
-                return Ok(leaves);
+                sink.input(&passed);
+                return leaves;
             }
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(_) => self.input_open = false,
         }
-        Ok(false)
+        false
     }
 }
 

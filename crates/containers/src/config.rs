@@ -65,6 +65,9 @@ pub struct Config {
     pub health: Option<HealthCheck>,
     /// Where its output goes.
     pub log: LogOptions,
+    /// The OCI runtime that runs it; `None`: kiln does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<std::path::PathBuf>,
 }
 
 impl Config {

@@ -90,7 +90,11 @@ fn open() -> Result<Monitor, Error> {
     let backend: Backend = backend.to_string_lossy().parse().map_err(told)?;
     let container = Container::at(root.join("containers").join(id)).map_err(told)?;
     let snapshots: Arc<dyn Snapshotter> = kiln_snapshotter::open(&root.join("snapshots"), backend)?;
-    let linux = Arc::new(Linux::open(&root.join("state/executor"))?);
+    let mut linux = Linux::open(&root.join("state/executor"))?;
+    if let Some(runtime) = container.config()?.runtime {
+        linux = linux.with_runtime(runtime);
+    }
+    let linux = Arc::new(linux);
     let tools = Tools { containers: Containers::open(&root), snapshots, linux };
     Monitor::open(tools, container, Streams::Own, Cancel::new()?)
 }

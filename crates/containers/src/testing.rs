@@ -37,5 +37,6 @@ pub(crate) fn config(name: &str) -> Config {
         stop_timeout: None,
         health: None,
         log: LogOptions::default(),
+        runtime: None,
     }
 }

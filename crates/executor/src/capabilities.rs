@@ -120,6 +120,11 @@ impl Capabilities {
         self.0
     }
 
+    /// Those in a mask.
+    pub(crate) fn of_mask(mask: u64) -> Self {
+        Self(mask)
+    }
+
     pub(crate) fn set(self) -> CapabilitySet {
         CapabilitySet::from_bits_retain(self.0)
     }

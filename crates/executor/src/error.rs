@@ -47,6 +47,14 @@ pub enum ExecError {
         /// Why not there.
         reason: String,
     },
+    /// Another runtime did not run the container.
+    #[error("{program} did not run the container: {reason}")]
+    Runtime {
+        /// The runtime's program.
+        program: String,
+        /// What it said.
+        reason: String,
+    },
     /// A setting that the container cannot have.
     #[error("{setting} cannot be set: {reason}")]
     BadSetting {

@@ -30,6 +30,8 @@ pub enum TreeForm {
     OverlayUpper,
     /// Every file is a file.
     Plain,
+    /// The same for a tar that is no layer: `.wh.` in front of a name means nothing.
+    Archive,
 }
 
 /// How to write a layer.
@@ -226,7 +228,7 @@ impl<'a, O: Output> Writer<'a, O> {
             return self.marker(hiding(parent, name));
         }
         let (_, name) = path::split(&entry.path);
-        if name.starts_with(b".wh.") {
+        if name.starts_with(b".wh.") && self.options.form != TreeForm::Archive {
             return Err(DiffError::ReservedName { path: entry.path.as_slice().into() });
         }
         if overlay {

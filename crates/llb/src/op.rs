@@ -21,6 +21,18 @@ pub enum Op {
     Merge(Merge),
 }
 
+impl Op {
+    /// The input whose tree it changes; `None`: it starts from nothing.
+    pub fn base(&self) -> Option<InputIndex> {
+        match self {
+            Op::Source(_) => None,
+            Op::Exec(exec) => exec.base,
+            Op::File(file) => file.base,
+            Op::Merge(merge) => merge.base,
+        }
+    }
+}
+
 /// A tree from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {

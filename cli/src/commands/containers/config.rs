@@ -106,6 +106,7 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         stop_timeout: life.stop_timeout,
         health: health(&mut settings, args)?,
         log: log_options(&life.log_driver, &life.log_opt)?,
+        runtime: args.runtime.as_deref().map(crate::commands::runtime).transpose()?,
         settings,
         id,
     })

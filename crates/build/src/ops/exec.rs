@@ -1,6 +1,9 @@
 //! `RUN`: a process on a tree.
 
 mod mounts;
+mod shell;
+
+pub(crate) use self::shell::{ShellJob, ShellTree};
 
 use std::collections::BTreeSet;
 
@@ -15,6 +18,7 @@ use super::BuildOp;
 use crate::cache_mounts::CacheMounts;
 use crate::context_files::ContextFiles;
 use crate::entitlement;
+use crate::last_build::Kept;
 use crate::tree::Tree;
 use crate::{BuildRequest, Engine, Entitlement, OpError, SecretStore, SshAgents};
 
@@ -25,6 +29,8 @@ pub(crate) struct StepResources {
     allow: BTreeSet<Entitlement>,
     caches: CacheMounts,
     contexts: ContextFiles,
+    /// Where the files of a step that fails go; `None`: nobody will ask for them.
+    kept: Option<Kept>,
 }
 
 impl StepResources {
@@ -40,7 +46,13 @@ impl StepResources {
             allow,
             caches: CacheMounts::new(engine.store.root(), request.no_cache),
             contexts: ContextFiles::default(),
+            kept: request.origin.is_some().then(Kept::default),
         }
+    }
+
+    /// The files that the step `op` left when it failed.
+    pub(crate) fn kept(&self, op: &Digest) -> Option<kiln_oci::SnapshotId> {
+        self.kept.as_ref()?.of(op)
     }
 
     /// Whether `op` may run.
@@ -109,27 +121,7 @@ impl BuildOp {
         let root = engine
             .snapshots
             .open_active(active.key(), &OpenOptions { extra_lower, ..OpenOptions::default() })?;
-        let spec = ProcessSpec {
-            args: exec.args.clone(),
-            env: environment(exec, mounts.take_env()),
-            cwd: exec.cwd.clone(),
-            create_cwd: true,
-            user: exec.user.clone(),
-            hostname: exec.hostname.clone(),
-            extra_hosts: exec.extra_hosts.clone(),
-            network: match exec.network {
-                llb::Network::Default => Network::Default,
-                llb::Network::None => Network::None,
-                llb::Network::Host => Network::Host,
-            },
-            security: match exec.security {
-                llb::Security::Sandbox => Security::Sandbox,
-                llb::Security::Insecure => Security::Insecure,
-            },
-            mounts: mounts.take_mounts(),
-            task_limit: Some(task_limit()),
-            ..ProcessSpec::default()
-        };
+        let spec = process(exec, &mut mounts);
         let mut redactors = [mounts.redactor(), mounts.redactor()];
         let mut log = |stream: kiln_executor::Stream, bytes: &[u8]| {
             let (stream, redactor) = match stream {
@@ -153,8 +145,38 @@ impl BuildOp {
                 }
                 Ok(self.commit(active)?)
             }
-            exit => Err(OpError::Exit { exit }),
+            exit => {
+                if let Some(kept) = self.shared.steps.kept.as_ref().filter(|_| !cancel.is_cancelled()) {
+                    kept.keep(self.op.digest(), active);
+                }
+                Err(OpError::Exit { exit })
+            }
         }
+    }
+}
+
+/// The process of a step, with its mounts.
+fn process(exec: &llb::Exec, mounts: &mut StepMounts) -> ProcessSpec {
+    ProcessSpec {
+        args: exec.args.clone(),
+        env: environment(exec, mounts.take_env()),
+        cwd: exec.cwd.clone(),
+        create_cwd: true,
+        user: exec.user.clone(),
+        hostname: exec.hostname.clone(),
+        extra_hosts: exec.extra_hosts.clone(),
+        network: match exec.network {
+            llb::Network::Default => Network::Default,
+            llb::Network::None => Network::None,
+            llb::Network::Host => Network::Host,
+        },
+        security: match exec.security {
+            llb::Security::Sandbox => Security::Sandbox,
+            llb::Security::Insecure => Security::Insecure,
+        },
+        mounts: mounts.take_mounts(),
+        task_limit: Some(task_limit()),
+        ..ProcessSpec::default()
     }
 }
 

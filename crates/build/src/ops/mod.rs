@@ -5,7 +5,7 @@ mod exec;
 mod file;
 mod merge;
 
-pub(crate) use self::exec::StepResources;
+pub(crate) use self::exec::{ShellJob, ShellTree, StepResources};
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -40,6 +40,8 @@ pub(crate) struct BuildOp {
     shared: Arc<Shared>,
     /// What a copy selected while its key was made, one place an action, for the run after it.
     selections: Mutex<Vec<Option<Arc<Selection>>>>,
+    /// A command that is run in the place of what the vertex does, for whoever asked for it.
+    shell: Option<Arc<ShellJob>>,
 }
 
 impl BuildOp {
@@ -47,7 +49,13 @@ impl BuildOp {
     pub(crate) fn new(vertex: &llb::Vertex, shared: &Arc<Shared>) -> Self {
         let actions = if let llb::Op::File(file) = &vertex.op { file.actions.len() } else { 0 };
         let selections = Mutex::new(vec![None; actions]);
-        Self { op: vertex.op.clone(), shared: shared.clone(), selections }
+        Self { op: vertex.op.clone(), shared: shared.clone(), selections, shell: None }
+    }
+
+    /// An op that has the inputs of `vertex` and runs a command on them. It is the target of its solve:
+    /// its output is nothing.
+    pub(crate) fn with_shell(vertex: &llb::Vertex, shared: &Arc<Shared>, shell: Arc<ShellJob>) -> Self {
+        Self { shell: Some(shell), ..Self::new(vertex, shared) }
     }
 
     /// How `vertex` uses its inputs: what a copy reads or a step mounts counts by content, all else
@@ -129,6 +137,9 @@ impl Op for BuildOp {
     type Error = OpError;
 
     fn identity(&self) -> Identity {
+        if self.shell.is_some() {
+            return Identity::Unknown;
+        }
         match &self.op {
             llb::Op::Source(llb::Source::Image(_)) => Identity::Source(self.op.digest()),
             llb::Op::Source(llb::Source::Local(_) | llb::Source::Http(_) | llb::Source::Git(_)) => {
@@ -152,6 +163,9 @@ impl Op for BuildOp {
     }
 
     fn run(&self, inputs: &[Tree], scope: &Scope<'_>) -> Result<Tree, OpError> {
+        if let Some(shell) = &self.shell {
+            return self.run_shell(shell, inputs, scope);
+        }
         match &self.op {
             llb::Op::Source(llb::Source::Image(image)) => {
                 let record = self.shared.engine.store.image(&image.config)?;

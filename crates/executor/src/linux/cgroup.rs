@@ -122,7 +122,7 @@ fn remove_own_parent(parent: &Path) {
 
 /// `kiln-NAMESPACE-PID-START`: the kiln that made a group, never to come again as long as the
 /// machine is up.
-fn own_name() -> io::Result<String> {
+pub(super) fn own_name() -> io::Result<String> {
     let namespace = fs::metadata("/proc/self/ns/pid")?.ino();
     let pid = std::process::id();
     let start = start_time(pid).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;

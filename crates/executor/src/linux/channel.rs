@@ -36,6 +36,8 @@ pub(super) struct Task {
     /// The system calls' filter, compiled; `None`: none. It stands in front of the task, as bytes.
     #[serde(skip)]
     pub(super) filter: Option<Program>,
+    /// What runs the container instead of the helper itself.
+    pub(super) runtime: Option<super::oci::Runtime>,
     /// The container's address; `None`: no network of its own.
     pub(super) lease: Option<super::net::Lease>,
 }
@@ -61,6 +63,7 @@ pub(super) enum Failure {
     BadCwd { cwd: String, errno: i32 },
     Refused { target: String, reason: String },
     BadSetting { setting: String, reason: String },
+    Runtime { program: String, reason: String },
     Network { step: String, errno: i32 },
     Start { step: String, errno: i32 },
 }
@@ -76,6 +79,7 @@ impl From<Failure> for ExecError {
             Failure::BadUser { user, reason } => ExecError::BadUser { user, reason },
             Failure::BadCwd { cwd, errno } => ExecError::BadCwd { cwd, source: os(errno) },
             Failure::Refused { target, reason } => ExecError::Refused { target, reason },
+            Failure::Runtime { program, reason } => ExecError::Runtime { program, reason },
             Failure::BadSetting { setting, reason } => ExecError::BadSetting { setting, reason },
             Failure::Network { step, errno } => ExecError::Network { step, source: os(errno) },
             Failure::Start { step, errno } => ExecError::Start { step, source: os(errno) },
@@ -94,6 +98,7 @@ impl From<ExecError> for Failure {
             ExecError::BadUser { user, reason } => Failure::BadUser { user, reason },
             ExecError::BadCwd { cwd, source } => Failure::BadCwd { cwd, errno: errno(source) },
             ExecError::Refused { target, reason } => Failure::Refused { target, reason },
+            ExecError::Runtime { program, reason } => Failure::Runtime { program, reason },
             ExecError::BadSetting { setting, reason } => Failure::BadSetting { setting, reason },
             ExecError::Network { step, source } => Failure::Network { step, errno: errno(source) },
             ExecError::Start { step, source } => Failure::Start { step, errno: errno(source) },

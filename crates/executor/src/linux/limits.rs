@@ -12,7 +12,7 @@ use super::sys;
 use crate::{ExecError, Network, ProcessSpec, ResourceLimit};
 
 /// Open files: programs that close everything they may have open take long with a million.
-const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+pub(super) const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
 
 /// Resource limits: no core files, as many open files as are sane, and what was asked for.
 pub(super) fn set_limits(spec: &ProcessSpec) -> Result<(), ExecError> {

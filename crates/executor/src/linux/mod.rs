@@ -14,6 +14,7 @@ mod namespace;
 mod net;
 mod netlink;
 mod nft;
+mod oci;
 mod outer;
 mod paths;
 mod probe;

@@ -25,7 +25,7 @@ pub(super) const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
 
 /// Unreadable inside: what tells about the host or its hardware (SECURITY: docker's and BuildKit's
 /// lists together).
-const MASKED: [&str; 13] = [
+pub(super) const MASKED: [&str; 13] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -42,7 +42,7 @@ const MASKED: [&str; 13] = [
 ];
 
 /// Readable, never writable: what would change the host.
-const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
+pub(super) const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
 
 /// Attaches the root and mounts everything below it; returns the container's devpts.
 pub(super) fn mount_all(

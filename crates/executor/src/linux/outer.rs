@@ -14,7 +14,7 @@ use super::channel::{Report, Task, receive, report};
 use super::init::{self, Inside};
 use super::paths::Created;
 use super::start::{HELPER_NAME, read_task};
-use super::{join, net, sys};
+use super::{join, net, oci, sys};
 use crate::{ExecError, Exit, Network, Usage};
 
 /// How long a process may take to end after `SIGTERM`, before `SIGKILL`.
@@ -75,7 +75,9 @@ impl Helper {
         // without CAP_SYS_PTRACE included, may look at what it has open (CVE-2019-5736).
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
             .map_err(ExecError::start("prctl"))?;
-        die_with_parent(self.task.parent_pid)?;
+        if self.task.runtime.is_none() {
+            die_with_parent(self.task.parent_pid)?;
+        }
         rustix::process::setsid().map_err(ExecError::start("setsid"))?;
         let (started_read, started_write) = match self.task.managed {
             true => {
@@ -97,26 +99,17 @@ impl Helper {
         };
         // Mounts are process 1's own affair: its mount namespace goes when it does, and the tree
         // is bare again for the clean-up here.
+        if let Some(runtime) = &self.task.runtime {
+            return self.run_by(runtime, host_network, streams);
+        }
         let mut namespaces = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID;
         if self.task.groups.is_empty() {
             // Else process 1 does so itself, once it is where its root is to be.
             namespaces |= UnshareFlags::NEWCGROUP;
         }
-        match (self.task.spec.network, &self.network) {
-            (Network::Host, _) => {}
-            (Network::Given, Some(network)) => {
-                move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
-                    .map_err(ExecError::start("enter the network namespace"))?;
-            }
-            _ => namespaces |= UnshareFlags::NEWNET,
-        }
+        namespaces |= self.network_namespace()?;
         sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
-        match (&host_network, &self.task.lease) {
-            (Some(host), Some(lease)) => host.connect(lease)?,
-            _ if matches!(self.task.spec.network, Network::Host | Network::Given) => {}
-            _ => net::loopback_up()?,
-        }
-        drop(host_network);
+        self.connect(host_network)?;
         let (created_read, created_write) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(ExecError::start("pipe"))?;
 
@@ -142,6 +135,51 @@ impl Helper {
                 let (cpu, peak_memory_bytes) = sys::children_usage();
                 Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
             }
+        }
+    }
+
+    /// Has another runtime run the container.
+    fn run_by(
+        &self,
+        runtime: &oci::Runtime,
+        host_network: Option<net::HostSide>,
+        streams: [OwnedFd; 3],
+    ) -> Result<(Exit, Usage), ExecError> {
+        let namespaces = self.network_namespace()?;
+        if !namespaces.is_empty() {
+            sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
+        }
+        self.connect(host_network)?;
+        let (root, socket) = (self.root.as_fd(), self.socket.as_fd());
+        let container = oci::start(&self.task, runtime, root, &self.inputs, socket, streams)?;
+        if self.task.managed {
+            report(&self.socket, &Report::Started(container.process.as_raw_nonzero().get()), &[]);
+        }
+        let exit = self.watch(container.process, None);
+        container.delete();
+        let (cpu, peak_memory_bytes) = sys::children_usage();
+        Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
+    }
+
+    /// Enters the network namespace that was given; else says whether there is to be a new one.
+    fn network_namespace(&self) -> Result<UnshareFlags, ExecError> {
+        match (self.task.spec.network, &self.network) {
+            (Network::Host, _) => Ok(UnshareFlags::empty()),
+            (Network::Given, Some(network)) => {
+                move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+                    .map_err(ExecError::start("enter the network namespace"))?;
+                Ok(UnshareFlags::empty())
+            }
+            _ => Ok(UnshareFlags::NEWNET),
+        }
+    }
+
+    /// Brings the network up in the namespace that this process is in now.
+    fn connect(&self, host_network: Option<net::HostSide>) -> Result<(), ExecError> {
+        match (&host_network, &self.task.lease) {
+            (Some(host), Some(lease)) => host.connect(lease),
+            _ if matches!(self.task.spec.network, Network::Host | Network::Given) => Ok(()),
+            _ => net::loopback_up(),
         }
     }
 

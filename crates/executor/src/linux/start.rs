@@ -20,7 +20,7 @@ use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
 use super::seccomp::{Compiled, Program, Seccomp};
-use super::{cgroup, mounts, sys};
+use super::{cgroup, mounts, oci, seccomp, sys};
 use crate::{
     Cancel, ExecError, Executor, Exit, Finished, Handles, Managed, Network, ProcessSpec, Started, Stdio,
     Stream,
@@ -40,6 +40,8 @@ pub struct Linux {
     /// Bridge and address translation, looked after once.
     bridge: OnceLock<net::Bridge>,
     filters: Compiled,
+    /// Another program that runs the processes; `None`: kiln itself does.
+    runtime: Option<PathBuf>,
 }
 
 impl Linux {
@@ -79,7 +81,14 @@ impl Linux {
             groups,
             bridge: OnceLock::new(),
             filters: Compiled::default(),
+            runtime: None,
         })
+    }
+
+    /// Has an OCI runtime, crun or runc, run what [`Executor::run`] is asked for; `program` is its
+    /// absolute path. Processes that [`Linux::join`] a container are kiln's own all the same.
+    pub fn with_runtime(self, program: PathBuf) -> Self {
+        Self { runtime: Some(program), ..self }
     }
 
     /// What to execute as the helper.
@@ -180,13 +189,24 @@ impl Executor for Linux {
         if cancel.is_cancelled() {
             return Err(ExecError::Cancelled);
         }
+        let runtime = match &self.runtime {
+            Some(program) => {
+                oci::check(spec)?;
+                let seccomp = seccomp::decided(spec).map(|profile| oci::seccomp_json(&profile));
+                Some(oci::Runtime { program: program.clone(), seccomp })
+            }
+            None => None,
+        };
         // The address is somebody else's only after the helper is gone.
         let (lease, _address) = self.network(spec)?.unzip();
-        let group = spec.resources.as_ref().map(|wanted| self.groups.make(wanted)).transpose()?;
+        // A runtime makes its own group.
+        let resources = spec.resources.as_ref().filter(|_| runtime.is_none());
+        let group = resources.map(|wanted| self.groups.make(wanted)).transpose()?;
         let task = Task {
             inputs: handles.inputs.len(),
             groups: group.as_ref().map(cgroup::Group::doors).unwrap_or_default(),
             lease,
+            runtime,
             ..self.task(spec, &stdio, false)?
         };
         let mut finished = self.launch(&task, handles, stdio, cancel)?;
@@ -214,6 +234,7 @@ impl Linux {
             inputs: 0,
             groups: Vec::new(),
             filter: self.filters.program(spec)?.map(|program| (*program).clone()),
+            runtime: None,
             lease: None,
         })
     }

@@ -117,6 +117,7 @@ fn a_plain_tree_may_not_have_names_that_mean_whiteouts() {
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join(".wh.x"), "").unwrap();
     assert!(matches!(write_form(tree.path(), TreeForm::Plain), Err(DiffError::ReservedName { .. })));
+    assert!(write_form(tree.path(), TreeForm::Archive).is_ok());
 }
 
 #[test]

@@ -151,6 +151,13 @@ impl StepMounts {
         Redactor::new(self.secrets.iter().map(|secret| secret.bytes()))
     }
 
+    /// Adds a read-only directory of kiln's own.
+    pub(super) fn add_dir(&mut self, target: &str, dir: BorrowedFd<'_>) -> Result<(), OpError> {
+        let shown = Shown { handle: detach(dir)?, source: String::new(), is_dir: true };
+        self.show(target, shown, true);
+        Ok(())
+    }
+
     fn show(&mut self, target: &str, shown: Shown, read_only: bool) -> bool {
         let input = self.handles.len();
         self.handles.push(shown.handle);

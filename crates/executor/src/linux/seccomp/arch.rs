@@ -8,7 +8,7 @@ use super::syscalls::Row;
 
 /// An architecture, as a running process's system calls show it to a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(super) enum Arch {
+pub(in crate::linux) enum Arch {
     #[serde(rename = "SCMP_ARCH_X86_64")]
     X86_64,
     #[serde(rename = "SCMP_ARCH_X86")]
@@ -44,6 +44,18 @@ impl Arch {
             Arch::X86_64 => &[Arch::X86, Arch::X32],
             Arch::Aarch64 => &[Arch::Arm],
             _ => &[],
+        }
+    }
+
+    /// As libseccomp names it; `None`: it has no name there.
+    pub(in crate::linux) fn library_name(self) -> Option<&'static str> {
+        match self {
+            Arch::X86_64 => Some("SCMP_ARCH_X86_64"),
+            Arch::X86 => Some("SCMP_ARCH_X86"),
+            Arch::X32 => Some("SCMP_ARCH_X32"),
+            Arch::Aarch64 => Some("SCMP_ARCH_AARCH64"),
+            Arch::Arm => Some("SCMP_ARCH_ARM"),
+            Arch::Foreign => None,
         }
     }
 

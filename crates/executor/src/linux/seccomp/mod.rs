@@ -8,7 +8,7 @@ mod arch;
 mod bpf;
 mod default;
 mod json;
-mod profile;
+pub(super) mod profile;
 mod syscalls;
 #[cfg(test)]
 mod tests;
@@ -101,6 +101,17 @@ impl Compiled {
             }
         };
         Ok(Some(made))
+    }
+}
+
+/// The profile of a process, its capabilities considered; `None`: no filter.
+pub(super) fn decided(spec: &ProcessSpec) -> Option<profile::Profile> {
+    let capabilities = spec.capabilities.set();
+    match &spec.seccomp {
+        _ if spec.security == Security::Insecure => None,
+        Seccomp::Unconfined => None,
+        Seccomp::Profile(SeccompProfile { document, .. }) => Some(document.decide(capabilities, kernel())),
+        Seccomp::Default => Some(default::profile(capabilities, kernel())),
     }
 }
 

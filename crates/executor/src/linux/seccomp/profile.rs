@@ -10,16 +10,16 @@ use super::arch::Arch;
 /// whose arguments all match decides. Calls without a rule get the default, except those with a
 /// number beyond all named ones: they answer ENOSYS, so that programs fall back to older calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Profile {
-    pub(super) default: Action,
+pub(in crate::linux) struct Profile {
+    pub(in crate::linux) default: Action,
     /// Calls of any other architecture end the process.
-    pub(super) architectures: Vec<Arch>,
-    pub(super) rules: Vec<Rule>,
+    pub(in crate::linux) architectures: Vec<Arch>,
+    pub(in crate::linux) rules: Vec<Rule>,
 }
 
 impl Profile {
     /// Without rules, for all that this machine runs.
-    pub(super) fn native() -> Self {
+    pub(in crate::linux) fn native() -> Self {
         let native = Arch::native();
         let others = native.map_or(&[][..], Arch::others).iter().copied();
         let architectures = native.into_iter().chain(others).collect();
@@ -28,17 +28,17 @@ impl Profile {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Rule {
+pub(in crate::linux) struct Rule {
     /// Of the system call; one that an architecture lacks is passed over there.
-    pub(super) name: Cow<'static, str>,
-    pub(super) action: Action,
+    pub(in crate::linux) name: Cow<'static, str>,
+    pub(in crate::linux) action: Action,
     /// All must hold.
-    pub(super) arguments: Vec<Argument>,
+    pub(in crate::linux) arguments: Vec<Argument>,
 }
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
+pub(in crate::linux) enum Action {
     Allow,
     /// Allowed, and written to the audit log.
     Log,
@@ -54,7 +54,7 @@ pub(super) enum Action {
 
 impl Action {
     /// `SECCOMP_RET_…` of linux/seccomp.h.
-    pub(super) fn bits(self) -> u32 {
+    pub(in crate::linux) fn bits(self) -> u32 {
         match self {
             Action::KillProcess => 0x8000_0000,
             Action::KillThread => 0,
@@ -69,15 +69,15 @@ impl Action {
 
 /// One argument against a value, unsigned over 64 bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Argument {
+pub(in crate::linux) struct Argument {
     /// 0 to 5.
-    pub(super) index: u8,
-    pub(super) comparison: Comparison,
-    pub(super) value: u64,
+    pub(in crate::linux) index: u8,
+    pub(in crate::linux) comparison: Comparison,
+    pub(in crate::linux) value: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Comparison {
+pub(in crate::linux) enum Comparison {
     Equal,
     NotEqual,
     Less,

@@ -1,0 +1,213 @@
+//! `--runtime`: what kiln describes, run by crun and runc.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::harness::needs_root;
+use crate::harness::{Context, Running, Store, processes_with, text};
+use crate::interop::needs;
+
+/// Runs a test with each runtime.
+fn each(check: impl Fn(&Store, &str)) {
+    let store = Store::with_busybox();
+    for runtime in ["crun", "runc"] {
+        println!("{runtime}");
+        check(&store, runtime);
+        assert_eq!(store.active_snapshots(), [""; 0]);
+        assert_eq!(store.mounts(), [""; 0]);
+    }
+    store.sound().expect("sound");
+}
+
+#[test]
+fn processes_are_what_they_are_without_one() {
+    needs!("crun", "runc");
+    let script = "id -u; id -g; pwd; hostname; echo $SETTING $HOME; ls /sys/class/net; \
+                  grep -E '^(CapBnd|CapEff|Seccomp|NoNewPrivs)' /proc/self/status; umask; \
+                  ulimit -n; ulimit -c; cat /etc/hostname; grep -c localhost /etc/hosts; \
+                  cat /v/file; touch /v/x || echo read-only; echo >> /etc/hosts || echo read-only; \
+                  grep -c ' /v .*nodev' /proc/mounts; df -m /dev/shm | tail -1 | awk '{print $2}'; \
+                  grep ' /t ' /proc/mounts | cut -d' ' -f3; cat /proc/sys/kernel/shmmni; ls /dev | sort | tr '\\n' ' '; \
+                  cat /proc/keys || echo hidden; mount -t tmpfs x /mnt || echo forbidden";
+    each(|store, runtime| {
+        let volume = store.beside("volume");
+        let _ = fs::create_dir(&volume);
+        fs::write(volume.join("file"), "of the host\n").expect("ours");
+        let bind = format!("{}:/v:ro", text(&volume));
+        let flags = [
+            "--hostname",
+            "inside",
+            "-e",
+            "SETTING=value",
+            "-w",
+            "/tmp",
+            "-v",
+            &bind,
+            "--tmpfs",
+            "/t",
+            "--shm-size",
+            "32m",
+            "--sysctl",
+            "kernel.shmmni=77",
+            "--cap-drop",
+            "MKNOD",
+            "--cap-add",
+            "SYS_NICE",
+            "--ulimit",
+            "nofile=100:200",
+            "--network",
+            "none",
+        ];
+        for user in ["0", "1000:1001"] {
+            let line = |more: &[&str]| {
+                let args =
+                    [&["run", "--rm", "--user", user], &flags[..], more, &["busybox", "sh", "-c", script]];
+                store.ok(&args.concat()).stdout
+            };
+            let (own, theirs) = (line(&[]), line(&["--runtime", runtime]));
+            // A runtime has names in /dev that kiln's sandbox leaves out.
+            let without = |text: &str| text.replace("console ", "").replace("core ", "");
+            assert_eq!(without(&own), without(&theirs), "{runtime} {user}");
+        }
+    });
+}
+
+#[test]
+fn exit_codes_and_output_are_the_programs() {
+    needs!("crun", "runc");
+    each(|store, runtime| {
+        let run = |flags: &[&str], command: &[&str]| {
+            store.kiln(
+                &[&["run", "--rm", "--network", "none", "--runtime", runtime], flags, &["busybox"], command]
+                    .concat(),
+            )
+        };
+        let said = run(&[], &["sh", "-c", "echo out; echo err >&2; exit 7"]).expect(7);
+        assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("out\n", "err\n"));
+        run(&[], &["sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).expect(137);
+        run(&[], &["absent"]).expect(127);
+        run(&[], &["/etc/passwd"]).expect(126);
+        // A device that is not its own does not open, made by itself or not. FUSE's asks for no rights.
+        run(&[], &["sh", "-c", "mknod /fuse c 10 229 && ! true < /fuse"]).expect(0);
+        run(&["--device", "/dev/fuse"], &["sh", "-c", "true < /dev/fuse"]).expect(0);
+        run(&["--init"], &["true"]).expect(125).says(&["--init"]);
+        run(&["--user", "nobody-here"], &["true"]).expect(125).says(&["nobody-here"]);
+        run(&["--read-only"], &["sh", "-c", "! touch /x"]).expect(0);
+        run(&["--memory", "64m", "--pids-limit", "20"], &["true"]).expect(0);
+        // With a monitor, and another process beside its own.
+        let name = format!("life-{runtime}");
+        store.ok(&[
+            "run",
+            "-d",
+            "--name",
+            &name,
+            "--runtime",
+            runtime,
+            "busybox",
+            "sh",
+            "-c",
+            "trap 'exit 9' TERM; echo ready; sleep 31536031 & wait $!",
+        ]);
+        assert_eq!(store.ok(&["exec", &name, "cat", "/etc/hostname"]).stdout.len(), 13);
+        let address = store.ok(&["exec", &name, "ip", "-4", "addr", "show", "eth0"]).stdout;
+        assert!(address.contains("inet "), "{address}");
+        let begun = Instant::now();
+        while !store.ok(&["logs", &name]).stdout.contains("ready") {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+        }
+        store.ok(&["stop", &name]);
+        assert_eq!(store.ok(&["wait", &name]).stdout.trim(), "9");
+        store.ok(&["rm", &name]);
+        assert_eq!(processes_with("31536031"), [""; 0]);
+    });
+    let store = Store::with_busybox();
+    store
+        .kiln(&["run", "--rm", "--runtime", "absent", "busybox", "true"])
+        .expect(125)
+        .says(&["no such program"]);
+    store
+        .kiln(&["run", "--rm", "--runtime", "/bin/false", "busybox", "true"])
+        .expect(125)
+        .says(&["/bin/false"]);
+}
+
+#[test]
+fn signals_reach_the_program_or_end_it() {
+    needs!("crun", "runc");
+    each(|store, runtime| {
+        let line = ["run", "--rm", "--runtime", runtime, "busybox", "sh", "-c"];
+        for (script, signal, code) in [
+            ("trap 'exit 5' TERM; echo ready >&2; sleep 31536032 & wait $!", Signal::TERM, 5),
+            ("echo ready >&2; exec sleep 31536032", Signal::INT, 130),
+        ] {
+            let mut run = Running::start(store.command(&[&line[..], &[script]].concat()));
+            run.wait_for("ready");
+            while store.ok(&["ps", "-q"]).stdout.is_empty() {}
+            let sent = Instant::now();
+            run.signal(signal);
+            run.end().expect(code);
+            assert!(sent.elapsed() < Duration::from_secs(3), "{:?}", sent.elapsed());
+            assert_eq!(processes_with("31536032"), [""; 0]);
+        }
+        // A kiln that is killed takes the container along.
+        let script = "echo ready >&2; exec sleep 31536033";
+        let mut run = Running::start(store.command(&[&line[..], &[script]].concat()));
+        run.wait_for("ready");
+        run.signal(Signal::KILL);
+        run.end();
+        let begun = Instant::now();
+        while !processes_with("31536033").is_empty() || !store.mounts().is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it lives on");
+            std::thread::yield_now();
+        }
+        store.ok(&["ps", "-a"]);
+    });
+}
+
+#[test]
+fn a_terminal_is_the_programs() {
+    needs!("crun", "runc");
+    each(|store, runtime| {
+        let line = format!(
+            "{} run --rm -it --network none --runtime {runtime} busybox sh -c 'tty; stty size; exit 4'",
+            env!("CARGO_BIN_EXE_kiln"),
+        );
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        command.env("KILN_ROOT", store.root()).stdin(std::process::Stdio::null());
+        let output = command.output().expect("script is part of util-linux");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("/dev/pts/0"), "{said}");
+        assert_eq!(output.status.code(), Some(4), "{said}");
+    });
+}
+
+#[test]
+fn steps_of_a_build_are_run_by_it() {
+    needs!("crun", "runc");
+    each(|store, runtime| {
+        let context = Context::new(&[(
+            "Dockerfile",
+            "FROM busybox\n\
+             RUN --mount=type=cache,target=/c --mount=type=secret,id=key --mount=type=bind,target=/ctx \
+                 --mount=type=tmpfs,target=/t --network=none \
+                 cat /run/secrets/key /ctx/file > /made && echo x > /c/x && touch /t/t\n\
+             RUN ip -4 addr show eth0 | grep -q inet && echo fine >> /made\n",
+        )]);
+        context.write("file", "file\n");
+        context.write("key", "key\n");
+        let key = format!("id=key,src={}", text(&context.at("key")));
+        let args = ["--no-cache", "--runtime", runtime, "--secret", &key, "-t", "x"];
+        let said = store.build(&context, &args).expect(0);
+        assert!(!said.stderr.contains("warn"), "{}", said.stderr);
+        assert_eq!(
+            store.shell("x", "cat /made; ls /c /t /ctx 2>&1 | grep -c 'No such'"),
+            "key\nfile\nfine\n3"
+        );
+        let context = Context::new(&[("Dockerfile", "FROM busybox\nRUN --network=none exit 3\n")]);
+        store.build(&context, &["--runtime", runtime]).expect(1).says(&["exited with code 3"]);
+    });
+}
