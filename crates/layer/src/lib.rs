@@ -12,6 +12,7 @@
 mod path;
 
 pub mod beneath;
+mod marks;
 mod node;
 
 mod index;
@@ -60,6 +61,7 @@ pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
+pub use marks::{opaque_attribute, uses_user_attributes};
 pub use node::is_private_xattr;
 pub use path::{EntryPath, PathError};
 pub use repack::{RepackError, RepackOptions, Times, repack};

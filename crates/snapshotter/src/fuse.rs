@@ -35,7 +35,6 @@ const PATIENCE: Patience = Patience { tv_sec: 10, tv_nsec: 0 };
 const MAX_WORDS: u64 = 4096;
 /// The program's own attributes.
 const OWN: &[u8] = b"user.fuseoverlayfs.";
-const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// The program and those of its processes that have not been waited for.
 #[derive(Debug)]
@@ -175,7 +174,7 @@ pub(crate) fn normalise(upper: BorrowedFd<'_>) -> Result<(), Error> {
             let (parent, _) = beneath::open_parent(upper, &entry.path).map_err(beneath_error)?;
             unlinkat(&parent, name, AtFlags::empty()).map_err(host("unlink", &shown))?;
             if hidden == b".wh..opq" {
-                fsetxattr(&parent, OPAQUE, b"y", XattrFlags::empty()).map_err(host("fsetxattr", &shown))?;
+                fsetxattr(&parent, kiln_layer::opaque_attribute(), b"y", XattrFlags::empty()).map_err(host("fsetxattr", &shown))?;
             } else {
                 mknodat(&parent, hidden, FileType::CharacterDevice, Mode::empty(), 0)
                     .map_err(host("mknod", &shown))?;
@@ -191,7 +190,7 @@ pub(crate) fn normalise(upper: BorrowedFd<'_>) -> Result<(), Error> {
                 fremovexattr(&node, name.as_slice()).map_err(host("fremovexattr", &shown))?;
             }
             if opaque {
-                fsetxattr(&node, OPAQUE, b"y", XattrFlags::empty()).map_err(host("fsetxattr", &shown))?;
+                fsetxattr(&node, kiln_layer::opaque_attribute(), b"y", XattrFlags::empty()).map_err(host("fsetxattr", &shown))?;
             }
         }
         if entry.kind == EntryKind::Dir {
@@ -247,7 +246,7 @@ mod tests {
         assert_eq!(fs::metadata(at("by-file/sub")).unwrap().mtime_nsec(), before.mtime_nsec());
         for dir in ["by-file", "by-name"] {
             let mut value = [0; 4];
-            let length = rustix::fs::getxattr(at(dir), OPAQUE, &mut value[..]).unwrap();
+            let length = rustix::fs::getxattr(at(dir), kiln_layer::opaque_attribute(), &mut value[..]).unwrap();
             assert_eq!(&value[..length], b"y", "{dir}");
         }
         let mut names = [0; 256];

@@ -38,6 +38,8 @@ pub(super) struct Task {
     pub(super) filter: Option<Program>,
     /// The container's address; `None`: no network of its own.
     pub(super) lease: Option<super::net::Lease>,
+    /// Who gives a user's container its network.
+    pub(super) user_network: Option<super::user_net::UserNetwork>,
 }
 
 /// What the helper reports. Errors travel as what they are: step and errno, never as prose.

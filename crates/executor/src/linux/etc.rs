@@ -8,13 +8,14 @@ use rustix::mount::MountAttrFlags;
 use super::channel::Task;
 use super::mounts::{SAFE, attach_aside, clone_tree, new_mount};
 use super::sys;
+use super::user_net::UserNetwork;
 use crate::{ExecError, Network};
 
 /// `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`, each as a read-only mount.
 pub(super) fn own_files(task: &Task) -> Result<Vec<(&'static str, OwnedFd)>, ExecError> {
     let spec = &task.spec;
     let contents = [
-        ("resolv.conf", resolver(spec.network)),
+        ("resolv.conf", task.user_network.as_ref().map_or_else(|| resolver(spec.network), UserNetwork::resolver)),
         ("hosts", hosts(task)),
         ("hostname", format!("{}\n", spec.hostname)),
     ];
@@ -64,8 +65,11 @@ fn reachable(text: &str) -> String {
 
 fn hosts(task: &Task) -> String {
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    let address =
-        task.lease.as_ref().map_or_else(|| "127.0.0.1".to_owned(), |lease| lease.address().to_string());
+    let address = match (&task.lease, &task.user_network) {
+        (Some(lease), _) => lease.address().to_string(),
+        (None, Some(network)) => network.address().to_string(),
+        (None, None) => "127.0.0.1".to_owned(),
+    };
     text.push_str(&format!("{address}\t{}\n", task.spec.hostname));
     for (name, address) in &task.spec.extra_hosts {
         text.push_str(&format!("{address}\t{name}\n"));

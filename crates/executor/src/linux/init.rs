@@ -14,6 +14,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use super::channel::{Report, Task, report};
 use super::paths::{Created, make_dirs, open_inside};
 use super::user::{UserIds, add_groups, resolve_user};
+use super::userns::{self, Ids};
 use super::{cgroup, limits, mounts, outer, pty, reaper, sys};
 use crate::{ExecError, ProcessSpec, Security};
 
@@ -144,6 +145,10 @@ fn filter(task: &Task) -> Result<(), ExecError> {
 /// the user goes last because it takes both away.
 fn take_identity(task: &Task, ids: &UserIds) -> Result<(), ExecError> {
     let spec = &task.spec;
+    if userns::ids() == Ids::Single {
+        // Before anything is given up: a new namespace comes with all of it.
+        userns::become_other(ids.uid, ids.gid)?;
+    }
     // Nobody can give what he does not have: kiln as root in a container has fewer.
     let own = rustix::thread::capabilities(None).map_err(ExecError::start("capget"))?.permitted;
     let allowed = match spec.security {
@@ -164,10 +169,24 @@ fn take_identity(task: &Task, ids: &UserIds) -> Result<(), ExecError> {
         move |errno: nix::errno::Errno| ExecError::start(step)(Errno::from_raw_os_error(errno as i32))
     };
     let groups: Vec<Gid> = ids.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
-    nix::unistd::setgroups(&groups).map_err(nix_failed("setgroups"))?;
+    match nix::unistd::setgroups(&groups) {
+        // With one id there are no groups to have, nor to leave.
+        Err(nix::errno::Errno::EPERM) if userns::ids() == Ids::Single => {}
+        other => other.map_err(nix_failed("setgroups"))?,
+    }
     let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
-    nix::unistd::setresgid(gid, gid, gid).map_err(nix_failed("setresgid"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(nix_failed("setresuid"))?;
+    let unmapped = |kind: &str, id: u32| ExecError::BadUser {
+        user: spec.user.clone().unwrap_or_default(),
+        reason: format!("{kind} {id} is beyond the range of ids that this user was given"),
+    };
+    nix::unistd::setresgid(gid, gid, gid).map_err(|errno| match errno {
+        nix::errno::Errno::EINVAL => unmapped("group", ids.gid),
+        errno => nix_failed("setresgid")(errno),
+    })?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(|errno| match errno {
+        nix::errno::Errno::EINVAL => unmapped("user", ids.uid),
+        errno => nix_failed("setresuid")(errno),
+    })?;
     let kept = if ids.uid == 0 { allowed } else { CapabilitySet::empty() };
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(ExecError::start("capset"))?;

@@ -21,6 +21,8 @@ mod seccomp;
 mod start;
 mod sys;
 mod user;
+mod user_net;
+mod userns;
 
 pub use inputs::check_mount_target;
 pub use limits::check_sysctl;
@@ -31,3 +33,5 @@ pub use seccomp::{Seccomp, SeccompProfile};
 pub use start::Linux;
 pub use sys::signal_by_fd;
 pub use user::{UserIds, resolve_user};
+pub use user_net::UserNetwork;
+pub use userns::{Ids, SubIds, Subordinate, become_root, ids};

@@ -98,7 +98,12 @@ impl Helper {
             // Else process 1 does so itself, once it is where its root is to be.
             namespaces |= UnshareFlags::NEWCGROUP;
         }
-        if self.task.spec.network != Network::Host {
+        let user_network = match &self.task.user_network {
+            // It serves the namespace from outside, and so makes it.
+            Some(network) => Some(network.start()?),
+            None => None,
+        };
+        if self.task.spec.network != Network::Host && user_network.is_none() {
             namespaces |= UnshareFlags::NEWNET;
         }
         sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
@@ -130,6 +135,7 @@ impl Helper {
                 let exit = self.watch(child, started_read);
                 // No process lives in the container any more: nobody can race with the clean-up.
                 Created::read(created_read).remove(self.root.as_fd());
+                drop(user_network);
                 let (cpu, peak_memory_bytes) = sys::children_usage();
                 Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
             }

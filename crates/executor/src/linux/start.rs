@@ -20,6 +20,8 @@ use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
 use super::seccomp::{Compiled, Program, Seccomp};
+use super::user_net::UserNetwork;
+use super::userns::{self, Ids};
 use super::{cgroup, mounts, sys};
 use crate::{
     Cancel, ExecError, Executor, Exit, Finished, Handles, Managed, Network, ProcessSpec, Started, Stdio,
@@ -91,7 +93,7 @@ impl Linux {
     }
 
     fn network(&self, spec: &ProcessSpec) -> Result<Option<(Lease, net::Address)>, ExecError> {
-        if spec.network != Network::Default {
+        if spec.network != Network::Default || userns::ids() != Ids::Host {
             return Ok(None);
         }
         let bridge = match self.bridge.get() {
@@ -102,6 +104,12 @@ impl Linux {
             }
         };
         bridge.lease().map(Some)
+    }
+
+    /// The network of a container whose bridge a user may not make.
+    fn user_network(&self, spec: &ProcessSpec) -> Option<UserNetwork> {
+        let asked = spec.network == Network::Default && userns::ids() != Ids::Host;
+        asked.then(|| UserNetwork::find().ok()).flatten()
     }
 }
 
@@ -187,6 +195,7 @@ impl Executor for Linux {
             inputs: handles.inputs.len(),
             groups: group.as_ref().map(cgroup::Group::doors).unwrap_or_default(),
             lease,
+            user_network: self.user_network(spec),
             ..self.task(spec, &stdio, false)?
         };
         let mut finished = self.launch(&task, handles, stdio, cancel)?;
@@ -215,6 +224,7 @@ impl Linux {
             groups: Vec::new(),
             filter: self.filters.program(spec)?.map(|program| (*program).clone()),
             lease: None,
+            user_network: None,
         })
     }
 

@@ -23,12 +23,18 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     }
 }
 
-/// `fork(2)` in the helper. The caller is the helper, which has one thread; that is what makes it
-/// sound to go on with Rust code in the child.
+/// `fork(2)` in the helper, or in `main` before its first thread: that there is one thread is what makes
+/// it sound to go on with Rust code in the child.
 pub(super) fn fork() -> Result<ForkResult, Errno> {
-    // SAFETY: the helper is a freshly executed process that never starts a thread, so no lock can
-    // be held by a thread that the child lacks.
+    // SAFETY: the helper is a freshly executed process that never starts a thread, and who calls
+    // `become_root` has started none, so no lock can be held by a thread that the child lacks.
     unsafe { nix::unistd::fork() }.map_err(|errno| Errno::from_raw_os_error(errno as i32))
+}
+
+/// `_exit(2)`: ends a forked child without running anything that its parent registered for its end.
+pub(super) fn end_now(code: i32) -> ! {
+    // SAFETY: takes an integer and does not return.
+    unsafe { libc::_exit(code) }
 }
 
 /// `unshare(2)`. Called in the single-threaded helper only: no other thread shares its fs struct.

@@ -1,0 +1,36 @@
+//! What is different for a user: who he is in his namespace, and where his things are.
+
+use std::os::unix::fs::MetadataExt;
+
+use kiln_executor::{ExecError, Ids, UserNetwork};
+
+use crate::errors::{Failure, say};
+
+/// Makes this process root of its own namespace, unless it is root. Before the first thread.
+pub(crate) fn enter() -> Result<(), Failure> {
+    kiln_executor::become_root().map_err(|error| {
+        let ExecError::Start { step, source } = &error else { return Failure::from(error) };
+        Failure::store(format!("a user cannot have a namespace of his own here ({step}: {source})"))
+            .hint("`kiln doctor` shows what is in the way and how to lift it")
+    })
+}
+
+/// Whether the system's directories are this process's: it is root, and not only of a namespace that a
+/// user made, whose root finds `/var/lib` to be nobody's.
+pub(crate) fn owns_system() -> bool {
+    rustix::process::geteuid().is_root()
+        && (kiln_executor::ids() == Ids::Host
+            || std::fs::metadata("/var/lib").is_ok_and(|stat| stat.uid() == 0))
+}
+
+/// Says that processes will have no network, if that is so.
+pub(crate) fn warn_of_network() {
+    if kiln_executor::ids() != Ids::Host
+        && let Err(reason) = UserNetwork::find()
+    {
+        say(&format!(
+            "warning: processes have no network but loopback: {reason}; or give them the host's with \
+             --network host\n"
+        ));
+    }
+}
