@@ -4,15 +4,21 @@ use std::os::unix::fs::MetadataExt;
 
 use kiln_executor::{ExecError, Ids, UserNetwork};
 
+use crate::args::NetworkMode;
 use crate::errors::{Failure, say};
 
 /// Makes this process root of its own namespace, unless it is root. Before the first thread.
 pub(crate) fn enter() -> Result<(), Failure> {
-    kiln_executor::become_root().map_err(|error| {
+    let fell_short = kiln_executor::become_root().map_err(|error| {
         let ExecError::Start { step, source } = &error else { return Failure::from(error) };
         Failure::store(format!("a user cannot have a namespace of his own here ({step}: {source})"))
             .hint("`kiln doctor` shows what is in the way and how to lift it")
-    })
+    })?;
+    if fell_short {
+        say("warning: newuidmap or newgidmap gave no range of ids: files of other owners in the store may be \
+             out of reach; `kiln doctor` tells more\n");
+    }
+    Ok(())
 }
 
 /// Whether the system's directories are this process's: it is root, and not only of a namespace that a
@@ -24,8 +30,9 @@ pub(crate) fn owns_system() -> bool {
 }
 
 /// Says that processes will have no network, if that is so.
-pub(crate) fn warn_of_network() {
-    if kiln_executor::ids() != Ids::Host
+pub(crate) fn warn_of_network(network: NetworkMode) {
+    if matches!(network, NetworkMode::Default)
+        && kiln_executor::ids() != Ids::Host
         && let Err(reason) = UserNetwork::find()
     {
         say(&format!(

@@ -20,6 +20,7 @@ use crate::progress::{Live, Plain, Quiet, Shown};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
+    crate::rootless::warn_of_network(args.network);
     let config = Config::read()?.gc;
     let outputs = outputs(&args)?;
     let to_stdout = outputs.iter().any(Output::is_stdout);

@@ -20,6 +20,7 @@ pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
 }
 
 fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
+    crate::rootless::warn_of_network(args.network);
     if args.rm && args.life.restart != RestartPolicy::No {
         return Err(Failure::usage("--rm and --restart exclude each other"));
     }

@@ -131,6 +131,16 @@ impl Active {
         Ok(kiln_layer::drop_unchanged(upper.as_fd(), lower.as_fd(), &copied, cancel)?)
     }
 
+    /// Records what is new in it, and has no owner on record, as `owner`'s; see
+    /// [`kiln_layer::record_owner`]. Nobody may have it mounted any more.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub fn record_owner(&self, owner: (u32, u32), cancel: &AtomicBool) -> Result<(), BuildError> {
+        let upper = self.engine.snapshots.open_layer(self.key())?;
+        Ok(kiln_layer::record_owner(upper.as_fd(), owner, cancel)?)
+    }
+
     /// Commits it under a name of its own.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod mounts;
 
 use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use kiln_executor::{Exit, Handles, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
@@ -137,6 +138,7 @@ impl BuildOp {
             };
             redactor.push(bytes, &mut |bytes| scope.log(stream, bytes));
         };
+        let owner = process_owner(root.as_fd(), exec.user.as_deref())?;
         let handles = Handles { root, inputs: mounts.take_handles() };
         let cancel = self.shared.cancel.processes();
         let exit = engine.executor.run(handles, &spec, Stdio::Captured(&mut log), cancel);
@@ -147,6 +149,9 @@ impl BuildOp {
         drop(mounts);
         match exit?.exit {
             Exit::Code(0) => {
+                if let Some(owner) = owner {
+                    active.record_owner(owner, self.shared.cancel.flag())?;
+                }
                 if let Some(base) = base {
                     active.drop_unchanged(base, self.shared.cancel.flag())?;
                 }
@@ -155,6 +160,14 @@ impl BuildOp {
             exit => Err(OpError::Exit { exit }),
         }
     }
+}
+
+/// Whose the files are in truth that a process makes who is not root: where there is one id only, the
+/// disk does not tell.
+fn process_owner(root: BorrowedFd<'_>, user: Option<&str>) -> Result<Option<(u32, u32)>, OpError> {
+    let Some(user) = user.filter(|_| kiln_layer::has_single_id()) else { return Ok(None) };
+    let ids = kiln_executor::resolve_user(root, user)?;
+    Ok(Some((ids.uid, ids.gid)).filter(|owner| *owner != (0, 0)))
 }
 
 /// Processes and threads of a step at most: enough for any build, and an end to a fork bomb.

@@ -47,6 +47,8 @@ pub(super) struct Task {
 pub(super) enum Report {
     /// The terminal's master follows with this message.
     Terminal,
+    /// The stopped calls' listener follows with this message; who runs there, user and group.
+    Owners(u32, u32),
     /// The program runs, as this process of the host.
     Started(i32),
     /// The process ended.

@@ -15,7 +15,7 @@ use super::channel::{Report, Task, report};
 use super::paths::{Created, make_dirs, open_inside};
 use super::user::{UserIds, add_groups, resolve_user};
 use super::userns::{self, Ids};
-use super::{cgroup, limits, mounts, outer, pty, reaper, sys};
+use super::{cgroup, chown, limits, mounts, outer, pty, reaper, sys};
 use crate::{ExecError, ProcessSpec, Security};
 
 /// What process 1 works with.
@@ -69,14 +69,25 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
         sys::restrict_one_mount(root, MountAttrFlags::MOUNT_ATTR_RDONLY)
             .map_err(ExecError::start("read-only root"))?;
     }
-    become_user(task, &ids, &streams)
+    become_user(task, &ids, &streams, socket)
 }
 
 /// The last part, the same for every process of a container: limits, identity, streams, program.
-pub(super) fn become_user(task: &Task, ids: &UserIds, streams: &[OwnedFd; 3]) -> Result<Program, ExecError> {
+pub(super) fn become_user(
+    task: &Task,
+    ids: &UserIds,
+    streams: &[OwnedFd; 3],
+    socket: BorrowedFd<'_>,
+) -> Result<Program, ExecError> {
     let spec = &task.spec;
     limits::set_limits(spec)?;
     new_keyring()?;
+    if userns::ids() == Ids::Single {
+        // Before anything is given up: a new namespace comes with all of it.
+        userns::become_other(ids.uid, ids.gid)?;
+        let listener = chown::listen()?;
+        report(socket, &Report::Owners(ids.uid, ids.gid), &[listener.as_fd()]);
+    }
     take_identity(task, ids)?;
     // Changing the user cleared the death signal (prctl(2)).
     outer::die_with_parent(0)?;
@@ -145,10 +156,6 @@ fn filter(task: &Task) -> Result<(), ExecError> {
 /// the user goes last because it takes both away.
 fn take_identity(task: &Task, ids: &UserIds) -> Result<(), ExecError> {
     let spec = &task.spec;
-    if userns::ids() == Ids::Single {
-        // Before anything is given up: a new namespace comes with all of it.
-        userns::become_other(ids.uid, ids.gid)?;
-    }
     // Nobody can give what he does not have: kiln as root in a container has fewer.
     let own = rustix::thread::capabilities(None).map_err(ExecError::start("capget"))?.permitted;
     let allowed = match spec.security {

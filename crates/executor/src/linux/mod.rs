@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod channel;
+mod chown;
 mod dev;
 mod etc;
 mod init;

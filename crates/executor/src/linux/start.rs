@@ -22,7 +22,7 @@ use super::pty::Terminal;
 use super::seccomp::{Compiled, Program, Seccomp};
 use super::user_net::UserNetwork;
 use super::userns::{self, Ids};
-use super::{cgroup, mounts, sys};
+use super::{cgroup, chown, mounts, sys};
 use crate::{
     Cancel, ExecError, Executor, Exit, Finished, Handles, Managed, Network, ProcessSpec, Started, Stdio,
     Stream,
@@ -350,6 +350,11 @@ fn follow(
                 Some((bytes, fds)) => match serde_json::from_slice(&bytes) {
                     Ok(Report::Terminal) if matches!(stdio, Stdio::Managed(_)) => {
                         master = fds.into_iter().next();
+                    }
+                    Ok(Report::Owners(uid, gid)) => {
+                        if let Some(listener) = fds.into_iter().next() {
+                            chown::answer(listener, (uid, gid));
+                        }
                     }
                     Ok(Report::Started(pid)) => {
                         if let Stdio::Managed(managed) = &mut stdio {

@@ -136,21 +136,23 @@ pub(super) fn program(name: &str) -> Option<PathBuf> {
 }
 
 /// Makes a user and a mount namespace in which this process is user 0; does nothing for who is that
-/// already. Costs some 0.2 ms, and 3 ms with a range of ids, most of it the two programs that give it.
+/// already. True when there should have
+/// been a range of ids and is none. Costs some 0.2 ms, and 3 ms with a range of ids, most of it the two programs that give it.
 ///
 /// Must be called before the process has a second thread.
 ///
 /// # Errors
 /// [`ExecError::Start`] where users may have no namespaces; the process is as it was then, unless the
 /// kernel gave it a namespace and no ids in it.
-pub fn become_root() -> Result<(), ExecError> {
+pub fn become_root() -> Result<bool, ExecError> {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     if uid == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let given = Subordinate::of_user();
     let mapper = given.tools().map(|tools| Mapper::start(&given, tools, uid, gid)).transpose()?;
     sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(ExecError::start("user namespace"))?;
+    let has_range = mapper.is_some();
     if let Some(mapper) = mapper {
         mapper.map()?;
     }
@@ -171,7 +173,8 @@ pub fn become_root() -> Result<(), ExecError> {
     };
     let (root, wheel) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
     nix::unistd::setresgid(wheel, wheel, wheel).map_err(failed)?;
-    nix::unistd::setresuid(root, root, root).map_err(failed)
+    nix::unistd::setresuid(root, root, root).map_err(failed)?;
+    Ok(has_range && ids() == Ids::Single)
 }
 
 /// With one id only: makes this process, which has one thread, be called `uid` and `gid`, in a namespace
