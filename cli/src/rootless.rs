@@ -15,8 +15,10 @@ pub(crate) fn enter() -> Result<(), Failure> {
             .hint("`kiln doctor` shows what is in the way and how to lift it")
     })?;
     if fell_short {
-        say("warning: newuidmap or newgidmap gave no range of ids: files of other owners in the store may be \
-             out of reach; `kiln doctor` tells more\n");
+        say(
+            "warning: newuidmap or newgidmap gave no range of ids: files of other owners in the store may be \
+             out of reach; `kiln doctor` tells more\n",
+        );
     }
     Ok(())
 }

@@ -195,9 +195,7 @@ impl Copier<'_> {
         let attributes = self.attributes(entry, &xattrs);
         let make_node = |kind, major, minor| {
             let number = fs::makedev(major, minor);
-            make(parent, name, &path, "mknodat", || {
-                node::make_node(parent, name, kind, number)
-            })
+            make(parent, name, &path, "mknodat", || node::make_node(parent, name, kind, number))
         };
         match &entry.kind {
             EntryKind::File { inode, nlink, .. } => {

@@ -21,8 +21,8 @@ mod trees;
 mod unchanged;
 
 pub use trees::diff_trees;
-pub use unchanged::{copied_up, drop_unchanged};
 pub(crate) use unchanged::has_origin;
+pub use unchanged::{copied_up, drop_unchanged};
 
 /// What the files of a tree mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

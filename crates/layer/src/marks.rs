@@ -60,7 +60,10 @@ pub fn give(fd: std::os::fd::BorrowedFd<'_>, owner: (u32, u32)) -> std::io::Resu
 ///
 /// # Errors
 /// The kernel's.
-pub fn copy_record(from: std::os::fd::BorrowedFd<'_>, to: std::os::fd::BorrowedFd<'_>) -> std::io::Result<()> {
+pub fn copy_record(
+    from: std::os::fd::BorrowedFd<'_>,
+    to: std::os::fd::BorrowedFd<'_>,
+) -> std::io::Result<()> {
     let xattrs = crate::node::xattrs_of(from).map_err(|error| std::io::Error::from(error.errno))?;
     let record = xattrs.get(RECORD.as_bytes()).and_then(|value| Record::parse(value));
     record.map_or(Ok(()), |record| give(to, record.owner))

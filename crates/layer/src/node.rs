@@ -9,8 +9,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::marks::{self, Record};
 use crate::index::Timestamp;
+use crate::marks::{self, Record};
 
 /// A system call that failed, for the caller to add the path.
 #[derive(Debug, Clone, Copy)]
@@ -67,11 +67,7 @@ pub(crate) fn give(fd: BorrowedFd<'_>, owner: (u32, u32)) -> Result<(), CallErro
 }
 
 /// Records whom the file or directory `name` belongs to in truth.
-pub(crate) fn record_owner(
-    parent: BorrowedFd<'_>,
-    name: &[u8],
-    owner: (u32, u32),
-) -> Result<(), CallError> {
+pub(crate) fn record_owner(parent: BorrowedFd<'_>, name: &[u8], owner: (u32, u32)) -> Result<(), CallError> {
     let value = Record { owner, device: None }.to_value();
     let set = fs::lsetxattr(magic_path(parent, name), marks::RECORD, &value, XattrFlags::empty());
     tolerate(set).named("lsetxattr")

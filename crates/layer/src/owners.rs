@@ -68,9 +68,13 @@ mod tests {
             let length = rustix::fs::lgetxattr(at(name), marks::RECORD, &mut value[..]).ok()?;
             Some(String::from_utf8_lossy(&value[..length]).into_owned())
         };
-        for (name, owner) in
-            [("dir", Some("1000:7")), ("dir/new", Some("1000:7")), ("known", Some("5:6")), ("copied", None), ("link", None)]
-        {
+        for (name, owner) in [
+            ("dir", Some("1000:7")),
+            ("dir/new", Some("1000:7")),
+            ("known", Some("5:6")),
+            ("copied", None),
+            ("link", None),
+        ] {
             assert_eq!(recorded(name).as_deref(), owner, "{name}");
         }
     }

@@ -173,8 +173,10 @@ pub(crate) fn normalise(upper: BorrowedFd<'_>) -> Result<(), Error> {
         if let Some(hidden) = name.strip_prefix(b".wh.") {
             let (parent, _) = beneath::open_parent(upper, &entry.path).map_err(beneath_error)?;
             unlinkat(&parent, name, AtFlags::empty()).map_err(host("unlink", &shown))?;
-            if hidden == b".wh..opq" {
-                fsetxattr(&parent, kiln_layer::opaque_attribute(), b"y", XattrFlags::empty()).map_err(host("fsetxattr", &shown))?;
+            // Where it may not make devices, it writes the second name as well.
+            if hidden == b".wh..opq" || hidden == b".opq" {
+                fsetxattr(&parent, kiln_layer::opaque_attribute(), b"y", XattrFlags::empty())
+                    .map_err(host("fsetxattr", &shown))?;
             } else {
                 mknodat(&parent, hidden, FileType::CharacterDevice, Mode::empty(), 0)
                     .map_err(host("mknod", &shown))?;
@@ -190,7 +192,8 @@ pub(crate) fn normalise(upper: BorrowedFd<'_>) -> Result<(), Error> {
                 fremovexattr(&node, name.as_slice()).map_err(host("fremovexattr", &shown))?;
             }
             if opaque {
-                fsetxattr(&node, kiln_layer::opaque_attribute(), b"y", XattrFlags::empty()).map_err(host("fsetxattr", &shown))?;
+                fsetxattr(&node, kiln_layer::opaque_attribute(), b"y", XattrFlags::empty())
+                    .map_err(host("fsetxattr", &shown))?;
             }
         }
         if entry.kind == EntryKind::Dir {
@@ -234,6 +237,7 @@ mod tests {
             fs::create_dir(at(dir)).unwrap();
         }
         fs::write(at("by-file/.wh..wh..opq"), "").unwrap();
+        fs::write(at("by-file/.wh..opq"), "").unwrap();
         fs::write(at("by-file/sub/.wh.gone"), "").unwrap();
         for (name, value) in [("opaque", &b"y"[..]), ("origin", b"/lower/by-name")] {
             let name = format!("user.fuseoverlayfs.{name}");
@@ -246,7 +250,8 @@ mod tests {
         assert_eq!(fs::metadata(at("by-file/sub")).unwrap().mtime_nsec(), before.mtime_nsec());
         for dir in ["by-file", "by-name"] {
             let mut value = [0; 4];
-            let length = rustix::fs::getxattr(at(dir), kiln_layer::opaque_attribute(), &mut value[..]).unwrap();
+            let length =
+                rustix::fs::getxattr(at(dir), kiln_layer::opaque_attribute(), &mut value[..]).unwrap();
             assert_eq!(&value[..length], b"y", "{dir}");
         }
         let mut names = [0; 256];

@@ -115,7 +115,9 @@ impl Overlay {
             self.places.copy_record(from, dir)
         };
         match self.places.links(parent)?.changes {
-            Some(owner) if !self.places.exists(&own) => self.at_owner(&owner, |place| like(&place.join("fs"))),
+            Some(owner) if !self.places.exists(&own) => {
+                self.at_owner(&owner, |place| like(&place.join("fs")))
+            }
             _ => like(&own),
         }
     }

@@ -207,8 +207,11 @@ impl Places {
             return Ok(());
         }
         let (from_fd, to_fd) = (open_readable(&self.root, from)?, open_readable(&self.root, to)?);
-        kiln_layer::copy_record(from_fd.as_fd(), to_fd.as_fd())
-            .map_err(|source| Error::Host { call: "fsetxattr", path: to.to_owned(), source })
+        kiln_layer::copy_record(from_fd.as_fd(), to_fd.as_fd()).map_err(|source| Error::Host {
+            call: "fsetxattr",
+            path: to.to_owned(),
+            source,
+        })
     }
 
     pub(crate) fn stat_dir(&self, dir: &Path) -> Result<Stat, Error> {

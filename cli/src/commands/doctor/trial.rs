@@ -4,9 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use kiln_executor::{
-    Cancel, ExecError, Executor, Ids, Linux, Network, ProcessSpec, Resources, Stdio,
-};
+use kiln_executor::{Cancel, ExecError, Executor, Ids, Linux, Network, ProcessSpec, Resources, Stdio};
 use kiln_oci::{ActiveKey, SnapshotId};
 use kiln_snapshotter::{Backend, OpenOptions};
 

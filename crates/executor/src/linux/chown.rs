@@ -10,8 +10,8 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, XattrFlags, chmod, getxattr, openat, openat2, readlink,
-    setxattr, statat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, XattrFlags, chmod, getxattr, openat, openat2,
+    readlink, setxattr, statat,
 };
 use rustix::io::Errno;
 

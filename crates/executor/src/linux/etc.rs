@@ -15,7 +15,10 @@ use crate::{ExecError, Network};
 pub(super) fn own_files(task: &Task) -> Result<Vec<(&'static str, OwnedFd)>, ExecError> {
     let spec = &task.spec;
     let contents = [
-        ("resolv.conf", task.user_network.as_ref().map_or_else(|| resolver(spec.network), UserNetwork::resolver)),
+        (
+            "resolv.conf",
+            task.user_network.as_ref().map_or_else(|| resolver(spec.network), UserNetwork::resolver),
+        ),
         ("hosts", hosts(task)),
         ("hostname", format!("{}\n", spec.hostname)),
     ];

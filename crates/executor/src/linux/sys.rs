@@ -182,8 +182,7 @@ pub(super) fn check_notification(listener: BorrowedFd<'_>, id: u64) -> Result<()
 pub(super) fn answer_notification(listener: BorrowedFd<'_>, id: u64, error: i32) -> Result<(), Errno> {
     let mut answer = RawAnswer { id, value: 0, error: -error, flags: 0 };
     // SAFETY: the structure has the size that is part of the number and lives across the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_ioctl, listener.as_raw_fd(), NOTIF_SEND, &raw mut answer) };
+    let result = unsafe { libc::syscall(libc::SYS_ioctl, listener.as_raw_fd(), NOTIF_SEND, &raw mut answer) };
     check(result).map(drop)
 }
 

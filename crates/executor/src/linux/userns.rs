@@ -214,7 +214,8 @@ impl Mapper {
                 drop(go);
                 let asked = rustix::io::read(&wait, &mut [0; 1]).is_ok_and(|count| count == 1);
                 if asked {
-                    let calls = [(tools.1, given.groups.arguments(gid)), (tools.0, given.users.arguments(uid))];
+                    let calls =
+                        [(tools.1, given.groups.arguments(gid)), (tools.0, given.users.arguments(uid))];
                     map_ids(parent, calls);
                 }
                 // Nothing of the parent's, buffers above all, is to be touched here.
