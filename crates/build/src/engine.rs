@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use kiln_content::{Lease, Store};
 use kiln_executor::Executor;
-use kiln_layer::Limits;
+use kiln_layer::{Limits, TreeForm};
 use kiln_oci::{ActiveKey, Digest, SnapshotId};
 use kiln_snapshotter::{LayerForm, Snapshotter};
 
@@ -136,9 +136,20 @@ impl Active {
     ///
     /// # Errors
     /// When its files cannot be read.
-    pub fn record_owner(&self, owner: (u32, u32), cancel: &AtomicBool) -> Result<(), BuildError> {
-        let upper = self.engine.snapshots.open_layer(self.key())?;
-        Ok(kiln_layer::record_owner(upper.as_fd(), owner, cancel)?)
+    pub fn record_owner(
+        &self,
+        parent: Option<&SnapshotId>,
+        owner: (u32, u32),
+        cancel: &AtomicBool,
+    ) -> Result<(), BuildError> {
+        let snapshots = &self.engine.snapshots;
+        let upper = snapshots.open_layer(self.key())?;
+        let form = match snapshots.form() {
+            LayerForm::Changes => TreeForm::OverlayUpper,
+            LayerForm::Tree => TreeForm::Plain,
+        };
+        let before = parent.map(|parent| snapshots.open_view(parent)).transpose()?;
+        Ok(kiln_layer::record_owner(upper.as_fd(), form, before.as_ref().map(AsFd::as_fd), owner, cancel)?)
     }
 
     /// Commits it under a name of its own.

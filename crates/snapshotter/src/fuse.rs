@@ -84,7 +84,10 @@ impl Fuse {
         }
         let upper = stack.upper.as_ref().map(|(upper, _)| upper.clone());
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain_mut(|serving| !matches!(serving.process.try_wait(), Ok(Some(_))));
+        // Of those that wrote, it is known until their snapshot is complete.
+        running.retain_mut(|serving| {
+            serving.upper.is_some() || !matches!(serving.process.try_wait(), Ok(Some(_)))
+        });
         running.push(Serving { process, upper });
         Ok(tree)
     }
@@ -98,6 +101,9 @@ impl Fuse {
         drop(running);
         let were_any = !ending.is_empty();
         for mut serving in ending {
+            if matches!(serving.process.try_wait(), Ok(Some(_))) {
+                continue;
+            }
             let pid = Pid::from_child(&serving.process);
             let process = pidfd_open(pid, PidfdFlags::empty()).map_err(host("pidfd_open", upper))?;
             let mut events = [PollFd::new(&process, PollFlags::IN)];

@@ -150,7 +150,7 @@ impl BuildOp {
         match exit?.exit {
             Exit::Code(0) => {
                 if let Some(owner) = owner {
-                    active.record_owner(owner, self.shared.cancel.flag())?;
+                    active.record_owner(base, owner, self.shared.cancel.flag())?;
                 }
                 if let Some(base) = base {
                     active.drop_unchanged(base, self.shared.cancel.flag())?;
