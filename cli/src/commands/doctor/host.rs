@@ -78,9 +78,8 @@ pub(super) fn namespaces(error: Option<&Failure>) -> Vec<Rung> {
             Ids::Single => Rung::new(
                 "ids",
                 State::Limited,
-                "one: true owners are recorded beside files and directories, those of links and devices are \
-                 lost; what changes owner or user inside RUN fails (chown, su, apt without \
-                 APT::Sandbox::User=root)",
+                "one: true owners of files and directories are on record, those of links are lost; chown and \
+                 USER work in RUN, what becomes another user there does not (su, sudo, gosu, setpriv)",
             ),
         };
         let namespaces = match kiln_executor::ids() {

@@ -62,7 +62,7 @@ fn a_user_without_a_range_is_told_how_to_get_one() {
     assert_eq!(state, "limited");
     assert!(text.contains("/etc/subuid has no line") && text.contains("usermod --add-subuids"), "{text}");
     let (state, text) = rung(&report, "ids");
-    assert!(state == "limited" && text.contains("su, apt"), "{text}");
+    assert!(state == "limited" && text.contains("(su, sudo"), "{text}");
     assert_eq!(rung(&report, "sandbox").0, "ok");
 }
 

@@ -2,9 +2,12 @@
 
 use std::io::Write;
 use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::time::{Duration, Instant};
 
 use super::{BOTH, Ids, User};
-use crate::harness::{Outcome, Store, needs_root};
+use rustix::process::Signal;
+
+use crate::harness::{Outcome, Running, Store, needs_root};
 
 #[test]
 fn containers_live_as_roots_do() {
@@ -109,6 +112,49 @@ fn without_slirp4netns_there_is_a_warning_and_no_network() {
     let links = user.ok(&["run", "--rm", "--network=none", "net", "cat", "/links"]);
     assert_eq!(links.stdout, "lo\n");
     assert!(!links.stderr.contains("warning"), "{}", links.stderr);
+}
+
+#[test]
+fn apt_is_told_of_the_one_id_and_the_layer_is_not() {
+    needs_root!();
+    for ids in BOTH {
+        let Some(user) = User::with_busybox(ids) else { return };
+        let dockerfile =
+            "FROM busybox\nRUN --network=none cat /etc/apt/apt.conf.d/* > /seen 2> /dev/null || true\n";
+        user.ok(&["build", "-t", "apt", &user.context(&[("Dockerfile", dockerfile)])]);
+        let seen = user.ok(&["run", "--rm", "--network=none", "apt", "cat", "/seen"]).stdout;
+        assert_eq!(seen, if ids == Ids::Single { "APT::Sandbox::User \"root\";\n" } else { "" });
+        let layers = user.layers("apt");
+        assert!(layers.iter().flatten().all(|entry| !entry.contains("etc/apt")), "{layers:#?}");
+    }
+}
+
+/// Neither the network's process nor any other outlives a command that is told to end, or is killed.
+#[test]
+fn nothing_outlives_an_interrupted_build() {
+    needs_root!();
+    for (ids, signal) in [(Ids::Range, Signal::TERM), (Ids::Single, Signal::INT), (Ids::Range, Signal::KILL)]
+    {
+        let Some(mut user) = User::with_busybox(ids) else { return };
+        user.give_device("net/tun", "10 200");
+        let context = user.context(&[("Dockerfile", "FROM busybox\nRUN echo started; sleep 300\n")]);
+        let kiln = user.at("kiln");
+        let words = [crate::harness::text(&kiln), "build", "--progress=plain", &context];
+        let mut running = Running::start(user.command(&words));
+        running.wait_for("started");
+        running.signal(signal);
+        let ended = running.end();
+        assert_ne!(ended.code, Some(0), "{ended:?}");
+        // After SIGKILL it is for the kernel to end the rest.
+        let limit = Instant::now() + Duration::from_secs(10);
+        while !user.processes().is_empty() && Instant::now() < limit {
+            std::thread::yield_now();
+        }
+        assert_eq!(user.processes(), Vec::<String>::new(), "{ids:?} {signal:?}");
+        user.ok(&["fsck"]);
+        let left = user.at("home/.local/share/kiln/snapshots/active");
+        assert_eq!(std::fs::read_dir(left).unwrap().count(), 0);
+    }
 }
 
 /// What root's containers are refused, a user's are.

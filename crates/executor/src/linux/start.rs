@@ -61,10 +61,18 @@ impl Linux {
     pub fn open_with(state: &Path, program: PathBuf) -> Result<Self, ExecError> {
         let failed =
             |source| ExecError::Start { step: format!("directories below {}", state.display()), source };
-        let (stubs, attach_at) = (state.join("stubs"), state.join("root"));
+        let single = userns::ids() == Ids::Single;
+        let [stubs, attach_at] = match single {
+            true => ["stubs-one-id", "root-one-id"],
+            false => ["stubs", "root"],
+        }
+        .map(|name| state.join(name));
         // The last thing made says that all is there: two system calls on every later start.
         if !attach_at.is_dir() {
             make_stubs(&stubs).map_err(failed)?;
+            if single {
+                userns::make_stubs(&stubs).map_err(failed)?;
+            }
             // After a power cut, too, it is the last.
             for dir in [&stubs.join("etc"), &stubs, state] {
                 File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;

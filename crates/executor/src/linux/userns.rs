@@ -193,6 +193,14 @@ pub(super) fn become_other(uid: u32, gid: u32) -> Result<(), ExecError> {
     write("uid_map", format!("{uid} 0 1"))
 }
 
+/// What programs have to be told where there is one id: apt gives up when it cannot become another user
+/// for its downloads. It is seen in containers and never part of a layer.
+pub(super) fn make_stubs(stubs: &Path) -> io::Result<()> {
+    let dir = stubs.join("etc/apt/apt.conf.d");
+    fs::create_dir_all(&dir)?;
+    fs::write(dir.join("99kiln-one-id"), "APT::Sandbox::User \"root\";\n")
+}
+
 fn is_empty(map: &str) -> Result<bool, ExecError> {
     let text = fs::read_to_string(map);
     text.map(|text| count(&text) == 0).map_err(|source| ExecError::Start { step: map.to_owned(), source })
