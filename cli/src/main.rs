@@ -90,7 +90,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     if let Command::Doctor(args) = &cli.command {
         return commands::doctor::run(&cli, args);
     }
-    rootless::enter()?;
+    rootless::enter(cli.root.as_deref())?;
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
     let mut session = Session::open(cli.root, cli.snapshotter, anew)?;
     if let Some(args) = limits_of(&cli.command) {

@@ -1,14 +1,29 @@
 //! What is different for a user: who he is in his namespace, and where his things are.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use kiln_executor::{ExecError, Ids, UserNetwork};
 
 use crate::args::NetworkMode;
 use crate::errors::{Failure, say};
+use crate::session::root_of;
+
+/// Makes this process root of a namespace, unless it is root: of its own, or of that which the running
+/// containers of the store at `root` are in. Before the first thread.
+pub(crate) fn enter(root: Option<&Path>) -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root()
+        && let Ok(root) = root_of(root.map(Path::to_owned))
+        && let Some(monitor) = kiln_containers::monitor_process(&root)
+        && kiln_executor::join_root(monitor).is_ok()
+    {
+        return Ok(());
+    }
+    enter_own()
+}
 
 /// Makes this process root of its own namespace, unless it is root. Before the first thread.
-pub(crate) fn enter() -> Result<(), Failure> {
+pub(crate) fn enter_own() -> Result<(), Failure> {
     let fell_short = kiln_executor::become_root().map_err(|error| {
         let ExecError::Start { step, source } = &error else { return Failure::from(error) };
         Failure::store(format!("a user cannot have a namespace of his own here ({step}: {source})"))

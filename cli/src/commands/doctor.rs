@@ -64,7 +64,7 @@ struct Report<'a> {
 pub(crate) fn run(cli: &Cli, args: &DoctorArgs) -> Result<u8, Failure> {
     let mut rungs = host::before();
     // Everything from here on is seen from where builds run.
-    let entered = crate::rootless::enter();
+    let entered = crate::rootless::enter_own();
     rungs.extend(host::namespaces(entered.as_ref().err()));
     if entered.is_ok() {
         rungs.extend(trial::rungs(&root_of(cli.root.clone())?));

@@ -172,6 +172,18 @@ impl User {
     }
 }
 
+/// A test that fails leaves nothing running: all processes of this user are its own.
+impl Drop for User {
+    fn drop(&mut self) {
+        for status in self.processes() {
+            let pid = status.lines().find_map(|line| line.strip_prefix("Pid:\t")?.trim().parse().ok());
+            if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
 pub(super) const PATH: &str = "ENV PATH=/bin";
 
 /// The same in root's store.

@@ -33,6 +33,7 @@ mod client;
 mod entry;
 mod keys;
 mod live;
+mod namespace;
 mod remove;
 
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use id::{ContainerId, is_name, random_name};
 pub use keys::DetachKeys;
 pub use live::{Process, Usage, processes, usage};
 pub use log::{LogLine, LogReader};
+pub use namespace::monitor_process;
 pub use process::{handles_signal, signal_name, signal_number};
 pub use remove::{remove, sweep};
 pub use state::{Health, HealthResult, State, Status};

@@ -24,7 +24,8 @@ pub use capabilities::Capabilities;
 pub use error::ExecError;
 pub use linux::{
     Check, Ids, Linux, Seccomp, SeccompProfile, SubIds, Subordinate, UserIds, UserNetwork, become_root,
-    check_mount_target, check_sysctl, detach, ids, init_if_asked, probe_sandbox, resolve_user, signal_by_fd,
+    check_mount_target, check_sysctl, detach, ids, init_if_asked, join_root, probe_sandbox, resolve_user,
+    signal_by_fd,
 };
 pub use managed::{Managed, Started};
 pub use spec::{

@@ -1,14 +1,14 @@
 //! Owners on record, of trees that a process changed who had one id only.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, fstat};
 
 use crate::beneath;
 use crate::diff::{DiffError, TreeForm, has_origin};
 use crate::index::ScanError;
-use crate::marks;
+use crate::marks::{self, Record};
 use crate::node::{self, Xattrs};
 use crate::walk::Walk;
 
@@ -23,6 +23,10 @@ fn is_opaque(xattrs: &Xattrs) -> bool {
 /// Records the files and directories in the tree or upperdir `upper` that are new, and have no owner on record,
 /// as `owner`'s: on disk they belong to the only id there is, whoever made them. What was copied up keeps
 /// whom it had. Nobody may have `upper` mounted. Costs a few system calls an entry.
+///
+/// A file that stands in the place of one with an owner on record, and has none itself, gets that one:
+/// programs that write a file anew and rename it (`useradd`, `sed -i`) give it the owner that they see the
+/// old one have, and see the wrong one.
 ///
 /// `before` is the view of what the tree stood on, or was; `None`: on nothing.
 ///
@@ -54,7 +58,14 @@ pub fn record_owner(
                 }
                 (TreeForm::OverlayUpper, _) => has_origin(&xattrs) || xattrs.contains_key(FUSE_ORIGIN),
             };
-            if !was_there && !xattrs.contains_key(marks::RECORD.as_bytes()) {
+            let recorded = match kind {
+                _ if xattrs.contains_key(marks::RECORD.as_bytes()) => None,
+                FileType::RegularFile => before.and_then(|before| recorded_at(before, found.path)),
+                _ => None,
+            };
+            let is_new = !was_there && !xattrs.contains_key(marks::RECORD.as_bytes());
+            // What has no record is root's.
+            if let Some(owner) = recorded.or(Some(owner).filter(|owner| is_new && *owner != (0, 0))) {
                 node::record_owner(found.parent, found.name, owner).map_err(failed)?;
             }
         }
@@ -65,10 +76,21 @@ pub fn record_owner(
     Ok(())
 }
 
+/// The owner on record of the file at `path`; `None`, too, where there is no file, or a device.
+fn recorded_at(before: BorrowedFd<'_>, path: &[u8]) -> Option<(u32, u32)> {
+    let stat = fstat(beneath::open_file(before, path, OFlags::PATH | OFlags::NOFOLLOW).ok()?).ok()?;
+    if node::kind(&stat) != FileType::RegularFile {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = beneath::open_file(before, path, flags).ok()?;
+    let record = Record::parse(node::xattrs_of(file.as_fd()).ok()?.get(marks::RECORD.as_bytes())?)?;
+    record.device.is_none().then_some(record.owner)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::fd::AsFd;
 
     use rustix::fs::XattrFlags;
 
@@ -88,8 +110,24 @@ mod tests {
         };
         set("copied", "user.overlay.origin", b"x");
         set("known", marks::RECORD, b"5:6");
+        // One that was replaced, and one that was nobody's before.
+        let before = tempfile::tempdir().unwrap();
+        for name in ["replaced", "plain"] {
+            fs::write(at(name), "new").unwrap();
+            fs::write(before.path().join(name), "old").unwrap();
+        }
+        let old = before.path().join("replaced");
+        rustix::fs::lsetxattr(old, marks::RECORD, b"0:42", XattrFlags::empty()).unwrap();
+        let before = fs::File::open(before.path()).unwrap();
         let root = fs::File::open(temp.path()).unwrap();
-        record_owner(root.as_fd(), TreeForm::OverlayUpper, None, (1000, 7), &AtomicBool::new(false)).unwrap();
+        record_owner(
+            root.as_fd(),
+            TreeForm::OverlayUpper,
+            Some(before.as_fd()),
+            (1000, 7),
+            &AtomicBool::new(false),
+        )
+        .unwrap();
         let recorded = |name: &str| {
             let mut value = [0; 64];
             let length = rustix::fs::lgetxattr(at(name), marks::RECORD, &mut value[..]).ok()?;
@@ -100,6 +138,8 @@ mod tests {
             ("dir/new", Some("1000:7")),
             ("known", Some("5:6")),
             ("copied", None),
+            ("replaced", Some("0:42")),
+            ("plain", Some("1000:7")),
             ("link", None),
         ] {
             assert_eq!(recorded(name).as_deref(), owner, "{name}");

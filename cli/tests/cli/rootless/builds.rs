@@ -14,6 +14,7 @@ COPY --chown=42:43 f /dir/g
 WORKDIR /work
 RUN --network=none id -u > /made; mkdir d; chown 3:4 d; cd d; touch here; chown 9:8 here; \\
     chmod 4755 /made; chown 7:7 /made; rm /etc/owned; chmod 700 /srv
+RUN --network=none cp /f /f.new && chown $(stat -c %u:%g /f) /f.new && mv /f.new /f && chown 0:0 /dir/g
 RUN --network=none mkdir -p /gone/x && rm -r /root && mkdir /root && chown -R 11:12 /gone /work
 USER node
 RUN --network=none id -u > /tmp/who; mkdir /tmp/sub; echo x > /tmp/sub/y; chown 1000:1000 /tmp/sub/y

@@ -25,6 +25,11 @@ fn containers_live_as_roots_do() {
         assert!(user.ok(&["ps"]).stdout.contains("sleep 300"));
         assert_eq!(user.ok(&["exec", "-u", "node", "cc", "id", "-u"]).stdout, "1000\n");
         user.ok(&["exec", "cc", "sh", "-c", "touch /added; chown 8:9 /added"]);
+        // Commands see into it, which takes them into the namespace that it was started in.
+        assert!(user.ok(&["top", "cc"]).stdout.contains("sleep 300"));
+        std::fs::write(user.at("file"), "copied").unwrap();
+        user.ok(&["cp", crate::harness::text(&user.at("file")), "cc:/copied"]);
+        assert_eq!(user.ok(&["exec", "cc", "cat", "/copied"]).stdout, "copied");
         user.ok(&["commit", "cc", "kept"]);
         user.ok(&["rm", "-f", "cc"]);
         let layers = user.layers("kept");

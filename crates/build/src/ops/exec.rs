@@ -165,9 +165,11 @@ impl BuildOp {
 /// Whose the files are in truth that a process makes who is not root: where there is one id only, the
 /// disk does not tell.
 fn process_owner(root: BorrowedFd<'_>, user: Option<&str>) -> Result<Option<(u32, u32)>, OpError> {
-    let Some(user) = user.filter(|_| kiln_layer::has_single_id()) else { return Ok(None) };
-    let ids = kiln_executor::resolve_user(root, user)?;
-    Ok(Some((ids.uid, ids.gid)).filter(|owner| *owner != (0, 0)))
+    if !kiln_layer::has_single_id() {
+        return Ok(None);
+    }
+    let ids = kiln_executor::resolve_user(root, user.unwrap_or("0"))?;
+    Ok(Some((ids.uid, ids.gid)))
 }
 
 /// Processes and threads of a step at most: enough for any build, and an end to a fork bomb.

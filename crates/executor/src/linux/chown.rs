@@ -96,7 +96,12 @@ fn record(listener: &OwnedFd, call: &Notification, process: (u32, u32)) -> Resul
     let mut value = [0; 64];
     let length = getxattr(path.as_str(), RECORD, &mut value[..]).unwrap_or(0);
     let known = String::from_utf8_lossy(&value[..length]).into_owned();
-    match setxattr(path.as_str(), RECORD, after(&known, process, &wanted).as_bytes(), XattrFlags::empty()) {
+    let record = after(&known, process, &wanted);
+    if known.is_empty() && record == format!("{}:{}", process.0, process.1) {
+        // As it is, and as the process saw it: that says nothing about who it belongs to in truth.
+        return Ok(());
+    }
+    match setxattr(path.as_str(), RECORD, record.as_bytes(), XattrFlags::empty()) {
         Err(Errno::NOTSUP) => return Ok(()),
         other => other?,
     }

@@ -35,4 +35,4 @@ pub use start::Linux;
 pub use sys::signal_by_fd;
 pub use user::{UserIds, resolve_user};
 pub use user_net::UserNetwork;
-pub use userns::{Ids, SubIds, Subordinate, become_root, ids};
+pub use userns::{Ids, SubIds, Subordinate, become_root, ids, join_root};

@@ -2,16 +2,17 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use nix::unistd::ForkResult;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, getegid, geteuid, getpid, waitpid};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::sys;
 use crate::ExecError;
@@ -168,12 +169,7 @@ pub fn become_root() -> Result<bool, ExecError> {
     if is_empty("/proc/self/uid_map")? {
         write("uid_map", format!("0 {uid} 1"))?;
     }
-    let failed = |errno: nix::errno::Errno| {
-        ExecError::start("root of the user namespace")(Errno::from_raw_os_error(errno as i32))
-    };
-    let (root, wheel) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
-    nix::unistd::setresgid(wheel, wheel, wheel).map_err(failed)?;
-    nix::unistd::setresuid(root, root, root).map_err(failed)?;
+    be_user_0()?;
     Ok(has_range && ids() == Ids::Single)
 }
 
@@ -201,6 +197,46 @@ pub(super) fn make_stubs(stubs: &Path) -> io::Result<()> {
     fs::write(dir.join("99kiln-one-id"), "APT::Sandbox::User \"root\";\n")
 }
 
+/// Enters the user and the mount namespace of `process`, which a [`become_root`] of the same user made, and
+/// is user 0 there; does nothing for who is that already. Costs a few system calls.
+///
+/// Must be called before the process has a second thread.
+///
+/// # Errors
+/// [`ExecError::Start`], where it has none, or they are somebody else's; the process is as it was then.
+pub fn join_root(process: i32) -> Result<(), ExecError> {
+    if geteuid().as_raw() == 0 {
+        return Ok(());
+    }
+    let open = |name: &str| {
+        let path = format!("/proc/{process}/ns/{name}");
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(ExecError::start("a container's user namespace"))
+    };
+    let (user, mounts) = (open("user")?, open("mnt")?);
+    let enter = |namespace: &OwnedFd, kind| {
+        move_into_link_name_space(namespace.as_fd(), Some(kind))
+            .map_err(ExecError::start("a container's user namespace"))
+    };
+    // Both belong to one process: who may enter the first may enter the second.
+    enter(&user, LinkNameSpaceType::User)?;
+    let here = std::env::current_dir();
+    enter(&mounts, LinkNameSpaceType::Mount)?;
+    // With the mount namespace, the working directory became its root.
+    let back = here.and_then(std::env::set_current_dir);
+    back.map_err(|source| ExecError::Start { step: "the working directory".to_owned(), source })?;
+    be_user_0()
+}
+
+fn be_user_0() -> Result<(), ExecError> {
+    let failed = |errno: nix::errno::Errno| {
+        ExecError::start("root of the user namespace")(Errno::from_raw_os_error(errno as i32))
+    };
+    let (root, wheel) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
+    nix::unistd::setresgid(wheel, wheel, wheel).map_err(failed)?;
+    nix::unistd::setresuid(root, root, root).map_err(failed)
+}
+
 fn is_empty(map: &str) -> Result<bool, ExecError> {
     let text = fs::read_to_string(map);
     text.map(|text| count(&text) == 0).map_err(|source| ExecError::Start { step: map.to_owned(), source })
@@ -210,7 +246,7 @@ fn is_empty(map: &str) -> Result<bool, ExecError> {
 /// program has no privileges over the host's ids.
 struct Mapper {
     child: Pid,
-    go: std::os::fd::OwnedFd,
+    go: OwnedFd,
 }
 
 impl Mapper {
