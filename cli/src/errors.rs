@@ -6,7 +6,7 @@ mod toolkit;
 use std::io::Write;
 use std::process::ExitCode;
 
-use kiln_build::{BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
+use kiln_build::{ARCHIVE_BYTES, BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
 use kiln_executor::ExecError;
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_llb::Location;
@@ -121,6 +121,11 @@ impl Failure {
     }
 
     /// The exit code.
+    /// The same with another exit code.
+    pub(crate) fn with_code(self, code: Code) -> Self {
+        Self { code, ..self }
+    }
+
     pub(crate) fn exit_code(&self) -> Code {
         self.code
     }
@@ -272,7 +277,7 @@ fn apply(error: &kiln_layer::ApplyError, plain: impl Fn(Code) -> Failure) -> Fai
     let failure = plain(apply_code(error));
     match error {
         ApplyError::Density(DensityError::Ratio { .. })
-        | ApplyError::Limit { what: TAR_BYTES | CONTENT_BYTES, .. } => failure.hint(
+        | ApplyError::Limit { what: TAR_BYTES | CONTENT_BYTES | ARCHIVE_BYTES, .. } => failure.hint(
             "if it is honest, allow it with `--max-layer SIZE`, or with max-layer in the configuration file",
         ),
         _ => failure,
@@ -406,10 +411,10 @@ impl From<kiln_containers::Error> for Failure {
         use kiln_containers::Error;
         let code = match &error {
             Error::Exec(ExecError::Cancelled) => exit::INTERRUPTED,
-            Error::NotFound { .. } | Error::NoVolume { .. } => exit::SOURCE,
+            // docker: 1 for all that is not there or not in the state for it.
+            Error::NotFound { .. } | Error::NoVolume { .. } | Error::Gone { .. } => exit::RUN,
             Error::Ambiguous { .. } | Error::NameTaken { .. } => exit::USAGE,
             Error::NotRunning { .. } | Error::WrongState { .. } | Error::VolumeInUse { .. } => exit::RUN,
-            Error::Gone { .. } => exit::SOURCE,
             Error::Exec(_) | Error::Told { .. } => Code(error.exit_code()),
             _ => exit::STORE,
         };

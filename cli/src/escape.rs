@@ -18,6 +18,31 @@ pub(crate) fn path(bytes: &[u8]) -> String {
     shown
 }
 
+/// What stands between double quotes: these and backslashes with a backslash in front, line ends as `\n`.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\'' => shown.push(c),
+            c => shown.extend(c.escape_debug()),
+        }
+    }
+    shown
+}
+
+/// Text of several lines and columns: line feeds and tabs stay, other control characters do not.
+pub(crate) fn text(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_debug()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// One line of at most `width` characters; line ends and tabs are blanks.
 pub(crate) fn line(text: &str, width: usize) -> String {
     let flat: String = text.chars().map(|c| if matches!(c, '\n' | '\t') { ' ' } else { c }).collect();

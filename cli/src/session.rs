@@ -115,14 +115,26 @@ fn default_root() -> Result<PathBuf, Failure> {
 /// interrupted command is gone.
 const GRACE: Duration = Duration::from_millis(1500);
 
+/// What programs in containers are told things with, and nothing that kiln itself ends tidily at.
+const OTHERS: [Signal; 4] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM];
+
+/// As if kiln had not waited for it.
+fn die_of(signal: Signal) {
+    let mut mask = SigSet::empty();
+    mask.add(signal);
+    if mask.thread_unblock().is_ok() {
+        let _ = nix::sys::signal::raise(signal);
+    }
+}
+
 /// One thread waits for Ctrl-C and its kin and stops the work; SIGWINCH is left to the terminal.
 ///
 /// What does not look at the flag, as a write to a pipe that nobody reads, is left where it is: the store is
 /// whole whenever a process dies. A second signal does not wait for that.
 fn watch_signals(cancel: BuildCancel) {
     let mut mask = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        mask.add(signal);
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].iter().chain(&OTHERS) {
+        mask.add(*signal);
     }
     let mut blocked = mask;
     blocked.add(Signal::SIGWINCH);
@@ -134,6 +146,7 @@ fn watch_signals(cancel: BuildCancel) {
             match mask.wait() {
                 Err(_) => return,
                 Ok(signal) if PROXY.get().is_some_and(|proxy| proxy(signal)) => {}
+                Ok(signal) if OTHERS.contains(&signal) => die_of(signal),
                 Ok(_) => break,
             }
         }

@@ -12,6 +12,8 @@ mod parse;
 
 use serde_json::Value;
 
+use crate::escape;
+
 /// A template, parsed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Template(Vec<Node>);
@@ -102,7 +104,7 @@ impl Listing {
         match self {
             Self::Json => Ok(entries.iter().map(|entry| format!("{}\n", public(entry))).collect()),
             Self::Lines(template) => {
-                let line = |entry| template.render(entry).map(|line| format!("{line}\n"));
+                let line = |entry| template.render(entry).map(|line| format!("{}\n", escape::text(&line)));
                 entries.iter().map(line).collect()
             }
             Self::Table(template) => {
@@ -111,7 +113,7 @@ impl Listing {
                     rows.push(template.render(entry)?);
                 }
                 let rows: Vec<Vec<String>> =
-                    rows.iter().map(|row| row.split('\t').map(str::to_owned).collect()).collect();
+                    rows.iter().map(|row| row.split('\t').map(escape::text).collect()).collect();
                 Ok(crate::commands::table(&rows))
             }
         }

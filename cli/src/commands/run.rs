@@ -2,13 +2,15 @@
 
 use std::io::{IsTerminal, Write};
 
-use kiln_containers::{AttachOptions, Attached, Config, Container, RestartPolicy, attach, handles_signal};
+use kiln_containers::{
+    AttachOptions, Attached, Config, Container, Ended, RestartPolicy, attach, handles_signal,
+};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use super::containers::{config, fill};
 use super::print;
 use crate::args::RunArgs;
-use crate::errors::{Failure, exit};
+use crate::errors::{Failure, exit, say};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: RunArgs) -> Result<u8, Failure> {
@@ -24,7 +26,7 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     if args.rm && args.life.restart != RestartPolicy::No {
         return Err(Failure::usage("--rm and --restart exclude each other"));
     }
-    if args.tty && !args.life.detach && !std::io::stdin().is_terminal() {
+    if args.tty && args.interactive && !args.life.detach && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("-t needs a terminal as standard input"));
     }
     let config = config::of_args(session, &args)?;
@@ -39,10 +41,10 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
         proxy(session, &container);
         let (snapshots, linux) = (session.engine.snapshots.clone(), session.linux.clone());
         let cancel = session.cancel.processes();
-        let code = container.run_here(&session.containers, snapshots, linux, cancel)?;
+        let ended = container.run_here(&session.containers, snapshots, linux, cancel)?;
         return match session.cancel.processes().is_cancelled() {
             true => Ok(exit::INTERRUPTED.number()),
-            false => Ok(shell_code(code)),
+            false => Ok(code_of(ended)),
         };
     }
     let options = AttachOptions {
@@ -61,12 +63,21 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
 /// The exit code of a command whose process ended, or that the user has left.
 pub(super) fn ended(attached: Attached) -> Result<u8, Failure> {
     match attached {
-        Attached::Exited(code) => Ok(shell_code(code)),
+        Attached::Exited(ended) => Ok(code_of(ended)),
         Attached::Detached => {
             let _ = std::io::stderr().write_all(b"\r\n");
             Ok(0)
         }
     }
+}
+
+fn code_of(ended: Ended) -> u8 {
+    if ended.oom_killed {
+        say(
+            "warning: the container ran out of memory: the kernel killed processes in it; `--memory` is its limit\n",
+        );
+    }
+    shell_code(ended.code)
 }
 
 pub(super) fn shell_code(code: i32) -> u8 {

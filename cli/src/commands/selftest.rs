@@ -171,6 +171,7 @@ fn container(session: &Session, what: Inside, limits: Option<Resources>) -> Resu
     let command = [PROGRAM, "selftest", "--inside", word].map(str::to_owned).to_vec();
     let spec = ProcessSpec {
         args: command,
+        env: vec![("PATH".to_owned(), "/bin".to_owned())],
         mounts,
         network: Network::None,
         resources: limits,

@@ -3,13 +3,12 @@
 //!
 //! `KILN_FLIPS=N` turns so many of them, `KILN_SEED=N` repeats a run.
 
-use std::collections::hash_map::RandomState;
 use std::fs::{self, File};
-use std::hash::BuildHasher;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use kiln_testkit::random::Random;
 use rustix::fs::{CWD, Timespec, Timestamps, utimensat};
 
 use crate::harness::{Context, Store, needs_root, text};
@@ -97,18 +96,10 @@ fn flip(path: &Path, bit: u64) {
 #[test]
 fn every_bit_that_turns_is_found_or_does_not_matter() {
     needs_root!();
-    let given = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let flips = given("KILN_FLIPS").map_or(FLIPS, |flips| usize::try_from(flips).expect("not that many"));
-    let seed = given("KILN_SEED").unwrap_or_else(|| RandomState::new().hash_one(std::process::id()));
-    let mut random = seed;
-    let mut next = || {
-        // SplitMix64.
-        random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    };
+    let given = std::env::var("KILN_FLIPS").ok().map(|flips| flips.parse().expect("KILN_FLIPS is a number"));
+    let flips: usize = given.unwrap_or(FLIPS);
+    let mut random = Random::new();
+    let seed = random.seed();
     let started = Instant::now();
     let mut bench = Bench::new();
     let (mut found, mut harmless, mut wrong) = (0, 0, Vec::new());
@@ -118,9 +109,9 @@ fn every_bit_that_turns_is_found_or_does_not_matter() {
             files(&bench.store.root().join(part), &mut candidates);
         }
         candidates.sort();
-        let path = &candidates[usize::try_from(next()).expect("64 bits") % candidates.len()];
+        let path = &candidates[random.below(candidates.len())];
         let bits = fs::metadata(path).expect("ours to read").len() * 8;
-        let bit = next() % bits;
+        let bit = random.number() % bits;
         flip(path, bit);
         let name = path.strip_prefix(bench.store.root()).expect("below it").display().to_string();
         if bench.store.sound().is_err() {

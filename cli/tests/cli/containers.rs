@@ -1,6 +1,7 @@
 //! Everyday life with containers, as transcripts written against docker's documented behaviour. What
 //! podman does the same way runs with podman as well, so that the transcripts themselves are checked.
 
+mod borders;
 mod files;
 mod life;
 mod streams;

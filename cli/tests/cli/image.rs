@@ -194,3 +194,35 @@ fn an_index_is_kept_and_written_back_when_all_platforms_are_there() {
         .says(&["holds no image for linux/riscv64", &platform]);
     chooser.kiln(&["load", "-i", text(&tar), "--platform", "linux"]).expect(2);
 }
+
+#[test]
+fn damaged_blobs_are_whole_again_when_they_are_loaded_again() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[("Dockerfile", "FROM busybox\nRUN echo hello > /hello\n")]);
+    let other = if kiln_oci::Platform::host().architecture == "arm64" { "amd64" } else { "arm64" };
+    let tar = Layout::new(&store, &context, other).tar();
+    let reader = Store::empty();
+    reader.ok(&["load", "-i", text(&tar)]);
+    let before = reader.holds();
+    let blobs = names(&tar);
+    assert!(blobs.len() >= 8, "two layers, two configs, three manifests and an index: {blobs:?}");
+    for name in blobs {
+        let hex = name.trim_start_matches("blobs/sha256/");
+        let blob = reader.root().join("blobs/sha256").join(&hex[..2]).join(hex);
+        let whole = fs::read(&blob).expect("it was loaded");
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        for damaged in [Some(&flipped[..]), Some(&whole[1..]), None] {
+            match damaged {
+                Some(bytes) => fs::write(&blob, bytes).expect("ours"),
+                None => fs::remove_file(&blob).expect("ours"),
+            }
+            reader.kiln(&["fsck", "--deep"]).expect(6);
+            reader.ok(&["load", "-i", text(&tar)]);
+            assert!(fs::read(&blob).is_ok_and(|bytes| bytes == whole), "{name}");
+        }
+    }
+    reader.ok(&["fsck", "--deep"]);
+    assert_eq!(reader.holds(), before, "nothing was unpacked once more");
+}

@@ -1,8 +1,8 @@
 //! Killed at random moments: whatever kiln was doing, the store is sound and the same command does
 //! its work the next time.
 //!
-//! A run of the test command kills 2,000 times with seeds of its own, which it prints; `KILN_KILLS=N`
-//! kills N times for each of the five kinds of command, `KILN_SEED=N` repeats a run.
+//! A run of the test command kills 2,080 times with seeds of its own, which it prints; `KILN_KILLS=N`
+//! kills N times for each kind of command, `KILN_SEED=N` repeats a run.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -17,6 +17,8 @@ use crate::harness::{Context, Store, needs_root, text};
 
 /// Kills for each kind of command in a run of the test command.
 const KILLS: usize = 400;
+/// The same for each kind of damage that is mended.
+const KILLS_OF_CHECKS: usize = 20;
 
 /// A command, what has to be done before it, and what its result is told by.
 struct Scenario<'s> {
@@ -31,15 +33,17 @@ impl Scenario<'_> {
         self.store.command(&self.line.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Runs it to its end; its result.
-    fn complete(&self) -> Result<String, String> {
+    /// Runs it to its end; its result, and how long it took.
+    fn complete(&self) -> Result<(String, Duration), String> {
+        let begun = Instant::now();
         let output = self.command().output().expect("kiln starts");
+        let took = begun.elapsed();
         let (stdout, stderr) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if !output.status.success() {
             return Err(format!("{}: {stderr}", output.status));
         }
-        Ok((self.result)(&stdout))
+        Ok(((self.result)(&stdout), took))
     }
 
     /// Starts it and kills its whole process group; whether it was still running.
@@ -56,16 +60,15 @@ impl Scenario<'_> {
         running
     }
 
-    fn campaign(&self, name: &str) {
+    fn campaign(&self, name: &str, kills: usize) {
         let mut random = Random::new();
         let (seed, started) = (random.seed(), Instant::now());
         (self.prepare)();
-        let begun = Instant::now();
-        let golden = self.complete().unwrap_or_else(|error| panic!("{name}: {error}"));
-        let whole = begun.elapsed().mul_f64(1.1);
+        let (golden, whole) = self.complete().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let whole = whole.mul_f64(1.1);
         let given =
             std::env::var("KILN_KILLS").ok().map(|count| count.parse().expect("KILN_KILLS is a number"));
-        let (kills, mut hit, mut wrong) = (given.unwrap_or(KILLS), 0, Vec::new());
+        let (kills, mut hit, mut wrong) = (given.unwrap_or(kills), 0, Vec::new());
         for number in 0..kills {
             (self.prepare)();
             let after = whole.mul_f64(random.fraction());
@@ -75,8 +78,8 @@ impl Scenario<'_> {
                 complain(what);
             }
             match self.complete() {
-                Ok(result) if result == golden => {}
-                Ok(result) => complain(format!("{result}, not {golden}")),
+                Ok((result, _)) if result == golden => {}
+                Ok((result, _)) => complain(format!("{result}, not {golden}")),
                 Err(error) => complain(error),
             }
         }
@@ -123,7 +126,7 @@ fn a_killed_build_loses_nothing() {
     let line = [&["build", "--progress", "plain", "--no-cache"][..], &epoch, &[context.path()]].concat();
     let result = |stdout: &str| stdout.lines().next().unwrap_or_default().to_owned();
     Scenario { store: &store, line: lines(&line), prepare: nothing(), result: Box::new(result) }
-        .campaign("build");
+        .campaign("build", KILLS);
 }
 
 #[test]
@@ -134,7 +137,8 @@ fn a_killed_save_loses_nothing() {
     let line = lines(&["save", "-o", text(&out), "image"]);
     let prepare = || drop(fs::remove_file(&out));
     let result = |_: &str| digest(&out);
-    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("save");
+    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
+        .campaign("save", KILLS);
 }
 
 #[test]
@@ -149,7 +153,8 @@ fn a_killed_load_loses_nothing() {
         other.ok(&["prune", "--all", "--force"]);
     };
     let result = |stdout: &str| format!("{stdout}{}", other.ok(&["inspect", "image"]).stdout);
-    Scenario { store: &other, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("load");
+    Scenario { store: &other, line, prepare: Box::new(prepare), result: Box::new(result) }
+        .campaign("load", KILLS);
 }
 
 #[test]
@@ -163,7 +168,8 @@ fn a_killed_import_loses_nothing() {
         store.ok(&["prune", "--all", "--force"]);
     };
     let result = |_: &str| store.inspect("imported")["RootFS"].to_string();
-    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("import");
+    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
+        .campaign("import", KILLS);
 }
 
 #[test]
@@ -177,5 +183,42 @@ fn a_killed_collection_loses_nothing() {
     };
     let line = lines(&["gc", "--max-store", "1kB"]);
     let result = |_: &str| store.ok(&["inspect", "image", "busybox"]).stdout;
-    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }.campaign("gc");
+    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
+        .campaign("gc", KILLS);
+}
+
+#[test]
+fn a_killed_check_loses_nothing() {
+    needs_root!();
+    let (store, context, _) = with_image();
+    let db = |name: &str| store.root().join("db").join(name);
+    let damage_journal = || {
+        let mut bytes = fs::read(db("journal")).expect("ours");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(db("journal"), bytes).expect("ours");
+    };
+    let lose_index = || drop(fs::remove_file(db("meta.sqlite")));
+    let lose_journal = || drop(fs::remove_file(db("journal")));
+    let lose_both = || drop(fs::remove_dir_all(db("")));
+    type Damage<'d> = (&'d str, &'d [&'d str], &'d dyn Fn());
+    let damages: [Damage<'_>; 5] = [
+        ("fsck of a damaged journal", &["fsck"], &damage_journal),
+        ("fsck --rebuild", &["fsck", "--rebuild"], &|| ()),
+        ("fsck --rebuild without an index", &["fsck", "--rebuild"], &lose_index),
+        ("fsck --rebuild without a journal", &["fsck", "--rebuild"], &lose_journal),
+        ("fsck --rebuild of what lies beside layers", &["fsck", "--rebuild"], &lose_both),
+    ];
+    for (name, line, prepare) in damages {
+        let result = |_: &str| {
+            let again = store.build(&context, &["--build-arg", "SOURCE_DATE_EPOCH=0", "-t", "image"]);
+            match again.stdout.contains(", everything from the cache") {
+                true => "all is cached".to_owned(),
+                false => format!("{:?} {}{}", again.code, again.stdout, again.stderr),
+            }
+        };
+        let prepare = Box::new(prepare);
+        Scenario { store: &store, line: lines(line), prepare, result: Box::new(result) }
+            .campaign(name, KILLS_OF_CHECKS);
+    }
 }

@@ -90,6 +90,23 @@ fn a_directory_gets_the_files_and_nothing_else_is_touched() {
 }
 
 #[test]
+fn devices_that_a_directory_does_not_get_are_told_in_one_warning() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let made = "FROM busybox\nRUN for n in 1 2 3 4 5; do mknod /tmp/d$n c 1 3; done; echo x > /tmp/x\n";
+    let context = Context::new(&[("Dockerfile", made)]);
+    let dir = store.beside("out");
+    let said = build(&store, &context, &[text(&dir)], &[]).expect(0).stderr;
+    let warnings: Vec<&str> = said.lines().filter(|line| line.starts_with("warning:")).collect();
+    assert_eq!(warnings.len(), 1, "{said}");
+    let expected = "5 devices are left out: \"tmp/d1\", \"tmp/d2\", \"tmp/d3\" and 2 more";
+    assert!(warnings[0].contains(expected), "{said}");
+    assert_eq!(names(&dir.join("tmp")), ["x"]);
+    let plain = build(&store, &self::context(), &[text(&store.beside("plain"))], &[]).expect(0);
+    assert!(!plain.stderr.contains("left out"), "{}", plain.stderr);
+}
+
+#[test]
 fn a_tar_has_the_files_on_standard_output_and_in_a_file() {
     needs_root!();
     let (store, context) = (Store::with_busybox(), context());

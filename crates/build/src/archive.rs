@@ -66,6 +66,7 @@ pub(crate) struct Archive {
     backing: Backing,
     /// Bytes of documents that were read.
     read_bytes: AtomicU64,
+    heals: bool,
 }
 
 enum Backing {
@@ -126,6 +127,7 @@ impl Archive {
             path: path.to_owned(),
             backing: Backing::Tar { file, places },
             read_bytes: AtomicU64::new(0),
+            heals: false,
         })
     }
 
@@ -134,7 +136,19 @@ impl Archive {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(path, flags, Mode::empty())
             .map_err(|errno| BuildError::Unreadable { path: path.to_owned(), source: errno.into() })?;
-        Ok(Self { path: path.to_owned(), backing: Backing::Directory(root), read_bytes: AtomicU64::new(0) })
+        let (path, backing) = (path.to_owned(), Backing::Directory(root));
+        Ok(Self { path, backing, read_bytes: AtomicU64::new(0), heals: false })
+    }
+
+    /// The same, to mend with what it has what is damaged in the store.
+    pub(crate) fn healing(self) -> Self {
+        Self { heals: true, ..self }
+    }
+
+    /// Whether what the store has already is read, and replaced where it is damaged. Costs O(bytes) that
+    /// came as blobs: no stamp of a file tells that its disk has lost a bit.
+    pub(crate) fn heals(&self) -> bool {
+        self.heals
     }
 
     /// The archive's path, for messages.

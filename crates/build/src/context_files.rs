@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kiln_layer::{CopyRequest, TopDir};
+use kiln_layer::CopyRequest;
 use kiln_llb as llb;
 
 use crate::context::Context;
@@ -140,18 +140,12 @@ pub(crate) fn copy_selection(
 ) -> Result<(), OpError> {
     for found in &selection.matches {
         kiln_layer::copy(&CopyRequest {
-            from: from.root,
             frozen: from.frozen,
-            entries: &found.entries,
-            passed: &found.passed,
+            passed: Some(&found.passed),
             strip: &found.path,
-            to,
             destination: if found.is_dir() { b"" } else { FILE.as_bytes() },
             owner: from.owner,
-            mode: None,
-            parent_mode: 0o755,
-            top: TopDir::Itself,
-            cancel,
+            ..CopyRequest::tree(from.root, &found.entries, to, cancel)
         })?;
     }
     Ok(())

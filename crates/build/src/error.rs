@@ -26,6 +26,9 @@ pub enum BuildError {
     /// The context, the Dockerfile or `.dockerignore` cannot be read.
     #[error("cannot read {path}")]
     Unreadable { path: PathBuf, source: io::Error },
+    /// Checking the store takes reading what this process cannot read, which proves nothing about it.
+    #[error("cannot read {path}")]
+    Unchecked { path: PathBuf, source: io::Error },
     /// The context is no directory.
     #[error("the build context {path} is not a directory")]
     ContextKind { path: PathBuf },

@@ -606,7 +606,7 @@ fn is_about_content(error: &BuildError) -> bool {
         BuildError::Diff(error) => {
             matches!(error, DiffError::ReservedName { .. } | DiffError::Redirected { .. })
         }
-        BuildError::Apply(ApplyError::Input(source)) | BuildError::Unreadable { source, .. } => {
+        BuildError::Apply(ApplyError::Input(source)) | BuildError::Unchecked { source, .. } => {
             of_stream(source)
         }
         BuildError::Apply(error) => matches!(error, ApplyError::Broken { .. } | ApplyError::Refused { .. }),
@@ -639,9 +639,9 @@ mod tests {
         let too_deep = kiln_snapshotter::Error::TooDeep { limit: 500 };
         assert!(fault(too_deep).is_err());
         assert!(fault(kiln_content::Error::NoBlob(Digest::of(b"x"))).unwrap().is_proof);
-        let noise = BuildError::Unreadable { path: "x".into(), source: io::Error::other("bad frame") };
+        let noise = BuildError::Unchecked { path: "x".into(), source: io::Error::other("bad frame") };
         assert!(fault(noise).unwrap().is_proof);
         let wrapped = io::Error::other(io::Error::from(Errno::PERM));
-        assert!(fault(BuildError::Unreadable { path: "x".into(), source: wrapped }).is_err());
+        assert!(fault(BuildError::Unchecked { path: "x".into(), source: wrapped }).is_err());
     }
 }

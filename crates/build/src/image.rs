@@ -5,13 +5,14 @@ use kiln_oci::image::{Descriptor, Extra, ImageConfig, Manifest, media_type, to_j
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
 
 use crate::engine::now_unix;
+use crate::load::MAX_MANIFEST_BYTES;
 use crate::{BuildError, Engine};
 
 /// Stores an image of `layers` (lowest first) and returns its record. `config_json` are the bytes
 /// of a config that came from elsewhere, or of one that [`with_layers`] completed.
 ///
-/// Config and manifest are written only when they are not there yet, so the same image again
-/// costs one look-up and no write. A `manifest_json` that came with the image, or that somebody asked
+/// Config and manifest are written only when they are not there yet, or damaged, so the same image
+/// again costs one look-up, two small files read and no write. A `manifest_json` that came with the image, or that somebody asked
 /// for, replaces the one that is there.
 pub(crate) fn store_image(
     engine: &Engine,
@@ -21,7 +22,11 @@ pub(crate) fn store_image(
     manifest_json: Option<&[u8]>,
 ) -> Result<ImageRecord, BuildError> {
     let config_digest = Digest::of(config_json);
-    if let Some(known) = engine.store.image(&config_digest)? {
+    let is_whole = |known: &ImageRecord| {
+        engine.store.read_blob(&known.config, MAX_CONFIG_BYTES).is_ok()
+            && engine.store.read_blob(&known.manifest, MAX_MANIFEST_BYTES).is_ok()
+    };
+    if let Some(known) = engine.store.image(&config_digest)?.filter(is_whole) {
         let Some(json) = manifest_json.filter(|json| Digest::of(json) != known.manifest) else {
             return Ok(known);
         };

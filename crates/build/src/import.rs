@@ -1,13 +1,12 @@
 //! `kiln import`: a root file system becomes an image of one layer.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use kiln_content::ImageRecord;
-use kiln_layer::{ApplyOptions, CopyRequest, Limits, ScanOptions, TopDir, Whiteouts, bounded_decoder};
+use kiln_layer::{ApplyOptions, CopyRequest, Limits, ScanOptions, Whiteouts, bounded_decoder};
 use kiln_oci::image::{History, ImageConfig};
 use kiln_oci::{Platform, Reference};
 use kiln_snapshotter::OpenOptions;
@@ -113,20 +112,9 @@ fn copy_dir(
     let options = ScanOptions { hash: false, filter: None, stat_cache: None, cancel: cancel.flag() };
     let entries =
         kiln_layer::scan(from.as_fd(), b"", &options).map_err(|error| unreadable(io::Error::other(error)))?;
-    kiln_layer::copy(&CopyRequest {
-        from: from.as_fd(),
-        frozen: false,
-        entries: &entries,
-        passed: &HashSet::new(),
-        strip: b"",
-        to: root,
-        destination: b"",
-        owner: None,
-        mode: None,
-        parent_mode: 0o755,
-        top: TopDir::Itself,
-        cancel: cancel.flag(),
-    })
-    .map_err(|error| unreadable(io::Error::other(error)))?;
+    // Somebody may be writing to it.
+    let copy = CopyRequest::tree(from.as_fd(), &entries, root, cancel.flag());
+    kiln_layer::copy(&CopyRequest { frozen: false, ..copy })
+        .map_err(|error| unreadable(io::Error::other(error)))?;
     Ok(())
 }

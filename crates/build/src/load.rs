@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_content::ImageRecord;
-use kiln_layer::{ApplyError, Compression, DensityError, bounded_decoder};
+use kiln_layer::{ApplyError, Compression, DensityError, Limits, bounded_decoder};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Platform, Reference, document};
 use serde::Deserialize;
@@ -57,6 +57,8 @@ struct DockerEntry {
 /// whole, or from the OCI layout directory there, or a directory as skopeo's `dir:` makes it. Of an image for several platforms `platform` is unpacked; without a choice it is this
 /// machine's, and the others are kept beside it, as they came.
 ///
+/// Blobs that the store has already are read, and replaced where they are damaged.
+///
 /// # Errors
 /// [`BuildError`]; no name has moved then.
 pub fn load(
@@ -69,7 +71,8 @@ pub fn load(
         Archive::open_dir(path)?
     } else {
         Archive::open(path, seekable(engine, path, cancel.flag())?)?
-    };
+    }
+    .healing();
     let loaded = if archive.contains(DIR_VERSION) {
         load_dir(engine, &archive, platform, cancel)?
     } else if archive.contains(DOCKER_MANIFEST) {
@@ -114,9 +117,8 @@ fn seekable(engine: &Engine, path: &Path, cancel: &AtomicBool) -> Result<File, B
     }
     let mut spool = engine.store.spool()?;
     let free_bytes = rustix::fs::fstatvfs(&spool).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
-    let limit = engine.limits.tar_size_bytes.saturating_mul(SPOOLED_LAYERS);
-    let limit = limit.min(free_bytes - free_bytes / 16);
-    copy_limited(&mut plain, &mut spool, limit, cancel, unreadable)?;
+    let allowed = spool_limit(&engine.limits, free_bytes);
+    copy_limited(&mut plain, &mut spool, allowed, cancel, unreadable)?;
     spool.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     Ok(spool)
 }
@@ -124,10 +126,25 @@ fn seekable(engine: &Engine, path: &Path, cancel: &AtomicBool) -> Result<File, B
 /// An archive that is spooled may be as large as so many layers of the largest size.
 const SPOOLED_LAYERS: u64 = 4;
 
+/// What [`Limits::tar_size_bytes`] is the limit of, too: four times as many are allowed in an archive that
+/// is unpacked as a whole before it is read.
+pub const ARCHIVE_BYTES: &str = "bytes of archive";
+/// What an archive may have too many of for the space that is free.
+const ARCHIVE_ROOM: &str = "bytes of archive, too many for the space that is free";
+
+/// How many bytes may be spooled, and what there would be too many of beyond.
+fn spool_limit(limits: &Limits, free_bytes: u64) -> (u64, &'static str) {
+    let room = free_bytes - free_bytes / 16;
+    match limits.tar_size_bytes.saturating_mul(SPOOLED_LAYERS) {
+        allowed if allowed <= room => (allowed, ARCHIVE_BYTES),
+        _ => (room, ARCHIVE_ROOM),
+    }
+}
+
 fn copy_limited(
     from: &mut dyn Read,
     to: &mut dyn Write,
-    limit: u64,
+    (limit, what): (u64, &'static str),
     cancel: &AtomicBool,
     unreadable: impl Fn(io::Error) -> BuildError,
 ) -> Result<(), BuildError> {
@@ -150,7 +167,6 @@ fn copy_limited(
         };
         actual += length as u64;
         if actual > limit {
-            let what = "bytes of archive";
             return Err(BuildError::Apply(ApplyError::Limit { what, limit, actual }));
         }
         to.write_all(&piece[..length]).map_err(&unreadable)?;
@@ -265,11 +281,19 @@ mod tests {
             let mut to = Vec::new();
             let other = |source| BuildError::Unreadable { path: "-".into(), source };
             let cancel = AtomicBool::new(cancelled);
-            let result = copy_limited(&mut io::repeat(0), &mut to, 1 << 20, &cancel, other);
+            let result = copy_limited(&mut io::repeat(0), &mut to, (1 << 20, "bytes"), &cancel, other);
             assert!(to.len() <= 1 << 20);
             result.unwrap_err()
         };
         assert!(matches!(copy(false), BuildError::Apply(ApplyError::Limit { .. })));
         assert!(matches!(copy(true), BuildError::Cancelled));
+    }
+
+    #[test]
+    fn what_stops_an_archive_is_its_limit_or_the_room() {
+        let limits = Limits::vouched(1000);
+        assert_eq!(spool_limit(&limits, 1 << 30), (4000, ARCHIVE_BYTES));
+        assert_eq!(spool_limit(&limits, 1600), (1500, ARCHIVE_ROOM));
+        assert_eq!(spool_limit(&Limits::checked(), u64::MAX).1, ARCHIVE_ROOM);
     }
 }

@@ -23,6 +23,7 @@ use kiln_snapshotter::{LayerForm, MAX_LOWER};
 use crate::archive::{Archive, broken};
 use crate::cancel::BuildCancel;
 use crate::engine::Active;
+use crate::reread::{Stoppable, is_readable, side_by_side};
 use crate::stand::{prepare_layer, stand_on, unpack_layer};
 use crate::{BuildError, Engine};
 
@@ -73,16 +74,16 @@ pub(crate) fn load_layers(
         let known = engine.store.snapshot_by_chain(&next)?.filter(|id| engine.snapshots.contains(id));
         let Some(snapshot) = known else { break };
         let Some(record) = engine.store.layer(&snapshot)? else { break };
-        let whole = |blob: &LayerBlob| {
-            engine.store.open_blob(&blob.digest).is_ok_and(|(_, size_bytes)| size_bytes == blob.size_bytes)
-        };
-        // Loading it again makes it whole.
-        if !record.blob.as_ref().is_none_or(whole) {
-            break;
-        }
         chain = Some(next);
         records.push(record);
     }
+    let known: Vec<(&Promised, &LayerRecord)> = layers.iter().zip(&records).collect();
+    let is_whole = side_by_side(&known, cancel, |(layer, record)| match &record.blob {
+        Some(blob) => is_whole(engine, archive, layer, blob, cancel),
+        None => Ok(true),
+    })?;
+    // Loading it again makes it whole.
+    records.truncate(is_whole.iter().take_while(|is_whole| **is_whole).count());
     let missing = &layers[records.len()..];
     if engine.snapshots.form() == LayerForm::Tree {
         for layer in missing {
@@ -100,6 +101,62 @@ pub(crate) fn load_layers(
         }
     }
     Ok(records)
+}
+
+/// Whether the blob of a layer that the store knows is there; the archive mends it if it can.
+fn is_whole(
+    engine: &Engine,
+    archive: &Archive,
+    layer: &Promised,
+    blob: &LayerBlob,
+    cancel: &BuildCancel,
+) -> Result<bool, BuildError> {
+    let store = &engine.store;
+    let there = store.open_blob(&blob.digest).is_ok_and(|(_, size_bytes)| size_bytes == blob.size_bytes);
+    if there && !archive.heals() {
+        return Ok(true);
+    }
+    if (there && is_readable(engine, &blob.digest, cancel)?)
+        || mend(engine, archive, &layer.source, blob, cancel)?
+    {
+        return Ok(true);
+    }
+    // The archive has it packed otherwise, or broken itself: as it is, it may still do.
+    Ok(there)
+}
+
+/// Puts a blob into the store once more, if it is in the archive just so.
+fn mend(
+    engine: &Engine,
+    archive: &Archive,
+    source: &LayerSource,
+    blob: &LayerBlob,
+    cancel: &BuildCancel,
+) -> Result<bool, BuildError> {
+    let wanted = (blob.digest, blob.size_bytes);
+    let promised = source.expected.is_none_or(|expected| expected == wanted);
+    // It need not be there: so far nothing was read of a layer that is known.
+    let Some((inner, size_bytes)) = promised.then(|| archive.read(&source.name).ok()).flatten() else {
+        return Ok(false);
+    };
+    if size_bytes != blob.size_bytes {
+        return Ok(false);
+    }
+    let mut ingest = engine.store.ingest()?;
+    let reader = BufReader::with_capacity(256 << 10, Stoppable { inner, cancel });
+    let mut tee = Tee { reader, out: Some(&mut ingest), failed: None };
+    let copied = io::copy(&mut tee, &mut io::sink());
+    if cancel.flag().load(Ordering::Relaxed) {
+        return Err(BuildError::Cancelled);
+    }
+    if let Some(error) = tee.failed.take() {
+        return Err(not_written(engine, error));
+    }
+    match copied.is_ok().then(|| ingest.commit(Some(wanted))).transpose() {
+        Ok(committed) => Ok(committed.is_some()),
+        Err(kiln_content::Error::Mismatch { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 type Outcome<'a> = Result<Unpacked<'a>, BuildError>;

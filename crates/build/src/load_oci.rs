@@ -12,6 +12,7 @@ use crate::cancel::BuildCancel;
 use crate::image::MAX_CONFIG_BYTES;
 use crate::load::{Config, Loaded, MAX_MANIFEST_BYTES, load_image};
 use crate::load_layers::LayerSource;
+use crate::reread::is_readable;
 use crate::{BuildError, Engine};
 
 /// Indexes within indexes are followed this far.
@@ -226,14 +227,22 @@ fn keep_index(
     listed: &[Descriptor],
     cancel: &BuildCancel,
 ) -> Result<(), BuildError> {
+    let read = if archive.heals() { layer_blobs(engine, image)? } else { HashSet::new() };
     let mut blobs = Vec::with_capacity(listed.len());
     for blob in listed {
         if kiln_solver::Cancellation::is_cancelled(cancel) {
             return Err(BuildError::Cancelled);
         }
         engine.store.hold_blob(&blob.digest)?;
-        if !engine.store.has_blob(&blob.digest) {
-            let (mut reader, _) = archive.read(&blob_name(&blob.digest))?;
+        let name = blob_name(&blob.digest);
+        let is_whole = match engine.store.has_blob(&blob.digest) {
+            true if archive.heals() && !read.contains(&blob.digest) && archive.contains(&name) => {
+                is_readable(engine, &blob.digest, cancel)?
+            }
+            there => there,
+        };
+        if !is_whole {
+            let (mut reader, _) = archive.read(&name)?;
             let mut ingest = engine.store.ingest()?;
             std::io::copy(&mut reader, &mut ingest).map_err(|error| {
                 broken(archive.path(), &format!("{} cannot be copied ({error})", blob.digest))
@@ -243,6 +252,17 @@ fn keep_index(
         blobs.push(blob.digest);
     }
     Ok(engine.store.keep_index(&image.config, index, &blobs)?)
+}
+
+/// The blobs that an image's layers came as, which loading it has read.
+fn layer_blobs(engine: &Engine, image: &ImageRecord) -> Result<HashSet<Digest>, BuildError> {
+    let chain = image.snapshot.as_ref().and_then(|top| engine.snapshots.chain(top).ok());
+    let mut blobs = HashSet::new();
+    for id in chain.unwrap_or_default() {
+        let layer = engine.store.layer(&id)?;
+        blobs.extend(layer.and_then(|layer| layer.blob).map(|blob| blob.digest));
+    }
+    Ok(blobs)
 }
 
 /// What a descriptor leads to, itself included, each once: indexes may name each other's parts as often as

@@ -1,5 +1,6 @@
 //! This process's streams, joined to a container's.
 
+use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -25,46 +26,97 @@ pub struct AttachOptions {
     pub start: bool,
 }
 
+/// How a container's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// As a shell shows it.
+    pub code: i32,
+    /// The kernel killed processes of the container for want of memory.
+    pub oom_killed: bool,
+}
+
 /// How an attachment ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attached {
-    /// The process ended so, as a shell shows it.
-    Exited(i32),
+    /// The process ended.
+    Exited(Ended),
     /// The user has left it.
     Detached,
 }
 
-/// Where input goes, and where the terminal's size is told.
-enum Sink<'a> {
+/// Where input goes, and where the terminal's size is told. What cannot be taken yet waits here, and the
+/// rest with whoever sends it: blocking would stop output, and whoever waits for that takes no input.
+struct Sink<'a> {
+    to: To<'a>,
+    pending: VecDeque<(u8, Vec<u8>)>,
+}
+
+enum To<'a> {
     Monitor(&'a Client),
     Master(&'a OwnedFd),
 }
 
-impl Sink<'_> {
-    fn write(&self, bytes: &[u8]) -> Result<(), Error> {
-        match self {
-            Sink::Monitor(client) => {
-                let died = |_| Error::MonitorDied { name: client.name().to_owned() };
-                bytes
-                    .chunks(CHUNK)
-                    .try_for_each(|chunk| client.connection().send(STDIN, chunk, &[]).map_err(died))
+impl<'a> Sink<'a> {
+    fn new(to: To<'a>) -> Self {
+        if let To::Master(master) = to {
+            let _ = rustix::io::ioctl_fionbio(master, true);
+        }
+        Self { to, pending: VecDeque::new() }
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    fn input(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.pending.extend(bytes.chunks(CHUNK).map(|chunk| (STDIN, chunk.to_vec())));
+        self.flush()
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        if let To::Monitor(_) = self.to {
+            self.pending.push_back((STDIN, Vec::new()));
+        }
+        self.flush()
+    }
+
+    fn resize(&mut self) -> Result<(), Error> {
+        let Ok(size) = tcgetwinsize(io::stdout()) else { return Ok(()) };
+        match self.to {
+            To::Monitor(_) => {
+                let request = Request::Resize { rows: size.ws_row, columns: size.ws_col };
+                self.pending.extend(serde_json::to_vec(&request).ok().map(|bytes| (CONTROL, bytes)));
+                self.flush()
             }
-            Sink::Master(master) => {
-                write_all(master, bytes);
+            To::Master(master) => {
+                let _ = tcsetwinsize(master, size);
                 Ok(())
             }
         }
     }
 
-    fn resize(&self) {
-        let Ok(size) = tcgetwinsize(io::stdout()) else { return };
-        match self {
-            Sink::Monitor(client) => {
-                let request = Request::Resize { rows: size.ws_row, columns: size.ws_col };
-                let _ = client.connection().say(&request, &[]);
+    /// Passes on what is taken without waiting.
+    fn flush(&mut self) -> Result<(), Error> {
+        while let Some((tag, bytes)) = self.pending.front_mut() {
+            let result = match self.to {
+                To::Monitor(client) => client.connection().try_send(*tag, bytes, &[]).map(|()| bytes.len()),
+                To::Master(master) => rustix::io::write(master, bytes),
+            };
+            match result {
+                Ok(count) if count < bytes.len() => drop(bytes.drain(..count)),
+                Ok(_) => drop(self.pending.pop_front()),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(_) => match self.to {
+                    To::Monitor(client) => {
+                        return Err(Error::MonitorDied { name: client.name().to_owned() });
+                    }
+                    // The process is gone; its exit code is on its way.
+                    To::Master(_) => self.pending.clear(),
+                },
             }
-            Sink::Master(master) => drop(tcsetwinsize(master, size)),
         }
+        Ok(())
     }
 }
 
@@ -74,14 +126,14 @@ impl Sink<'_> {
 /// [`Error::Told`] when it does not start; [`Error::MonitorDied`].
 pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Error> {
     client.request(&Request::Attach { stdin: options.stdin, output: true })?;
-    let sink = Sink::Monitor(client);
+    let mut sink = Sink::new(To::Monitor(client));
     let mut local = Local::new(options);
     if options.start {
         client.request(&Request::Start)?;
     }
-    local.resize(&sink);
+    local.resize(&mut sink)?;
     loop {
-        let ready = local.wait(client, None)?;
+        let ready = local.wait(client, None, sink.is_blocked())?;
         if ready.monitor {
             let died = || Error::MonitorDied { name: client.name().to_owned() };
             let message = client.connection().receive().map_err(|_| died())?.ok_or_else(died)?;
@@ -89,15 +141,18 @@ pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Erro
                 STDOUT => write_all(io::stdout(), &message.bytes),
                 STDERR => write_all(io::stderr(), &message.bytes),
                 CONTROL => match message.parse() {
-                    Some(Reply::Exited { code }) => return Ok(Attached::Exited(code)),
+                    Some(Reply::Exited { code, oom_killed }) => {
+                        return Ok(Attached::Exited(Ended { code, oom_killed }));
+                    }
+                    Some(Reply::JustEnded) => return Err(Error::JustEnded),
                     Some(Reply::Failed { message, code }) => return Err(Error::Told { message, code }),
-                    Some(Reply::Started { .. }) => local.resize(&sink),
+                    Some(Reply::Started { .. }) => local.resize(&mut sink)?,
                     _ => {}
                 },
                 _ => {}
             }
         }
-        if local.carry(&ready, &sink)? {
+        if local.carry(&ready, &mut sink)? {
             return Ok(Attached::Detached);
         }
     }
@@ -113,38 +168,45 @@ pub fn attach_terminal(
     master: &OwnedFd,
     options: &AttachOptions,
 ) -> Result<Attached, Error> {
-    let sink = Sink::Master(master);
+    let mut sink = Sink::new(To::Master(master));
     let mut local = Local::new(options);
-    local.resize(&sink);
+    local.resize(&mut sink)?;
     let mut open = true;
     loop {
-        let ready = local.wait(client, open.then_some(master))?;
+        let ready = local.wait(client, open.then_some(master), sink.is_blocked())?;
         if ready.master {
-            open = pass_output(master);
+            open = pass_output(master) != Output::Ended;
         }
         if ready.monitor {
             let code = client.exit_code()?;
             // What it printed last is there by now.
-            let _ = rustix::io::ioctl_fionbio(master, true);
-            while pass_output(master) {}
-            return Ok(Attached::Exited(code));
+            while pass_output(master) == Output::Passed {}
+            return Ok(Attached::Exited(Ended { code, oom_killed: false }));
         }
-        if local.carry(&ready, &sink)? {
+        if local.carry(&ready, &mut sink)? {
             return Ok(Attached::Detached);
         }
     }
 }
 
-/// One read of the terminal; false when it is empty and will stay so.
-fn pass_output(master: &OwnedFd) -> bool {
+#[derive(PartialEq, Eq)]
+enum Output {
+    Passed,
+    NoneYet,
+    Ended,
+}
+
+/// One read of the terminal.
+fn pass_output(master: &OwnedFd) -> Output {
     let mut buffer = [0; 16 << 10];
     match rustix::io::read(master, &mut buffer) {
         Ok(count) if count > 0 => {
             write_all(io::stdout(), &buffer[..count]);
-            true
+            Output::Passed
         }
-        Err(Errno::INTR) => true,
-        _ => false,
+        Err(Errno::INTR) => Output::Passed,
+        Err(Errno::AGAIN) => Output::NoneYet,
+        _ => Output::Ended,
     }
 }
 
@@ -182,21 +244,23 @@ impl Local {
         Self { input_open: options.stdin, tell_end: !options.terminal, keys, saved, resized }
     }
 
-    fn resize(&self, sink: &Sink<'_>) {
-        if self.resized.is_some() {
-            sink.resize();
-        }
+    fn resize(&self, sink: &mut Sink<'_>) -> Result<(), Error> {
+        if self.resized.is_some() { sink.resize() } else { Ok(()) }
     }
 
-    fn wait(&self, client: &Client, master: Option<&OwnedFd>) -> Result<Ready, Error> {
+    /// Waits for one thing at least. With `blocked`, for the other side to take what it was sent, and not
+    /// for more input.
+    fn wait(&self, client: &Client, master: Option<&OwnedFd>, blocked: bool) -> Result<Ready, Error> {
         let stdin = rustix::stdio::stdin();
-        let mut fds = vec![PollFd::from_borrowed_fd(client.connection().as_fd(), PollFlags::IN)];
+        let flags = |waits| if waits { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let to_monitor = flags(blocked && master.is_none());
+        let mut fds = vec![PollFd::from_borrowed_fd(client.connection().as_fd(), to_monitor)];
         let mut places: Vec<fn(&mut Ready) -> &mut bool> = vec![|ready| &mut ready.monitor];
         if let Some(master) = master {
-            fds.push(PollFd::new(master, PollFlags::IN));
+            fds.push(PollFd::new(master, flags(blocked)));
             places.push(|ready| &mut ready.master);
         }
-        if self.input_open {
+        if self.input_open && !blocked {
             fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
             places.push(|ready| &mut ready.input);
         }
@@ -213,36 +277,35 @@ impl Local {
         }
         let mut ready = Ready::default();
         for (fd, place) in fds.iter().zip(places) {
-            *place(&mut ready) = !fd.revents().is_empty();
+            *place(&mut ready) = !(fd.revents() - PollFlags::OUT).is_empty();
         }
         Ok(ready)
     }
 
     /// Carries input and size; true when the user leaves.
-    fn carry(&mut self, ready: &Ready, sink: &Sink<'_>) -> Result<bool, Error> {
+    fn carry(&mut self, ready: &Ready, sink: &mut Sink<'_>) -> Result<bool, Error> {
         if ready.resized {
             while let Some(Ok(Some(_))) = self.resized.as_ref().map(SignalFd::read_signal) {}
-            sink.resize();
+            sink.resize()?;
         }
+        sink.flush()?;
         if !ready.input {
             return Ok(false);
         }
-        let mut buffer = [0; 4096];
+        let mut buffer = [0; CHUNK];
         match rustix::io::read(io::stdin(), &mut buffer) {
             Ok(0) => {
                 self.input_open = false;
-                if self.tell_end
-                    && let Sink::Monitor(client) = sink
-                {
-                    let _ = client.connection().send(STDIN, &[], &[]);
+                if self.tell_end {
+                    sink.end()?;
                 }
             }
             Ok(count) => {
                 let Some(keys) = &mut self.keys else {
-                    return sink.write(&buffer[..count]).map(|()| false);
+                    return sink.input(&buffer[..count]).map(|()| false);
                 };
                 let (passed, leaves) = keys.filter(&buffer[..count]);
-                sink.write(&passed)?;
+                sink.input(&passed)?;
                 return Ok(leaves);
             }
             Err(Errno::INTR | Errno::AGAIN) => {}

@@ -2,14 +2,16 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kiln_executor::{Cancel, Linux, ProcessSpec};
 use kiln_snapshotter::{Backend, Snapshotter};
 
 use crate::entry::start_monitor;
 use crate::monitor::{Monitor, Streams, Tools};
-use crate::wire::{Connection, Message, Reply, Request};
-use crate::{Container, Containers, Error, Status};
+use crate::store::PATIENCE;
+use crate::wire::{Connection, Message, Reply, Request, to_file};
+use crate::{Container, Containers, Ended, Error, Status};
 
 /// A connection to a container's monitor, for one matter.
 #[derive(Debug)]
@@ -39,10 +41,15 @@ impl Container {
     /// [`Error::NotRunning`] when there is none.
     pub fn connect(&self) -> Result<Client, Error> {
         let failed = |source| Error::Host { call: "connect to", path: self.dir().join("socket"), source };
-        // Only a lock tells whether somebody listens: a socket stays behind.
-        let connection = match self.state()?.status.is_active() {
-            true => Connection::open(self.dir()).map_err(failed)?,
-            false => None,
+        // Only the lock tells whether somebody listens: a socket stays behind, and records may be damaged.
+        let connection = match self.try_monitor()? {
+            None => Connection::open(self.dir()).map_err(failed)?,
+            Some(lock) => {
+                drop(lock);
+                // Notes the end of one whose monitor was killed.
+                let _ = self.state();
+                None
+            }
         };
         let name = self.called();
         match connection {
@@ -51,12 +58,14 @@ impl Container {
         }
     }
 
-    /// Has a monitor, which has not started anything yet; a connection to it. Whoever has no
-    /// connection left before [`Client::start`] lets it go again.
+    /// Has a monitor: one that has not started anything yet, or the one that somebody else has just
+    /// started; a connection to it. Whoever has no connection left before [`Client::start`] lets it go
+    /// again.
     ///
     /// # Errors
     /// [`Error::WrongState`] when it runs.
     pub fn prepare(&self, containers: &Containers, backend: Backend) -> Result<Client, Error> {
+        // Until the new monitor listens: who comes later meets that one.
         let _lock = self.lock()?;
         let name = self.called();
         match self.state()?.status {
@@ -64,11 +73,19 @@ impl Container {
             Status::Dead => return Err(Error::WrongState { name, problem: "is dead" }),
             _ => return Err(Error::WrongState { name, problem: "is running already" }),
         }
-        start_monitor(containers, self, backend)?;
         let failed = |source| Error::Host { call: "connect to", path: self.dir().join("socket"), source };
-        match Connection::open(self.dir()).map_err(failed)? {
-            Some(connection) => Ok(Client { connection, name }),
-            None => Err(Error::MonitorDied { name }),
+        let begun = Instant::now();
+        loop {
+            if let Some(free) = self.try_monitor()? {
+                drop(free);
+                start_monitor(containers, self, backend)?;
+            }
+            match Connection::open(self.dir()).map_err(failed)? {
+                Some(connection) => return Ok(Client { connection, name }),
+                // Its end is near, or somebody only looks.
+                None if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(1)),
+                None => return Err(Error::MonitorDied { name }),
+            }
         }
     }
 
@@ -85,8 +102,8 @@ impl Container {
         }
     }
 
-    /// Runs the container under this process, with its standard streams, until it ends; its exit
-    /// code. Nobody can attach to it then, and it dies with this process.
+    /// Runs the container under this process, with its standard streams, until it ends; how it
+    /// did. Nobody can attach to it then, and it dies with this process.
     ///
     /// # Errors
     /// As [`Client::start`].
@@ -96,7 +113,7 @@ impl Container {
         snapshots: Arc<dyn Snapshotter>,
         linux: Arc<Linux>,
         cancel: &Cancel,
-    ) -> Result<i32, Error> {
+    ) -> Result<Ended, Error> {
         let tools = Tools { containers: containers.clone(), snapshots, linux };
         Monitor::open(tools, self.clone(), Streams::Ours, cancel.clone())?.run_at_once()
     }
@@ -116,6 +133,7 @@ impl Client {
         let message = self.next()?;
         match message.parse() {
             Some(Reply::Failed { message, code }) => Err(Error::Told { message, code }),
+            Some(Reply::JustEnded) => Err(Error::JustEnded),
             Some(reply) => Ok((reply, message.fds)),
             None => Err(Error::Told { message: "the monitor is of another kiln".to_owned(), code: 125 }),
         }
@@ -146,6 +164,15 @@ impl Client {
     /// [`Error::MonitorDied`].
     pub fn stop(&self, signal: Option<i32>, seconds: Option<i64>) -> Result<(), Error> {
         self.ask(&Request::Stop { signal, seconds }, &[])?;
+        self.reply().map(drop)
+    }
+
+    /// Stops the process and starts it again, without anybody else coming between; returns once it runs.
+    ///
+    /// # Errors
+    /// [`Error::Told`] when it does not start; [`Error::MonitorDied`].
+    pub fn restart(&self, signal: Option<i32>, seconds: Option<i64>) -> Result<(), Error> {
+        self.ask(&Request::Restart { signal, seconds }, &[])?;
         self.reply().map(drop)
     }
 
@@ -194,7 +221,7 @@ impl Client {
     /// [`Error::MonitorDied`].
     pub fn exit_code(&self) -> Result<i32, Error> {
         loop {
-            if let (Reply::Exited { code }, _) = self.reply()? {
+            if let (Reply::Exited { code, .. }, _) = self.reply()? {
                 return Ok(code);
             }
         }
@@ -210,11 +237,13 @@ impl Client {
         streams: &[OwnedFd; 3],
         terminal: bool,
     ) -> Result<StartedExec, Error> {
-        let fds: Vec<_> = streams.iter().map(AsFd::as_fd).collect();
-        self.ask(&Request::Exec { process: Box::new(process.clone()), terminal }, &fds)?;
+        let file = to_file(process)
+            .map_err(|source| kiln_executor::ExecError::Start { step: "task".to_owned(), source })?;
+        let fds: Vec<_> = streams.iter().chain([&file]).map(AsFd::as_fd).collect();
+        self.ask(&Request::Exec { terminal }, &fds)?;
         match self.reply()? {
             (Reply::Started { pid }, fds) => Ok(StartedExec { pid, terminal: fds.into_iter().next() }),
-            (Reply::Exited { code }, _) => {
+            (Reply::Exited { code, .. }, _) => {
                 Err(Error::Told { message: "the process ended at once".to_owned(), code: code as u8 })
             }
             _ => Err(Error::MonitorDied { name: self.name.clone() }),

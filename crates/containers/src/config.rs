@@ -87,6 +87,8 @@ pub enum MountKind {
         name: String,
         /// It was made for this container and goes with it.
         anonymous: bool,
+        /// What the image has there goes into it while it is empty.
+        fill: bool,
     },
     /// Memory.
     Tmpfs {

@@ -81,6 +81,9 @@ pub enum Error {
         /// docker's exit code for it: 125, 126 or 127.
         code: u8,
     },
+    /// It ended between two questions.
+    #[error("the container has just ended")]
+    JustEnded,
     /// The monitor ended without a word.
     #[error("the monitor of container {name} died")]
     MonitorDied {

@@ -34,12 +34,13 @@ mod entry;
 mod keys;
 mod live;
 mod namespace;
+mod relay;
 mod remove;
 
 #[cfg(test)]
 mod testing;
 
-pub use attach::{AttachOptions, Attached, attach, attach_terminal};
+pub use attach::{AttachOptions, Attached, Ended, attach, attach_terminal};
 pub use client::{Client, StartedExec};
 pub use config::{Config, HealthCheck, Labels, LogOptions, MountKind, MountPoint, Port, RestartPolicy};
 pub use entry::monitor_if_asked;
@@ -50,6 +51,7 @@ pub use live::{Process, Usage, processes, usage};
 pub use log::{LogLine, LogReader};
 pub use namespace::monitor_process;
 pub use process::{handles_signal, signal_name, signal_number};
+pub use relay::Relay;
 pub use remove::{remove, sweep};
 pub use state::{Health, HealthResult, State, Status};
 pub use store::{Container, Containers};

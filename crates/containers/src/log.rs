@@ -82,16 +82,22 @@ impl LogWriter {
         self.append(&lines);
     }
 
-    fn append(&mut self, lines: &[u8]) {
-        if lines.is_empty() {
-            return;
-        }
-        if self.options.max_bytes.is_some_and(|max| self.size_bytes >= max) {
-            // If it cannot be put aside it grows.
-            let _ = self.rotate();
-        }
-        if self.file.write_all(lines).is_ok() {
-            self.size_bytes += lines.len() as u64;
+    fn append(&mut self, mut lines: &[u8]) {
+        while !lines.is_empty() {
+            let max = self.options.max_bytes.unwrap_or(u64::MAX);
+            let room = match self.size_bytes >= max && self.rotate().is_err() {
+                // It cannot be put aside: so it grows.
+                true => u64::MAX,
+                false => max.saturating_sub(self.size_bytes),
+            };
+            // The record that fills it is the last.
+            let room = usize::try_from(room).unwrap_or(usize::MAX).clamp(1, lines.len());
+            let end = lines[room - 1..].iter().position(|&b| b == b'\n').map_or(lines.len(), |at| room + at);
+            let (now, later) = lines.split_at(end);
+            if self.file.write_all(now).is_ok() {
+                self.size_bytes += now.len() as u64;
+            }
+            lines = later;
         }
     }
 
@@ -139,11 +145,17 @@ pub struct LogLine {
 /// Reads a log from its beginning, and goes on as it grows.
 #[derive(Debug)]
 pub struct LogReader {
-    path: PathBuf,
-    /// Files put aside, then the one that is written.
+    dir: PathBuf,
+    /// What comes behind the one that is read, the one that is written last.
     files: VecDeque<File>,
     open: Option<BufReader<File>>,
     line: Vec<u8>,
+}
+
+type FileId = (u64, u64);
+
+fn id_of(file: &File) -> io::Result<FileId> {
+    file.metadata().map(|file| (file.dev(), file.ino()))
 }
 
 impl LogReader {
@@ -152,21 +164,8 @@ impl LogReader {
     /// # Errors
     /// When there is one and it cannot be read.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        let path = dir.join("log");
-        let mut files = VecDeque::new();
-        for nth in 1.. {
-            match File::open(dir.join(format!("log.{nth}"))) {
-                Ok(file) => files.push_front(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(error),
-            }
-        }
-        match File::open(&path) {
-            Ok(file) => files.push_back(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        Ok(Self { path, files, open: None, line: Vec::new() })
+        let files = files_in(dir)?;
+        Ok(Self { dir: dir.to_owned(), files, open: None, line: Vec::new() })
     }
 
     /// The next piece; `None`: there is none yet.
@@ -176,10 +175,12 @@ impl LogReader {
     pub fn next_line(&mut self) -> io::Result<Option<LogLine>> {
         loop {
             let Some(open) = &mut self.open else {
+                if self.files.is_empty() {
+                    self.files = files_in(&self.dir)?;
+                }
                 match self.files.pop_front() {
                     Some(file) => self.open = Some(BufReader::new(file)),
-                    None if !self.take_newer(None)? => return Ok(None),
-                    None => {}
+                    None => return Ok(None),
                 }
                 continue;
             };
@@ -193,33 +194,62 @@ impl LogReader {
                 }
                 continue;
             }
-            if !self.files.is_empty() {
-                self.open = None;
-                self.line.clear();
+            if self.files.is_empty() {
+                let here = id_of(open.get_ref())?;
+                self.files = self.newer(here)?;
+                if self.files.is_empty() {
+                    return Ok(None);
+                }
+                // It may have grown between the last look and the moment it was put aside.
                 continue;
             }
-            let here = open.get_ref().metadata()?;
-            if !self.take_newer(Some((here.dev(), here.ino())))? {
-                return Ok(None);
-            }
+            self.open = None;
+            self.line.clear();
         }
     }
 
-    /// Opens the log that has taken the place of the one that was read; whether there is one.
-    fn take_newer(&mut self, than: Option<(u64, u64)>) -> io::Result<bool> {
-        match File::open(&self.path) {
-            Ok(file) => {
-                let there = file.metadata()?;
-                if than == Some((there.dev(), there.ino())) {
-                    return Ok(false);
-                }
-                (self.open, self.line) = (Some(BufReader::new(file)), Vec::new());
-                Ok(true)
+    /// The files that came after `here`; all of them when that is gone.
+    fn newer(&self, here: FileId) -> io::Result<VecDeque<File>> {
+        let mut files = files_in(&self.dir)?;
+        let mut known = None;
+        for (at, file) in files.iter().enumerate() {
+            if id_of(file)? == here {
+                known = Some(at);
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
         }
+        files.drain(..known.map_or(0, |at| at + 1));
+        Ok(files)
     }
+}
+
+/// The files of the log, oldest first. Looks until nothing is put aside meanwhile.
+fn files_in(dir: &Path) -> io::Result<VecDeque<File>> {
+    let look = || -> io::Result<(Vec<FileId>, VecDeque<File>)> {
+        let (mut ids, mut files) = (Vec::new(), VecDeque::new());
+        let names = std::iter::once("log".to_owned()).chain((1..).map(|nth| format!("log.{nth}")));
+        for name in names {
+            match File::open(dir.join(&name)) {
+                Ok(file) => {
+                    ids.push(id_of(&file)?);
+                    files.push_front(file);
+                }
+                // Between two names of the newest there is none for a moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && name == "log" => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((ids, files))
+    };
+    let mut last = look()?;
+    for _ in 0..100 {
+        let again = look()?;
+        if again.0 == last.0 {
+            break;
+        }
+        last = again;
+    }
+    Ok(last.1)
 }
 
 fn parse(line: &[u8]) -> Option<LogLine> {
@@ -283,6 +313,25 @@ mod tests {
         assert!(dir.path().join("log.2").exists() && !dir.path().join("log.3").exists());
         let kept = all(&mut LogReader::open(dir.path()).unwrap());
         assert!(kept.len() < 40 && kept.last().unwrap().1 == "39\n", "{kept:?}");
+    }
+
+    #[test]
+    fn one_write_fills_several_files_and_none_beyond_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LogOptions { none: false, max_bytes: Some(1000), max_files: 50 };
+        let mut log = LogWriter::open(dir.path(), options).unwrap();
+        let mut reader = LogReader::open(dir.path()).unwrap();
+        log.write(Stream::Stdout, b"first\n");
+        assert_eq!(all(&mut reader).len(), 1);
+        log.write(Stream::Stdout, &b"\n".repeat(200));
+        let record = fs::read(dir.path().join("log")).unwrap().split_inclusive(|&b| b == b'\n').count();
+        assert!(record > 0 && dir.path().join("log.9").exists());
+        for nth in 1..10 {
+            let size = fs::metadata(dir.path().join(format!("log.{nth}"))).unwrap().len();
+            assert!((1000..1100).contains(&size), "{size}");
+        }
+        // A reader that looks only now misses nothing of what was put aside.
+        assert_eq!(all(&mut reader).len(), 200);
     }
 
     #[test]

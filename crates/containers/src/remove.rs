@@ -40,7 +40,7 @@ fn take_apart(
     containers.remove(container)?;
     let all = Volumes::open(containers.root());
     for mount in config.iter().flat_map(|config| &config.mounts) {
-        if let MountKind::Volume { name, anonymous: true } = &mount.kind {
+        if let MountKind::Volume { name, anonymous: true, .. } = &mount.kind {
             match all.remove(name, containers) {
                 Ok(()) | Err(Error::NoVolume { .. } | Error::VolumeInUse { .. }) => {}
                 Err(error) => return Err(error),

@@ -12,7 +12,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,6 +35,9 @@ pub struct Container {
     id: ContainerId,
     dir: PathBuf,
 }
+
+/// How long a lock may be taken by somebody who only looks.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 const NAMES: &str = ".names";
 /// Has a file for each container that goes with its end.
@@ -136,7 +139,8 @@ impl Containers {
         match container.config() {
             Ok(config) if config.name == name => Ok(Some(id)),
             Ok(_) | Err(Error::Gone { .. }) => Ok(None),
-            Err(error) => Err(error),
+            // A record that nobody can read keeps its name: so it can be removed by it.
+            Err(_) => Ok(Some(id)),
         }
     }
 
@@ -311,7 +315,8 @@ impl Container {
             state.status = Status::Exited;
             (state.pid, state.exit_code, state.finished) = (0, 137, Time::now());
             "its monitor died".clone_into(&mut state.error);
-            self.write_state(&state)?;
+            // On a full disk it is so too; the next who looks notes it.
+            let _ = self.write_state(&state);
         }
         Ok(state)
     }
@@ -365,9 +370,23 @@ impl Container {
         }
     }
 
-    /// Waits for the monitor's lock: until the last monitor, or whoever looked for one, is gone.
+    /// Waits for the monitor's lock, which whoever looks for one has for a moment.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] when somebody looks after the container.
     pub(crate) fn lock_monitor(&self) -> Result<File, Error> {
-        self.wait_for("monitor")
+        let begun = Instant::now();
+        loop {
+            match self.try_monitor()? {
+                Some(lock) if self.dir.exists() => return Ok(lock),
+                Some(_) => return Err(Error::Gone { id: self.id.short().to_owned() }),
+                None if begun.elapsed() > PATIENCE => {
+                    let name = self.id.short().to_owned();
+                    return Err(Error::WrongState { name, problem: "is running already" });
+                }
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
     }
 
     /// Keeps others from starting, renaming, changing or removing the container.

@@ -133,6 +133,42 @@ impl Volumes {
         self.find(name).map(|volume| self.dir.join(volume.name).join("_data"))
     }
 
+    /// Has `fill` fill the volume's directory, if that is empty: one at a time, and anew after one that did
+    /// not come to its end.
+    ///
+    /// # Errors
+    /// As [`Volumes::find`]; those of `fill`.
+    pub fn fill<E: From<Error>>(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let data = self.data(name)?;
+        let dir = self.dir.join(name);
+        let lock = File::open(&dir).and_then(|dir| dir.lock().map(|()| dir));
+        let _lock = lock.map_err(failed("lock", &dir))?;
+        let filling = dir.join("filling");
+        let clear = || {
+            for entry in fs::read_dir(&data)? {
+                let entry = entry?;
+                match entry.file_type()?.is_dir() {
+                    true => fs::remove_dir_all(entry.path())?,
+                    false => fs::remove_file(entry.path())?,
+                }
+            }
+            Ok(())
+        };
+        if filling.exists() {
+            clear().map_err(failed("empty", &data))?;
+        }
+        if fs::read_dir(&data).map_err(failed("read", &data))?.next().is_some() {
+            return Ok(());
+        }
+        File::create(&filling).map_err(failed("create", &filling))?;
+        fill(&data)?;
+        Ok(fs::remove_file(&filling).map_err(failed("remove", &filling))?)
+    }
+
     /// All volumes, by name.
     ///
     /// # Errors
@@ -203,7 +239,7 @@ mod tests {
         fs::write(volumes.data("data").unwrap().join("x"), "x").unwrap();
         let mut user = config("web");
         user.mounts.push(MountPoint {
-            kind: MountKind::Volume { name: "data".to_owned(), anonymous: false },
+            kind: MountKind::Volume { name: "data".to_owned(), anonymous: false, fill: true },
             target: "/data".to_owned(),
             read_only: false,
         });
@@ -212,6 +248,23 @@ mod tests {
         containers.remove(&container).unwrap();
         volumes.remove("data", &containers).unwrap();
         assert!(matches!(volumes.data("data"), Err(Error::NoVolume { .. })));
+        volumes.create("empty", &BTreeMap::new(), false).unwrap();
+        let fill = |text: &'static str| {
+            move |data: &Path| {
+                fs::write(data.join("x"), text).unwrap();
+                Ok::<_, Error>(())
+            }
+        };
+        let broken = |data: &Path| {
+            fs::write(data.join("half"), "x").unwrap();
+            Err(Error::NoVolume { name: "broken".to_owned() })
+        };
+        assert!(volumes.fill("empty", broken).is_err());
+        volumes.fill("empty", fill("1")).unwrap();
+        volumes.fill("empty", fill("2")).unwrap();
+        let data = volumes.data("empty").unwrap();
+        assert_eq!(fs::read_to_string(data.join("x")).unwrap(), "1");
+        assert_eq!(fs::read_dir(data).unwrap().count(), 1);
         assert!(volumes.create("../up", &BTreeMap::new(), false).is_err());
     }
 }

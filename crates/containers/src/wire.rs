@@ -1,13 +1,14 @@
 //! What a container's monitor and its clients say to each other: messages over `socket`, each a letter
 //! and bytes.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use kiln_executor::ProcessSpec;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -28,8 +29,11 @@ pub(crate) const STDERR: u8 = b'e';
 
 /// At most so many bytes of a stream travel with one message.
 pub(crate) const CHUNK: usize = 32 << 10;
-/// A request holds a whole environment; the kernel's limit for a message is about 200 KiB.
+/// The kernel's limit for a message is about 200 KiB.
 const MAX_MESSAGE_BYTES: usize = 192 << 10;
+
+/// Text as JSON may be six times as long.
+const MAX_PROCESS_BYTES: u64 = 32 << 20;
 
 /// What clients ask for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,15 +49,18 @@ pub(crate) enum Request {
     Kill { signal: i32 },
     /// Ask it to end; [`Reply::Done`] when it has.
     Stop { signal: Option<i32>, seconds: Option<i64> },
+    /// Ask it to end, and start it again; [`Reply::Started`].
+    Restart { signal: Option<i32>, seconds: Option<i64> },
     /// Hold all processes.
     Pause,
     /// Let them go on.
     Unpause,
     /// [`Reply::Exited`] when it has ended.
     Wait,
-    /// Run another process beside it. Three descriptors come with this, its standard streams; with a
-    /// terminal they count for nothing, and the terminal's master comes with [`Reply::Started`].
-    Exec { process: Box<ProcessSpec>, terminal: bool },
+    /// Run another process beside it. Four descriptors come with this: its standard streams, and a file
+    /// with its [`ProcessSpec`], which may be larger than any message. With a terminal the streams count for
+    /// nothing, and the terminal's master comes with [`Reply::Started`].
+    Exec { terminal: bool },
     /// What it was asked to be has changed.
     Reload,
 }
@@ -66,11 +73,33 @@ pub(crate) enum Reply {
     /// The process runs.
     Started { pid: i32 },
     /// The process ended so, as a shell shows it.
-    Exited { code: i32 },
+    Exited {
+        code: i32,
+        /// The kernel killed processes of the container for want of memory.
+        #[serde(default)]
+        oom_killed: bool,
+    },
+    /// Its process has just ended, and the monitor is about to go.
+    JustEnded,
     /// It could not be done.
     Failed { message: String, code: u8 },
     /// Done, and there is something to say.
     Warning { message: String },
+}
+
+/// Puts a process into a file in memory.
+pub(crate) fn to_file(process: &ProcessSpec) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create("kiln-exec", MemfdFlags::CLOEXEC)?);
+    serde_json::to_writer(&mut file, process)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// Reads what [`to_file`] wrote. At most a few megabytes: as much as `execve` takes.
+pub(crate) fn from_file(file: OwnedFd) -> io::Result<ProcessSpec> {
+    let mut bytes = Vec::new();
+    File::from(file).take(MAX_PROCESS_BYTES).read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// A message that was received.

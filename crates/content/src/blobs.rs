@@ -125,14 +125,15 @@ impl Store {
         Ok(file)
     }
 
-    /// Stores `bytes`, held as long as this handle lives; costs one system call when they are there.
+    /// Stores `bytes`, held as long as this handle lives. What is there already is read, and replaced if
+    /// it is damaged: this is for documents.
     ///
     /// # Errors
     /// [`Error::Host`].
     pub fn put_blob(&self, bytes: &[u8]) -> Result<Digest, Error> {
         let digest = Digest::of(bytes);
         self.hold_blob(&digest)?;
-        if !self.has_blob(&digest) {
+        if self.read_blob(&digest, bytes.len() as u64).is_err() {
             let mut ingest = self.ingest()?;
             let path = ingest.path.clone();
             ingest.write_all(bytes).map_err(Error::host("write", path))?;
@@ -202,16 +203,11 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        (dir, store)
-    }
+    use crate::store::tests::new_store;
 
     #[test]
     fn what_was_put_is_read_back() {
-        let (_dir, store) = store();
+        let (_dir, store) = new_store();
         let digest = store.put_blob(b"hello").unwrap();
         assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
         assert_eq!(store.put_blob(b"hello").unwrap(), digest);
@@ -221,7 +217,7 @@ mod tests {
 
     #[test]
     fn wrong_content_leaves_nothing() {
-        let (dir, store) = store();
+        let (dir, store) = new_store();
         let mut ingest = store.ingest().unwrap();
         ingest.write_all(b"hello").unwrap();
         let wrong = ingest.commit(Some((Digest::of(b"other"), 5)));
@@ -232,7 +228,7 @@ mod tests {
 
     #[test]
     fn damaged_blob_is_noticed_when_read() {
-        let (_dir, store) = store();
+        let (_dir, store) = new_store();
         let digest = store.put_blob(b"hello").unwrap();
         fs::write(store.blob_path(&digest), b"hellO").unwrap();
         assert!(matches!(store.read_blob(&digest, 100), Err(Error::Mismatch { .. })));
@@ -240,7 +236,7 @@ mod tests {
 
     #[test]
     fn damaged_blob_is_replaced_when_it_comes_again() {
-        let (_dir, store) = store();
+        let (_dir, store) = new_store();
         let digest = store.put_blob(b"hello").unwrap();
         for damage in [&b"hellO"[..], b"hel", b""] {
             fs::write(store.blob_path(&digest), damage).unwrap();
@@ -248,12 +244,15 @@ mod tests {
             ingest.write_all(b"hello").unwrap();
             ingest.commit(None).unwrap();
             assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
+            fs::write(store.blob_path(&digest), damage).unwrap();
+            store.put_blob(b"hello").unwrap();
+            assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
         }
     }
 
     #[test]
     fn only_dead_writers_files_are_swept() {
-        let (dir, store) = store();
+        let (dir, store) = new_store();
         let living = store.ingest().unwrap();
         fs::write(dir.path().join("ingest/dead"), b"x").unwrap();
         assert_eq!(store.sweep_ingest().unwrap(), 1);

@@ -87,11 +87,11 @@ fn list(dir: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tests::new_store;
 
     #[test]
     fn blobs_and_strays_are_told_apart() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (dir, store) = new_store();
         let digest = store.put_blob(b"hello").unwrap();
         let root = dir.path().join("blobs/sha256");
         let hex = Digest::of(b"other").hex();
@@ -108,8 +108,7 @@ mod tests {
 
     #[test]
     fn damaged_blob_is_not_good() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (_dir, store) = new_store();
         let digest = store.put_blob(b"hello").unwrap();
         assert!(store.is_blob_good(&digest).unwrap());
         fs::write(store.blob_path(&digest), "hellO").unwrap();

@@ -113,11 +113,11 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tests::new_store;
 
     #[test]
     fn keys_live_as_long_as_their_lease() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (_dir, store) = new_store();
         let lease = store.lease().unwrap();
         let (one, two) = (lease.new_key(), lease.new_key());
         assert_ne!(one, two);
@@ -128,8 +128,7 @@ mod tests {
 
     #[test]
     fn only_leases_of_the_dead_are_swept() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (_dir, store) = new_store();
         let lease = store.lease().unwrap();
         fs::write(store.lease_path("00aa"), "").unwrap();
         assert_eq!(store.sweep_leases().unwrap(), 1);
@@ -139,8 +138,7 @@ mod tests {
 
     #[test]
     fn lock_file_of_a_killed_process_counts_as_dead() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (_dir, store) = new_store();
         fs::write(store.lease_path("00aa"), "").unwrap();
         assert!(!store.is_key_live(&"00aa-7".parse().unwrap()));
         assert!(!store.lease_path("00aa").exists());

@@ -149,16 +149,11 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        (dir, store)
-    }
+    use crate::store::tests::new_store;
 
     #[test]
     fn packed_layers_are_found_while_their_blob_is_there() {
-        let (_dir, store) = store();
+        let (_dir, store) = new_store();
         let (diff_id, other) = (DiffId(Digest::of(b"tar")), DiffId(Digest::of(b"other")));
         let blob = store.put_blob(b"packed").unwrap();
         let record = PackedRecord {
@@ -183,7 +178,7 @@ mod tests {
 
     #[test]
     fn an_index_is_kept_with_what_it_lists() {
-        let (_dir, store) = store();
+        let (_dir, store) = new_store();
         let config = Digest::of(b"config");
         let index = store.put_blob(b"index").unwrap();
         let others = [Digest::of(b"a"), Digest::of(b"b")];

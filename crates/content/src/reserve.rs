@@ -69,11 +69,11 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::store::tests::new_store;
 
     #[test]
     fn space_is_set_aside_by_whoever_writes_a_record() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (dir, store) = new_store();
         if free_bytes(dir.path()) < PLENTY_BYTES {
             eprintln!("SKIPPED ALOUD: the disk is nearly full");
             return;
@@ -88,8 +88,7 @@ mod tests {
 
     #[test]
     fn space_is_set_aside_once_and_kept_while_the_disk_has_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (dir, store) = new_store();
         if free_bytes(dir.path()) < PLENTY_BYTES {
             eprintln!("SKIPPED ALOUD: the disk is nearly full");
             return;

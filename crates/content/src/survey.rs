@@ -298,6 +298,7 @@ fn forget(writer: &mut Writer<'_>, snapshot: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tests::new_store;
 
     fn id(name: &str) -> SnapshotId {
         name.parse().unwrap()
@@ -316,8 +317,7 @@ mod tests {
 
     #[test]
     fn snapshot_is_forgotten_only_when_nothing_unexpected_needs_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (_dir, store) = new_store();
         store.cache_put(&[Digest::of(b"k")], &cached("s"), false).unwrap();
         store.put_image(&image("s")).unwrap();
         let config = image("s").config;
@@ -340,8 +340,7 @@ mod tests {
 
     #[test]
     fn damaged_snapshot_takes_its_images_and_their_names_along() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (_dir, store) = new_store();
         for name in ["s", "t"] {
             store.put_image(&image(name)).unwrap();
             store.set_name(&name.parse().unwrap(), &image(name)).unwrap();
@@ -355,8 +354,7 @@ mod tests {
 
     #[test]
     fn use_is_noted_once_an_hour() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (_dir, store) = new_store();
         store.hold_snapshot(&id("s")).unwrap();
         store.put_disk_bytes(&[(id("s"), 4096)]).unwrap();
         let mut seen = Vec::new();
@@ -371,8 +369,7 @@ mod tests {
 
     #[test]
     fn blobs_of_images_and_layers_are_needed() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let (_dir, store) = new_store();
         let blob = store.put_blob(b"blob").unwrap();
         assert!(!store.is_blob_needed(&blob).unwrap());
         let record = LayerRecord {

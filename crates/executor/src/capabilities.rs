@@ -74,6 +74,17 @@ impl Default for Capabilities {
 }
 
 impl Capabilities {
+    /// What this set has beside the default, and what it lacks of it.
+    pub fn differences(self) -> (Self, Self) {
+        let usual = Self::default().0;
+        (Self(self.0 & !usual), Self(usual & !self.0))
+    }
+
+    /// Their names, without `CAP_`, by number.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        NAMES.iter().enumerate().filter(move |(at, _)| self.0 >> at & 1 == 1).map(|(_, name)| *name)
+    }
+
     /// All that have a name.
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
 

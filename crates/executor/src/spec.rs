@@ -161,7 +161,8 @@ impl ResourceLimit {
         "rttime",
     ];
 
-    pub(crate) fn name(self) -> &'static str {
+    /// As docker's `--ulimit` calls it.
+    pub fn name(self) -> &'static str {
         usize::try_from(self.resource).ok().and_then(|number| Self::NAMES.get(number)).unwrap_or(&"?")
     }
 

@@ -1,11 +1,10 @@
 //! Whole trees: copied, removed.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 
-use crate::copy::{CopyError, CopyRequest, TopDir, copy};
+use crate::copy::{CopyError, CopyRequest, copy};
 use crate::index::{ScanError, ScanOptions, scan};
 use crate::node;
 
@@ -37,20 +36,7 @@ pub enum TreeError {
 /// [`TreeError`]; `to` is left half done.
 pub fn clone_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>, cancel: &AtomicBool) -> Result<(), TreeError> {
     let entries = scan(from, b"", &ScanOptions { hash: false, filter: None, stat_cache: None, cancel })?;
-    copy(&CopyRequest {
-        from,
-        frozen: true,
-        entries: &entries,
-        passed: &HashSet::new(),
-        strip: b"",
-        to,
-        destination: b"",
-        owner: None,
-        mode: None,
-        parent_mode: 0o755,
-        top: TopDir::Itself,
-        cancel,
-    })?;
+    copy(&CopyRequest::tree(from, &entries, to, cancel))?;
     Ok(())
 }
 

@@ -26,8 +26,8 @@ pub struct CopyRequest<'a> {
     /// The selected entries, in the order of a scan.
     pub entries: &'a [Entry],
     /// Paths of directories among the entries that were not selected themselves, only something
-    /// below them: one that exists at the destination keeps its owner and time.
-    pub passed: &'a HashSet<Vec<u8>>,
+    /// below them: one that exists at the destination keeps its owner and time. `None`: there are none.
+    pub passed: Option<&'a HashSet<Vec<u8>>>,
     /// Prefix removed from the entries' paths.
     pub strip: &'a [u8],
     /// Root of the destination tree.
@@ -44,6 +44,32 @@ pub struct CopyRequest<'a> {
     pub top: TopDir,
     /// Set by somebody else to stop.
     pub cancel: &'a AtomicBool,
+}
+
+impl<'a> CopyRequest<'a> {
+    /// What makes `to` like the tree `from`, a committed snapshot's, as far as `entries` go: owners,
+    /// modes and times included, the root directory's as well.
+    pub fn tree(
+        from: BorrowedFd<'a>,
+        entries: &'a [Entry],
+        to: BorrowedFd<'a>,
+        cancel: &'a AtomicBool,
+    ) -> Self {
+        Self {
+            from,
+            frozen: true,
+            entries,
+            passed: None,
+            strip: b"",
+            to,
+            destination: b"",
+            owner: None,
+            mode: None,
+            parent_mode: 0o755,
+            top: TopDir::Itself,
+            cancel,
+        }
+    }
 }
 
 /// New permission bits from old ones; the second argument says whether it is a directory.
@@ -272,7 +298,7 @@ impl Copier<'_> {
             }
             other => other.map_err(host(path))?,
         };
-        if !made && self.request.passed.contains(&entry.path) {
+        if !made && self.request.passed.is_some_and(|passed| passed.contains(&entry.path)) {
             return fs::fchmod(&directory, Mode::from_raw_mode(entry.mode & 0o7777))
                 .named("fchmod")
                 .map_err(host(path));

@@ -196,7 +196,7 @@ fn all_mounts(args: &RunArgs, settings: &RunConfig) -> Result<Vec<MountPoint>, F
     for target in settings.volumes.keys() {
         // What the user mounts there takes its place.
         if found.iter().all(|mount| mount.target.trim_end_matches('/') != target.trim_end_matches('/')) {
-            found.push(mounts::anonymous(target.clone(), false)?);
+            found.push(mounts::anonymous(target.clone(), false, true)?);
         }
     }
     for (at, mount) in found.iter().enumerate() {
@@ -264,8 +264,15 @@ fn health(settings: &mut RunConfig, args: &RunArgs) -> Result<Option<HealthCheck
         _ => return Ok(None),
     };
     let time = |flag: &Option<String>, key: &str, usual: u64| match flag {
-        Some(text) => parse_duration(text)
-            .ok_or_else(|| Failure::usage(format!("{text:?} is no duration such as 30s or 1m30s"))),
+        Some(text) => match parse_duration(text) {
+            // docker: 0 is what there is without the flag.
+            Some(Duration::ZERO) => Ok(Duration::from_secs(usual)),
+            Some(time) if time < Duration::from_millis(1) => {
+                Err(Failure::usage(format!("{text:?} is too short: a millisecond is the least")))
+            }
+            Some(time) => Ok(time),
+            None => Err(Failure::usage(format!("{text:?} is no duration such as 30s or 1m30s"))),
+        },
         None => Ok(match image[key].as_u64() {
             Some(nanos) if nanos > 0 => Duration::from_nanos(nanos),
             _ => Duration::from_secs(usual),
@@ -324,7 +331,7 @@ pub(super) fn volume_name() -> Result<String, Failure> {
 /// Whether a mount is a volume.
 pub(super) fn volume_of(mount: &MountPoint) -> Option<(&str, bool)> {
     match &mount.kind {
-        MountKind::Volume { name, anonymous } => Some((name, *anonymous)),
+        MountKind::Volume { name, anonymous, .. } => Some((name, *anonymous)),
         _ => None,
     }
 }

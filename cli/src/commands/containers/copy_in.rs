@@ -1,6 +1,5 @@
 //! `kiln cp SOURCE CONTAINER:/PATH`
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -30,13 +29,17 @@ pub(super) fn run(
         copy(session, args, root.as_fd(), path)?;
         return Ok(0);
     }
-    if let Some((dir, rest)) = mounted(session, &container.config()?, path)? {
-        copy(session, args, open_dir(&dir)?.as_fd(), &rest)?;
-        return Ok(0);
-    }
+    let config = container.config()?;
     let options = OpenOptions { durable: true, ..OpenOptions::default() };
     let root = session.engine.snapshots.open_active(&container.id().key(), &options)?;
-    copy(session, args, root.as_fd(), path)?;
+    let refused = |what: &str| Failure::source(format!("{} in the container {what}", escape::path(path)));
+    match mounted(session, &config, root.as_fd(), path)? {
+        Some(at) if at.read_only => return Err(refused("is mounted read-only")),
+        Some(at) if at.is_file => return Err(refused("is a file of the host, mounted there")),
+        Some(at) => copy(session, args, open_dir(&at.dir)?.as_fd(), &at.path)?,
+        None if config.process.read_only => return Err(refused("is in a root that is read-only")),
+        None => copy(session, args, root.as_fd(), path)?,
+    }
     Ok(0)
 }
 
@@ -92,18 +95,12 @@ fn copy(session: &Session, args: &CpArgs, root: BorrowedFd<'_>, path: &[u8]) -> 
         }
     };
     let request = CopyRequest {
-        from: from.as_fd(),
         frozen: false,
-        entries: &entries,
-        passed: &HashSet::new(),
         strip: &name,
-        to: root,
         destination: &destination,
         owner: (!args.archive).then_some((0, 0)),
-        mode: None,
-        parent_mode: 0o755,
         top: if contents { TopDir::Contents } else { TopDir::Itself },
-        cancel,
+        ..CopyRequest::tree(from.as_fd(), &entries, root, cancel)
     };
     kiln_layer::copy(&request).map(drop).map_err(|error| missing(&error))
 }

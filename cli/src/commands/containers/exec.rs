@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 
-use kiln_containers::{AttachOptions, attach as join, attach_terminal};
+use kiln_containers::{AttachOptions, Relay, Status, attach as join, attach_terminal};
 
 use super::config::env_file;
 use crate::args::containers::{AttachArgs, ExecArgs};
@@ -46,15 +46,12 @@ pub(super) fn run(session: &Session, args: &ExecArgs) -> Result<u8, Failure> {
     let client = container.connect()?;
     let failed = |error: std::io::Error| Failure::store(format!("no descriptor is left: {error}"));
     let null = || std::fs::File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-    let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
-    let streams = if args.detach {
-        [null(), null(), null()]
+    let (streams, relay) = if args.detach || args.tty {
+        ([null().map_err(failed)?, null().map_err(failed)?, null().map_err(failed)?], None)
     } else {
-        let stdin = if args.interactive { own(rustix::stdio::stdin()) } else { null() };
-        [stdin, own(rustix::stdio::stdout()), own(rustix::stdio::stderr())]
+        let (streams, relay) = Relay::of_standard_streams(args.interactive).map_err(failed)?;
+        (streams, Some(relay))
     };
-    let [stdin, stdout, stderr] = streams;
-    let streams = [stdin.map_err(failed)?, stdout.map_err(failed)?, stderr.map_err(failed)?];
     let started = client.exec(&process, &streams, args.tty)?;
     if args.detach {
         return Ok(0);
@@ -72,12 +69,18 @@ pub(super) fn run(session: &Session, args: &ExecArgs) -> Result<u8, Failure> {
     // docker: a signal ends this command, and the process goes on.
     session.proxy_signals(|signal| std::process::exit(128 + signal as i32));
     drop(streams);
-    Ok(shell_code(client.exit_code()?))
+    let code = client.exit_code()?;
+    relay.into_iter().for_each(Relay::finish);
+    Ok(shell_code(code))
 }
 
 pub(super) fn attach(session: &Session, args: &AttachArgs) -> Result<u8, Failure> {
     let container = session.containers.find(&args.container)?;
     let config = container.config()?;
+    if container.state()?.status == Status::Paused {
+        let name = config.name;
+        return Err(kiln_containers::Error::WrongState { name, problem: "is paused" }.into());
+    }
     let options = AttachOptions {
         stdin: config.open_stdin && !args.no_stdin,
         terminal: config.tty,

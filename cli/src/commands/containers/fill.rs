@@ -1,28 +1,28 @@
-//! Volumes of a new container, filled from the image where they are new.
+//! Volumes of a new container, filled from the image where they are empty.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use kiln_containers::{Config, Volumes};
+use kiln_containers::{Config, MountKind, Volumes};
 use kiln_layer::{CopyRequest, EntryKind, ScanOptions, TopDir, beneath};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, fchmod, fchown, openat};
 
-use super::config::volume_of;
 use crate::errors::Failure;
 use crate::session::Session;
 
-/// Makes the volumes that are not there, with what the image has in their place, as docker does.
+/// Makes the volumes that are not there, and puts what the image has in their place into those that are
+/// empty, as docker does.
 pub(crate) fn volumes(session: &Session, config: &Config) -> Result<(), Failure> {
     let volumes = Volumes::open(session.containers.root());
     for mount in &config.mounts {
-        let Some((name, anonymous)) = volume_of(mount) else { continue };
-        if !volumes.create(name, &BTreeMap::new(), anonymous)? {
-            continue;
-        }
-        if let Some(snapshot) = &config.snapshot {
-            let view = session.engine.snapshots.open_view(snapshot)?;
-            fill(session, view.as_fd(), mount.target.as_bytes(), &volumes.data(name)?)?;
+        let MountKind::Volume { name, anonymous, fill: wanted } = &mount.kind else { continue };
+        volumes.create(name, &BTreeMap::new(), *anonymous)?;
+        if let Some(snapshot) = config.snapshot.as_ref().filter(|_| *wanted) {
+            volumes.fill(name, |data| {
+                let view = session.engine.snapshots.open_view(snapshot)?;
+                fill(session, view.as_fd(), mount.target.as_bytes(), data)
+            })?;
         }
     }
     Ok(())
@@ -46,18 +46,9 @@ fn fill(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let to = openat(CWD, data, flags, Mode::empty()).map_err(|error| failed(&error))?;
     kiln_layer::copy(&CopyRequest {
-        from: view,
-        frozen: true,
-        entries: &entries,
-        passed: &HashSet::new(),
         strip: &path,
-        to: to.as_fd(),
-        destination: b"",
-        owner: None,
-        mode: None,
-        parent_mode: 0o755,
         top: TopDir::Contents,
-        cancel,
+        ..CopyRequest::tree(view, &entries, to.as_fd(), cancel)
     })
     .map_err(|error| failed(&error))?;
     // Owner before mode: chown(2) clears setuid bits.

@@ -4,11 +4,12 @@ use kiln_containers::{Config, Container, Error, MountKind, State, Volumes, signa
 use kiln_executor::Network;
 use serde_json::{Map, Value, json};
 
+use super::host_config::host_config;
 use super::ps::{network, wrong_format};
 use crate::args::NamesArgs;
 use crate::args::containers::InspectArgs;
 use crate::commands::{inspect, print};
-use crate::errors::Failure;
+use crate::errors::{Failure, say};
 use crate::session::Session;
 use crate::template::Template;
 
@@ -39,9 +40,16 @@ pub(super) fn show(
         None | Some("json") => None,
         Some(text) => Some(Template::parse(text).map_err(wrong_format)?),
     };
-    let mut found = Vec::new();
+    let (mut found, mut failed) = (Vec::new(), None);
     for name in &args.names {
-        let value = look(name)?;
+        let value = match look(name) {
+            Ok(value) => value,
+            Err(failure) => {
+                say(&failure.render());
+                failed = Some(failure.exit_code());
+                continue;
+            }
+        };
         match &template {
             Some(template) => {
                 print(&format!("{}\n", template.render(&value).map_err(wrong_format)?))?;
@@ -54,7 +62,7 @@ pub(super) fn show(
         (None, Some(_)) => print(&found.iter().map(|value| format!("{value}\n")).collect::<String>())?,
         (None, None) => print(&format!("{:#}\n", Value::Array(found)))?,
     }
-    Ok(0)
+    Ok(failed.map_or(0, |code| code.number()))
 }
 
 fn image(session: &Session, name: &str) -> Result<Value, Failure> {
@@ -105,7 +113,7 @@ fn state_document(state: &State) -> Value {
     use kiln_containers::Status;
     let mut document = json!({
         "Status": state.status.name(),
-        "Running": matches!(state.status, Status::Running | Status::Paused),
+        "Running": matches!(state.status, Status::Running | Status::Paused | Status::Restarting),
         "Paused": state.status == Status::Paused,
         "Restarting": state.status == Status::Restarting,
         "OOMKilled": state.oom_killed,
@@ -165,47 +173,6 @@ fn settings(config: &Config) -> Value {
         document["Healthcheck"] = health.clone();
     }
     document
-}
-
-fn host_config(session: &Session, config: &Config) -> Value {
-    let volumes = Volumes::open(session.containers.root());
-    let binds = config.mounts.iter().filter_map(|mount| {
-        let source = match &mount.kind {
-            MountKind::Bind(path) => path.display().to_string(),
-            MountKind::Volume { name, anonymous: false } => {
-                volumes.find(name).map_or_else(|_| name.clone(), |volume| volume.name)
-            }
-            _ => return None,
-        };
-        Some(format!("{source}:{}{}", mount.target, if mount.read_only { ":ro" } else { "" }))
-    });
-    let mut bindings: Map<String, Value> = Map::new();
-    for port in &config.ports {
-        let host = port.host.map_or_else(String::new, |host| host.to_string());
-        let binding = json!({ "HostIp": port.host_address, "HostPort": host });
-        let list = bindings.entry(port.key()).or_insert_with(|| json!([]));
-        if let Value::Array(list) = list {
-            list.push(binding);
-        }
-    }
-    let (max_size, max_file) = (config.log.max_bytes, config.log.max_files);
-    let mut log = Map::new();
-    if let Some(bytes) = max_size {
-        log.insert("max-size".to_owned(), bytes.to_string().into());
-        log.insert("max-file".to_owned(), max_file.to_string().into());
-    }
-    json!({
-        "Binds": binds.collect::<Vec<_>>(),
-        "ContainerIDFile": "",
-        "LogConfig": { "Type": if config.log.none { "none" } else { "json-file" }, "Config": log },
-        "NetworkMode": network(config),
-        "PortBindings": bindings,
-        "RestartPolicy": { "Name": config.restart.name(), "MaximumRetryCount": config.restart.maximum() },
-        "AutoRemove": config.auto_remove,
-        "ExtraHosts": config.process.extra_hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect::<Vec<_>>(),
-        "Privileged": config.process.security == kiln_executor::Security::Insecure,
-        "PublishAllPorts": false,
-    })
 }
 
 fn mounts(session: &Session, config: &Config) -> Vec<Value> {

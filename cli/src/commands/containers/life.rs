@@ -6,7 +6,7 @@ use super::each;
 use crate::args::containers::{ContainersArgs, KillArgs, RenameArgs, StartArgs, StopArgs, UpdateArgs};
 use crate::commands::print;
 use crate::commands::run::{ended, pass_signals};
-use crate::errors::{Failure, say};
+use crate::errors::{Failure, exit, say};
 use crate::session::Session;
 
 fn number(signal: &str) -> Result<i32, Failure> {
@@ -34,14 +34,28 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
         let container = session.containers.find(name)?;
         match begin(session, &container) {
             // docker: one that runs is started.
-            Err(Error::WrongState { .. }) if container.state()?.status.is_active() => Ok(()),
+            Err(Error::WrongState { .. }) if is_running(&container) => Ok(()),
+            // docker's codes of programs that cannot be started are for whoever is attached to them.
+            Err(error @ (Error::Told { .. } | Error::Exec(_))) => {
+                Err(Failure::from(error).with_code(exit::RUN))
+            }
             other => Ok(other?),
         }
     })
 }
 
 fn begin(session: &Session, container: &Container) -> Result<(), Error> {
-    container.prepare(&session.containers, session.backend)?.start()
+    let mut patience = 100;
+    loop {
+        match container.prepare(&session.containers, session.backend)?.start() {
+            // Its process ended between the two: the monitor is about to go.
+            Err(Error::MonitorDied { .. } | Error::JustEnded) if patience > 0 => {
+                patience -= 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Stops a container; one that does not run is stopped.
@@ -70,8 +84,16 @@ pub(super) fn stop(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
 pub(super) fn restart(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
     each(&args.containers, |name| {
         let container = session.containers.find(name)?;
-        end(&container, args)?;
-        Ok(begin(session, &container)?)
+        let signal = args.signal.as_deref().map(number).transpose()?;
+        match container.connect() {
+            Ok(client) => match client.restart(signal, args.timeout) {
+                // It has ended by itself just now.
+                Err(Error::MonitorDied { .. } | Error::JustEnded) => Ok(begin(session, &container)?),
+                other => Ok(other?),
+            },
+            Err(Error::NotRunning { .. }) => Ok(begin(session, &container)?),
+            Err(error) => Err(error.into()),
+        }
     })
 }
 
@@ -94,19 +116,28 @@ pub(super) fn unpause(session: &Session, args: &ContainersArgs) -> Result<u8, Fa
 }
 
 pub(super) fn wait(session: &Session, args: &ContainersArgs) -> Result<u8, Failure> {
-    for name in &args.containers {
+    let exit_code = |name: &str| -> Result<i32, Failure> {
         let container = session.containers.find(name)?;
-        let code = match container.connect() {
+        Ok(match container.connect() {
             Ok(client) => match client.wait() {
                 Err(Error::MonitorDied { .. }) => container.state()?.exit_code,
                 other => other?,
             },
             Err(Error::NotRunning { .. }) => container.state()?.exit_code,
             Err(error) => return Err(error.into()),
-        };
-        print(&format!("{code}\n"))?;
+        })
+    };
+    let mut failed = None;
+    for name in &args.containers {
+        match exit_code(name) {
+            Ok(code) => print(&format!("{code}\n"))?,
+            Err(failure) => {
+                say(&failure.render());
+                failed = Some(failure.exit_code());
+            }
+        }
     }
-    Ok(0)
+    Ok(failed.map_or(0, |code| code.number()))
 }
 
 pub(super) fn rename(session: &Session, args: &RenameArgs) -> Result<u8, Failure> {

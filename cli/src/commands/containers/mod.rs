@@ -7,6 +7,7 @@ mod copy_out;
 mod exec;
 pub(crate) mod files;
 pub(crate) mod fill;
+mod host_config;
 pub(crate) mod inspect;
 mod life;
 mod logs;

@@ -18,17 +18,18 @@ pub(super) fn of_volume_flag(text: &str) -> Result<MountPoint, Failure> {
         [source, inside, options] => (Some(source), inside, options),
         _ => return Err(wrong("[HOST|VOLUME:]INSIDE[:ro] is expected")),
     };
-    let mut read_only = false;
+    let (mut read_only, mut fill) = (false, true);
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => read_only = true,
+            "nocopy" => fill = false,
             // Labels are SELinux's affair, and mounts propagate nowhere.
-            "rw" | "z" | "Z" | "nocopy" | "rprivate" | "private" => {}
+            "rw" | "z" | "Z" | "rprivate" | "private" => {}
             _ => return Err(wrong("only ro, rw and nocopy may follow the path inside")),
         }
     }
     let inside = target(inside).map_err(|reason| wrong(&reason))?;
-    let Some(source) = source else { return anonymous(inside, read_only) };
+    let Some(source) = source else { return anonymous(inside, read_only, fill) };
     let kind = if source.contains('/') || source.starts_with('.') {
         let path = Path::new(source);
         // docker makes what is missing.
@@ -37,7 +38,7 @@ pub(super) fn of_volume_flag(text: &str) -> Result<MountPoint, Failure> {
         }
         MountKind::Bind(path.canonicalize().map_err(|error| wrong(&format!("{source}: {error}")))?)
     } else if is_name(source) {
-        MountKind::Volume { name: source.to_owned(), anonymous: false }
+        MountKind::Volume { name: source.to_owned(), anonymous: false, fill }
     } else {
         return Err(wrong("it is neither a path nor a volume's name"));
     };
@@ -45,31 +46,32 @@ pub(super) fn of_volume_flag(text: &str) -> Result<MountPoint, Failure> {
 }
 
 /// A volume of the container's own.
-pub(super) fn anonymous(target: String, read_only: bool) -> Result<MountPoint, Failure> {
-    Ok(MountPoint { kind: MountKind::Volume { name: volume_name()?, anonymous: true }, target, read_only })
+pub(super) fn anonymous(target: String, read_only: bool, fill: bool) -> Result<MountPoint, Failure> {
+    let kind = MountKind::Volume { name: volume_name()?, anonymous: true, fill };
+    Ok(MountPoint { kind, target, read_only })
 }
 
 /// `type=bind,source=…,target=…[,readonly]`
 pub(super) fn of_mount_flag(text: &str) -> Result<MountPoint, Failure> {
     let wrong = |reason: &str| Failure::usage(format!("--mount {text:?}: {reason}"));
     let (mut kind, mut source, mut inside, mut read_only) = ("volume", None, None, false);
-    let (mut size_bytes, mut mode) = (None, DEFAULT_TMPFS_MODE);
+    let (mut size_bytes, mut mode, mut fill) = (None, DEFAULT_TMPFS_MODE, true);
     for setting in text.split(',') {
         let (name, value) = setting.split_once('=').unwrap_or((setting, "true"));
         match name {
             "type" => kind = value,
             "source" | "src" => source = Some(value),
             "target" | "dst" | "destination" => inside = Some(value),
-            "readonly" | "ro" => {
-                read_only = match value {
-                    "true" | "1" => true,
-                    "false" | "0" => false,
-                    _ => return Err(wrong("readonly is true or false")),
-                }
+            "readonly" | "ro" => read_only = yes(value).ok_or_else(|| wrong("readonly is true or false"))?,
+            "volume-nocopy" => {
+                fill = !yes(value).ok_or_else(|| wrong("volume-nocopy is true or false"))?;
             }
             "tmpfs-size" => size_bytes = Some(bytes(value).map_err(|reason| wrong(&reason))?),
             "tmpfs-mode" => mode = octal_mode(value).ok_or_else(|| wrong("tmpfs-mode is no mode"))?,
-            "bind-propagation" | "volume-nocopy" | "consistency" => {}
+            "bind-propagation" if !matches!(value, "rprivate" | "private") => {
+                return Err(wrong("mounts propagate nowhere: bind-propagation can only be rprivate"));
+            }
+            "bind-propagation" | "consistency" => {}
             _ => return Err(wrong(&format!("{name:?} is not known"))),
         }
     }
@@ -81,9 +83,9 @@ pub(super) fn of_mount_flag(text: &str) -> Result<MountPoint, Failure> {
             MountKind::Bind(path.map_err(|error| wrong(&format!("{source}: {error}")))?)
         }
         ("bind", None) => return Err(wrong("it has no source")),
-        ("volume", None) => return anonymous(inside, read_only),
+        ("volume", None) => return anonymous(inside, read_only, fill),
         ("volume", Some(name)) if is_name(name) => {
-            MountKind::Volume { name: name.to_owned(), anonymous: false }
+            MountKind::Volume { name: name.to_owned(), anonymous: false, fill }
         }
         ("volume", Some(_)) => return Err(wrong("its source is no volume's name")),
         ("tmpfs", None) => MountKind::Tmpfs { size_bytes, mode: Some(mode), executable: false },
@@ -120,6 +122,14 @@ pub(super) fn of_tmpfs_flag(text: &str) -> Result<MountPoint, Failure> {
     }
     let kind = MountKind::Tmpfs { size_bytes, mode: Some(mode), executable };
     Ok(MountPoint { kind, target: inside, read_only })
+}
+
+fn yes(value: &str) -> Option<bool> {
+    match value {
+        "true" | "1" => Some(true),
+        "false" | "0" => Some(false),
+        _ => None,
+    }
 }
 
 fn octal_mode(text: &str) -> Option<u32> {

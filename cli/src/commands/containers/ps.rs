@@ -2,12 +2,14 @@
 
 use kiln_containers::{Config, Container, Health, State, Status, Time};
 use kiln_snapshotter::disk_bytes;
+use regex_lite::Regex;
 use serde_json::{Value, json};
 
 use super::config::volume_of;
 use crate::args::containers::PsArgs;
 use crate::commands::{ago, human_size, print};
 use crate::errors::Failure;
+use crate::escape;
 use crate::session::Session;
 use crate::template::Listing;
 
@@ -101,7 +103,8 @@ fn entry(session: &Session, found: &Shown, whole: bool, with_size: bool) -> Valu
     json!({
         "ID": if whole { config.id.as_str() } else { config.id.short() },
         "Image": config.image_name,
-        "Command": format!("\"{command}\""),
+        // As it would be written: what it holds is the image's affair, not the terminal's.
+        "Command": format!("\"{}\"", escape::quoted(&command)),
         "CreatedAt": config.created.to_string(),
         "RunningFor": ago(config.created.unix()),
         "Ports": ports(config),
@@ -171,7 +174,7 @@ fn status(state: &State) -> String {
 /// `--filter`. Several of one kind: one must fit; all kinds must.
 enum Filter {
     Id(String),
-    Name(String),
+    Name(Regex),
     Label(String, Option<String>),
     Status(String),
     Exited(i32),
@@ -190,7 +193,7 @@ impl Filter {
         let own = value.to_owned();
         Ok(match what {
             "id" => Self::Id(own),
-            "name" => Self::Name(own),
+            "name" => Self::Name(pattern(value).map_err(|reason| wrong(&reason))?),
             "label" => match value.split_once('=') {
                 Some((name, value)) => Self::Label(name.to_owned(), Some(value.to_owned())),
                 None => Self::Label(own, None),
@@ -219,9 +222,10 @@ impl Filter {
         let Shown { config, state, .. } = found;
         match self {
             Self::Id(id) => config.id.as_str().starts_with(id.as_str()),
-            Self::Name(name) => config
-                .name
-                .contains(name.trim_start_matches('/').trim_start_matches('^').trim_end_matches('$')),
+            // docker keeps names with a slash in front: both ways of writing them are in use.
+            Self::Name(pattern) => {
+                pattern.is_match(&config.name) || pattern.is_match(&format!("/{}", config.name))
+            }
             Self::Label(name, value) => {
                 let label = config.settings.labels.get(name);
                 label.is_some_and(|label| value.as_ref().is_none_or(|value| value == label))
@@ -240,6 +244,11 @@ impl Filter {
             Self::Since(time) => config.created > *time,
         }
     }
+}
+
+/// What `--filter name=` takes: a regular expression that fits anywhere in the name.
+pub(super) fn pattern(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| format!("it is no regular expression: {error}"))
 }
 
 fn fits_all(filters: &[Filter], _: &Session, found: &Shown) -> Result<bool, Failure> {

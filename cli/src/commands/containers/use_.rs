@@ -10,6 +10,7 @@ use super::ps::wrong_format;
 use crate::args::containers::{PortArgs, StatsArgs, TopArgs};
 use crate::commands::{human_size, print, table};
 use crate::errors::Failure;
+use crate::escape;
 use crate::session::Session;
 use crate::template::Listing;
 
@@ -32,7 +33,7 @@ pub(super) fn top(session: &Session, args: &TopArgs) -> Result<u8, Failure> {
             start_time(age),
             terminal(process.terminal),
             format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60),
-            process.command.clone(),
+            escape::quoted(&process.command).replace("\\\"", "\""),
         ]
     };
     let rows: Vec<Vec<String>> = std::iter::once(header).chain(found.iter().map(row)).collect();

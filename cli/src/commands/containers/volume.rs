@@ -7,7 +7,7 @@ use kiln_snapshotter::disk_bytes;
 use serde_json::{Value, json};
 
 use super::config::volume_name;
-use super::ps::wrong_format;
+use super::ps::{pattern, wrong_format};
 use super::remove::ask;
 use super::{each, inspect};
 use crate::args::containers::{InspectArgs, VolumeArgs, VolumeCommand};
@@ -104,7 +104,7 @@ fn fits(session: &Session, volume: &Volume, filters: &[String]) -> Result<bool, 
         let wrong = |reason: &str| Failure::usage(format!("--filter {text}: {reason}"));
         let (what, value) = text.split_once('=').ok_or_else(|| wrong("it is not WHAT=VALUE"))?;
         let fits = match what {
-            "name" => volume.name.contains(value),
+            "name" => pattern(value).map_err(|reason| wrong(&reason))?.is_match(&volume.name),
             "label" => match value.split_once('=') {
                 Some((name, value)) => volume.labels.get(name).is_some_and(|known| known == value),
                 None => volume.labels.contains_key(value),

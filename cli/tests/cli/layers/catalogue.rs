@@ -316,6 +316,13 @@ fn t42_honest_zeros_pass_when_their_size_is_named() {
     small.env("KILN_CONFIG", &config);
     store.bounded(small).expect(LIMIT).says(&["1000 are allowed", "--max-layer"]);
     store.ok(&["load", "--max-layer", "100kB", "-i", text(&archive)]);
+
+    // An archive that is compressed as a whole may have four times as much.
+    let whole = store.beside("small.tar.gz");
+    fs::write(&whole, gzip(&fs::read(&archive).unwrap())).unwrap();
+    let refused = store.kiln(&["load", "--max-layer", "1kB", "-i", text(&whole)]).expect(LIMIT);
+    refused.says(&["bytes of archive, 4000 are allowed", "--max-layer"]);
+    store.ok(&["load", "--max-layer", "100kB", "-i", text(&whole)]);
 }
 
 #[test]

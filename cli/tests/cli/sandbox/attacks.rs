@@ -74,7 +74,7 @@ fn a01_kilns_binary_cannot_be_overwritten_from_inside() {
     store.build(&context, &["-t", "x"]).expect(0);
     let (before, mode) =
         (kilns_digest(), fs::metadata(env!("CARGO_BIN_EXE_kiln")).expect("there").permissions());
-    let run = |options: &[&str]| store.kiln(&[&["run", "--network", "none"], options].concat());
+    let run = |options: &[&str]| store.kiln(&[&["run", "--rm", "--network", "none"], options].concat());
     // Under kiln's init nobody inside sees process 1's program.
     let out = run(&["--init", "x", "/attack"]).expect(0).stdout;
     assert_eq!(out, "seen 0 wrote 0\n");
@@ -108,7 +108,8 @@ fn a02_no_descriptor_and_no_working_directory_leads_out() {
     let store = Store::with_busybox();
     for number in 0..=64 {
         let dir = format!("/proc/self/fd/{number}");
-        let outcome = store.kiln(&["run", "--network", "none", "-w", &dir, "busybox", "cat", "../marker"]);
+        let outcome =
+            store.kiln(&["run", "--rm", "--network", "none", "-w", &dir, "busybox", "cat", "../marker"]);
         outcome.expect(125).says(&[&dir]);
     }
     for number in [3, 7, 8, 9, 10, 11] {
@@ -126,7 +127,8 @@ fn a02_no_descriptor_and_no_working_directory_leads_out() {
     let outcome = store.build(&Context::new(&[("Dockerfile", dockerfile)]), &["--secret", &secret]).expect(0);
     outcome.says(&["open 0 1 2 3\n"]);
     for options in [&["--init"][..], &["-i"], &["--read-only"], &["--pids-limit", "50"]] {
-        let line = [&["run", "--network", "none"], options, &["busybox", "ls", "/proc/self/fd"]].concat();
+        let line =
+            [&["run", "--rm", "--network", "none"], options, &["busybox", "ls", "/proc/self/fd"]].concat();
         assert_eq!(store.ok(&line).stdout, "0\n1\n2\n3\n", "{options:?}");
     }
 }
@@ -167,7 +169,7 @@ fn a12_nothing_of_the_host_is_known_inside() {
         assert!(said.contains(line), "{line:?} is missing:\n{said}");
     }
     assert!(!said.contains(MARKER), "{said}");
-    let mut command = store.command(&["run", "--network", "none", "x", "env"]);
+    let mut command = store.command(&["run", "--rm", "--network", "none", "x", "env"]);
     let seen = command.env("AWS_SECRET_ACCESS_KEY", MARKER).output().expect("kiln starts").stdout;
     assert!(!String::from_utf8_lossy(&seen).contains(MARKER));
 }
@@ -186,6 +188,7 @@ fn a13_nothing_survives_its_step() {
     assert!(started.elapsed() < Duration::from_secs(30));
     store.ok(&[
         "run",
+        "--rm",
         "--init",
         "--network",
         "none",
@@ -227,6 +230,7 @@ fn a14_a_step_cannot_use_the_machine_up() {
     }
     let outcome = store.kiln(&[
         "run",
+        "--rm",
         "--network",
         "none",
         "--memory",

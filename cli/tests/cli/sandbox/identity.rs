@@ -72,7 +72,8 @@ fn a09_a_users_file_that_is_none_is_an_error_at_once() {
             make(&root.join("etc/passwd"));
         });
         let started = Instant::now();
-        let outcome = store.kiln(&["run", "--network", "none", "-u", "somebody", name, "id"]).expect(125);
+        let outcome =
+            store.kiln(&["run", "--rm", "--network", "none", "-u", "somebody", name, "id"]).expect(125);
         assert!(!format!("{outcome:?}").contains(MARKER), "{outcome:?}");
         let dockerfile = format!("FROM {name}\nUSER somebody\nRUN id\n");
         let outcome = store.build_bounded(&Context::new(&[("Dockerfile", &dockerfile)]), &[]).expect(1);
@@ -103,8 +104,18 @@ fn a11_what_is_no_user_is_never_root() {
         ("0", Some("0 0")),
         ("00", Some("0 0")),
     ] {
-        let line =
-            ["run", "--network", "none", "--user", user, "busybox", "sh", "-c", "echo $(id -u) $(id -g)"];
+        let line = [
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--user",
+            user,
+            "busybox",
+            "sh",
+            "-c",
+            "echo $(id -u) $(id -g)",
+        ];
         let outcome = store.kiln(&line);
         match expected {
             Some(ids) => assert_eq!(outcome.expect(0).stdout.trim(), ids, "{user:?}"),

@@ -27,8 +27,17 @@ fn a04_links_in_an_image_lead_no_mount_out() {
             }
             symlink(host.path(), root.join("link")).expect("ours to make");
         });
-        let outcome =
-            store.kiln(&["run", "--network", "none", name, "cat", "/marker", "/etc/marker", "/link/marker"]);
+        let outcome = store.kiln(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            name,
+            "cat",
+            "/marker",
+            "/etc/marker",
+            "/link/marker",
+        ]);
         assert!(!outcome.stdout.contains(MARKER), "{name}: {outcome:?}");
         let dockerfile = format!(
             "FROM {name}\nRUN --mount=type=tmpfs,target=/link/sub --mount=type=cache,target=/link/../c \
@@ -104,7 +113,7 @@ fn a10_a_working_directory_is_made_inside() {
     let outcome = store.build_bounded(&Context::new(&[("Dockerfile", dockerfile)]), &[]);
     assert!(!outcome.stderr.contains(MARKER), "{outcome:?}");
     let outcome =
-        store.kiln(&["run", "--network", "none", "-w", "/a/made/by/run", "linked", "pwd"]).expect(0);
+        store.kiln(&["run", "--rm", "--network", "none", "-w", "/a/made/by/run", "linked", "pwd"]).expect(0);
     assert!(outcome.stdout.ends_with("/made/by/run\n"), "{outcome:?}");
     host.check();
     assert!(!std::path::Path::new("/tmp/other").exists());
@@ -158,7 +167,9 @@ fn a17_nobody_else_on_the_host_reaches_what_is_stored() {
         String::from_utf8_lossy(&output.stdout).lines().count()
     };
     assert!(look(&store.root()) <= 1, "others see into the store");
-    for command in [&["fsck"][..], &["run", "--network", "none", "x", "true"], &["gc"], &["prune", "-f"]] {
+    for command in
+        [&["fsck"][..], &["run", "--rm", "--network", "none", "x", "true"], &["gc"], &["prune", "-f"]]
+    {
         store.kiln(command);
         let mode = fs::metadata(store.root()).expect("there").permissions().mode() & 0o7777;
         assert_eq!(mode & 0o077, 0, "after {command:?} the store has mode {mode:o}");

@@ -60,25 +60,25 @@ fn options_that_make_no_sense_are_refused_with_a_reason() {
     needs_root!();
     let store = Store::with_busybox();
     let table: [(&[&str], i32, &str); 20] = [
-        (&["--cap-add", "NONSENSE"], 2, "NONSENSE"),
-        (&["--ulimit", "nofile=2:1"], 2, "above the hard one"),
-        (&["--ulimit", "files=1"], 2, "files"),
+        (&["--cap-add", "NONSENSE"], 125, "NONSENSE"),
+        (&["--ulimit", "nofile=2:1"], 125, "above the hard one"),
+        (&["--ulimit", "files=1"], 125, "files"),
         (&["--ulimit", "nofile=999999999"], 125, "nofile"),
-        (&["--tmpfs", "relative"], 2, "absolute"),
-        (&["--tmpfs", "/"], 2, "absolute"),
-        (&["--tmpfs", "/x:bogus=1"], 2, "bogus"),
+        (&["--tmpfs", "relative"], 125, "absolute"),
+        (&["--tmpfs", "/"], 125, "absolute"),
+        (&["--tmpfs", "/x:bogus=1"], 125, "bogus"),
         (&["--tmpfs", "/proc"], 125, "/proc"),
-        (&["--device", "/etc/passwd"], 2, "no device"),
-        (&["--device", "/dev/nosuch"], 2, "nosuch"),
-        (&["--device", "/dev/zero:/dev/z:m"], 2, "rwm"),
-        (&["--sysctl", "kernel.core_pattern=x"], 2, "whole host's"),
-        (&["--sysctl", "net/../kernel/core_pattern=x"], 2, "no name of a setting"),
-        (&["--security-opt", "seccomp=/nosuch.json"], 2, "nosuch"),
-        (&["--security-opt", "nonsense"], 2, "nonsense"),
-        (&["--security-opt", "apparmor=docker-default"], 2, "AppArmor"),
-        (&["--stop-signal", "SIGNONSENSE"], 2, "SIGNONSENSE"),
-        (&["--memory", "64q"], 2, "64q"),
-        (&["--memory", "64m", "--memory-swap", "32m"], 2, "--memory-swap"),
+        (&["--device", "/etc/passwd"], 125, "no device"),
+        (&["--device", "/dev/nosuch"], 125, "nosuch"),
+        (&["--device", "/dev/zero:/dev/z:m"], 125, "rwm"),
+        (&["--sysctl", "kernel.core_pattern=x"], 125, "whole host's"),
+        (&["--sysctl", "net/../kernel/core_pattern=x"], 125, "no name of a setting"),
+        (&["--security-opt", "seccomp=/nosuch.json"], 125, "nosuch"),
+        (&["--security-opt", "nonsense"], 125, "nonsense"),
+        (&["--security-opt", "apparmor=docker-default"], 125, "AppArmor"),
+        (&["--stop-signal", "SIGNONSENSE"], 125, "SIGNONSENSE"),
+        (&["--memory", "64q"], 125, "64q"),
+        (&["--memory", "64m", "--memory-swap", "32m"], 125, "--memory-swap"),
         (&["--group-add", "nosuch"], 125, "nosuch"),
     ];
     for (options, code, part) in table {
@@ -97,7 +97,7 @@ fn a_profile_of_ones_own_is_used() {
     let option = format!("seccomp={}", text(&file));
     run(&store, &["--security-opt", &option], "mkdir /x").expect(1).says(&["No space left on device"]);
     fs::write(&file, "{}").expect("ours to write");
-    run(&store, &["--security-opt", &option], "true").expect(2).says(&["defaultAction"]);
+    run(&store, &["--security-opt", &option], "true").expect(125).says(&["defaultAction"]);
 }
 
 #[test]
@@ -140,8 +140,18 @@ fn limits_of_a_container_hold_and_are_gone_with_it() {
 fn a_killed_kilns_group_is_removed_by_the_next() {
     needs_root!();
     let store = Store::with_busybox();
-    let line =
-        ["run", "--network", "none", "--pids-limit", "50", "busybox", "sh", "-c", "echo up >&2; sleep 600"];
+    let line = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--pids-limit",
+        "50",
+        "busybox",
+        "sh",
+        "-c",
+        "echo up >&2; sleep 600",
+    ];
     let mut running = crate::harness::Running::start(store.command(&line));
     running.wait_for("up");
     let parents = fs::read_to_string(store.root().join("state/executor/cgroups")).expect("a group was made");
@@ -154,6 +164,6 @@ fn a_killed_kilns_group_is_removed_by_the_next() {
     assert!(!left().is_empty());
     running.signal(rustix::process::Signal::KILL);
     running.end();
-    store.ok(&["run", "--network", "none", "--pids-limit", "50", "busybox", "true"]);
+    store.ok(&["run", "--rm", "--network", "none", "--pids-limit", "50", "busybox", "true"]);
     assert_eq!(left(), [""; 0].map(std::path::PathBuf::from));
 }

@@ -13,7 +13,7 @@ use super::image::{Assembled, ReadyImage, Style, make_ready};
 use super::layout::DirShelf;
 use super::output::{ArchiveOutput, ImageFormat, ImageOutput, Output, TreeOutput};
 use super::packing::{Compress, Packing};
-use super::tree::{TreeStyle, write_local, write_tar};
+use super::tree::{TreeStyle, left_out_note, write_local, write_tar};
 use crate::archive::Archive;
 use crate::image::{parse_json, store_image};
 use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
@@ -86,7 +86,8 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
                 let Dest::Path(dir) = &output.dest else { continue };
                 let style = delivery.tree_style(output);
                 let (engine, cancel) = (delivery.engine, delivery.cancel.flag());
-                write_local(engine, delivery.top, &style, dir, output.mode, cancel)?;
+                let left_out = write_local(engine, delivery.top, &style, dir, output.mode, cancel)?;
+                delivered.notes.extend(left_out_note(dir, &left_out));
                 delivered.files.push(dir.clone());
             }
             Output::CacheOnly => {}

@@ -1,6 +1,6 @@
 //! The files of an image as a tar, or in a directory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -80,7 +80,7 @@ pub(crate) fn write_tar(
 
 /// Puts the files of `top` into the directory `dir`, which is made when it is not there. All of them
 /// belong to the caller. What is there stays unless it is replaced, or `mode` says otherwise; nothing
-/// outside `dir` is touched, whatever links are in it.
+/// outside `dir` is touched, whatever links are in it. Returns the devices, which are left out.
 pub(crate) fn write_local(
     engine: &Engine,
     top: Option<&SnapshotId>,
@@ -88,7 +88,7 @@ pub(crate) fn write_local(
     dir: &Path,
     mode: LocalMode,
     cancel: &AtomicBool,
-) -> Result<(), BuildError> {
+) -> Result<Vec<EntryPath>, BuildError> {
     let dir = style.below.as_ref().map_or(dir.to_owned(), |below| dir.join(below));
     let failed = |source| BuildError::Output { path: dir.clone(), source };
     fs::create_dir_all(&dir).map_err(failed)?;
@@ -99,7 +99,7 @@ pub(crate) fn write_local(
         Some(view) => scan(view.as_fd(), cancel).map_err(failed)?,
         None => Vec::new(),
     };
-    make_plain(&mut entries);
+    let left_out = make_plain(&mut entries);
     if let Some(time) = style.time() {
         entries.iter_mut().for_each(|entry| entry.mtime = time);
     }
@@ -107,23 +107,11 @@ pub(crate) fn write_local(
         remove_others(to.as_fd(), &entries, cancel).map_err(failed)?;
     }
     make_room(to.as_fd(), &entries, cancel).map_err(failed)?;
-    let Some(view) = &view else { return Ok(()) };
+    let Some(view) = &view else { return Ok(left_out) };
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    kiln_layer::copy(&CopyRequest {
-        from: view.as_fd(),
-        frozen: true,
-        entries: &entries,
-        passed: &HashSet::new(),
-        strip: b"",
-        to: to.as_fd(),
-        destination: b"",
-        owner: Some(owner),
-        mode: None,
-        parent_mode: 0o755,
-        top: TopDir::Contents,
-        cancel,
-    })
-    .map_err(|error| match error {
+    let copy = CopyRequest::tree(view.as_fd(), &entries, to.as_fd(), cancel);
+    let copied = kiln_layer::copy(&CopyRequest { owner: Some(owner), top: TopDir::Contents, ..copy });
+    copied.map_err(|error| match error {
         kiln_layer::CopyError::Cancelled => BuildError::Cancelled,
         kiln_layer::CopyError::Host { call, path, source } => {
             let path = dir.join(text(&path));
@@ -131,7 +119,7 @@ pub(crate) fn write_local(
         }
         other => failed(io::Error::other(other)),
     })?;
-    Ok(())
+    Ok(left_out)
 }
 
 fn text(path: &EntryPath) -> String {
@@ -144,12 +132,33 @@ fn scan(root: BorrowedFd<'_>, cancel: &AtomicBool) -> io::Result<Vec<Entry>> {
 }
 
 /// Leaves out what would be the caller's power in somebody else's hands once it belongs to the caller:
-/// devices, setuid and setgid bits, capabilities.
-fn make_plain(entries: &mut Vec<Entry>) {
-    entries.retain(|entry| !matches!(entry.kind, EntryKind::Char { .. } | EntryKind::Block { .. }));
+/// devices, setuid and setgid bits, capabilities. Returns the devices.
+fn make_plain(entries: &mut Vec<Entry>) -> Vec<EntryPath> {
+    let is_device =
+        |entry: &mut Entry| matches!(entry.kind, EntryKind::Char { .. } | EntryKind::Block { .. });
+    let devices = entries.extract_if(.., is_device).map(|device| EntryPath(device.path)).collect();
     for entry in entries {
         entry.mode &= !0o6000;
         entry.xattrs.retain(|name, _| !name.starts_with(b"security."));
+    }
+    devices
+}
+
+/// What to say of devices that [`write_local`] left out; `None`: there were none.
+pub(crate) fn left_out_note(dir: &Path, devices: &[EntryPath]) -> Option<String> {
+    const NAMED: usize = 3;
+    let named: Vec<String> = devices.iter().take(NAMED).map(ToString::to_string).collect();
+    let (named, dir) = (named.join(", "), dir.display());
+    match devices.len() {
+        0 => None,
+        1 => Some(format!("{dir}: the device {named} is left out; `type=tar` has it")),
+        count if count <= NAMED => {
+            Some(format!("{dir}: {count} devices are left out: {named}; `type=tar` has them"))
+        }
+        count => {
+            let more = count - NAMED;
+            Some(format!("{dir}: {count} devices are left out: {named} and {more} more; `type=tar` has them"))
+        }
     }
 }
 
@@ -209,5 +218,18 @@ mod tests {
         let mut entries = scan(fs::File::open(dir.path()).unwrap().as_fd(), &AtomicBool::new(false)).unwrap();
         make_plain(&mut entries);
         assert!(entries.iter().any(|entry| entry.path == b"su" && entry.mode & 0o7777 == 0o755));
+    }
+
+    #[test]
+    fn devices_that_are_left_out_are_counted_and_the_first_are_named() {
+        let devices: Vec<EntryPath> =
+            ["dev/a", "dev/b\n", "c", "d", "e"].map(|name| EntryPath(name.into())).into();
+        let note = |count| left_out_note(Path::new("out"), &devices[..count]);
+        assert_eq!(note(0), None);
+        assert_eq!(note(1).unwrap(), "out: the device \"dev/a\" is left out; `type=tar` has it");
+        let said = note(3).unwrap();
+        let named = r#"devices are left out: "dev/a", "dev/b\n", "c""#;
+        assert_eq!(said, format!("out: 3 {named}; `type=tar` has them"));
+        assert_eq!(note(5).unwrap(), format!("out: 5 {named} and 2 more; `type=tar` has them"));
     }
 }

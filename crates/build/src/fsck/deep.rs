@@ -1,11 +1,9 @@
-//! The part that reads everything, with two threads: disks give more then, and somebody may be building.
+//! The part that reads everything.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufReader, Read};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::sync::atomic::Ordering;
 
 use kiln_content::{LayerBlob, LayerRecord, PackedRecord};
 use kiln_layer::{CopyFault, DiffOptions, Limits, TreeForm, copy_hashed, decoder, opaque_attribute};
@@ -16,10 +14,9 @@ use rustix::io::Errno;
 
 use super::{Check, Fault, fault};
 use crate::layers::write_tar;
+use crate::reread::{Stoppable, is_blob_good, side_by_side};
 use crate::stand::{prepare_layer, stand_on, unpack_layer};
 use crate::{BuildCancel, BuildError, Engine};
-
-const THREADS: usize = 2;
 
 /// What is wrong with something, if anything is.
 type Finding = Option<Fault>;
@@ -48,8 +45,8 @@ impl Check<'_> {
     fn deep_blobs(&mut self, cancel: &BuildCancel) -> Result<BTreeSet<Digest>, BuildError> {
         let engine = self.engine;
         let blobs: Vec<Digest> = engine.store.blob_files()?.blobs.into_iter().map(|(blob, _)| blob).collect();
-        let faults = side_by_side(&blobs, cancel, |digest| match engine.store.is_blob_good(digest) {
-            Ok(true) | Err(kiln_content::Error::NoBlob(_)) => Ok(None),
+        let faults = side_by_side(&blobs, cancel, |digest| match is_blob_good(engine, digest, cancel) {
+            Ok(true) | Err(BuildError::Store(kiln_content::Error::NoBlob(_))) => Ok(None),
             Ok(false) => Ok(Some("its bytes are not those of its digest".into())),
             Err(error) => fault(error).map(Some),
         })?;
@@ -121,7 +118,7 @@ impl Check<'_> {
                 }
                 Err(_) if cancel.flag().load(Ordering::Relaxed) => Err(BuildError::Cancelled),
                 Err(CopyFault::Read(source) | CopyFault::Write(source)) => {
-                    let error = BuildError::Unreadable { path: packed.blob.to_string().into(), source };
+                    let error = BuildError::Unchecked { path: packed.blob.to_string().into(), source };
                     Ok(Some(fault(error)?.of("it cannot be unpacked")))
                 }
             }
@@ -203,7 +200,7 @@ impl Check<'_> {
         let active = self.engine.prepare(None)?;
         let dir = self.engine.snapshots.open_layer(active.key())?;
         let opaque = opaque_attribute();
-        let blind = |error: Errno| BuildError::Unreadable {
+        let blind = |error: Errno| BuildError::Unchecked {
             path: self.engine.store.root().join("snapshots"),
             source: io::Error::new(
                 io::Error::from(error).kind(),
@@ -221,36 +218,6 @@ impl Check<'_> {
     }
 }
 
-/// Does something with each of `items`, two at a time; the answers stand in their order.
-///
-/// # Errors
-/// [`BuildError::Cancelled`], or the first error.
-fn side_by_side<T: Sync, R: Send>(
-    items: &[T],
-    cancel: &BuildCancel,
-    work: impl Fn(&T) -> Result<R, BuildError> + Sync,
-) -> Result<Vec<R>, BuildError> {
-    let next = AtomicUsize::new(0);
-    let answers: Vec<Mutex<Option<Result<R, BuildError>>>> = items.iter().map(|_| Mutex::default()).collect();
-    let run = || {
-        while !cancel.flag().load(Ordering::Relaxed) {
-            let nth = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(nth) else { break };
-            *answers[nth].lock().unwrap_or_else(PoisonError::into_inner) = Some(work(item));
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..THREADS.min(items.len()) {
-            // Without another thread it takes longer.
-            let _ = thread::Builder::new().name("fsck".to_owned()).spawn_scoped(scope, run);
-        }
-        run();
-    });
-    let answers =
-        answers.into_iter().map(|answer| answer.into_inner().unwrap_or_else(PoisonError::into_inner));
-    answers.map(|answer| answer.unwrap_or(Err(BuildError::Cancelled))).collect()
-}
-
 /// The diff ID that a layer's files make.
 fn tree_digest(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, BuildError> {
     Ok(write_tar(&*engine.snapshots, &layer.snapshot, io::sink())?.diff_id)
@@ -259,20 +226,8 @@ fn tree_digest(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, BuildErro
 /// The tar inside a blob of the store.
 fn open_plain(engine: &Engine, blob: &Digest) -> Result<Box<dyn Read>, BuildError> {
     let (file, _) = engine.store.open_blob(blob)?;
-    let unreadable = |source| BuildError::Unreadable { path: blob.to_string().into(), source };
+    let unreadable = |source| BuildError::Unchecked { path: blob.to_string().into(), source };
     Ok(decoder(BufReader::with_capacity(256 << 10, file)).map_err(unreadable)?.1)
-}
-
-struct Stoppable<'a, R> {
-    inner: R,
-    cancel: &'a BuildCancel,
-}
-
-impl<R: Read> Read for Stoppable<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let stopped = self.cancel.flag().load(Ordering::Relaxed);
-        if stopped { Err(io::Error::other("cancelled")) } else { self.inner.read(buffer) }
-    }
 }
 
 /// What is wrong with a layer that came as a blob: the blob is unpacked once more, on what the layer

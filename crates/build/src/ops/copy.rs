@@ -97,7 +97,7 @@ impl BuildOp {
                 from: source,
                 frozen: matches!(from, Tree::Snapshot(_)),
                 entries: &found.entries,
-                passed: &found.passed,
+                passed: Some(&found.passed),
                 strip: &found.path,
                 to,
                 destination: &place,

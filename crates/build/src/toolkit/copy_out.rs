@@ -1,6 +1,5 @@
 //! `kiln cp`: files out of an image, as a tar or into a directory here.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -175,19 +174,14 @@ pub fn copy_out(
     let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let plain = |mode: u32, _: bool| mode & 0o1777;
     let copied = kiln_layer::copy(&CopyRequest {
-        from: source.view.as_fd(),
         // A committed snapshot does not change.
         frozen: matches!(what.from, CopySource::Image(_)),
-        entries: &source.entries,
-        passed: &HashSet::new(),
         strip: &source.path,
-        to: to.as_fd(),
         destination: &name,
         owner: (!keep_owner).then_some(owner),
         mode: if keep_owner { None } else { Some(&plain) },
-        parent_mode: 0o755,
         top: if name.is_empty() { TopDir::Contents } else { TopDir::Itself },
-        cancel: cancel.flag(),
+        ..CopyRequest::tree(source.view.as_fd(), &source.entries, to.as_fd(), cancel.flag())
     })?;
     Ok(CopiedOut { entries: copied.entries, bytes: copied.bytes, left_out })
 }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use kiln_layer::{CopyRequest, Entry, EntryKind, ScanOptions, TopDir, beneath};
+use kiln_layer::{CopyRequest, Entry, EntryKind, ScanOptions, beneath};
 use kiln_oci::SnapshotId;
 use kiln_snapshotter::OpenOptions;
 use rustix::fs::{AtFlags, unlinkat};
@@ -44,20 +44,7 @@ pub(crate) fn squash(
         changes.remove(root.as_fd(), cancel)?;
         changes.entries
     };
-    kiln_layer::copy(&CopyRequest {
-        from: view.as_fd(),
-        frozen: true,
-        entries: &entries,
-        passed: &HashSet::new(),
-        strip: b"",
-        to: root.as_fd(),
-        destination: b"",
-        owner: None,
-        mode: None,
-        parent_mode: 0o755,
-        top: TopDir::Itself,
-        cancel: cancel.flag(),
-    })?;
+    kiln_layer::copy(&CopyRequest::tree(view.as_fd(), &entries, root.as_fd(), cancel.flag()))?;
     drop((root, view));
     Ok(active.commit()?)
 }

@@ -132,9 +132,10 @@ impl Monitor {
 
     /// Tells those who wait for the end.
     pub(super) fn tell_end(&mut self, code: i32) {
-        self.reply_to(|client| &mut client.output, &Reply::Exited { code });
-        self.reply_to(|client| &mut client.stdin, &Reply::Exited { code });
-        self.reply_to(|client| &mut client.waiter, &Reply::Exited { code });
+        let ended = Reply::Exited { code, oom_killed: self.state.oom_killed };
+        self.reply_to(|client| &mut client.output, &ended);
+        self.reply_to(|client| &mut client.stdin, &ended);
+        self.reply_to(|client| &mut client.waiter, &ended);
         self.reply_to(|client| &mut client.stopper, &Reply::Done);
         let failed = Reply::Failed { message: "the container has ended".to_owned(), code: 125 };
         self.reply_to(|client| &mut client.starter, &failed);

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use crate::log::LogWriter;
 use crate::wire::{self, Reply};
-use crate::{Config, Container, Containers, Error, State};
+use crate::{Config, Container, Containers, Ended, Error, State};
 
 use clients::{Client, ClientId};
 use health::Checking;
@@ -107,16 +107,19 @@ pub(crate) struct Monitor {
     /// The process gets SIGKILL then.
     kill_at: Option<Instant>,
     last_pause: Duration,
+    /// Whoever stopped it wants it to start again.
+    again: bool,
     events: Receiver<Event>,
     reporter: Reporter,
     cancel: Cancel,
     /// Why the process did not start.
     failure: Option<Error>,
-    _lock: File,
+    /// Until it has ended.
+    lock: Option<File>,
 }
 
-/// A client that does not read what is for it is waited for no longer than this at the end.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+/// Whoever starts a monitor has this long to talk to it.
+const FIRST_WORD: Duration = Duration::from_secs(10);
 
 impl Monitor {
     /// Takes the container's lock and listens.
@@ -160,11 +163,12 @@ impl Monitor {
             next_exec: 0,
             kill_at: None,
             last_pause: Duration::ZERO,
+            again: false,
             events,
             reporter: Reporter { sender, waker: Arc::new(waker) },
             cancel,
             failure: None,
-            _lock: lock,
+            lock: Some(lock),
         })
     }
 
@@ -193,16 +197,17 @@ impl Monitor {
     }
 
     /// Starts the process without being asked, and looks after it.
-    pub(crate) fn run_at_once(mut self) -> Result<i32, Error> {
+    pub(crate) fn run_at_once(mut self) -> Result<Ended, Error> {
         (self.state.stopped, self.state.pid) = (false, 0);
         self.begin();
         let code = self.look_after()?;
-        self.failure.map_or(Ok(code), Err)
+        let ended = Ended { code, oom_killed: self.state.oom_killed };
+        self.failure.map_or(Ok(ended), Err)
     }
 
     /// Whoever starts a monitor talks to it at once, or is dead.
     fn is_abandoned(&self, begun: Instant) -> bool {
-        self.next_client > 0 || begun.elapsed() > LAST_WORDS
+        self.next_client > 0 || begun.elapsed() > FIRST_WORD
     }
 
     /// Writes the state down. A disk that is full must not end a container.
@@ -212,7 +217,7 @@ impl Monitor {
 
     fn next_deadline(&self) -> Option<Instant> {
         let pausing = if let Phase::Pausing(until) = self.phase { Some(until) } else { None };
-        let waiting = (self.phase == Phase::Waiting).then(|| Instant::now() + LAST_WORDS);
+        let waiting = (self.phase == Phase::Waiting).then(|| Instant::now() + FIRST_WORD);
         [pausing, waiting, self.kill_at, self.checking.deadline()].into_iter().flatten().min()
     }
 
@@ -317,15 +322,17 @@ impl Monitor {
         }
         let _ = std::fs::remove_file(self.container.dir().join("socket"));
         self.tell_end(code);
-        let patience = Instant::now() + LAST_WORDS;
-        while self.clients.iter().any(Client::has_pending) && Instant::now() < patience {
+        // From here on it is over for everybody else: it can be removed, or started by another monitor.
+        // Clients that are there get all that is for them, however slowly they read.
+        (self.log, self.lock) = (None, None);
+        while self.clients.iter().any(Client::has_pending) {
             let mut fds: Vec<PollFd<'_>> = self
                 .clients
                 .iter()
                 .filter(|client| client.has_pending())
                 .map(|client| PollFd::from_borrowed_fd(client.connection.as_fd(), PollFlags::OUT))
                 .collect();
-            let _ = poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }));
+            let _ = poll(&mut fds, None);
             drop(fds);
             self.flush_clients();
         }

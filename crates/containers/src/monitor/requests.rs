@@ -4,12 +4,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::Instant;
 
-use kiln_executor::{ExecError, Exit, Managed, ProcessSpec, Started, Stdio};
+use kiln_executor::{ExecError, Exit, Managed, Started, Stdio};
 
 use super::clients::ClientId;
 use super::{Event, Exec, Monitor, Phase, Streams, failure};
 use crate::process::send_signal;
-use crate::wire::{CONTROL, Message, Reply, Request, STDIN};
+use crate::wire::{CONTROL, Message, Reply, Request, STDIN, from_file};
 use crate::{Error, Status};
 
 impl Monitor {
@@ -52,6 +52,7 @@ impl Monitor {
                 Err(error) => self.answer(id, &failure(&error)),
             },
             Request::Stop { signal, seconds } => self.stop(id, signal, seconds),
+            Request::Restart { signal, seconds } => self.restart(id, signal, seconds),
             Request::Pause => match self.pause() {
                 Ok(None) => self.answer(id, &Reply::Done),
                 Ok(Some(message)) => self.answer(id, &Reply::Warning { message }),
@@ -66,7 +67,7 @@ impl Monitor {
                     client.waiter = true;
                 }
             }
-            Request::Exec { process, terminal } => self.exec(id, *process, terminal, fds),
+            Request::Exec { terminal } => self.exec(id, terminal, fds),
             Request::Reload => {
                 if let Ok(config) = self.container.config() {
                     self.config = config;
@@ -87,8 +88,13 @@ impl Monitor {
                 }
                 self.begin();
             }
+            Phase::Running if self.state.status == Status::Paused => {
+                let name = self.config.name.clone();
+                self.answer(id, &failure(&Error::WrongState { name, problem: "is paused" }));
+            }
+            // It was somebody else who started it, just now.
             Phase::Running | Phase::Pausing(_) => self.answer(id, &Reply::Done),
-            Phase::Over(_) => self.refuse(id, "the container has just ended", 125),
+            Phase::Over(_) => self.answer(id, &Reply::JustEnded),
         }
     }
 
@@ -119,10 +125,12 @@ impl Monitor {
         self.run.as_ref().and_then(|run| run.process.as_ref()).ok_or_else(|| self.not_running())
     }
 
-    /// Sends a signal, if there is anybody to get it.
-    pub(super) fn signal(&self, signal: i32) {
-        if let Ok(process) = self.process_fd() {
-            let _ = send_signal(process, signal);
+    /// Sends a signal; to a process that is about to start, once it has.
+    pub(super) fn signal(&mut self, signal: i32) {
+        let Some(run) = &mut self.run else { return };
+        match &run.process {
+            Some(process) => drop(send_signal(process, signal)),
+            None => run.due = Some(signal),
         }
     }
 
@@ -141,7 +149,7 @@ impl Monitor {
     }
 
     fn stop(&mut self, id: ClientId, signal: Option<i32>, seconds: Option<i64>) {
-        self.state.stopped = true;
+        (self.state.stopped, self.again) = (true, false);
         self.note();
         if let Some(client) = self.client(id) {
             client.stopper = true;
@@ -172,7 +180,29 @@ impl Monitor {
         }
     }
 
-    fn exec(&mut self, client: ClientId, process: ProcessSpec, terminal: bool, fds: Vec<OwnedFd>) {
+    fn restart(&mut self, id: ClientId, signal: Option<i32>, seconds: Option<i64>) {
+        if let Phase::Over(_) | Phase::Waiting = self.phase {
+            return self.answer(id, &Reply::JustEnded);
+        }
+        if let Some(client) = self.client(id) {
+            client.starter = true;
+        }
+        match self.phase {
+            Phase::Pausing(_) => self.phase = Phase::Pausing(Instant::now()),
+            _ => {
+                self.stop(id, signal, seconds);
+                if let Some(client) = self.client(id) {
+                    client.stopper = false;
+                }
+                self.again = true;
+            }
+        }
+    }
+
+    fn exec(&mut self, client: ClientId, terminal: bool, mut fds: Vec<OwnedFd>) {
+        let Some(Ok(process)) = fds.pop().map(from_file) else {
+            return self.refuse(client, "it is not said what to run", 125);
+        };
         let container = match self.process_fd() {
             Ok(container) if self.state.status == Status::Running => dup(container),
             Ok(_) => Err(Error::WrongState { name: self.config.name.clone(), problem: "is paused" }),
@@ -181,7 +211,7 @@ impl Monitor {
         let streams = match <[OwnedFd; 3]>::try_from(fds) {
             Ok(_) if terminal => None,
             Ok(streams) => Some(streams),
-            Err(_) => return self.refuse(client, "three descriptors are needed", 125),
+            Err(_) => return self.refuse(client, "three streams are needed", 125),
         };
         let container = match container {
             Ok(container) => container,
@@ -219,9 +249,9 @@ impl Monitor {
     pub(super) fn exec_ended(&mut self, id: u64, result: Result<Exit, ExecError>) {
         let Some(exec) = self.execs.remove(&id) else { return };
         let reply = match result {
-            Ok(exit) => Reply::Exited { code: exit.shell_code() },
+            Ok(exit) => Reply::Exited { code: exit.shell_code(), oom_killed: false },
             // The container went, and the helper with it.
-            Err(_) if exec.started => Reply::Exited { code: 137 },
+            Err(_) if exec.started => Reply::Exited { code: 137, oom_killed: false },
             Err(error) => failure(&error.into()),
         };
         self.answer(exec.client, &reply);

@@ -14,9 +14,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{Event, Monitor, Phase, Streams, failure};
 use crate::config::MountKind;
-use crate::process::{open_process, start_ticks};
+use crate::process::{open_process, send_signal, start_ticks};
 use crate::wire::Reply;
-use crate::{Error, Status, Time, Volumes};
+use crate::{Error, Relay, Status, Time, Volumes};
 
 /// Where bytes come from or go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,10 @@ pub(super) struct Run {
     pub(super) stderr: Option<OwnedFd>,
     pub(super) stdin: Option<OwnedFd>,
     pub(super) master: Option<OwnedFd>,
+    /// To be sent when there is a process.
+    pub(super) due: Option<i32>,
+    /// Carries the streams that are this process's.
+    relay: Option<Relay>,
     /// What clients have sent and the process has not read.
     pub(super) input: VecDeque<u8>,
     /// Nothing will follow `input`.
@@ -80,10 +84,6 @@ fn null(flags: OFlags) -> Result<OwnedFd, Error> {
     Ok(open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty()).map_err(ExecError::from)?)
 }
 
-fn dup(fd: impl AsFd) -> Result<OwnedFd, Error> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(ExecError::from)?)
-}
-
 impl Monitor {
     /// Starts the process, for the first time or again.
     pub(super) fn begin(&mut self) {
@@ -115,6 +115,8 @@ impl Monitor {
             stderr: None,
             stdin: None,
             master: None,
+            due: None,
+            relay: None,
             input: VecDeque::new(),
             input_ends: false,
             began: Instant::now(),
@@ -122,9 +124,10 @@ impl Monitor {
         let streams = match self.streams {
             _ if self.config.tty => None,
             Streams::Ours => {
-                let stdin =
-                    if self.config.open_stdin { dup(std::io::stdin())? } else { null(OFlags::RDONLY)? };
-                Some([stdin, dup(std::io::stdout())?, dup(std::io::stderr())?])
+                let (streams, relay) = Relay::of_standard_streams(self.config.open_stdin)
+                    .map_err(|source| ExecError::Start { step: "standard streams".to_owned(), source })?;
+                run.relay = Some(relay);
+                Some(streams)
             }
             Streams::Own => {
                 let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(ExecError::from);
@@ -185,6 +188,9 @@ impl Monitor {
         let Some(run) = &mut self.run else { return };
         let ticks = start_ticks(started.pid).unwrap_or(0);
         run.process = open_process(started.pid, ticks);
+        if let (Some(process), Some(signal)) = (&run.process, run.due.take()) {
+            let _ = send_signal(process, signal);
+        }
         if let Some(master) = &started.terminal {
             let _ = rustix::io::ioctl_fionbio(master, true);
         }
@@ -202,7 +208,8 @@ impl Monitor {
     pub(super) fn has_ended(&mut self, result: Result<Finished, ExecError>) {
         // All writers are gone: what is left in the pipes is all there will be.
         self.drain();
-        let Some(run) = self.run.take() else { return };
+        let Some(mut run) = self.run.take() else { return };
+        run.relay.take().into_iter().for_each(Relay::finish);
         (self.kill_at, self.checking.next) = (None, None);
         let code = match result {
             Ok(finished) => {
@@ -239,6 +246,14 @@ impl Monitor {
         (state.pid, state.pid_start, state.exit_code, state.address) = (0, 0, code, None);
         state.finished = Time::now();
         let (restarts, last) = (state.restarts, self.last_pause);
+        if std::mem::take(&mut self.again) && !self.cancel.is_cancelled() {
+            // docker: this is no restart that counts.
+            (state.stopped, state.restarts, state.status) = (false, 0, Status::Restarting);
+            self.last_pause = Duration::ZERO;
+            self.note();
+            self.phase = Phase::Pausing(Instant::now());
+            return;
+        }
         let pause = match state.stopped || self.cancel.is_cancelled() {
             true => None,
             false => self.config.restart.pause(code, restarts, ran, last),

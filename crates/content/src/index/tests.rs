@@ -3,6 +3,7 @@
 use kiln_oci::{Digest, Reference};
 
 use super::*;
+use crate::store::tests::new_store;
 use crate::{CacheRecord, ImageRecord, LayerRecord, Store};
 
 const NAMES: [&str; 3] = ["app:1", "app:2", "base:latest"];
@@ -232,8 +233,7 @@ fn newer_journal_is_refused_and_left_alone() {
 
 #[test]
 fn journal_is_rewritten_when_most_of_it_is_history() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     let key = Digest::of(b"key");
     let record = |number: usize| CacheRecord {
         canonical: key,
@@ -282,8 +282,7 @@ fn two_handles_append_to_one_journal_across_its_rewriting() {
 
 #[test]
 fn index_made_anew_is_quick() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (dir, store) = new_store();
     let keys: Vec<Digest> = (0..10_000).map(|number: u32| Digest::of(&number.to_le_bytes())).collect();
     let record = CacheRecord {
         canonical: keys[0],

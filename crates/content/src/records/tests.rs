@@ -1,6 +1,7 @@
 //! Names, cached results and trees from outside, by one handle and by many.
 
 use super::*;
+use crate::store::tests::new_store;
 
 fn record(text: &str) -> ImageRecord {
     let digest = Digest::of(text.as_bytes());
@@ -10,8 +11,7 @@ fn record(text: &str) -> ImageRecord {
 
 #[test]
 fn names_lead_to_images_and_move() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (_dir, store) = new_store();
     let name: Reference = "app:1".parse().unwrap();
     let (old, new) = (record("old"), record("new"));
     store.put_image(&old).unwrap();
@@ -29,8 +29,7 @@ fn names_lead_to_images_and_move() {
 
 #[test]
 fn first_cached_result_stays_unless_replaced() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (_dir, store) = new_store();
     let key = Digest::of(b"key");
     let result = |name: &str| CacheRecord {
         canonical: key,
@@ -49,8 +48,7 @@ fn first_cached_result_stays_unless_replaced() {
 
 #[test]
 fn newest_tree_from_outside_replaces_the_older_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
+    let (_dir, store) = new_store();
     let key = Digest::of(b"https://host/file");
     let record = |etag: Option<&str>| SourceRecord {
         snapshot: "s".parse().unwrap(),

@@ -122,6 +122,11 @@ pub(super) fn start(
             .map_err(|source| ExecError::Start { step: door.clone(), source })
     };
     let doors = task.groups.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    if let Some(score) = task.spec.oom_score_adj {
+        // Inherited by the program.
+        fs::write("/proc/self/oom_score_adj", score.to_string())
+            .map_err(|source| ExecError::Start { step: "oom_score_adj".to_owned(), source })?;
+    }
     enter(container)?;
     match sys::fork().map_err(ExecError::start("fork"))? {
         ForkResult::Child => become_program(task, doors, socket, streams),

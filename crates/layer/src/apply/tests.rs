@@ -183,32 +183,49 @@ fn t14_to_t16_devices_and_fifos() {
     check_broken(&[device(4096, 0)], Defect::Number("device"));
 }
 
-/// More links to one node than ext4 has room for; others have room for them all.
-fn many_links(target: &str) -> Vec<u8> {
-    (0..65_002).flat_map(|nth| hard(&format!("d/{nth}"), target)).collect()
+/// Unpacks `node`, uses up the links that it may have, and unpacks two more: one copy of up to 5000
+/// bytes does for both. ext4 has room for 65,000 links, others for all of these.
+#[track_caller]
+fn link_once_more(node: &[u8]) -> TempDir {
+    let root = check_ok(&[node.to_vec(), dir("many")]);
+    let at = |name: &str| root.path().join(name);
+    // By the kernel alone: as members of a tar they would take a minute.
+    let mut links = (0..65_000).map(|nth| fs::hard_link(at("node"), at(&format!("many/{nth}"))));
+    let full = links.find_map(Result::err);
+    assert!(full.as_ref().is_none_or(|error| error.kind() == io::ErrorKind::TooManyLinks), "{full:?}");
+    let tar = archive(&[hard("d/one", "node"), hard("d/two", "node")]);
+    // Room for one copy, and none to spare.
+    let limits = Limits { tar_size_bytes: tar.len() as u64 + 5000, ..Limits::default() };
+    unpack_with(&tar, root.path(), Whiteouts::Overlay, limits).unwrap();
+    let inode = |name: &str| fs::symlink_metadata(at(name)).unwrap().ino();
+    assert_eq!(inode("d/one"), inode("d/two"), "one more node is enough for both");
+    assert_eq!(inode("d/one") != inode("node"), full.is_some());
+    root
 }
 
 #[test]
-fn more_links_than_a_node_may_have_are_another_node_of_its_kind() {
+fn more_links_than_a_device_may_have_are_another_device() {
     let mut header = tar::Header::new_ustar();
     header.as_mut_bytes().copy_from_slice(&raw(b"node", b'3', b"", b""));
     header.set_device_major(1).unwrap();
     header.set_device_minor(3).unwrap();
     header.set_mode(0o620);
-    let root = check_ok(&[with_content(header, b""), many_links("node")]);
-    let stat = fs::symlink_metadata(root.path().join("d/65001")).unwrap();
+    let root = link_once_more(&with_content(header, b""));
+    let stat = fs::symlink_metadata(root.path().join("d/two")).unwrap();
     assert!(stat.file_type().is_char_device(), "{stat:?}");
     assert_eq!((stat.rdev(), stat.mode() & 0o7777), (rustix::fs::makedev(1, 3), 0o620));
+}
 
-    let root = check_ok(&[link("node", "/proc/version"), many_links("node")]);
-    assert_eq!(fs::read_link(root.path().join("d/65001")).unwrap(), Path::new("/proc/version"));
+#[test]
+fn more_links_than_a_symbolic_link_may_have_are_another_one() {
+    let root = link_once_more(&link("node", "/proc/version"));
+    assert_eq!(fs::read_link(root.path().join("d/two")).unwrap(), Path::new("/proc/version"));
+}
 
-    let tar = archive(&[file("node", &"x".repeat(5000)), many_links("node")]);
-    let root = tempfile::tempdir().unwrap();
-    // Room for one copy, and none to spare.
-    let limits = Limits { tar_size_bytes: tar.len() as u64 + 5000, ..Limits::default() };
-    unpack_with(&tar, root.path(), Whiteouts::Overlay, limits).unwrap();
-    assert_eq!(text(&root, "d/65001"), "x".repeat(5000));
+#[test]
+fn more_links_than_a_file_may_have_are_one_copy() {
+    let root = link_once_more(&file("node", &"x".repeat(5000)));
+    assert_eq!(text(&root, "d/two"), "x".repeat(5000));
 }
 
 #[test]

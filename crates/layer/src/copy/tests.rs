@@ -59,7 +59,7 @@ fn run_with(
         from: source.as_fd(),
         frozen: false,
         entries,
-        passed: &passed,
+        passed: Some(&passed),
         strip: strip.as_bytes(),
         to: target.as_fd(),
         destination: destination.as_bytes(),
