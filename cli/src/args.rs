@@ -96,6 +96,8 @@ pub(crate) enum Command {
     Fsck(store::FsckArgs),
     /// Try what this machine's sandbox holds back
     Selftest(SelftestArgs),
+    /// Show what of this machine kiln can use, and what helps where it cannot; exit code 0: builds can run
+    Doctor(DoctorArgs),
 }
 
 #[derive(Args)]
@@ -345,6 +347,19 @@ pub(crate) struct RunArgs {
     // names too.
     #[arg(value_name = "IMAGE [COMMAND]", required = true, trailing_var_arg = true)]
     pub(crate) image_and_command: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    /// How to show it
+    #[arg(long, value_enum, default_value_t = DoctorFormat::Table, value_name = "FORMAT")]
+    pub(crate) format: DoctorFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DoctorFormat {
+    Table,
+    Json,
 }
 
 #[derive(Args)]

@@ -21,6 +21,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::args::store::{Size, parse_duration};
 use crate::errors::Failure;
+use crate::rootless;
 
 /// What the file says.
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
@@ -105,7 +106,7 @@ impl Config {
 }
 
 fn usual_path() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+    if rootless::owns_system() {
         return Some(PathBuf::from("/etc/kiln/config.toml"));
     }
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

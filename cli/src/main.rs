@@ -8,6 +8,7 @@ mod config;
 mod errors;
 mod escape;
 mod progress;
+mod rootless;
 mod session;
 mod template;
 
@@ -88,6 +89,10 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         // There is no store where this runs.
         return commands::selftest::inside(*what);
     }
+    if let Command::Doctor(args) = &cli.command {
+        return commands::doctor::run(&cli, args);
+    }
+    rootless::enter(cli.root.as_deref())?;
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
     let mut session = Session::open(cli.root, cli.snapshotter, anew)?;
     if let Some(args) = limits_of(&cli.command) {
@@ -122,6 +127,8 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Du(args) => commands::du::run(&session, &args),
         Command::Gc(args) => commands::gc::run(&session, &args),
         Command::Prune(args) => commands::prune::run(&session, &args),
+        // It has no store either.
+        Command::Doctor(_) => Ok(0),
         Command::Selftest(args) => commands::selftest::run(&session, &args),
         Command::Fsck(args) => commands::fsck::run(&session, &args),
     }

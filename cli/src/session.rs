@@ -15,6 +15,7 @@ use kiln_solver::Cancellation;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::errors::{Failure, exit, say};
+use crate::rootless;
 
 /// An open store and the way to stop.
 pub(crate) struct Session {
@@ -42,10 +43,7 @@ impl Session {
         let cancel = BuildCancel::new()?;
         // Before any thread starts, so that all of them leave these signals to the one that waits.
         watch_signals(cancel.clone());
-        let root = match root {
-            Some(root) => std::path::absolute(&root).unwrap_or(root),
-            None => default_root()?,
-        };
+        let root = root_of(root)?;
         let store = Arc::new(if anew { Store::open_anew(&root)? } else { Store::open(&root)? });
         if let Some(rebuilt) = store.rebuilt() {
             say(&format!("warning: {rebuilt}\n"));
@@ -99,8 +97,16 @@ impl Session {
     }
 }
 
+/// Where the store is: as it was said, or at its usual place.
+pub(crate) fn root_of(said: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    match said {
+        Some(root) => Ok(std::path::absolute(&root).unwrap_or(root)),
+        None => default_root(),
+    }
+}
+
 fn default_root() -> Result<PathBuf, Failure> {
-    if rustix::process::geteuid().is_root() {
+    if rootless::owns_system() {
         return Ok(PathBuf::from("/var/lib/kiln"));
     }
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());

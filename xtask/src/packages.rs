@@ -54,6 +54,8 @@ pub(crate) const TEST: &[Package] = packages![
     "libarchive-tools", Probe::Program("bsdtar"), "makes archives that kiln must unpack as GNU tar does";
     "btrfs-progs", Probe::Program("mkfs.btrfs"), "makes a file system whose files can share their blocks";
     "fuse-overlayfs", Probe::Program("fuse-overlayfs"), "mounts snapshots where overlayfs cannot";
+    "uidmap", Probe::Program("newuidmap"), "gives a user the ids of a rootless build";
+    "slirp4netns", Probe::Program("slirp4netns"), "is the network of a rootless RUN";
     "xz-utils", Probe::Program("xz"), "compresses archives that kiln must unpack";
     "bzip2", Probe::Program("bzip2"), "compresses archives that kiln must unpack";
     "zstd", Probe::Program("zstd"), "compresses archives that kiln must unpack";

@@ -69,6 +69,7 @@ pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildReq
 }
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
+    crate::rootless::warn_of_network(matches!(args.network, NetworkMode::Default));
     let config = Config::read()?.gc;
     let outputs = outputs(&args)?;
     let to_stdout = outputs.iter().any(Output::is_stdout);

@@ -7,6 +7,7 @@ mod confinement;
 pub(crate) mod containers;
 pub(crate) mod cp;
 pub(crate) mod diff;
+pub(crate) mod doctor;
 pub(crate) mod du;
 pub(crate) mod export;
 pub(crate) mod flatten;

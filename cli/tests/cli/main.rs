@@ -50,6 +50,7 @@ mod remote_contexts;
 mod remote_git;
 mod remote_git_contexts;
 mod remote_named;
+mod rootless;
 mod run;
 mod run_mounts;
 mod runtime;

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use kiln_llb::Sharing;
 use kiln_oci::Digest;
-use rustix::fs::{CWD, Gid, Mode, OFlags, RenameFlags, Uid, fchmod, fchown, open, renameat_with};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, fchmod, open, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use crate::OpError;
@@ -385,7 +385,7 @@ impl Cache {
         let data = data().map_err(failed)?;
         let owned = || -> io::Result<()> {
             // Owner before mode: chown(2) clears setuid bits. The umask has no say.
-            fchown(&data, Some(Uid::from_raw(want.uid)), Some(Gid::from_raw(want.gid)))?;
+            kiln_layer::give(data.as_fd(), (want.uid, want.gid))?;
             Ok(fchmod(&data, Mode::from_raw_mode(want.mode & 0o7777))?)
         };
         owned().map_err(failed)?;

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use kiln_content::{Lease, Store};
 use kiln_executor::Executor;
-use kiln_layer::Limits;
+use kiln_layer::{Limits, TreeForm};
 use kiln_oci::{ActiveKey, Digest, SnapshotId};
 use kiln_snapshotter::{LayerForm, Snapshotter};
 
@@ -129,6 +129,27 @@ impl Active {
         }
         let lower = snapshots.open_view(parent)?;
         Ok(kiln_layer::drop_unchanged(upper.as_fd(), lower.as_fd(), &copied, cancel)?)
+    }
+
+    /// Records what is new in it, and has no owner on record, as `owner`'s; see
+    /// [`kiln_layer::record_owner`]. Nobody may have it mounted any more.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    pub fn record_owner(
+        &self,
+        parent: Option<&SnapshotId>,
+        owner: (u32, u32),
+        cancel: &AtomicBool,
+    ) -> Result<(), BuildError> {
+        let snapshots = &self.engine.snapshots;
+        let upper = snapshots.open_layer(self.key())?;
+        let form = match snapshots.form() {
+            LayerForm::Changes => TreeForm::OverlayUpper,
+            LayerForm::Tree => TreeForm::Plain,
+        };
+        let before = parent.map(|parent| snapshots.open_view(parent)).transpose()?;
+        Ok(kiln_layer::record_owner(upper.as_fd(), form, before.as_ref().map(AsFd::as_fd), owner, cancel)?)
     }
 
     /// Commits it under a name of its own.

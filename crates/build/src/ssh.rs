@@ -157,7 +157,9 @@ impl AgentProxy {
         let listener = UnixListener::bind(&path)?;
         // Owner before mode: chown(2) clears setuid bits.
         let (uid, gid) = (Uid::from_raw(wanted.uid), Gid::from_raw(wanted.gid));
-        chownat(&dir, NAME, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        if !kiln_layer::has_single_id() {
+            chownat(&dir, NAME, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
         fs::set_permissions(&path, Permissions::from_mode(wanted.mode & 0o777))?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let socket = openat(&dir, NAME, flags, Mode::empty())?;

@@ -35,6 +35,7 @@ mod client;
 mod entry;
 mod keys;
 mod live;
+mod namespace;
 mod relay;
 mod remove;
 
@@ -53,6 +54,7 @@ pub use keys::DetachKeys;
 pub use live::{Process, Usage, processes, usage};
 pub use log::{LogLine, LogReader};
 pub use monitor::proxy_variables;
+pub use namespace::monitor_process;
 pub use networks::{Network, Networks, NewNetwork, USUAL_NETWORK, members};
 pub use process::{handles_signal, signal_name, signal_number};
 pub use relay::Relay;

@@ -6,9 +6,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::node;
 use crate::path::{self, EntryPath, PathError};
 
 /// Linux gives up after 40 links too (path_resolution(7)).
@@ -198,8 +199,7 @@ fn own(parent: &OwnedFd, name: &[u8], mode: u32, owner: (u32, u32)) -> Result<()
     let stat = fs::fstat(&made).map_err(|errno| ("fstat", errno))?;
     if (stat.st_uid, stat.st_gid) != owner {
         // Owner before mode: chown(2) clears setuid bits.
-        fs::fchown(&made, Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)))
-            .map_err(|errno| ("fchown", errno))?;
+        node::give(made.as_fd(), owner).map_err(|error| (error.call, error.errno))?;
     }
     // The umask has no say.
     fs::fchmod(&made, Mode::from_raw_mode(mode & 0o7777)).map_err(|errno| ("fchmod", errno))

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::beneath::{self, BeneathError};
 use crate::index::{Entry, EntryKind, Timestamp};
+use crate::marks;
 use crate::node::{self, Attributes, CallError, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath, PathError};
 
@@ -220,9 +221,7 @@ impl Copier<'_> {
         let attributes = self.attributes(entry, &xattrs);
         let make_node = |kind, major, minor| {
             let number = fs::makedev(major, minor);
-            make(parent, name, &path, "mknodat", || {
-                fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, number)
-            })
+            make(parent, name, &path, "mknodat", || node::make_node(parent, name, kind, number))
         };
         match &entry.kind {
             EntryKind::File { inode, nlink, .. } => {
@@ -243,7 +242,16 @@ impl Copier<'_> {
             EntryKind::Dir | EntryKind::Socket => {}
         }
         let is_symlink = matches!(entry.kind, EntryKind::Symlink { .. });
-        node::set_on_name(parent, name, is_symlink, &attributes).map_err(host(&path))
+        node::set_on_name(parent, name, is_symlink, &attributes).map_err(host(&path))?;
+        let device = match entry.kind {
+            EntryKind::Char { major, minor } => (false, major, minor),
+            EntryKind::Block { major, minor } => (true, major, minor),
+            _ => return Ok(()),
+        };
+        if marks::uses_user_attributes() {
+            node::record_device(parent, name, attributes.owner, device).map_err(host(&path))?;
+        }
+        Ok(())
     }
 
     /// The directory that is itself the destination: a link there is followed.

@@ -21,6 +21,7 @@ mod trees;
 mod unchanged;
 
 pub use trees::diff_trees;
+pub(crate) use unchanged::has_origin;
 pub use unchanged::{copied_up, drop_unchanged};
 
 /// What the files of a tree mean.
@@ -198,6 +199,7 @@ impl<'a, O: Output> Writer<'a, O> {
                 let mut entry = Entry::new(&found, None, none)?;
                 let dir = walk.enter()?;
                 entry.xattrs = node::xattrs_of(dir).map_err(|error| failed(&entry.path, error))?;
+                entry.apply_record();
                 Ok((entry, None))
             }
             FileType::RegularFile if self.links.contains((found.stat.st_dev, found.stat.st_ino)) => {

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use rustix::fs::{self, FileType, OFlags, Stat};
 
 use crate::beneath::{self, BeneathError};
+use crate::marks::{self, Record};
 use crate::node::{self, CallError, Named, Xattrs};
 use crate::path::{self, EntryPath, PathError};
 use crate::walk::{Found, Walk};
@@ -280,7 +281,7 @@ impl Entry {
             FileType::Fifo => EntryKind::Fifo,
             _ => EntryKind::Socket,
         };
-        Ok(Self {
+        let mut entry = Self {
             path: path.to_vec(),
             kind,
             mode: stat.st_mode & 0o7777,
@@ -289,7 +290,30 @@ impl Entry {
             mtime: mtime(stat),
             ctime: ctime(stat),
             xattrs,
-        })
+        };
+        entry.apply_record();
+        Ok(entry)
+    }
+
+    /// Takes what the attributes have on record about a user's file for what it is.
+    pub(crate) fn apply_record(&mut self) {
+        if !marks::uses_user_attributes() {
+            return;
+        }
+        let record = self.xattrs.remove(marks::RECORD.as_bytes());
+        let Some(record) = record.and_then(|value| Record::parse(&value)) else { return };
+        (self.uid, self.gid) = record.owner;
+        match (record.device, &self.kind) {
+            // 0:0 would be a whiteout.
+            (Some((_, 0, 0)) | None, _) => {}
+            (Some((false, major, minor)), EntryKind::File { .. }) => {
+                self.kind = EntryKind::Char { major, minor };
+            }
+            (Some((true, major, minor)), EntryKind::File { .. }) => {
+                self.kind = EntryKind::Block { major, minor };
+            }
+            _ => {}
+        }
     }
 
     /// Whether the file that `file` has open is in the state in which it was scanned. The scan must
@@ -362,7 +386,11 @@ fn hash_files(
     for (at, stat, content) in hashed {
         let entry = &mut entries[at];
         entry.kind = file_kind(&stat, Some(content));
-        (entry.mode, entry.uid, entry.gid) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
+        entry.mode = stat.st_mode & 0o7777;
+        if !marks::uses_user_attributes() {
+            // Else it may be on record only.
+            (entry.uid, entry.gid) = (stat.st_uid, stat.st_gid);
+        }
         (entry.mtime, entry.ctime) = (mtime(&stat), ctime(&stat));
         if let Some(cache) = options.stat_cache {
             cache.put(&FileStat::of(&stat), content);

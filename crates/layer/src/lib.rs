@@ -12,6 +12,7 @@
 mod path;
 
 pub mod beneath;
+mod marks;
 mod node;
 
 mod index;
@@ -31,6 +32,7 @@ mod unpack;
 mod archive;
 mod diff;
 mod member;
+mod owners;
 mod repack;
 mod shape;
 mod tar_write;
@@ -60,7 +62,9 @@ pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
+pub use marks::{copy_record, give, has_single_id, opaque_attribute, uses_user_attributes};
 pub use node::is_private_xattr;
+pub use owners::record_owner;
 pub use path::{EntryPath, PathError};
 pub use repack::{RepackError, RepackOptions, Times, repack};
 pub use shape::Shape;

@@ -10,6 +10,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::index::Timestamp;
+use crate::marks::{self, Record};
 
 /// A system call that failed, for the caller to add the path.
 #[derive(Debug, Clone, Copy)]
@@ -43,14 +44,68 @@ pub(crate) struct Attributes<'a> {
 
 /// Names that describe the overlay or this host, not the file.
 pub fn is_private_xattr(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") || name == b"security.selinux"
+    name.starts_with(b"trusted.overlay.")
+        || name.starts_with(b"user.overlay.")
+        || name == b"security.selinux"
+        || (name == marks::RECORD.as_bytes() && marks::uses_user_attributes())
+}
+
+/// Gives an open file or directory to an owner: in truth, or on record where only one id can be given.
+pub(crate) fn give(fd: BorrowedFd<'_>, owner: (u32, u32)) -> Result<(), CallError> {
+    if !marks::has_single_id() {
+        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+        return fs::fchown(fd, Some(uid), Some(gid)).named("fchown");
+    }
+    if owner != (0, 0) {
+        let value = Record { owner, device: None }.to_value();
+        return tolerate(fs::fsetxattr(fd, marks::RECORD, &value, XattrFlags::empty())).named("fsetxattr");
+    }
+    match fs::fremovexattr(fd, marks::RECORD) {
+        Err(Errno::NODATA) => Ok(()),
+        other => tolerate(other).named("fremovexattr"),
+    }
+}
+
+/// Records whom the file or directory `name` belongs to in truth.
+pub(crate) fn record_owner(parent: BorrowedFd<'_>, name: &[u8], owner: (u32, u32)) -> Result<(), CallError> {
+    let value = Record { owner, device: None }.to_value();
+    let set = fs::lsetxattr(magic_path(parent, name), marks::RECORD, &value, XattrFlags::empty());
+    tolerate(set).named("lsetxattr")
+}
+
+/// Makes the new file `name` stand for a device that a user may not make.
+pub(crate) fn record_device(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    owner: Option<(u32, u32)>,
+    device: (bool, u32, u32),
+) -> Result<(), CallError> {
+    let value = Record { owner: owner.unwrap_or((0, 0)), device: Some(device) }.to_value();
+    fs::lsetxattr(magic_path(parent, name), marks::RECORD, &value, XattrFlags::empty()).named("lsetxattr")
+}
+
+/// What stands for a device where a user may not make one: an empty file, to be recorded by
+/// [`record_device`] once its attributes are set.
+pub(crate) fn make_node(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    kind: FileType,
+    number: fs::Dev,
+) -> Result<(), Errno> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
+    if is_device && marks::uses_user_attributes() {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        return fs::openat(parent, name, flags, mode).map(drop);
+    }
+    fs::mknodat(parent, name, kind, mode, number)
 }
 
 /// Sets everything on an open file or directory.
 pub(crate) fn set_on_fd(fd: BorrowedFd<'_>, attributes: &Attributes<'_>) -> Result<(), CallError> {
     // Owner before mode: chown(2) clears setuid bits and security.capability.
-    if let Some((uid, gid)) = attributes.owner {
-        fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).named("fchown")?;
+    if let Some(owner) = attributes.owner {
+        give(fd, owner)?;
     }
     fs::fchmod(fd, Mode::from_raw_mode(attributes.mode & 0o7777)).named("fchmod")?;
     for (name, value) in attributes.xattrs {
@@ -69,7 +124,8 @@ pub(crate) fn set_on_name(
     is_symlink: bool,
     attributes: &Attributes<'_>,
 ) -> Result<(), CallError> {
-    if let Some((uid, gid)) = attributes.owner {
+    // None of these can have an attribute of a user's, so with one id only their owner is lost.
+    if let Some((uid, gid)) = attributes.owner.filter(|_| !marks::has_single_id()) {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).named("fchownat")?;
     }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use crate::apply::{ApplyError, Defect, Refusal, Whiteouts, is_kept_xattr};
 use crate::beneath;
 use crate::index::Timestamp;
+use crate::marks;
 use crate::node::{self, Attributes, CallError, Named};
 use crate::path::{self, PathError};
 use crate::tar_header::{Member, MemberKind};
@@ -356,9 +357,15 @@ impl<'a> Unpacker<'a> {
         if device.0 > 0xfff || device.1 > 0xf_ffff {
             return Err(broken(path, Defect::Number("device")));
         }
-        let make = || fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, number);
+        let make = || node::make_node(parent, name, kind, number);
         self.replace(parent, name, path, "mknodat", make)?;
-        node::set_on_name(parent, name, false, &self.attributes(member)).map_err(host(path))
+        let attributes = self.attributes(member);
+        node::set_on_name(parent, name, false, &attributes).map_err(host(path))?;
+        if kind != FileType::Fifo && marks::uses_user_attributes() {
+            let device = (kind == FileType::BlockDevice, device.0, device.1);
+            node::record_device(parent, name, attributes.owner, device).map_err(host(path))?;
+        }
+        Ok(())
     }
 
     /// Runs `make`, which refuses to overwrite; what is in the way is removed first, then.

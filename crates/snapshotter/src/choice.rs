@@ -66,7 +66,7 @@ pub fn open(root: &Path, backend: Backend) -> Result<Arc<dyn Snapshotter>, Error
                 return Err(Error::Fuse { reason: "it is not installed, or there is no /dev/fuse".into() });
             }
         },
-        Backend::Auto => match (form_of(root)?, can_hold_upperdirs(root), fuse_overlayfs()) {
+        Backend::Auto => match (form_of(root)?, can_mount(root), fuse_overlayfs()) {
             (Some(LayerForm::Tree), ..) => Arc::new(Copying::open(root)?),
             (_, true, _) => Arc::new(Overlay::open(root)?),
             (_, false, Some(program)) => Arc::new(Overlay::open_fuse(root, &program)?),
@@ -80,6 +80,18 @@ pub fn open(root: &Path, backend: Backend) -> Result<Arc<dyn Snapshotter>, Error
 /// File systems that overlayfs takes no upperdir from: overlayfs itself, NFS, SMB, FUSE, 9P, FAT.
 const UNFIT: [u64; 8] =
     [0x794c_7630, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x4d44, 0x2011_bab0];
+
+fn can_mount(root: &Path) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let may = !kiln_layer::uses_user_attributes() || is_users(&release);
+    may && can_hold_upperdirs(root)
+}
+
+/// Whether this kernel lets users mount overlayfs: since Linux 5.11.
+fn is_users(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 11)
+}
 
 fn can_hold_upperdirs(root: &Path) -> bool {
     let there = root.ancestors().find_map(|path| statfs(path).ok());
@@ -119,6 +131,15 @@ mod tests {
         // Made before there was that file.
         std::fs::remove_file(root.join("form")).unwrap();
         assert!(matches!(open(&root, Backend::Copy), Err(Error::OtherForm { .. })));
+    }
+
+    #[test]
+    fn users_mount_overlayfs_on_newer_kernels_only() {
+        for (release, may) in
+            [("5.10.0-28-amd64", false), ("4.19.1", false), ("5.11.0", true), ("6.1.0-rc1", true)]
+        {
+            assert_eq!(is_users(release), may, "{release}");
+        }
     }
 
     #[test]

@@ -35,7 +35,6 @@ const PATIENCE: Patience = Patience { tv_sec: 10, tv_nsec: 0 };
 const MAX_WORDS: u64 = 4096;
 /// The program's own attributes.
 const OWN: &[u8] = b"user.fuseoverlayfs.";
-const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// The program and those of its processes that have not been waited for.
 #[derive(Debug)]
@@ -85,7 +84,10 @@ impl Fuse {
         }
         let upper = stack.upper.as_ref().map(|(upper, _)| upper.clone());
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain_mut(|serving| !matches!(serving.process.try_wait(), Ok(Some(_))));
+        // Of those that wrote, it is known until their snapshot is complete.
+        running.retain_mut(|serving| {
+            serving.upper.is_some() || !matches!(serving.process.try_wait(), Ok(Some(_)))
+        });
         running.push(Serving { process, upper });
         Ok(tree)
     }
@@ -99,6 +101,9 @@ impl Fuse {
         drop(running);
         let were_any = !ending.is_empty();
         for mut serving in ending {
+            if matches!(serving.process.try_wait(), Ok(Some(_))) {
+                continue;
+            }
             let pid = Pid::from_child(&serving.process);
             let process = pidfd_open(pid, PidfdFlags::empty()).map_err(host("pidfd_open", upper))?;
             let mut events = [PollFd::new(&process, PollFlags::IN)];
@@ -174,8 +179,10 @@ pub(crate) fn normalise(upper: BorrowedFd<'_>) -> Result<(), Error> {
         if let Some(hidden) = name.strip_prefix(b".wh.") {
             let (parent, _) = beneath::open_parent(upper, &entry.path).map_err(beneath_error)?;
             unlinkat(&parent, name, AtFlags::empty()).map_err(host("unlink", &shown))?;
-            if hidden == b".wh..opq" {
-                fsetxattr(&parent, OPAQUE, b"y", XattrFlags::empty()).map_err(host("fsetxattr", &shown))?;
+            // Where it may not make devices, it writes the second name as well.
+            if hidden == b".wh..opq" || hidden == b".opq" {
+                fsetxattr(&parent, kiln_layer::opaque_attribute(), b"y", XattrFlags::empty())
+                    .map_err(host("fsetxattr", &shown))?;
             } else {
                 mknodat(&parent, hidden, FileType::CharacterDevice, Mode::empty(), 0)
                     .map_err(host("mknod", &shown))?;
@@ -191,7 +198,8 @@ pub(crate) fn normalise(upper: BorrowedFd<'_>) -> Result<(), Error> {
                 fremovexattr(&node, name.as_slice()).map_err(host("fremovexattr", &shown))?;
             }
             if opaque {
-                fsetxattr(&node, OPAQUE, b"y", XattrFlags::empty()).map_err(host("fsetxattr", &shown))?;
+                fsetxattr(&node, kiln_layer::opaque_attribute(), b"y", XattrFlags::empty())
+                    .map_err(host("fsetxattr", &shown))?;
             }
         }
         if entry.kind == EntryKind::Dir {
@@ -235,6 +243,7 @@ mod tests {
             fs::create_dir(at(dir)).unwrap();
         }
         fs::write(at("by-file/.wh..wh..opq"), "").unwrap();
+        fs::write(at("by-file/.wh..opq"), "").unwrap();
         fs::write(at("by-file/sub/.wh.gone"), "").unwrap();
         for (name, value) in [("opaque", &b"y"[..]), ("origin", b"/lower/by-name")] {
             let name = format!("user.fuseoverlayfs.{name}");
@@ -247,7 +256,8 @@ mod tests {
         assert_eq!(fs::metadata(at("by-file/sub")).unwrap().mtime_nsec(), before.mtime_nsec());
         for dir in ["by-file", "by-name"] {
             let mut value = [0; 4];
-            let length = rustix::fs::getxattr(at(dir), OPAQUE, &mut value[..]).unwrap();
+            let length =
+                rustix::fs::getxattr(at(dir), kiln_layer::opaque_attribute(), &mut value[..]).unwrap();
             assert_eq!(&value[..length], b"y", "{dir}");
         }
         let mut names = [0; 256];

@@ -97,8 +97,14 @@ fn mount(stack: &Stack<'_>, style: LowerStyle) -> Result<Option<OwnedFd>, Error>
     }
     // Whatever the kernel was built with: an upperdir must hold whole files, under their own names,
     // that mean the same as a lowerdir of any other stack.
-    for key in ["redirect_dir", "metacopy", "index"] {
-        option(key, "off")?;
+    if kiln_layer::uses_user_attributes() {
+        // With it, the first two are off and may not even be said to be.
+        fsconfig_set_flag(context.as_fd(), "userxattr").map_err(host("fsconfig", "userxattr"))?;
+        option("index", "off")?;
+    } else {
+        for key in ["redirect_dir", "metacopy", "index"] {
+            option(key, "off")?;
+        }
     }
     // Only spares inode numbers; kernels and file systems that cannot do it may say no.
     let _ = option("xino", "off");

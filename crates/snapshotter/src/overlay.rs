@@ -109,13 +109,17 @@ impl Overlay {
     /// Gives the root directory `dir` the mode and owner of its parent's.
     fn root_like(&self, dir: &Path, parent: &SnapshotId) -> Result<(), Error> {
         let own = committed(parent).join("fs");
-        let like = match self.places.links(parent)?.changes {
-            Some(owner) if !self.places.exists(&own) => {
-                self.at_owner(&owner, |place| self.places.stat_dir(&place.join("fs")))?
-            }
-            _ => self.places.stat_dir(&own)?,
+        let like = |from: &Path| {
+            let stat = self.places.stat_dir(from)?;
+            self.places.make_like(dir, &stat)?;
+            self.places.copy_record(from, dir)
         };
-        self.places.make_like(dir, &like)
+        match self.places.links(parent)?.changes {
+            Some(owner) if !self.places.exists(&own) => {
+                self.at_owner(&owner, |place| like(&place.join("fs")))
+            }
+            _ => like(&own),
+        }
     }
 }
 

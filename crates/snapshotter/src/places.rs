@@ -201,6 +201,19 @@ impl Places {
         fchmod(&fd, Mode::from_raw_mode(like.st_mode & 0o7777)).map_err(host("fchmod", dir))
     }
 
+    /// Where owners are on record only, [`Places::make_like`] does not see them.
+    pub(crate) fn copy_record(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        if !kiln_layer::has_single_id() {
+            return Ok(());
+        }
+        let (from_fd, to_fd) = (open_readable(&self.root, from)?, open_readable(&self.root, to)?);
+        kiln_layer::copy_record(from_fd.as_fd(), to_fd.as_fd()).map_err(|source| Error::Host {
+            call: "fsetxattr",
+            path: to.to_owned(),
+            source,
+        })
+    }
+
     pub(crate) fn stat_dir(&self, dir: &Path) -> Result<Stat, Error> {
         fstat(open_dir(&self.root, dir)?).map_err(host("fstat", dir))
     }

@@ -189,7 +189,7 @@ pub struct Changes {
 #[derive(Debug)]
 pub enum Form {
     /// An overlayfs upperdir: a whiteout is a character device 0/0, an opaque directory has the
-    /// extended attribute `trusted.overlay.opaque`.
+    /// extended attribute [`kiln_layer::opaque_attribute`].
     OverlayUpper,
     /// A complete tree: the changes are what is different from the parent's, or all of it.
     Tree {

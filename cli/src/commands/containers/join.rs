@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use kiln_containers::{Attachment, ContainerId, Networks, Port, USUAL_NETWORK, is_name};
-use kiln_executor::{Network, ProcessSpec, Resolver};
+use kiln_executor::{Ids, Network, ProcessSpec, Resolver};
 use kiln_oci::image::RunConfig;
 
 use crate::args::network::JoinArgs;
@@ -66,6 +66,9 @@ pub(super) fn choose(session: &Session, args: &JoinArgs) -> Result<Choice, Failu
             Choice { process: Network::Default, attachments, shared_with: None }
         }
     };
+    if kiln_executor::ids() != Ids::Host && !choice.attachments.is_empty() {
+        return Err(Failure::usage("networks with a bridge are made on the host: only root has them"));
+    }
     let has_names = choice.attachments.iter().any(|known| known.network != USUAL_NETWORK);
     if !has_names && !args.network_alias.is_empty() {
         return Err(Failure::usage("--network-alias is for networks made by `kiln network create`"));

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use kiln_content::{LayerBlob, LayerRecord, PackedRecord};
-use kiln_layer::{CopyFault, DiffOptions, Limits, TreeForm, copy_hashed, decoder};
+use kiln_layer::{CopyFault, DiffOptions, Limits, TreeForm, copy_hashed, decoder, opaque_attribute};
 use kiln_oci::{DiffId, Digest, SnapshotId};
 use kiln_snapshotter::Form;
 use rustix::fs::XattrFlags;
@@ -17,8 +17,6 @@ use crate::layers::write_tar;
 use crate::reread::{Stoppable, is_blob_good, side_by_side};
 use crate::stand::{prepare_layer, stand_on, unpack_layer};
 use crate::{BuildCancel, BuildError, Engine};
-
-const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// What is wrong with something, if anything is.
 type Finding = Option<Fault>;
@@ -201,17 +199,18 @@ impl Check<'_> {
         }
         let active = self.engine.prepare(None)?;
         let dir = self.engine.snapshots.open_layer(active.key())?;
+        let opaque = opaque_attribute();
         let blind = |error: Errno| BuildError::Unchecked {
             path: self.engine.store.root().join("snapshots"),
             source: io::Error::new(
                 io::Error::from(error).kind(),
-                format!("looking into layers takes CAP_SYS_ADMIN, to see `{OPAQUE}` ({error})"),
+                format!("looking into layers takes CAP_SYS_ADMIN, to see `{opaque}` ({error})"),
             ),
         };
-        rustix::fs::fsetxattr(&dir, OPAQUE, b"y", XattrFlags::empty()).map_err(blind)?;
+        rustix::fs::fsetxattr(&dir, opaque, b"y", XattrFlags::empty()).map_err(blind)?;
         let mut names = vec![0; 64 << 10];
         let length = rustix::fs::flistxattr(&dir, &mut names[..]).map_err(blind)?;
-        if !names[..length].split(|byte| *byte == 0).any(|name| name == OPAQUE.as_bytes()) {
+        if !names[..length].split(|byte| *byte == 0).any(|name| name == opaque.as_bytes()) {
             return Err(blind(Errno::PERM));
         }
         self.sees_all = true;

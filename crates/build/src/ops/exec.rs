@@ -6,6 +6,7 @@ mod shell;
 pub(crate) use self::shell::{ShellJob, ShellTree};
 
 use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use kiln_executor::{Exit, Handles, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
@@ -130,6 +131,7 @@ impl BuildOp {
             };
             redactor.push(bytes, &mut |bytes| scope.log(stream, bytes));
         };
+        let owner = process_owner(root.as_fd(), exec.user.as_deref())?;
         let handles = Handles { root, inputs: mounts.take_handles(), network: None };
         let cancel = self.shared.cancel.processes();
         let exit = engine.executor.run(handles, &spec, Stdio::Captured(&mut log), cancel);
@@ -140,6 +142,9 @@ impl BuildOp {
         drop(mounts);
         match exit?.exit {
             Exit::Code(0) => {
+                if let Some(owner) = owner {
+                    active.record_owner(base, owner, self.shared.cancel.flag())?;
+                }
                 if let Some(base) = base {
                     active.drop_unchanged(base, self.shared.cancel.flag())?;
                 }
@@ -178,6 +183,16 @@ fn process(exec: &llb::Exec, mounts: &mut StepMounts) -> ProcessSpec {
         task_limit: Some(task_limit()),
         ..ProcessSpec::default()
     }
+}
+
+/// Whose the files are in truth that a process makes who is not root: where there is one id only, the
+/// disk does not tell.
+fn process_owner(root: BorrowedFd<'_>, user: Option<&str>) -> Result<Option<(u32, u32)>, OpError> {
+    if !kiln_layer::has_single_id() {
+        return Ok(None);
+    }
+    let ids = kiln_executor::resolve_user(root, user.unwrap_or("0"))?;
+    Ok(Some((ids.uid, ids.gid)))
 }
 
 /// Processes and threads of a step at most: enough for any build, and an end to a fork bomb.

@@ -40,6 +40,8 @@ pub(super) struct Task {
     pub(super) runtime: Option<super::oci::Runtime>,
     /// The container's address; `None`: no network of its own.
     pub(super) lease: Option<super::net::Lease>,
+    /// Who gives a user's container its network.
+    pub(super) user_network: Option<super::user_net::UserNetwork>,
 }
 
 /// What the helper reports. Errors travel as what they are: step and errno, never as prose.
@@ -47,6 +49,8 @@ pub(super) struct Task {
 pub(super) enum Report {
     /// The terminal's master follows with this message.
     Terminal,
+    /// The stopped calls' listener follows with this message; who runs there, user and group.
+    Owners(u32, u32),
     /// The program runs, as this process of the host.
     Started(i32),
     /// The process ended.

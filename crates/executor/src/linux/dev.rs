@@ -1,15 +1,18 @@
 //! `/dev`: a few harmless devices, a devpts and a shared memory of its own.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mkdirat, mknodat, openat, symlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mkdirat, mknodat, openat,
+    symlinkat,
 };
-use rustix::mount::MountAttrFlags;
+use rustix::mount::{MountAttrFlags, MoveMountFlags, move_mount};
 
 use super::channel::Task;
 use super::mounts::{SAFE, attach, attach_aside, clone_tree, new_mount};
 use super::paths::{Created, make_file};
+use super::userns::{self, Ids};
 use crate::{Device, ExecError, ProcessSpec, Security};
 
 /// Character devices by name, major and minor number.
@@ -36,6 +39,12 @@ const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAtt
 /// The devices a container gets, on a file system that it never sees.
 pub(super) fn devices(task: &Task) -> Result<OwnedFd, ExecError> {
     let tmpfs = new_mount("tmpfs", &[("mode", "755"), ("size", "64k")], NO_EXEC)?;
+    mkdirat(&tmpfs, EMPTY, Mode::from_raw_mode(0o555)).map_err(ExecError::start("empty directory"))?;
+    if userns::ids() != Ids::Host {
+        attach_aside(&tmpfs, task, "devices")?;
+        show_hosts(task, &tmpfs)?;
+        return Ok(tmpfs);
+    }
     for (name, major, minor) in DEVICES {
         let failed = |errno| ExecError::start(format!("/dev/{name}"))(errno);
         let device = makedev(major, minor);
@@ -53,9 +62,31 @@ pub(super) fn devices(task: &Task) -> Result<OwnedFd, ExecError> {
         chownat(&tmpfs, &name, Some(uid), Some(gid), AtFlags::empty()).map_err(failed)?;
         chmodat(&tmpfs, &name, mode, AtFlags::empty()).map_err(failed)?;
     }
-    mkdirat(&tmpfs, EMPTY, Mode::from_raw_mode(0o555)).map_err(ExecError::start("empty directory"))?;
     attach_aside(&tmpfs, task, "devices")?;
     Ok(tmpfs)
+}
+
+/// Mounts the host's own devices in a user namespace, where the kernel makes none. Whether one may be
+/// opened is for its mode on the host to say.
+fn show_hosts(task: &Task, tmpfs: &OwnedFd) -> Result<(), ExecError> {
+    let show = |name: &str, from: &str| {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let at = openat(tmpfs, name, flags, Mode::RUSR)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(clone_tree(CWD, from, false)?, "", &at, "", flags)
+    };
+    for (name, ..) in DEVICES {
+        let from = format!("/dev/{name}");
+        show(name, &from).map_err(ExecError::start(from.clone()))?;
+    }
+    for (position, device) in task.spec.devices.iter().enumerate() {
+        let (major, minor) = device.number;
+        // udev has a link for each device by its number; without it, its usual name has to do.
+        let by_number = format!("/dev/{}/{major}:{minor}", if device.block { "block" } else { "char" });
+        let from = if Path::new(&by_number).exists() { &by_number } else { &device.path };
+        show(&own_name(position), from).map_err(ExecError::start(format!("device {}", device.path)))?;
+    }
+    Ok(())
 }
 
 /// Name of an empty directory beside the devices, to cover others with.
@@ -112,9 +143,10 @@ pub(super) fn mount_dev(
         openat(&dev, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(ExecError::start(format!("/dev/{name}")))
     };
-    // Group 5 is tty everywhere.
+    // Group 5 is tty everywhere, where there are groups.
     let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let devpts = new_mount("devpts", &options, NO_EXEC)?;
+    let options = if userns::ids() == Ids::Single { &options[..2] } else { &options };
+    let devpts = new_mount("devpts", options, NO_EXEC)?;
     attach(&devpts, below("pts")?.as_fd(), "/dev/pts")?;
     let size = spec.shm_size_bytes.to_string();
     let shm = new_mount("tmpfs", &[("mode", "1777"), ("size", &size)], SAFE)?;

@@ -8,13 +8,14 @@ use rustix::mount::MountAttrFlags;
 use super::channel::Task;
 use super::mounts::{SAFE, attach_aside, clone_tree, new_mount};
 use super::sys;
+use super::user_net::UserNetwork;
 use crate::{ExecError, Network, ProcessSpec, Resolver};
 
 /// `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`, each as a read-only mount.
 pub(super) fn own_files(task: &Task) -> Result<Vec<(&'static str, OwnedFd)>, ExecError> {
     let spec = &task.spec;
     let contents = [
-        ("resolv.conf", resolver(spec)),
+        ("resolv.conf", resolver_of(task)),
         ("hosts", hosts(task)),
         ("hostname", format!("{}\n", spec.hostname)),
     ];
@@ -89,10 +90,21 @@ fn reachable(text: &str) -> String {
     text.lines().filter(|line| !loopback(line)).map(|line| format!("{line}\n")).collect()
 }
 
+fn resolver_of(task: &Task) -> String {
+    match &task.user_network {
+        Some(network) if task.spec.resolver == Resolver::default() => UserNetwork::resolver(network),
+        _ => resolver(&task.spec),
+    }
+}
+
 fn hosts(task: &Task) -> String {
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     let lease = task.lease.as_ref();
-    let address = lease.map_or_else(|| "127.0.0.1".to_owned(), |lease| lease.address().to_string());
+    let address = match (lease, &task.user_network) {
+        (Some(lease), _) => lease.address().to_string(),
+        (None, Some(network)) => network.address().to_string(),
+        (None, None) => "127.0.0.1".to_owned(),
+    };
     // Whoever made the network knows the addresses in it.
     if task.spec.network != Network::Given {
         text.push_str(&format!("{address}\t{}\n", task.spec.hostname));

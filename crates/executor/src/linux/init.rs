@@ -14,7 +14,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use super::channel::{Report, Task, report};
 use super::paths::{Created, make_dirs, open_inside};
 use super::user::{UserIds, add_groups, resolve_user};
-use super::{cgroup, limits, mounts, outer, pty, reaper, sys};
+use super::userns::{self, Ids};
+use super::{cgroup, chown, limits, mounts, outer, pty, reaper, sys};
 use crate::{ExecError, ProcessSpec, Security};
 
 /// What process 1 works with.
@@ -68,14 +69,25 @@ fn prepare(inside: Inside<'_>) -> Result<Program, ExecError> {
         sys::restrict_one_mount(root, MountAttrFlags::MOUNT_ATTR_RDONLY)
             .map_err(ExecError::start("read-only root"))?;
     }
-    become_user(task, &ids, &streams)
+    become_user(task, &ids, &streams, socket)
 }
 
 /// The last part, the same for every process of a container: limits, identity, streams, program.
-pub(super) fn become_user(task: &Task, ids: &UserIds, streams: &[OwnedFd; 3]) -> Result<Program, ExecError> {
+pub(super) fn become_user(
+    task: &Task,
+    ids: &UserIds,
+    streams: &[OwnedFd; 3],
+    socket: BorrowedFd<'_>,
+) -> Result<Program, ExecError> {
     let spec = &task.spec;
     limits::set_limits(spec)?;
     new_keyring()?;
+    if userns::ids() == Ids::Single {
+        // Before anything is given up: a new namespace comes with all of it.
+        userns::become_other(ids.uid, ids.gid)?;
+        let listener = chown::listen()?;
+        report(socket, &Report::Owners(ids.uid, ids.gid), &[listener.as_fd()]);
+    }
     take_identity(task, ids)?;
     // Changing the user cleared the death signal (prctl(2)).
     outer::die_with_parent(0)?;
@@ -164,10 +176,24 @@ fn take_identity(task: &Task, ids: &UserIds) -> Result<(), ExecError> {
         move |errno: nix::errno::Errno| ExecError::start(step)(Errno::from_raw_os_error(errno as i32))
     };
     let groups: Vec<Gid> = ids.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
-    nix::unistd::setgroups(&groups).map_err(nix_failed("setgroups"))?;
+    match nix::unistd::setgroups(&groups) {
+        // With one id there are no groups to have, nor to leave.
+        Err(nix::errno::Errno::EPERM) if userns::ids() == Ids::Single => {}
+        other => other.map_err(nix_failed("setgroups"))?,
+    }
     let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
-    nix::unistd::setresgid(gid, gid, gid).map_err(nix_failed("setresgid"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(nix_failed("setresuid"))?;
+    let unmapped = |kind: &str, id: u32| ExecError::BadUser {
+        user: spec.user.clone().unwrap_or_default(),
+        reason: format!("{kind} {id} is beyond the range of ids that this user was given"),
+    };
+    nix::unistd::setresgid(gid, gid, gid).map_err(|errno| match errno {
+        nix::errno::Errno::EINVAL => unmapped("group", ids.gid),
+        errno => nix_failed("setresgid")(errno),
+    })?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(|errno| match errno {
+        nix::errno::Errno::EINVAL => unmapped("user", ids.uid),
+        errno => nix_failed("setresuid")(errno),
+    })?;
     let kept = if ids.uid == 0 { allowed } else { CapabilitySet::empty() };
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(ExecError::start("capset"))?;

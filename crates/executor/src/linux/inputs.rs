@@ -18,6 +18,7 @@ use rustix::mount::{
 use super::channel::Task;
 use super::mounts::{SAFE, attach, attach_aside, clone_tree, new_mount};
 use super::paths::{Created, make_dirs, make_file, open_inside};
+use super::userns::{self, Ids};
 use super::{dev, sys};
 use crate::{ExecError, Security};
 
@@ -136,7 +137,9 @@ fn in_memory(mount: &FileMount, content: &OwnedFd, tmpfs: &OwnedFd) -> Result<Ow
     };
     copy().map_err(|source| ExecError::Start { step: step(), source })?;
     // Owner before mode: chown(2) clears setuid bits.
-    fchown(&made, Some(Uid::from_raw(mount.uid)), Some(Gid::from_raw(mount.gid))).map_err(failed)?;
+    if userns::ids() != Ids::Single {
+        fchown(&made, Some(Uid::from_raw(mount.uid)), Some(Gid::from_raw(mount.gid))).map_err(failed)?;
+    }
     fchmod(&made, Mode::from_raw_mode(mount.mode & 0o7777)).map_err(failed)?;
     let file = clone_tree(tmpfs, &name, false).map_err(failed)?;
     sys::restrict_mount(file.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY).map_err(failed)?;
@@ -161,7 +164,9 @@ impl Covered<'_> {
         let is = |other: BorrowedFd<'_>| {
             fstat(other).map(|other| (other.st_dev, other.st_ino) == (at.st_dev, at.st_ino)).map_err(failed)
         };
-        let is_device = fstat(self.devices).map_err(failed)?.st_dev == at.st_dev;
+        // A user's are the host's own devices, on the host's file system.
+        let null = statat(self.devices, "null", AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let is_device = [fstat(self.devices).map_err(failed)?.st_dev, null.st_dev].contains(&at.st_dev);
         if KEPT_KINDS.contains(&kind) || is_device || is(self.dev)? {
             return Err(refused(target, SANDBOX));
         }

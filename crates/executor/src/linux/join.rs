@@ -104,7 +104,7 @@ fn prepare(
     add_groups(root.as_fd(), &spec.more_groups, &mut ids)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     init::enter_cwd(spec, root.as_fd())?;
-    init::become_user(task, &ids, &streams)
+    init::become_user(task, &ids, &streams, socket)
 }
 
 /// In the helper: starts the program in the container.

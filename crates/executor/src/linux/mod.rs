@@ -3,6 +3,7 @@
 mod bridges;
 mod cgroup;
 mod channel;
+mod chown;
 mod dev;
 mod etc;
 mod init;
@@ -26,6 +27,8 @@ mod start;
 mod subnet;
 mod sys;
 mod user;
+mod user_net;
+mod userns;
 
 pub use bridges::{Bridge, free_subnet, is_subnet_routed};
 pub use etc::host_resolver;
@@ -42,3 +45,5 @@ pub use start::Linux;
 pub use subnet::Subnet;
 pub use sys::{close_inherited_at_exec, signal_by_fd};
 pub use user::{UserIds, resolve_user};
+pub use user_net::UserNetwork;
+pub use userns::{Ids, SubIds, Subordinate, become_root, ids, join_root};

@@ -16,8 +16,9 @@ use rustix::thread::UnshareFlags;
 use super::channel::Task;
 use super::inputs::{Covered, mount_one, open_sources};
 use super::paths::{Created, make_dirs, make_file, open_inside};
+use super::userns::{self, Ids};
 use super::{dev, etc, limits, sys};
-use crate::{ExecError, Security, SystemPaths};
+use crate::{ExecError, Network, Security, SystemPaths};
 
 pub(super) const SAFE: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
@@ -74,7 +75,7 @@ pub(super) fn mount_all(
     };
     let proc = new_mount("proc", &[], SAFE)?;
     attach(&proc, &make_dirs(root, "/proc", created).map_err(ExecError::start("/proc"))?, "/proc")?;
-    let sys = new_mount("sysfs", &[], SAFE | writable)?;
+    let sys = new_sysfs(spec.network, writable)?;
     attach(&sys, &make_dirs(root, "/sys", created).map_err(ExecError::start("/sys"))?, "/sys")?;
     let dev_target = make_dirs(root, "/dev", created).map_err(ExecError::start("/dev"))?;
     let (dev, devpts) = dev::mount_dev(&dev_target, &devices, spec)?;
@@ -113,6 +114,17 @@ pub(super) fn new_mount(
     }
     fsconfig_create(context.as_fd()).map_err(failed)?;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags).map_err(failed)
+}
+
+/// A `sysfs`; in a user namespace that has no network namespace of its own, the kernel makes none, and
+/// the host's is shown, with what is mounted in it.
+fn new_sysfs(network: Network, writable: MountAttrFlags) -> Result<OwnedFd, ExecError> {
+    if network != Network::Host || userns::ids() == Ids::Host {
+        return new_mount("sysfs", &[], SAFE | writable);
+    }
+    let sys = clone_tree(CWD, "/sys", true).map_err(ExecError::start("the host's /sys"))?;
+    sys::restrict_mount(sys.as_fd(), SAFE | writable).map_err(ExecError::start("the host's /sys"))?;
+    Ok(sys)
 }
 
 pub(super) fn attach(mount: impl AsFd, target: impl AsFd, name: &str) -> Result<(), ExecError> {

@@ -14,6 +14,7 @@ use super::channel::{Report, Task, receive, report};
 use super::init::{self, Inside};
 use super::paths::Created;
 use super::start::{HELPER_NAME, read_task};
+use super::user_net::UserNetwork;
 use super::{join, net, oci, sys};
 use crate::{ExecError, Exit, Network, Usage};
 
@@ -107,7 +108,11 @@ impl Helper {
             // Else process 1 does so itself, once it is where its root is to be.
             namespaces |= UnshareFlags::NEWCGROUP;
         }
-        namespaces |= self.network_namespace()?;
+        // It serves the namespace from outside, and so makes it.
+        let user_network = self.task.user_network.as_ref().map(UserNetwork::start).transpose()?;
+        if user_network.is_none() {
+            namespaces |= self.network_namespace()?;
+        }
         sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
         self.connect(host_network)?;
         let (created_read, created_write) =
@@ -132,6 +137,7 @@ impl Helper {
                 let exit = self.watch(child, started_read);
                 // No process lives in the container any more: nobody can race with the clean-up.
                 Created::read(created_read).remove(self.root.as_fd());
+                drop(user_network);
                 let (cpu, peak_memory_bytes) = sys::children_usage();
                 Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
             }
@@ -145,7 +151,11 @@ impl Helper {
         host_network: Option<net::HostSide>,
         streams: [OwnedFd; 3],
     ) -> Result<(Exit, Usage), ExecError> {
-        let namespaces = self.network_namespace()?;
+        let user_network = self.task.user_network.as_ref().map(UserNetwork::start).transpose()?;
+        let namespaces = match &user_network {
+            Some(_) => UnshareFlags::empty(),
+            None => self.network_namespace()?,
+        };
         if !namespaces.is_empty() {
             sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
         }
@@ -157,6 +167,7 @@ impl Helper {
         }
         let exit = self.watch(container.process, None);
         container.delete();
+        drop(user_network);
         let (cpu, peak_memory_bytes) = sys::children_usage();
         Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
     }

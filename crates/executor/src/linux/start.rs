@@ -20,7 +20,9 @@ use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
 use super::seccomp::{Compiled, Program, Seccomp};
-use super::{cgroup, mounts, oci, seccomp, sys};
+use super::user_net::UserNetwork;
+use super::userns::{self, Ids};
+use super::{cgroup, chown, mounts, oci, seccomp, sys};
 use crate::{
     Cancel, ExecError, Executor, Exit, Finished, Handles, Managed, Network, ProcessSpec, Started, Stdio,
     Stream,
@@ -61,10 +63,18 @@ impl Linux {
     pub fn open_with(state: &Path, program: PathBuf) -> Result<Self, ExecError> {
         let failed =
             |source| ExecError::Start { step: format!("directories below {}", state.display()), source };
-        let (stubs, attach_at) = (state.join("stubs"), state.join("root"));
+        let single = userns::ids() == Ids::Single;
+        let [stubs, attach_at] = match single {
+            true => ["stubs-one-id", "root-one-id"],
+            false => ["stubs", "root"],
+        }
+        .map(|name| state.join(name));
         // The last thing made says that all is there: two system calls on every later start.
         if !attach_at.is_dir() {
             make_stubs(&stubs).map_err(failed)?;
+            if single {
+                userns::make_stubs(&stubs).map_err(failed)?;
+            }
             // After a power cut, too, it is the last.
             for dir in [&stubs.join("etc"), &stubs, state] {
                 File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
@@ -100,7 +110,7 @@ impl Linux {
     }
 
     fn network(&self, spec: &ProcessSpec) -> Result<Option<(Lease, net::Address)>, ExecError> {
-        if spec.network != Network::Default {
+        if spec.network != Network::Default || userns::ids() != Ids::Host {
             return Ok(None);
         }
         let bridge = match self.bridge.get() {
@@ -111,6 +121,12 @@ impl Linux {
             }
         };
         bridge.lease().map(Some)
+    }
+
+    /// The network of a container whose bridge a user may not make.
+    fn user_network(&self, spec: &ProcessSpec) -> Option<UserNetwork> {
+        let asked = spec.network == Network::Default && userns::ids() != Ids::Host;
+        asked.then(|| UserNetwork::find().ok()).flatten()
     }
 }
 
@@ -207,6 +223,7 @@ impl Executor for Linux {
             groups: group.as_ref().map(cgroup::Group::doors).unwrap_or_default(),
             lease,
             runtime,
+            user_network: self.user_network(spec),
             ..self.task(spec, &stdio, false)?
         };
         let mut finished = self.launch(&task, handles, stdio, cancel)?;
@@ -236,6 +253,7 @@ impl Linux {
             filter: self.filters.program(spec)?.map(|program| (*program).clone()),
             runtime: None,
             lease: None,
+            user_network: None,
         })
     }
 
@@ -362,6 +380,11 @@ fn follow(
                 Some((bytes, fds)) => match serde_json::from_slice(&bytes) {
                     Ok(Report::Terminal) if matches!(stdio, Stdio::Managed(_)) => {
                         master = fds.into_iter().next();
+                    }
+                    Ok(Report::Owners(uid, gid)) => {
+                        if let Some(listener) = fds.into_iter().next() {
+                            chown::answer(listener, (uid, gid));
+                        }
                     }
                     Ok(Report::Started(pid)) => {
                         if let Stdio::Managed(managed) = &mut stdio {

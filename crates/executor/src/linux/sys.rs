@@ -23,12 +23,18 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     }
 }
 
-/// `fork(2)` in the helper. The caller is the helper, which has one thread; that is what makes it
-/// sound to go on with Rust code in the child.
+/// `fork(2)` in the helper, or in `main` before its first thread: that there is one thread is what makes
+/// it sound to go on with Rust code in the child.
 pub(super) fn fork() -> Result<ForkResult, Errno> {
-    // SAFETY: the helper is a freshly executed process that never starts a thread, so no lock can
-    // be held by a thread that the child lacks.
+    // SAFETY: the helper is a freshly executed process that never starts a thread, and who calls
+    // `become_root` has started none, so no lock can be held by a thread that the child lacks.
     unsafe { nix::unistd::fork() }.map_err(|errno| Errno::from_raw_os_error(errno as i32))
+}
+
+/// `_exit(2)`: ends a forked child without running anything that its parent registered for its end.
+pub(super) fn end_now(code: i32) -> ! {
+    // SAFETY: takes an integer and does not return.
+    unsafe { libc::_exit(code) }
 }
 
 /// `unshare(2)`. Called in the single-threaded helper only: no other thread shares its fs struct.
@@ -100,6 +106,90 @@ pub(super) fn load_filter(program: &Program) -> Result<(), Errno> {
     // them and writes to neither.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    check(result).map(drop)
+}
+
+/// `seccomp(SECCOMP_SET_MODE_FILTER)` for this thread, the only one, with a descriptor to answer from.
+pub(super) fn load_listener(program: &Program) -> Result<OwnedFd, Errno> {
+    let instructions: Vec<libc::sock_filter> = program
+        .0
+        .iter()
+        .map(|one| libc::sock_filter { code: one.0, jt: one.1, jf: one.2, k: one.3 })
+        .collect();
+    let program = libc::sock_fprog {
+        len: libc::c_ushort::try_from(instructions.len()).map_err(|_| Errno::TOOBIG)?,
+        filter: instructions.as_ptr().cast_mut(),
+    };
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    // SAFETY: `program` and its instructions live across the call, which copies them.
+    let fd = check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    })?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `struct seccomp_notif`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct RawNotification {
+    id: u64,
+    pid: u32,
+    flags: u32,
+    number: i32,
+    architecture: u32,
+    instruction: u64,
+    arguments: [u64; 6],
+}
+
+/// `struct seccomp_notif_resp`.
+#[repr(C)]
+struct RawAnswer {
+    id: u64,
+    value: i64,
+    error: i32,
+    flags: u32,
+}
+
+/// A call that was stopped.
+pub(super) struct Notification {
+    pub(super) id: u64,
+    pub(super) process: u32,
+    pub(super) number: i32,
+    pub(super) arguments: [u64; 6],
+}
+
+// linux/seccomp.h, for machines whose ioctl numbers are asm-generic/ioctl.h's: all that kiln has a
+// filter for.
+const NOTIF_RECV: libc::c_ulong = 0xc050_2100;
+const NOTIF_SEND: libc::c_ulong = 0xc018_2101;
+const NOTIF_ID_VALID: libc::c_ulong = 0x4008_2102;
+
+/// `ioctl(SECCOMP_IOCTL_NOTIF_RECV)`.
+pub(super) fn receive_notification(listener: BorrowedFd<'_>) -> Result<Notification, Errno> {
+    let mut raw = MaybeUninit::<RawNotification>::zeroed();
+    // SAFETY: the structure has the size that is part of the number, and is zero, as the kernel wants
+    // it; it writes no more than that.
+    check(unsafe { libc::syscall(libc::SYS_ioctl, listener.as_raw_fd(), NOTIF_RECV, raw.as_mut_ptr()) })?;
+    // SAFETY: all zeroes is a value of it, and so is whatever the kernel wrote: there are integers only.
+    let raw = unsafe { raw.assume_init() };
+    Ok(Notification { id: raw.id, process: raw.pid, number: raw.number, arguments: raw.arguments })
+}
+
+/// `ioctl(SECCOMP_IOCTL_NOTIF_ID_VALID)`: whether who called still waits.
+pub(super) fn check_notification(listener: BorrowedFd<'_>, id: u64) -> Result<(), Errno> {
+    // SAFETY: the kernel reads eight bytes, which live across the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_ioctl, listener.as_raw_fd(), NOTIF_ID_VALID, &raw const id) };
+    check(result).map(drop)
+}
+
+/// `ioctl(SECCOMP_IOCTL_NOTIF_SEND)`: the call returns 0, or this error.
+pub(super) fn answer_notification(listener: BorrowedFd<'_>, id: u64, error: i32) -> Result<(), Errno> {
+    let mut answer = RawAnswer { id, value: 0, error: -error, flags: 0 };
+    // SAFETY: the structure has the size that is part of the number and lives across the call.
+    let result = unsafe { libc::syscall(libc::SYS_ioctl, listener.as_raw_fd(), NOTIF_SEND, &raw mut answer) };
     check(result).map(drop)
 }
 

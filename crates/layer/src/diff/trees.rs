@@ -154,7 +154,8 @@ pub(super) fn is_same(
         let kept = entry.xattrs.iter().filter(|(name, _)| !is_private_xattr(name));
         kept.map(|(name, value)| (name.clone(), value.clone())).collect()
     };
-    if kept(old) != kept(new) {
+    // On record, as stat(2) says the same of both.
+    if (old.uid, old.gid) != (new.uid, new.gid) || kept(old) != kept(new) {
         return Ok(false);
     }
     match (&old.kind, &new.kind) {

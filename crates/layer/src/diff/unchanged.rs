@@ -17,6 +17,11 @@ use crate::walk::{Found, Walk};
 /// Written by overlayfs to what it copied up, whoever mounted it (overlayfs.rst, "Non-directories").
 const ORIGIN: [&[u8]; 2] = [b"trusted.overlay.origin", b"user.overlay.origin"];
 
+/// Whether overlayfs copied up what has these attributes.
+pub(crate) fn has_origin(xattrs: &Xattrs) -> bool {
+    ORIGIN.iter().any(|name| xattrs.contains_key(*name))
+}
+
 /// The files in the upperdir `upper` that were copied up, whole: `chown -R` and `chmod -R` do that even
 /// where they change nothing. Costs a few system calls for every entry of a directory that was copied
 /// up, and nothing for what is below new directories. Files with several links are left out.
@@ -37,7 +42,7 @@ pub fn copied_up(upper: BorrowedFd<'_>, cancel: &AtomicBool) -> Result<Vec<Vec<u
         let has_origin = found.path.is_empty() || {
             let xattrs = node::xattrs(found.parent, found.name);
             let xattrs = xattrs.map_err(|error| DiffError::Scan(ScanError::host(found.path, error)))?;
-            ORIGIN.iter().any(|name| xattrs.contains_key(*name))
+            self::has_origin(&xattrs)
         };
         match (has_origin, is_dir) {
             (true, true) => drop(walk.enter()?),

@@ -16,6 +16,7 @@ use super::{Owner, Unpacker, host};
 use crate::apply::{ApplyError, Whiteouts, is_kept_xattr};
 use crate::beneath::{self, BeneathError};
 use crate::index::{Timestamp, mtime};
+use crate::marks::{self, Record};
 use crate::node::{self, Attributes, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath};
 
@@ -81,9 +82,11 @@ pub fn inherit(
         }
         let stat = fs::fstat(&like).named("fstat").map_err(host(path))?;
         let mut xattrs = node::xattrs_of(like.as_fd()).map_err(host(path))?;
+        let record = xattrs.get(marks::RECORD.as_bytes()).filter(|_| marks::uses_user_attributes());
+        let record = record.and_then(|value| Record::parse(value));
         xattrs.retain(|name, _| !is_private_xattr(name));
         let made = beneath::open_dir_without_links(upper, path)?;
-        let owner = Some((stat.st_uid, stat.st_gid));
+        let owner = Some(record.map_or((stat.st_uid, stat.st_gid), |record| record.owner));
         let attributes = Attributes { owner, mode: stat.st_mode, xattrs: &xattrs, mtime: Some(mtime(&stat)) };
         node::set_on_fd(made.as_fd(), &attributes).map_err(host(path))?;
     }

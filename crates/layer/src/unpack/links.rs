@@ -103,8 +103,7 @@ impl Unpacker<'_> {
             }
             // Never opened: what is behind a device is the host's.
             kind => {
-                let mode = Mode::RUSR | Mode::WUSR;
-                let make = || fs::mknodat(parent, name, kind, mode, stat.st_rdev);
+                let make = || node::make_node(parent, name, kind, stat.st_rdev);
                 self.replace(parent, name, path, "mknodat", make)?;
             }
         }

@@ -7,6 +7,7 @@ use rustix::fs::{self, FileType, Mode, XattrFlags};
 use super::{Unpacker, host};
 use crate::apply::{ApplyError, Whiteouts};
 use crate::beneath;
+use crate::marks;
 use crate::node::{self, CallError, Named};
 use crate::path;
 
@@ -33,7 +34,7 @@ impl Unpacker<'_> {
                     .map_err(host(&path))?;
                 // Where no lower layer has the directory, overlayfs lists its whiteouts, of which then
                 // nobody finds anything; unless it may have been copied up.
-                fs::fsetxattr(&directory, "trusted.overlay.origin", b"", XattrFlags::empty())
+                fs::fsetxattr(&directory, marks::origin_attribute(), b"", XattrFlags::empty())
                     .named("fsetxattr")
                     .map_err(host(&path))
             }
@@ -134,5 +135,5 @@ impl Unpacker<'_> {
 
 /// Hides all that lower layers have in the directory.
 pub(super) fn set_opaque(directory: BorrowedFd<'_>) -> Result<(), CallError> {
-    fs::fsetxattr(directory, "trusted.overlay.opaque", b"y", XattrFlags::empty()).named("fsetxattr")
+    fs::fsetxattr(directory, marks::opaque_attribute(), b"y", XattrFlags::empty()).named("fsetxattr")
 }

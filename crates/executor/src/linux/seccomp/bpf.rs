@@ -92,6 +92,24 @@ pub(super) fn compile(profile: &Profile) -> Option<Program> {
     (code.len() <= MAX_INSTRUCTIONS).then_some(Program(code))
 }
 
+/// A program that has calls with these numbers answered by whoever listens, and allows all others.
+/// `None` on a machine whose token is not known.
+pub(in crate::linux) fn stop_calls(numbers: &[u32]) -> Option<Program> {
+    const ALLOW: u32 = 0x7fff_0000;
+    const USER_NOTIFY: u32 = 0x7fc0_0000;
+    let mut code = vec![
+        Instruction(LOAD, 0, 0, ARCHITECTURE),
+        Instruction(IF_EQUAL, 1, 0, Arch::native()?.token()?),
+        Instruction(RETURN, 0, 0, ALLOW),
+        Instruction(LOAD, 0, 0, NUMBER),
+    ];
+    for &number in numbers {
+        code.extend([Instruction(IF_EQUAL, 0, 1, number), Instruction(RETURN, 0, 0, USER_NOTIFY)]);
+    }
+    code.push(Instruction(RETURN, 0, 0, ALLOW));
+    Some(Program(code))
+}
+
 fn answer(action: Action) -> Instruction {
     Instruction(RETURN, 0, 0, action.bits())
 }

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::bpf::Program;
+pub(super) use self::bpf::{Program, stop_calls};
 use crate::{ExecError, ProcessSpec, Security};
 
 /// Which system calls a process may make.
