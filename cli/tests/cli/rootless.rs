@@ -53,7 +53,7 @@ impl User {
         fs::create_dir(at("home")).unwrap();
         chown(at("home"), Some(uid), Some(uid)).unwrap();
         let range = match ids {
-            Ids::Range => format!("{uid}:{}:65536\n", 0x2000_0000 + (uid - 31_337) * 65_536),
+            Ids::Range => format!("{uid}:{}:65536\n", 0x2000_0000 + (uid - 31_337) % 50_000 * 65_536),
             Ids::Single => String::new(),
         };
         fs::write(at("subid"), range).unwrap();
