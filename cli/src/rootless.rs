@@ -13,10 +13,13 @@ use crate::session::root_of;
 pub(crate) fn enter(root: Option<&Path>) -> Result<(), Failure> {
     if !rustix::process::geteuid().is_root()
         && let Ok(root) = root_of(root.map(Path::to_owned))
-        && let Some(monitor) = kiln_containers::monitor_process(&root)
-        && kiln_executor::join_root(monitor).is_ok()
     {
-        return Ok(());
+        // Here one still sees whose links lead there.
+        kiln_content::check_place(&root)?;
+        let monitor = kiln_containers::monitor_process(&root);
+        if monitor.is_some_and(|monitor| kiln_executor::join_root(monitor).is_ok()) {
+            return Ok(());
+        }
     }
     enter_own()
 }

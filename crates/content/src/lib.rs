@@ -40,5 +40,5 @@ pub use packed::{KeptBlob, PackedRecord};
 pub use pins::{Claim, Claims, Pin, Pinnable};
 pub use records::{CacheRecord, ImageRecord, LayerBlob, LayerRecord, SourceRecord};
 pub use reserve::ReleasedReserve;
-pub use store::Store;
+pub use store::{Store, check_place};
 pub use survey::{Expected, Survey, Usage};

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, TransactionBehavior};
 
+pub use self::directory::check_place;
 use self::directory::prepare;
 use crate::Error;
 use crate::index::{Place, Rebuilt, find_damage, is_damage};

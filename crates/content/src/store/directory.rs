@@ -32,8 +32,12 @@ pub(super) fn prepare(root: &Path) -> Result<String, Error> {
 ///
 /// A link on the way through a directory that anybody may write to counts as the kernel's
 /// `fs.protected_symlinks` has it: one's own or root's is safe where nobody else can replace it. The
-/// store itself is no link there, whoever made it.
-fn check_place(root: &Path) -> Result<(), Error> {
+/// store itself is no link there, whoever made it. In a user's namespace the kernel shows root's and all
+/// strangers' files as the same owner's: whoever enters one has to ask before, too.
+///
+/// # Errors
+/// [`Error::Unsafe`].
+pub fn check_place(root: &Path) -> Result<(), Error> {
     const STICKY: u32 = 0o1000;
     let refused = |what: String| Error::Unsafe { path: root.to_owned(), what };
     let me = rustix::process::geteuid().as_raw();
@@ -44,7 +48,8 @@ fn check_place(root: &Path) -> Result<(), Error> {
         let Ok(stat) = fs::symlink_metadata(&at) else { break };
         if stat.is_symlink() && parent_mode & 0o002 != 0 {
             let is_store = at == root;
-            if is_store || ![me, 0].contains(&stat.uid()) || parent_mode & STICKY == 0 {
+            let is_trusted = [me, 0].contains(&stat.uid()) || is_hidden(stat.uid());
+            if is_store || !is_trusted || parent_mode & STICKY == 0 {
                 return Err(refused(format!(
                     "{} is a link in a directory that anybody may write to",
                     at.display()
@@ -57,4 +62,12 @@ fn check_place(root: &Path) -> Result<(), Error> {
         Ok(owner) if owner != me => Err(refused(format!("it belongs to user {owner}"))),
         _ => Ok(()),
     }
+}
+
+/// Whether `uid` stands for users that this process's namespace has no numbers for
+/// (user_namespaces(7), "Unmapped user and group IDs").
+fn is_hidden(uid: u32) -> bool {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let has_all = read("/proc/self/uid_map").split_whitespace().eq(["0", "0", "4294967295"]);
+    !has_all && read("/proc/sys/kernel/overflowuid").trim() == uid.to_string()
 }
