@@ -98,7 +98,9 @@ pub(super) fn start<'a>(
     // What the runtime leaves behind becomes this process's child, the container's process 1 above all.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(ExecError::start("child subreaper"))?;
-    let place = PathBuf::from(&task.attach_at);
+    // Runtimes refuse a root that links lead to.
+    let place = std::fs::canonicalize(&task.attach_at)
+        .map_err(|source| ExecError::Start { step: task.attach_at.clone(), source })?;
     let bundle = lay_out(task, root, inputs, &place)?;
     let failed = |source| ExecError::Start { step: "bundle".to_owned(), source };
     // No other's on this machine, whatever process namespace it is in.
