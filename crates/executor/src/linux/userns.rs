@@ -1,4 +1,4 @@
-//! A user without privileges becomes root of a user namespace (`docs/adr/0015-rootless.md`).
+//! A user without privileges becomes root of a user namespace (`docs/adr/0014-rootless.md`).
 
 use std::fs;
 use std::io;
