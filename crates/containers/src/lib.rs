@@ -39,6 +39,8 @@ mod namespace;
 mod relay;
 mod remove;
 
+pub mod fsck;
+
 #[cfg(test)]
 mod testing;
 

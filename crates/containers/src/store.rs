@@ -61,12 +61,20 @@ impl Containers {
         &self.root
     }
 
-    fn names(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn names(&self) -> PathBuf {
         self.dir.join(NAMES)
     }
 
+    pub(crate) fn passing(&self) -> PathBuf {
+        self.dir.join(PASSING)
+    }
+
     /// Keeps others from giving and taking names.
-    fn lock(&self) -> Result<File, Error> {
+    pub(crate) fn lock(&self) -> Result<File, Error> {
         let make = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
         make(&self.names()).map_err(failed("make", &self.dir))?;
         let path = self.dir.join(".lock");
@@ -123,7 +131,7 @@ impl Containers {
     }
 
     /// Lets a name, which nobody has, lead to a container.
-    fn take_name(&self, name: &str, id: &ContainerId) -> Result<(), Error> {
+    pub(crate) fn take_name(&self, name: &str, id: &ContainerId) -> Result<(), Error> {
         let (link, next) = (self.names().join(name), self.names().join(".next"));
         // One that is there leads to nothing.
         let _ = fs::remove_file(&next);
@@ -131,7 +139,7 @@ impl Containers {
     }
 
     /// The container that has this very name.
-    fn by_name(&self, name: &str) -> Result<Option<ContainerId>, Error> {
+    pub(crate) fn by_name(&self, name: &str) -> Result<Option<ContainerId>, Error> {
         let Ok(target) = fs::read_link(self.names().join(name)) else { return Ok(None) };
         let Some(id) = target.to_str().and_then(|id| id.parse::<ContainerId>().ok()) else { return Ok(None) };
         let container = Container { dir: self.dir.join(id.as_str()), id: id.clone() };
@@ -320,6 +328,11 @@ impl Container {
             let _ = self.write_state(&state);
         }
         Ok(state)
+    }
+
+    /// What its record says, true or not any more.
+    pub(crate) fn recorded_status(&self) -> Option<Status> {
+        self.read_state().ok().map(|state| state.status)
     }
 
     /// The same for whoever has the monitor's lock.

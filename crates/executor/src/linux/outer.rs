@@ -166,10 +166,11 @@ impl Helper {
             report(&self.socket, &Report::Started(container.process.as_raw_nonzero().get()), &[]);
         }
         let exit = self.watch(container.process, None);
+        let (cpu, peak_memory_bytes) = sys::children_usage();
+        let usage = container.usage(Usage { cpu, peak_memory_bytes, oom_kills: 0 });
         container.delete();
         drop(user_network);
-        let (cpu, peak_memory_bytes) = sys::children_usage();
-        Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
+        Ok((exit?, usage))
     }
 
     /// Enters the network namespace that was given; else says whether there is to be a new one.
