@@ -576,7 +576,8 @@ fn records_of_containers_are_looked_at_and_mended() {
     fs::remove_file(store.root().join("volumes/data/volume.json")).expect("ours");
     fs::remove_file(store.root().join("containers/.names/web")).expect("ours");
     let said = store.kiln(&["fsck"]).expect(6).stdout;
-    for text in ["state.json is damaged", "volume data: its volume.json is missing", "(put back)", "--repair"] {
+    for text in ["state.json is damaged", "volume data: its volume.json is missing", "(put back)", "--repair"]
+    {
         assert!(said.contains(text), "{text}: {said}");
     }
     let report = store.kiln(&["fsck", "--format", "json"]).expect(6).stdout;
@@ -585,7 +586,10 @@ fn records_of_containers_are_looked_at_and_mended() {
     let kinds: Vec<_> = problems.iter().filter_map(|problem| problem["kind"].as_str()).collect();
     assert_eq!((report["containers"].as_u64(), kinds), (Some(1), vec!["container", "volume"]));
     store.ok(&["fsck", "--repair"]);
-    assert_eq!(store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "web"]).stdout, "exited 255\n");
+    assert_eq!(
+        store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "web"]).stdout,
+        "exited 255\n"
+    );
     store.ok(&["start", "-a", "web"]);
     // What cannot be mended is removed by whoever wants it to be.
     fs::write(dir.join("config.json"), "{").expect("ours");

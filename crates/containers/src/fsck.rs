@@ -236,7 +236,7 @@ impl Check<'_> {
             let done = fs::remove_file(names.join(&name)).is_ok().then_some("removed");
             self.found("container name", &name, what, done);
         }
-        for (id, config) in configs {
+        for id in configs.keys() {
             let container = Container::at(self.containers.dir().join(id.as_str()));
             // Only what is true now: it may have been renamed or removed since the first look.
             let Some(mut config) = container.ok().and_then(|container| container.config().ok()) else {

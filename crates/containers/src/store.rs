@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use kiln_executor::{Authorities, AuthorityError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -27,6 +28,10 @@ pub struct Containers {
     dir: PathBuf,
     /// The store's root.
     root: PathBuf,
+    /// What containers that start trust beside what their image does.
+    authorities: Authorities,
+    /// The files those were read from.
+    certificates: Vec<PathBuf>,
 }
 
 /// One container's directory.
@@ -53,7 +58,33 @@ fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + 
 impl Containers {
     /// Those of the store at `root`. Nothing is made before there is one.
     pub fn open(root: &Path) -> Self {
-        Self { dir: root.join("containers"), root: root.to_owned() }
+        Self {
+            dir: root.join("containers"),
+            root: root.to_owned(),
+            authorities: Authorities::default(),
+            certificates: Vec::new(),
+        }
+    }
+
+    /// Has processes that start trust the authorities of the certificates in these files, too. It is
+    /// written down nowhere.
+    ///
+    /// # Errors
+    /// The file that holds none, and why.
+    pub fn trust(mut self, files: &[PathBuf]) -> Result<Self, (PathBuf, AuthorityError)> {
+        for file in files {
+            self.authorities.add(file).map_err(|error| (file.clone(), error))?;
+        }
+        self.certificates.extend_from_slice(files);
+        Ok(self)
+    }
+
+    pub(crate) fn authorities(&self) -> &Authorities {
+        &self.authorities
+    }
+
+    pub(crate) fn certificates(&self) -> &[PathBuf] {
+        &self.certificates
     }
 
     /// The store's root.

@@ -126,7 +126,8 @@ fn of_ipv6_there_is_loopback_and_a_word() {
 fn a_killed_build_leaves_no_interface_and_its_address_is_free() {
     needs_root!();
     let Some(docker) = Host::new() else { return };
-    let context = Context::new(&[("Dockerfile", "FROM busybox\nRUN ip -4 -o addr show eth0; sleep 31536035\n")]);
+    let context =
+        Context::new(&[("Dockerfile", "FROM busybox\nRUN ip -4 -o addr show eth0; sleep 31536035\n")]);
     let command = docker.command(&["build", "--progress", "plain", "--no-cache", context.path()]);
     let mut build = Running::start(command);
     build.wait_for("inet 10.");

@@ -186,8 +186,9 @@ impl Counted {
 fn usage_in(places: &[Place], otherwise: Usage) -> Usage {
     let mut usage = otherwise;
     for place in places {
-        let number =
-            |file: &str| -> Option<u64> { fs::read_to_string(place.dir.join(file)).ok()?.trim().parse().ok() };
+        let number = |file: &str| -> Option<u64> {
+            fs::read_to_string(place.dir.join(file)).ok()?.trim().parse().ok()
+        };
         let field = |file: &str, name: &str| -> Option<u64> {
             let text = fs::read_to_string(place.dir.join(file)).ok()?;
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())

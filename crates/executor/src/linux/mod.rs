@@ -1,5 +1,6 @@
 //! The Linux executor.
 
+mod authorities;
 mod bridges;
 mod cgroup;
 mod channel;
@@ -30,6 +31,7 @@ mod user;
 mod user_net;
 mod userns;
 
+pub use authorities::{Authorities, AuthorityError};
 pub use bridges::{Bridge, free_subnet, is_subnet_routed};
 pub use etc::host_resolver;
 pub use inputs::check_mount_target;

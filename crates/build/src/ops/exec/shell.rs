@@ -136,7 +136,8 @@ impl BuildOp {
             let term = std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
             spec.env.push(("TERM".to_owned(), term));
         }
-        let handles = Handles { root, inputs: mounts.take_handles(), network: None };
+        let mut handles = Handles { root, inputs: mounts.take_handles(), network: None };
+        self.shared.steps.authorities.give(&mut spec, &mut handles)?;
         let stdio = if shell.terminal { Stdio::Terminal } else { Stdio::Inherit };
         let finished = engine.executor.run(handles, &spec, stdio, self.shared.cancel.processes())?;
         drop((mounts, lent));

@@ -29,11 +29,11 @@ use serde_json::Value;
 pub(super) use self::seccomp::to_json as seccomp_json;
 
 use self::config::{Bundle, Shown};
+use super::cgroup::{self, Counted};
 use super::channel::{Report, Task, receive, report};
 use super::inputs::{check_mount_target, open_sources};
 use super::mounts::{SAFE, attach_aside, new_mount};
 use super::user::{add_groups, resolve_user};
-use super::cgroup::{self, Counted};
 use super::{etc, sys};
 use crate::{ExecError, ProcessSpec, Security, Usage};
 
