@@ -285,11 +285,13 @@ impl Containers {
     /// [`Error::Host`].
     pub fn remove(&self, container: &Container) -> Result<(), Error> {
         let _lock = self.lock()?;
-        let name = container.config().map(|config| config.name).ok();
-        if let Some(name) = name
-            && self.by_name(&name)?.as_ref() == Some(&container.id)
-        {
-            let _ = fs::remove_file(self.names().join(name));
+        match container.config().map(|config| config.name) {
+            Ok(name) if self.by_name(&name)?.as_ref() == Some(&container.id) => {
+                let _ = fs::remove_file(self.names().join(name));
+            }
+            Ok(_) => {}
+            // Nobody can read what it is called: all that leads to it goes.
+            Err(_) => self.remove_names(&container.id),
         }
         let _ = fs::remove_file(self.dir.join(PASSING).join(container.id.as_str()));
         // Out of sight in one step: what is left of it is no container.
@@ -299,6 +301,16 @@ impl Containers {
             other => other.map_err(failed("rename", &container.dir))?,
         }
         fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+    }
+}
+
+impl Containers {
+    fn remove_names(&self, id: &ContainerId) {
+        for entry in fs::read_dir(self.names()).into_iter().flatten().flatten() {
+            if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == id.as_str()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
