@@ -137,7 +137,7 @@ fn a_killed_build_leaves_no_interface_and_its_address_is_free() {
     build.signal(rustix::process::Signal::KILL);
     build.end();
     docker.until("the process goes", || processes_with("31536035").is_empty().then_some(()));
-    docker.until("the interface goes", || (!docker.host.links().iter().any(|name| own(name))).then_some(()));
+    docker.until("the interface goes", || (!docker.host.links().iter().any(own)).then_some(()));
     let again = Context::new(&[("Dockerfile", "FROM busybox\nRUN ip -4 -o addr show eth0 | grep inet\n")]);
     docker.run(&["build", "--no-cache", again.path()]).expect(0);
     docker.is_clean();
