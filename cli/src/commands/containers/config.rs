@@ -7,7 +7,7 @@ use kiln_containers::{
     Config, ContainerId, HealthCheck, LogOptions, MountKind, MountPoint, Time, Volumes, is_name,
     parse_duration, random_name, signal_number,
 };
-use kiln_executor::{Ids, Network, ProcessSpec};
+use kiln_executor::{Network, ProcessSpec};
 use kiln_oci::image::{EmptyObject, RunConfig};
 use serde_json::Value;
 
@@ -82,9 +82,6 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         ports.extend(join::exposed(&settings, &ports));
     }
     crate::rootless::warn_of_network(choice.process == Network::Default);
-    if choice.takes_ports() && !ports.is_empty() && kiln_executor::ids() != Ids::Host {
-        return Err(Failure::usage("only root publishes ports; with --network host they are the host's"));
-    }
     if !choice.takes_ports() {
         // docker: without a network that they could lead to they are as if they had not been given.
         ports.clear();
