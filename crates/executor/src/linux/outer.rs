@@ -5,9 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::unistd::ForkResult;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
-};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, waitpid};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::channel::{Report, Task, receive, report};
@@ -42,6 +40,8 @@ struct Helper {
 }
 
 fn help() -> i32 {
+    // What the caller ignores is nothing to the container; an ignored SIGCHLD would hide its end, too.
+    sys::default_signals();
     // Executed by way of a descriptor, it would be called by that one's number.
     let _ = rustix::thread::set_name(c"kiln-init");
     let socket = sys::take_stdin();
@@ -191,7 +191,14 @@ impl Helper {
     fn watch(&self, child: Pid, mut started: Option<OwnedFd>) -> Result<Exit, ExecError> {
         let pidfd = pidfd_open(child, PidfdFlags::empty()).map_err(ExecError::start("pidfd_open"))?;
         let mut timeout: Option<Timespec> = None;
-        let mut listening = true;
+        let (mut listening, mut unwanted) = (true, false);
+        // What was asked to end takes along what it has started: a container's processes go with process 1,
+        // those of a joined process with its group, of which it was made the leader.
+        let send = |signal| {
+            if !self.task.join || sys::signal_group(child, signal).is_err() {
+                let _ = sys::signal_by_fd(pidfd.as_fd(), signal);
+            }
+        };
         loop {
             let socket_flags = if listening { PollFlags::IN } else { PollFlags::empty() };
             let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&self.socket, socket_flags)];
@@ -209,20 +216,25 @@ impl Helper {
                 report(&self.socket, &Report::Started(child.as_raw_nonzero().get()), &[]);
             }
             if ended {
+                if unwanted {
+                    // Before the leader is waited for: until then the group's number is nobody else's.
+                    send(libc::SIGKILL);
+                }
                 return wait(child);
             }
             if ready == 0 {
                 // The grace period is over.
-                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                send(libc::SIGKILL);
                 timeout = None;
             } else if listening && told {
+                unwanted = true;
                 match receive(self.socket.as_fd()) {
                     Ok(Some(_)) => {
-                        let _ = sys::signal_by_fd(pidfd.as_fd(), self.task.spec.stop_signal);
+                        send(self.task.spec.stop_signal);
                         timeout = Some(GRACE);
                     }
                     Ok(None) | Err(_) => {
-                        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                        send(libc::SIGKILL);
                         listening = false;
                     }
                 }
