@@ -12,9 +12,12 @@ use std::time::Duration;
 
 use kiln_snapshotter::Snapshotter;
 
-use crate::config::{CONFIG_VERSION, MountKind};
-use crate::state::STATE_VERSION;
-use crate::{Config, Container, ContainerId, Containers, Error, Networks, State, Status, Time, Volumes};
+use crate::config::MountKind;
+use crate::record::{Record, failed};
+use crate::{
+    Config, Container, ContainerId, Containers, Error, Network, Networks, State, Status, Time, Volume,
+    Volumes,
+};
 
 /// Somebody may still be making a container that is no older.
 const NEW: Duration = Duration::from_secs(60);
@@ -65,11 +68,6 @@ struct Check<'a> {
     containers: &'a Containers,
     repair: bool,
     report: Report,
-}
-
-fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::Host { call, path, source }
 }
 
 /// Names in a directory, sorted; none when there is no such directory.
@@ -140,7 +138,7 @@ impl Check<'_> {
                 }
                 Ok(config) => drop(configs.insert(config.id.clone(), config)),
                 Err(Error::Gone { .. }) => {}
-                Err(_) if is_newer(&container.dir().join("config.json"), CONFIG_VERSION) => {
+                Err(_) if is_newer(&container.dir().join("config.json"), Config::VERSION) => {
                     self.note(format!("container {} is a newer kiln's", container.id().short()));
                 }
                 Err(error) => {
@@ -187,7 +185,7 @@ impl Check<'_> {
                 return;
             }
             Err(Error::Gone { .. }) => return,
-            Err(_) if is_newer(&container.dir().join("state.json"), STATE_VERSION) => {
+            Err(_) if is_newer(&container.dir().join("state.json"), State::VERSION) => {
                 return self.note(format!("container {id} was last run by a newer kiln"));
             }
             Err(error) => error,
@@ -299,7 +297,7 @@ impl Check<'_> {
             let data = volumes.dir().join(&name).join("_data");
             match volumes.find(&name) {
                 Ok(_) => {}
-                Err(_) if is_newer(&volumes.dir().join(&name).join("volume.json"), 1) => {
+                Err(_) if is_newer(&volumes.dir().join(&name).join("volume.json"), Volume::VERSION) => {
                     self.note(format!("volume {name} is a newer kiln's"));
                     continue;
                 }
@@ -345,7 +343,9 @@ impl Check<'_> {
             match networks.find(&name) {
                 Ok(_) => {}
                 Err(_) if !record.parent().is_some_and(Path::exists) => {}
-                Err(_) if is_newer(&record, 1) => self.note(format!("network {name} is a newer kiln's")),
+                Err(_) if is_newer(&record, Network::VERSION) => {
+                    self.note(format!("network {name} is a newer kiln's"))
+                }
                 Err(error) => {
                     let what = match error {
                         Error::NoNetwork { .. } => "its network.json is missing".to_owned(),

@@ -24,7 +24,7 @@ impl Bench {
     fn make(&self, name: &str) -> Container {
         let config = Config { created: Time::from_nanos(1), ..config(name) };
         self.snapshots.prepare(&config.id.key(), None).unwrap();
-        self.containers.create(&config).unwrap()
+        self.containers.create(&config).unwrap().0
     }
 
     fn look(&self, repair: bool) -> Report {

@@ -16,16 +16,19 @@ pub(super) enum Controller {
     CpuSet,
     Pids,
     Io,
+    /// Version 1's alone: in version 2 every group can be held.
+    Freezer,
 }
 
 impl Controller {
-    pub(super) const ALL: [Controller; 6] = [
+    pub(super) const ALL: [Controller; 7] = [
         Controller::Memory,
         Controller::Cpu,
         Controller::CpuTime,
         Controller::CpuSet,
         Controller::Pids,
         Controller::Io,
+        Controller::Freezer,
     ];
 
     /// Version 1's name.
@@ -37,6 +40,7 @@ impl Controller {
             Controller::CpuSet => "cpuset",
             Controller::Pids => "pids",
             Controller::Io => "blkio",
+            Controller::Freezer => "freezer",
         }
     }
 
@@ -132,6 +136,12 @@ impl Layout {
         Self(found)
     }
 
+    /// The group that a process is in, whose layout this is, in the hierarchy of another layout.
+    pub(super) fn group_in(&self, hierarchy: &Hierarchy) -> Option<PathBuf> {
+        let same = self.0.iter().find(|known| known.mount == hierarchy.mount)?;
+        (same.own != hierarchy.own).then(|| same.mount.join(&same.own))
+    }
+
     /// The hierarchy that has a controller. On a hybrid machine each is in one of them only.
     pub(super) fn with(&self, controller: Controller) -> Option<&Hierarchy> {
         self.0.iter().find(|hierarchy| {
@@ -178,11 +188,15 @@ impl Hierarchy {
         if self.unified {
             dirs.into_iter().try_for_each(|dir| self.hand_down(&dir))
         } else {
-            if self.controllers.iter().any(|name| name == "cpuset") {
+            if self.has_version_1_cpu_sets() {
                 dirs.skip(1).try_for_each(|dir| inherit_cpu_sets(&dir))?;
             }
             Ok(())
         }
+    }
+
+    pub(super) fn has_version_1_cpu_sets(&self) -> bool {
+        !self.unified && self.controllers.iter().any(|name| name == "cpuset")
     }
 
     /// Version 2: has a group's children get the controllers it has.
