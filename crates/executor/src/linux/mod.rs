@@ -26,6 +26,7 @@ mod seccomp;
 mod start;
 mod subnet;
 mod sys;
+mod used_net;
 mod user;
 mod user_net;
 mod userns;
