@@ -83,6 +83,10 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("context::unreadable_ignore_file_is_an_error", MODES),
     both("fsck::what_one_command_could_not_prove_the_next_does", PRIVILEGES),
     both("fsck::without_a_privilege_nothing_is_taken_for_damaged", PRIVILEGES),
+    both(
+        "layers::catalogue::t14_to_t16_devices_are_of_no_use_on_the_host_and_pipes_are_not_opened",
+        "about devices in the store: a user's has files that stand for them, which rootless:: tests",
+    ),
     both("outputs::devices_that_a_directory_does_not_get_are_told_in_one_warning", DEVICES),
     both("run_mounts::devices_made_by_a_step_do_not_open", DEVICES),
     both("sandbox::attacks::a02_no_descriptor_and_no_working_directory_leads_out", GROUPS),
