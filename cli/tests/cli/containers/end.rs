@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,15 @@ fn ready(docker: &Docker, name: &str) {
     docker.until(&["logs", name], |outcome| outcome.stdout.contains("ready\n"));
 }
 
+/// Unmounted with this value.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
 const POLITE: &str = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
 
 #[test]
@@ -40,6 +50,7 @@ fn the_exit_code_is_known_although_the_disk_is_full() {
     let root = store.root();
     fs::create_dir(&root).expect("ours to write");
     mount("tmpfs", &root, "tmpfs", MountFlags::empty(), Some(c"size=64m")).expect("root may mount");
+    let _mounted = Mounted(root.clone());
     let tar = busybox_tar(&store.beside(""));
     store.ok(&["import", text(&tar), "busybox", "-c", "CMD [\"sh\"]"]);
     let docker = Docker::Kiln(store);
@@ -70,10 +81,10 @@ fn the_exit_code_is_known_although_the_disk_is_full() {
     assert_eq!(listed, "never created\nkilled exited\nagain exited\npolite exited");
     // What makes room is not refused for want of it.
     docker.ok(&["rm", "-f", "polite", "again", "killed", "never"]);
-    docker.is_clean();
+    assert_eq!(docker.ok(&["ps", "-aq"]), "");
     drop(filler);
-    drop(docker);
-    unmount(&root, UnmountFlags::DETACH).expect("ours");
+    let Docker::Kiln(store) = &docker else { unreachable!("it is kiln") };
+    assert_eq!(store.active_snapshots(), [""; 0]);
 }
 
 #[test]
