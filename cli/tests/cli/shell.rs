@@ -202,7 +202,8 @@ fn a_build_from_standard_input_cannot_be_asked_for_again() {
 fn a_shell_cannot_open_the_callers_files_anew() {
     needs_root!();
     let store = Store::with_busybox();
-    store.build(&on_busybox("RUN --network=none false"), &[]).expect(1);
+    let context = on_busybox("RUN --network=none false");
+    store.build(&context, &[]).expect(1);
     let path = store.beside("log");
     fs::write(&path, "secret\n").expect("ours");
     let log = fs::File::options().append(true).open(&path).expect("ours");

@@ -129,24 +129,17 @@ fn limits_change_while_it_runs_and_stay() {
 #[test]
 fn limits_of_a_stopped_container_are_for_its_next_start() {
     needs_root!();
-    Docker::each(|docker| {
-        docker.ok(&["create", "--name", "web", "--network", "none", "busybox", "sleep", "1000"]);
-        if let Docker::Podman(_) = docker {
-            // podman updates only what runs.
-            docker.ok(&["rm", "web"]);
-            return;
-        }
-        docker.ok(&["update", "--memory", "64m", "--restart", "on-failure:2", "web"]);
-        assert_eq!(
-            docker.field("web", "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}"),
-            "67108864 on-failure"
-        );
-        docker.ok(&["start", "web"]);
-        assert_eq!(limit(docker, "web", "memory", "memory.limit_in_bytes", "memory.max"), "67108864");
-        let stats = docker.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "web"]);
-        assert!(stats.ends_with("/ 67.1MB"), "{stats}");
-        docker.ok(&["rm", "-f", "web"]);
-    });
+    let docker = Docker::kiln();
+    docker.ok(&["create", "--name", "web", "--network", "none", "busybox", "sleep", "1000"]);
+    docker.ok(&["update", "--memory", "64m", "--restart", "on-failure:2", "web"]);
+    let fields = "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}";
+    assert_eq!(docker.field("web", fields), "67108864 on-failure");
+    docker.ok(&["start", "web"]);
+    assert_eq!(limit(&docker, "web", "memory", "memory.limit_in_bytes", "memory.max"), "67108864");
+    let stats = docker.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "web"]);
+    assert!(stats.ends_with("/ 67.1MB"), "{stats}");
+    docker.ok(&["rm", "-f", "web"]);
+    docker.is_clean();
 }
 
 #[test]
