@@ -6,7 +6,7 @@ mod log;
 mod volumes;
 
 use kiln_containers::{Config, ContainerId, Time, is_name, random_name, signal_number};
-use kiln_executor::{Ids, Network, ProcessSpec};
+use kiln_executor::{Network, ProcessSpec};
 use kiln_oci::image::EmptyObject;
 
 use super::join;
@@ -77,9 +77,6 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         ports.extend(join::exposed(&settings, &ports));
     }
     crate::rootless::warn_of_network(choice.process == Network::Default);
-    if choice.takes_ports() && !ports.is_empty() && kiln_executor::ids() != Ids::Host {
-        return Err(Failure::usage("only root publishes ports; with --network host they are the host's"));
-    }
     if !choice.takes_ports() {
         // docker: without a network that they could lead to they are as if they had not been given.
         ports.clear();

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_executor::{
-    ExecError, Executor, Finished, Handles, Managed, MoreGroups, Relay, Started, Stdio, Stream,
+    ExecError, Executor, Finished, Handles, Ids, Managed, MoreGroups, Relay, Started, Stdio, Stream,
 };
 use kiln_oci::{BindMount, Mount, TmpfsMount};
 use kiln_snapshotter::OpenOptions;
@@ -228,8 +228,13 @@ impl Monitor {
         state.address = state.endpoints.first().map(|endpoint| endpoint.address);
         state.ports = run.ports.bound();
         let internal = run.network.as_ref().is_some_and(Joined::is_internal);
-        let lead = |address| run.ports.lead_to(address, internal, &self.config.id);
-        let led = state.address.map_or(Ok(()), lead);
+        let led = match state.address {
+            Some(address) => run.ports.lead_to(address, internal, &self.config.id).map_err(|e| e.to_string()),
+            None if kiln_executor::ids() != Ids::Host => {
+                run.ports.lead_into(started.pid).map_err(|e| e.to_string())
+            }
+            None => Ok(()),
+        };
         if let Err(error) = led {
             state.error = format!("published ports: {error}");
         }
