@@ -4,6 +4,8 @@ use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -261,6 +263,12 @@ pub(super) fn block_signals() -> Result<(), Errno> {
 /// `sigprocmask(2)`: none blocked.
 pub(super) fn unblock_signals() -> Result<(), Errno> {
     set_blocked(SigSet::empty())
+}
+
+/// Has a program that this process starts block no signals, whatever this process blocks.
+pub(super) fn unblock_in(command: &mut Command) {
+    // SAFETY: between fork and exec there is one system call, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(|| Ok(set_blocked(SigSet::empty())?)) };
 }
 
 fn set_blocked(set: SigSet) -> Result<(), Errno> {
