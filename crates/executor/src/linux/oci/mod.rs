@@ -268,6 +268,8 @@ fn command(runtime: &Runtime, place: &Path) -> Command {
     }
     command.arg("--root").arg(place.join("state")).arg("--log").arg(place.join("log"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // runc's container would have them blocked as well.
+    sys::unblock_in(&mut command);
     command
 }
 
