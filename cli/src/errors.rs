@@ -444,9 +444,10 @@ impl From<kiln_containers::Error> for Failure {
             | Error::NoVolume { .. }
             | Error::NoNetwork { .. }
             | Error::Gone { .. }
+            | Error::NameTaken { .. }
             | Error::NetworkInUse { .. } => exit::RUN,
             Error::NetworkTaken { .. } => exit::USAGE,
-            Error::Ambiguous { .. } | Error::NameTaken { .. } => exit::USAGE,
+            Error::Ambiguous { .. } => exit::USAGE,
             Error::AlreadyRuns { .. }
             | Error::JustEnded
             | Error::NotRunning { .. }

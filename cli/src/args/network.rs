@@ -42,6 +42,7 @@ pub(crate) struct NetworkArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum NetworkCommand {
     /// Make a network
     Create {

@@ -96,6 +96,8 @@ fn exit_codes_and_output_are_the_programs() {
         run(&["--init"], &["true"]).expect(125).says(&["--init"]);
         run(&["--user", "nobody-here"], &["true"]).expect(125).says(&["nobody-here"]);
         run(&["--read-only"], &["sh", "-c", "! touch /x"]).expect(0);
+        let signals = run(&[], &["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"]).expect(0).stdout;
+        assert_eq!(signals, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", "{runtime}");
         run(&["--memory", "64m", "--pids-limit", "20"], &["true"]).expect(0);
         runs_out_of_memory(store, runtime);
         // With a monitor, and another process beside its own.

@@ -27,6 +27,7 @@ mod seccomp;
 mod start;
 mod subnet;
 mod sys;
+mod used_net;
 mod user;
 mod user_net;
 mod userns;

@@ -168,8 +168,13 @@ fn hide_second_version() {
     const TMPFS: i128 = 0x0102_1994;
     let is_tmpfs = rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| i128::from(found.f_type) == TMPFS);
     if is_tmpfs {
-        // Where it is no mount, there is nothing to hide.
-        let _ = rustix::mount::unmount(SECOND, rustix::mount::UnmountFlags::DETACH);
+        let unmounted = rustix::mount::unmount(SECOND, rustix::mount::UnmountFlags::DETACH);
+        // A user may not look at what is below a mount, but cover it. Where it is none, nothing is to be
+        // hidden.
+        if unmounted.is_err() && userns::ids() != Ids::Host {
+            let empty = new_mount("tmpfs", &[("mode", "755")], SAFE);
+            let _ = empty.and_then(|empty| put(empty.as_fd(), Path::new(SECOND)));
+        }
     }
 }
 
@@ -264,6 +269,8 @@ fn command(runtime: &Runtime, place: &Path) -> Command {
     }
     command.arg("--root").arg(place.join("state")).arg("--log").arg(place.join("log"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // runc's container would have them blocked as well.
+    sys::unblock_in(&mut command);
     command
 }
 
