@@ -62,6 +62,7 @@ const OTHERS: &str = "root gives files or processes to others there";
 
 const INSIDE: &str =
     "owners are seen from inside, where one id is all there is; rootless:: looks into the layers";
+const FILTER: &str = "with one id a filter for chown is always there, and there are no groups to add";
 
 pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("rootless::", OWN),
@@ -112,6 +113,13 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     single("cache_mount::a_cache_mount_travels_as_a_tar", INSIDE),
     single("copy::archives_are_told_by_content", INSIDE),
     single("copy::owner_mode_time_and_hard_links_of_a_copy", INSIDE),
+    single("layers::implied::appended_and_added_tars_leave_directories_alone_too", INSIDE),
+    single("layers::implied::directories_of_lower_layers_stay_as_they_are", INSIDE),
+    single("remote_add::flags_of_a_download", INSIDE),
+    single("remote_contexts::files_of_an_archive_keep_their_owner_mode_and_time", INSIDE),
+    single("run_mounts::a_secret_is_read_by_its_step_and_held_by_nothing_else", INSIDE),
+    single("sandbox::identity::a07_a_step_is_held_back_unless_it_was_allowed_not_to_be", FILTER),
+    single("sandbox::run_options::options_do_what_they_say", FILTER),
     single("layers::backends::all_snapshotters_build_the_same_tree", INSIDE),
     range("layers::implied::directories_of_lower_layers_stay_as_they_are", OTHERS),
     single("runtime::", "with one id a runtime is refused, which rootless:: tests"),
