@@ -14,9 +14,6 @@ use crate::linux::user::UserIds;
 use crate::linux::userns::{self, Ids};
 use crate::{Network, ProcessSpec, ResourceLimit, Resources, Security, SystemPaths};
 
-/// Time in which a processor's share is counted, in microseconds: the kernel's own choice.
-const PERIOD: u64 = 100_000;
-
 /// What stands ready for a container.
 pub(super) struct Bundle {
     pub(super) root: PathBuf,
@@ -186,9 +183,10 @@ fn resources(spec: &ProcessSpec) -> Value {
     });
     set(["memory", "limit"], wanted.memory_bytes.map(|bytes| whole(bytes).into()));
     set(["memory", "swap"], swap.map(Value::from));
-    if let Some(millionths) = wanted.cpu_millionths {
-        set(["cpu", "quota"], Some((millionths.saturating_mul(PERIOD) / 1_000_000).max(1000).into()));
-        set(["cpu", "period"], Some(PERIOD.into()));
+    set(["memory", "reservation"], wanted.memory_reservation_bytes.map(|bytes| whole(bytes).into()));
+    if let Some((quota, period)) = wanted.cpu_time() {
+        set(["cpu", "quota"], Some(quota.into()));
+        set(["cpu", "period"], Some(period.into()));
     }
     set(["cpu", "shares"], wanted.cpu_shares.map(Value::from));
     set(["cpu", "cpus"], wanted.cpus.clone().map(Value::from));
