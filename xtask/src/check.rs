@@ -23,9 +23,7 @@ const FUZZ_EACH: Duration = Duration::from_secs(5);
 pub(crate) fn run() -> Result<(), Failure> {
     let start = Instant::now();
     timed("Packages", "what the tests need from the distribution", || {
-        packages::ensure(&[packages::DEMO, packages::TEST])?;
-        packages::ask_for(packages::WELCOME);
-        Ok(())
+        packages::ensure(&[packages::DEMO, packages::TEST])
     })?;
     timed("Tools", "pinned versions of cargo's helpers", tools)?;
     timed("Format", "", || show(&["fmt", "--all", "--check"]))?;
