@@ -24,6 +24,8 @@ pub(crate) enum Failure {
     Output { line: String, expected: &'static str },
     /// The rebuild ran these steps although nothing had changed.
     NotCached { steps: Vec<String> },
+    /// Of the virtual machine, or of what was done in it.
+    Machine { what: String },
 }
 
 impl fmt::Display for Failure {
@@ -40,6 +42,7 @@ impl fmt::Display for Failure {
                 write!(f, "{reason}; please install: {}", missing.join(" "))
             }
             Failure::Output { line, expected } => write!(f, "`{line}` did not print {expected}"),
+            Failure::Machine { what } => f.write_str(what),
             Failure::NotCached { steps } => {
                 write!(f, "nothing had changed, yet these steps ran again: {}", steps.join(", "))
             }
