@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use crate::step::{self, Failure};
-use crate::{bases, fuzz, packages};
+use crate::{bases, fuzz, packages, vm};
 
 /// Cargo's own tools that the checks run: name, version, what for.
 const TOOLS: [(&str, &str, &str); 2] = [
@@ -36,6 +36,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     let mut dir = None;
     timed("Bases", "", || bases::ensure().map(|bases| dir = Some(bases.dir)))?;
     timed("Tests", "unit tests, then the real binary against real stores", || tests(dir.as_deref()))?;
+    timed("Machine", "what this one cannot show; `cargo xtask vm` for all of it", vm::short)?;
     timed("Fuzzing", "a short run of every target; `cargo xtask fuzz` for longer ones", fuzzing)?;
     timed("Examples in documentation", "", || show(&["test", "--doc", "--workspace"]))?;
     println!("\nall checks passed in {}", spoken(start));

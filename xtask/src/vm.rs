@@ -17,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::boot::Accelerator;
 use crate::step::{self, Failure};
 
 /// How often the power is cut unless it is said.
@@ -39,23 +40,34 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
     let bases = crate::bases::ensure()?;
     let image = image::ensure(&bases)?;
     let scratch = Scratch::new()?;
+    let accelerator = Accelerator::find(&image, &scratch.0)?;
     match request {
-        Request::Tests { only } => suite::run(&image, &bases, &scratch.0, only.as_deref(), suite::LONG),
-        Request::Power { cuts, seed } => power::run(&image, &bases, &scratch.0, cuts, seed),
+        Request::Tests { only } => suite::run(&image, &bases, &scratch.0, only.as_deref(), accelerator),
+        Request::Power { cuts, seed } => power::run(&image, &bases, &scratch.0, accelerator, cuts, seed),
     }
 }
 
-/// The short form, for the task `test`: what no other machine can show. Says aloud what it leaves out.
+/// The short form, for the task `test`: what no other machine can show. Where it would take many minutes,
+/// it says aloud that it was left out.
 pub(crate) fn short() -> Result<(), Failure> {
-    if std::env::consts::ARCH != "x86_64" || !boot::has_kvm() {
-        step::warn("NOT TESTED: control groups of version 2, systemd, another kernel (no /dev/kvm here)");
-        return Ok(());
+    let left_out = |why: &str| {
+        step::warn(&format!(
+            "NOT TESTED: control groups of version 2, systemd, another kernel ({why}); `cargo xtask vm` does"
+        ));
+        Ok(())
+    };
+    if std::env::consts::ARCH != "x86_64" || !Path::new("/dev/kvm").exists() {
+        return left_out("no /dev/kvm here");
     }
     boot::check_host()?;
     let bases = crate::bases::ensure()?;
     let image = image::ensure(&bases)?;
     let scratch = Scratch::new()?;
-    suite::run(&image, &bases, &scratch.0, Some(suite::SHORT), suite::LONG)
+    let accelerator = Accelerator::find(&image, &scratch.0)?;
+    if accelerator == Accelerator::Tcg {
+        return left_out("/dev/kvm does not work here");
+    }
+    suite::run(&image, &bases, &scratch.0, Some(suite::SHORT), accelerator)
 }
 
 fn parse(args: &[String]) -> Result<Request, Failure> {

@@ -24,6 +24,7 @@ pub(super) struct Boot<'a> {
     pub(super) payload: &'a Path,
     /// A disk behind a socket that speaks NBD: `/dev/vdc`.
     pub(super) disk: Option<&'a Path>,
+    pub(super) accelerator: Accelerator,
     /// For the console's log and what qemu writes for itself.
     pub(super) scratch: &'a Path,
 }
@@ -36,24 +37,70 @@ pub(super) struct Machine {
     started: Instant,
 }
 
-/// Whether the processor runs the machine itself.
-pub(super) fn has_kvm() -> bool {
-    File::options().read(true).write(true).open("/dev/kvm").is_ok()
+/// Who runs the machine's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Accelerator {
+    /// The processor.
+    Kvm,
+    /// qemu, some ten to twenty times slower.
+    Tcg,
 }
+
+impl Accelerator {
+    /// What works here. There are hosts, virtual machines themselves, whose `/dev/kvm` opens and runs an
+    /// ordinary kernel slower than an emulator does: it has to say something within seconds.
+    pub(super) fn find(image: &Image, scratch: &Path) -> Result<Self, Failure> {
+        if File::options().read(true).write(true).open("/dev/kvm").is_err() {
+            step::warn("NO /dev/kvm: the machine is emulated, some ten times slower");
+            return Ok(Accelerator::Tcg);
+        }
+        let trial = Boot { image, payload: &image.disk, disk: None, scratch, accelerator: Accelerator::Kvm };
+        let machine = trial.start()?;
+        while machine.uptime() < TRIAL {
+            if fs::metadata(&machine.console).is_ok_and(|file| file.len() > 1000) {
+                return Ok(Accelerator::Kvm);
+            }
+            if let Ok(line) = machine.lines.recv_timeout(Duration::from_millis(50)) {
+                step::note(&line);
+            }
+        }
+        step::warn(
+            "/dev/kvm IS THERE AND DOES NOT RUN A KERNEL: the machine is emulated, some ten times slower",
+        );
+        Ok(Accelerator::Tcg)
+    }
+
+    fn arguments(self) -> [&'static str; 3] {
+        match self {
+            // Inside another machine, this one register may be refused, and ends qemu.
+            Accelerator::Kvm => ["kvm", "-cpu", "host,-arch-capabilities"],
+            Accelerator::Tcg => ["tcg,thread=multi,tb-size=256", "-cpu", "max"],
+        }
+    }
+
+    /// A limit of time for a machine of this kind.
+    pub(super) fn patience(self, limit: Duration) -> Duration {
+        if self == Accelerator::Kvm { limit } else { limit * 4 }
+    }
+}
+
+/// In which a kernel says its first words, many times over.
+const TRIAL: Duration = Duration::from_secs(8);
 
 impl Boot<'_> {
     /// Starts the machine.
     pub(super) fn start(&self) -> Result<Machine, Failure> {
         let console = self.scratch.join("console.log");
-        let accelerator: &[&str] = if has_kvm() { &["kvm", "-cpu", "host"] } else { &["tcg", "-cpu", "max"] };
+        // That of an earlier boot says nothing about this one.
+        let _ = fs::remove_file(&console);
         // The kernel kills qemu when we die; a signal from the terminal reaches both.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-display", "none"]);
-        command.args(["-no-reboot", "-sandbox", "on", "-accel"]).args(accelerator);
+        command.args(["-no-reboot", "-sandbox", "on", "-accel"]).args(self.accelerator.arguments());
         command.args(["-machine", "q35", "-smp", "2", "-m", &MEMORY_MIB.to_string()]);
         command.arg("-kernel").arg(&self.image.kernel).arg("-initrd").arg(&self.image.initrd);
         // Nobody needs the protections of a processor that it shares with itself.
-        let line = "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off panic=-1 loglevel=5 \
+        let line = "root=/dev/vda rw console=ttyS0 earlyprintk=ttyS0 net.ifnames=0 mitigations=off panic=-1 loglevel=5 \
                     systemd.show_status=0 systemd.mask=systemd-networkd-wait-online.service";
         command.args(["-append", line]);
         for disk in [&self.image.disk, self.payload] {
@@ -157,16 +204,5 @@ pub(super) fn check_host() -> Result<(), Failure> {
     if std::env::consts::ARCH != "x86_64" {
         return Err(Failure::Machine { what: "the machine is an x86-64 one, and this is none".to_owned() });
     }
-    packages::ensure(&[packages::DEMO, packages::MACHINE])?;
-    if !has_kvm() {
-        step::warn(
-            "NO /dev/kvm: the machine is emulated, some ten times slower, and limits of time are raised",
-        );
-    }
-    Ok(())
-}
-
-/// A limit of time for a machine of this host.
-pub(super) fn patience(limit: Duration) -> Duration {
-    if has_kvm() { limit } else { limit * 8 }
+    packages::ensure(&[packages::DEMO, packages::MACHINE])
 }

@@ -17,8 +17,6 @@ const CRATES: [&str; 4] = ["kiln", "kiln-executor", "kiln-snapshotter", "kiln-co
 
 /// The tests, and how to run them inside.
 pub(super) struct Tests {
-    /// Where kiln was built for the tests.
-    pub(super) kiln: PathBuf,
     binaries: String,
     metadata: String,
 }
@@ -34,7 +32,7 @@ pub(super) fn build() -> Result<Tests, Failure> {
     step::note(&format!("$ {}", step::typed(&list)));
     let binaries = step::read(&mut list)?;
     let metadata = step::read(step::cargo().args(["metadata", "--format-version", "1"]))?;
-    Ok(Tests { kiln: step::target_dir()?.join("debug/kiln"), binaries, metadata })
+    Ok(Tests { binaries, metadata })
 }
 
 /// A directory that becomes the payload's disk.

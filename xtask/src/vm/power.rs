@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::boot::{self, Boot};
+use super::boot::{Accelerator, Boot};
 use super::disk::{Random, Served};
 use super::image::{self, Image};
 use super::payload::Payload;
@@ -83,6 +83,7 @@ pub(super) fn run(
     image: &Image,
     bases: &Bases,
     scratch: &Path,
+    accelerator: Accelerator,
     cuts: u32,
     seed: Option<u64>,
 ) -> Result<(), Failure> {
@@ -113,16 +114,23 @@ pub(super) fn run(
     let mut story = Story::default();
     for cut in 0..=cuts {
         let served = Served::start(&disk, &scratch.join("disk.socket"))?;
-        let machine = Boot { image, payload: &payload, disk: Some(&served.socket), scratch }.start()?;
-        while !story.read(machine.line(boot::patience(BOOT))?) {
+        let machine =
+            Boot { image, payload: &payload, disk: Some(&served.socket), scratch, accelerator }.start()?;
+        while !story.read(machine.line(accelerator.patience(BOOT))?) {
             if story.over {
                 return Err(machine.failure("the machine went off by itself".to_owned()));
             }
         }
         let ready = machine.uptime();
         // After the last cut it is only looked at.
-        let work = if cut < cuts { Duration::from_millis(random.below(WORK_MS)) } else { Duration::ZERO };
-        machine.lines_for(work).into_iter().for_each(|line| drop(story.read(Some(line))));
+        let work = if cut < cuts {
+            accelerator.patience(Duration::from_millis(random.below(WORK_MS)))
+        } else {
+            Duration::ZERO
+        };
+        for line in machine.lines_for(work) {
+            story.read(Some(line));
+        }
         machine.cut();
         let kept = [0, 0, 50, 90][usize::try_from(random.below(4)).unwrap_or(0)];
         let lost = served.cut(kept, &mut random)?;

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use super::boot::{self, Boot, END};
+use super::boot::{Accelerator, Boot, END};
 use super::image::Image;
 use super::payload::{self, Payload};
 use crate::bases::Bases;
@@ -22,7 +22,7 @@ pub(super) const SHORT: &str = "test(/cgroup|limit|group|memory|pause|oom|proces
     & (package(kiln-executor) + (package(kiln) & test(/^(cgroups|containers|sandbox)::/)))";
 
 /// How long the machine may be on.
-pub(super) const LONG: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// nextest inside. The machine's own store of temporary files is on its disk; tests that need a service
 /// manager or control groups of version 2 find them, and must not pass by.
@@ -42,7 +42,7 @@ pub(super) fn run(
     bases: &Bases,
     scratch: &Path,
     only: Option<&str>,
-    limit: Duration,
+    accelerator: Accelerator,
 ) -> Result<(), Failure> {
     step::heading("Tests for it", "kiln and its tests, on a disk of their own");
     let tests = payload::build()?;
@@ -63,10 +63,10 @@ pub(super) fn run(
     load.disk(&script, &disk)?;
 
     step::heading("Boot", "no network to the outside, 2 processors, 4 GiB");
-    let limit = boot::patience(limit);
+    let limit = accelerator.patience(LIMIT);
     let log = step::target_dir()?.join("vm/tests.log");
     let mut kept = File::create(&log).map_err(Failure::io("create", &log))?;
-    let machine = Boot { image, payload: &disk, disk: None, scratch }.start()?;
+    let machine = Boot { image, payload: &disk, disk: None, scratch, accelerator }.start()?;
     let mut tally = Tally::default();
     let mut code = None;
     loop {
