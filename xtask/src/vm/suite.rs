@@ -15,7 +15,8 @@ use crate::step::{self, Failure};
 /// Everything that depends on the kernel.
 const ALL: &str = "package(kiln-executor) + package(kiln-snapshotter) + package(kiln-containers) + \
     (package(kiln) & test(/^(cgroups|containers|interrupts|kills|rootless|run|run_mounts|runtime|sandbox|\
-    shell|signals|universal|gc|concurrency)::/)) - (package(kiln) & test(/::podman|podman_/))";
+    shell|signals|universal|gc|concurrency)::/)) - (package(kiln) & test(/::podman|podman_/)) - \
+    (package(kiln-executor) & test(/^linux::seccomp/))";
 
 /// What no machine with control groups of version 1 can show.
 pub(super) const SHORT: &str = "test(/cgroup|limit|group|memory|pause|oom|processes_and_processor|update|stats/) \
