@@ -31,7 +31,7 @@ const SCRIPT: &str = "mkdir -p /var/tmp/k && export TMPDIR=/var/tmp/k KILN_TEST_
     cp /payload/cargo-nextest /usr/local/bin/ && chmod 755 /usr/local/bin/cargo-nextest\n\
     uname -r; systemctl --version | head -1; stat -fc %T /sys/fs/cgroup; systemctl is-active user@1000.service\n\
     cargo-nextest nextest run --binaries-metadata /payload/binaries.json \
-    --cargo-metadata /payload/metadata.json --status-level all --final-status-level none \
+    --cargo-metadata /payload/metadata.json --status-level pass --final-status-level none \
     --success-output immediate --failure-output immediate";
 
 /// Runs the tests of an expression, by default all that depend on the kernel.
@@ -59,7 +59,9 @@ pub(super) fn run(
         }
     }
     let repository = quoted(&step::repository().display().to_string());
-    script.push_str(&format!("cd {repository}\n{SCRIPT} -E {}\n", quoted(only.unwrap_or(ALL))));
+    let profile = if accelerator == Accelerator::Tcg { "--profile emulated" } else { "" };
+    let filter = quoted(only.unwrap_or(ALL));
+    script.push_str(&format!("cd {repository}\n{SCRIPT} {profile} -E {filter}\n"));
     script.push_str(&format!("echo {END}$?\n"));
     load.disk(&script, &disk)?;
 
