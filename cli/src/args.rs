@@ -4,6 +4,7 @@ pub(crate) mod cache_mount;
 pub(crate) mod confinement;
 pub(crate) mod containers;
 pub(crate) mod images;
+pub(crate) mod limits;
 pub(crate) mod network;
 pub(crate) mod store;
 pub(crate) mod toolkit;

@@ -21,6 +21,7 @@ mod packages;
 mod peers;
 mod progress;
 mod step;
+mod users;
 mod vm;
 
 use std::process::ExitCode;
@@ -52,6 +53,11 @@ const TASKS: &[Task] = &[
         what: "the tests on a kernel with cgroup v2 and systemd; vm --power N",
         run: || vm::run(&[]),
     },
+    Task {
+        name: "users",
+        what: "tests by users without privileges: users [range|single]",
+        run: || users::run(&[]),
+    },
     Task { name: "bases", what: "make the base trees that tests and the demo start from", run: bases::run },
     Task { name: "help", what: "this list", run: help },
 ];
@@ -62,6 +68,7 @@ fn main() -> ExitCode {
         [] => help(),
         [name, rest @ ..] if name == "fuzz" => fuzz::run(rest),
         [name, rest @ ..] if name == "vm" => vm::run(rest),
+        [name, rest @ ..] if name == "users" => users::run(rest),
         [name, what] if name == "bench" && what == "images" => bench::run_images(),
         [name, what] if name == "bench" && what == "containers" => bench::run_containers(),
         [name] => dispatch(name.trim_start_matches('-')),

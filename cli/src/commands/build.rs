@@ -54,7 +54,7 @@ pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildReq
         request.extra_hosts.push(host(text)?);
     }
     // Steps that run get them; neither keys nor images know them, unless a Dockerfile declares them.
-    for (name, value) in kiln_containers::proxy_variables() {
+    for (name, value) in super::proxies::of_environment() {
         request.build_args.entry(name).or_insert(value);
     }
     // As docker does: reproducible builds set it for every tool.

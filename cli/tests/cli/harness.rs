@@ -12,16 +12,27 @@ use wait4::Wait4;
 
 const PATH: &str = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Returns from the test, aloud, unless it runs as root.
+/// Returns from the test, aloud, unless it runs as root, or as one of the users of `cargo xtask users`.
 macro_rules! needs_root {
     () => {
-        if !rustix::process::geteuid().is_root() {
+        if !$crate::harness::can_build() {
             eprintln!("SKIPPED ALOUD: needs root");
             return;
         }
     };
 }
 pub(crate) use needs_root;
+
+/// Whether builds are expected to work for who runs the test.
+pub(crate) fn can_build() -> bool {
+    rustix::process::geteuid().is_root() || test_as().is_some()
+}
+
+/// Which ids the user has in whose name the test runs, `range` or `single`; `None`: root's.
+pub(crate) fn test_as() -> Option<&'static str> {
+    static IDS: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    IDS.get_or_init(|| std::env::var("KILN_TEST_AS").ok()).as_deref()
+}
 
 /// What a finished command left.
 #[derive(Debug)]

@@ -8,8 +8,11 @@ use std::sync::Arc;
 
 use kiln_executor::{Cancel, Linux};
 use kiln_snapshotter::{Backend, Snapshotter};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::monitor::{Monitor, Streams, Tools, proxy_variables};
+use crate::monitor::{Monitor, Streams, Tools};
 use crate::{Container, Containers, Error};
 
 /// The name under which this binary is executed again as a container's monitor.
@@ -45,7 +48,6 @@ pub(crate) fn start_monitor(
         .arg(backend.to_string())
         .arg(container.id().as_str())
         .env_clear()
-        .envs(proxy_variables())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -66,6 +68,8 @@ pub(crate) fn start_monitor(
 fn monitor() -> Result<(), Error> {
     // Whoever started it may have a terminal whose signals are none of the container's.
     let _ = rustix::process::setsid();
+    let signals = take_signals();
+    raise_limit_of_files();
     let opened = open();
     let word = match &opened {
         Ok(_) => READY.to_owned(),
@@ -77,7 +81,28 @@ fn monitor() -> Result<(), Error> {
     if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
     }
-    opened?.watch().map(drop)
+    opened?.watch(signals).map(drop)
+}
+
+/// The signals that ask a process to end, as a descriptor; all others as they are for who has been started
+/// by nobody in particular. Called before the first thread: all have what this says.
+fn take_signals() -> Option<SignalFd> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        mask.add(signal);
+    }
+    let mut blocked = mask;
+    // A log beyond the limit on sizes of files is an error like any other, EFBIG.
+    blocked.add(Signal::SIGXFSZ);
+    blocked.thread_set_mask().ok()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok()
+}
+
+/// However few files the caller may open: each process in the container takes some of this one's. The
+/// container's own limit is the executor's affair.
+fn raise_limit_of_files() {
+    let now = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }
 
 fn open() -> Result<Monitor, Error> {

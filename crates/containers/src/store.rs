@@ -9,16 +9,12 @@
 //! can be removed again.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-use crate::config::CONFIG_VERSION;
-use crate::state::STATE_VERSION;
+use crate::record::{self, Record, failed};
 use crate::{Config, ContainerId, Error, State, Status, Time};
 
 /// All containers of a store.
@@ -39,16 +35,13 @@ pub struct Container {
 /// How long a lock may be taken by somebody who only looks.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
+const CONFIG: &str = "config.json";
+const STATE: &str = "state.json";
 const NAMES: &str = ".names";
 /// Has a file for each container that goes with its end.
 const PASSING: &str = ".passing";
 /// What a killed `create` left may be removed after so long.
 const STALE: Duration = Duration::from_secs(60);
-
-fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::Host { call, path, source }
-}
 
 impl Containers {
     /// Those of the store at `root`. Nothing is made before there is one.
@@ -75,11 +68,13 @@ impl Containers {
         Ok(file)
     }
 
-    /// Makes the container that `config` describes; its layer is the caller's affair.
+    /// Makes the container that `config` describes; its volumes and its layer are the caller's affair.
+    /// Until the file is closed it is locked as by [`Container::lock`]: nobody starts or removes what is
+    /// not yet whole.
     ///
     /// # Errors
     /// [`Error::NameTaken`]; nothing is left behind then.
-    pub fn create(&self, config: &Config) -> Result<Container, Error> {
+    pub fn create(&self, config: &Config) -> Result<(Container, File), Error> {
         let _lock = self.lock()?;
         if let Some(id) = self.by_name(&config.name)? {
             return Err(Error::NameTaken { name: config.name.clone(), id: id.short().to_owned() });
@@ -88,8 +83,10 @@ impl Containers {
         let new = self.dir.join(format!(".new-{}", config.id));
         DirBuilder::new().mode(0o700).create(&new).map_err(failed("make", &new))?;
         let fill = || {
-            write_json(&new, "config.json", config)?;
-            write_json(&new, "state.json", &State::created())?;
+            record::write(&new.join(CONFIG), config)?;
+            record::write(&new.join(STATE), &State::created())?;
+            let made = Container { id: config.id.clone(), dir: new.clone() };
+            let lock = made.lock()?;
             let dir = self.dir.join(config.id.as_str());
             self.take_name(&config.name, &config.id)?;
             if config.auto_remove {
@@ -101,7 +98,7 @@ impl Containers {
                 mark().map_err(failed("make", &passing))?;
             }
             fs::rename(&new, &dir).map_err(failed("rename", &dir))?;
-            Ok(Container { id: config.id.clone(), dir })
+            Ok((Container { dir, ..made }, lock))
         };
         fill().inspect_err(|_| {
             let _ = fs::remove_dir_all(&new);
@@ -285,9 +282,7 @@ impl Container {
     /// # Errors
     /// [`Error::Gone`]; [`Error::Record`] when it is damaged or of a newer kiln.
     pub fn config(&self) -> Result<Config, Error> {
-        let config: Config = self.read("config.json")?;
-        self.known(config.version, CONFIG_VERSION, "config.json")?;
-        Ok(config)
+        self.read(CONFIG)
     }
 
     /// Replaces what it was asked to be.
@@ -295,7 +290,7 @@ impl Container {
     /// # Errors
     /// [`Error::Host`].
     pub fn write_config(&self, config: &Config) -> Result<(), Error> {
-        write_json(&self.dir, "config.json", config)
+        record::write(&self.dir.join(CONFIG), config)
     }
 
     /// What it is doing. One whose monitor was killed is seen to have ended.
@@ -332,32 +327,41 @@ impl Container {
     }
 
     fn read_state(&self) -> Result<State, Error> {
-        let state: State = self.read("state.json")?;
-        self.known(state.version, STATE_VERSION, "state.json")?;
-        Ok(state)
+        self.read(STATE)
     }
 
     pub(crate) fn write_state(&self, state: &State) -> Result<(), Error> {
-        write_json(&self.dir, "state.json", state)
+        record::write(&self.dir.join(STATE), state)
     }
 
-    fn known(&self, version: u32, known: u32, file: &'static str) -> Result<(), Error> {
-        if version == known {
-            return Ok(());
+    /// Takes the room that [`Container::write_state_somehow`] may need.
+    pub(crate) fn keep_room(&self) {
+        record::keep_spares(&self.dir.join(STATE));
+    }
+
+    /// As [`Container::write_state`], on a full disk too, if there is the room that
+    /// [`Container::keep_room`] takes; whether that was needed.
+    pub(crate) fn write_state_somehow(&self, state: &State) -> Result<bool, Error> {
+        if self.write_state(state).is_ok() {
+            return Ok(false);
         }
-        let problem = format!("it has version {version}, and this kiln knows {known}");
-        Err(Error::Record { path: self.dir.join(file), problem })
+        let path = self.dir.join(STATE);
+        record::write_into_spare(&path, state).or_else(|_| {
+            // What checks have printed may be longer than the room is.
+            let mut state = state.clone();
+            state.health.iter_mut().for_each(|health| health.log.clear());
+            record::write_into_spare(&path, &state)
+        })?;
+        Ok(true)
     }
 
-    fn read<T: DeserializeOwned>(&self, file: &str) -> Result<T, Error> {
+    fn read<T: Record>(&self, file: &str) -> Result<T, Error> {
         let path = self.dir.join(file);
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.dir.exists() => {
-                return Err(Error::Gone { id: self.id.short().to_owned() });
-            }
-            other => other.map_err(failed("read", &path))?,
-        };
-        serde_json::from_slice(&text).map_err(|error| Error::Record { path, problem: error.to_string() })
+        match record::read(&path)? {
+            Some(record) => Ok(record),
+            None if !self.dir.exists() => Err(Error::Gone { id: self.id.short().to_owned() }),
+            None => Err(failed("read", &path)(io::ErrorKind::NotFound.into())),
+        }
     }
 
     /// Takes the monitor's lock; `None`: somebody looks after the container.
@@ -421,21 +425,6 @@ impl Container {
             _ => failed("open", path)(error),
         })
     }
-}
-
-/// Replaces a file in one step. Not synced: after a power cut it is the old or the new one on the file
-/// systems that order renames (ext4, xfs, btrfs do for replaced files), as the rest of the store.
-fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), Error> {
-    let (path, next) = (dir.join(name), dir.join(format!(".{name}.{}", std::process::id())));
-    let written = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-        file.write_all(&serde_json::to_vec(value)?)?;
-        fs::rename(&next, &path)
-    };
-    written().map_err(|error| {
-        let _ = fs::remove_file(&next);
-        failed("write", &path)(error)
-    })
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ pub(super) fn run(
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
     let program = kiln.parent().map(quoted).unwrap_or_default();
     let script = format!(
-        "export BASE={} SEED={}\nPATH={program}:$PATH\n{SCRIPT}",
+        "export BASE={} SEED={} SOURCE_DATE_EPOCH=0\nPATH={program}:$PATH\n{SCRIPT}",
         quoted(&bases.busybox),
         seed % (1 << 31)
     );

@@ -1,11 +1,11 @@
-//! start, stop, restart, kill, pause, unpause, wait, rename, update
+//! start, stop, restart, kill, pause, unpause, wait, rename
 
 use kiln_containers::{AttachOptions, Container, Error, Status, attach, is_name, signal_number};
 
-use super::each;
-use crate::args::containers::{ContainersArgs, KillArgs, RenameArgs, StartArgs, StopArgs, UpdateArgs};
+use super::{each, each_at_once};
+use crate::args::containers::{ContainersArgs, KillArgs, RenameArgs, StartArgs, StopArgs};
 use crate::commands::print;
-use crate::commands::run::{ended, pass_signals};
+use crate::commands::run::{Unheard, ended, pass_signals};
 use crate::errors::{Failure, exit, say};
 use crate::session::Session;
 
@@ -27,7 +27,7 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
             start: true,
         };
         let client = container.prepare(&session.containers, session.backend)?;
-        pass_signals(session, &container, config.tty);
+        pass_signals(session, &container, config.tty, Unheard::LeaveIt);
         return ended(attach(&client, &options)?);
     }
     each(&args.containers, |name| {
@@ -81,11 +81,11 @@ fn is_active(container: &Container) -> bool {
 }
 
 pub(super) fn stop(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
-    each(&args.containers, |name| end(&session.containers.find(name)?, args))
+    each_at_once(&args.containers, |name| end(&session.containers.find(name)?, args))
 }
 
 pub(super) fn restart(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
-    each(&args.containers, |name| {
+    each_at_once(&args.containers, |name| {
         let container = session.containers.find(name)?;
         let signal = args.signal.as_deref().map(number).transpose()?;
         match container.connect() {
@@ -102,7 +102,7 @@ pub(super) fn restart(session: &Session, args: &StopArgs) -> Result<u8, Failure>
 
 pub(super) fn kill(session: &Session, args: &KillArgs) -> Result<u8, Failure> {
     let signal = number(&args.signal)?;
-    each(&args.containers, |name| Ok(session.containers.find(name)?.connect()?.kill(signal)?))
+    each_at_once(&args.containers, |name| Ok(session.containers.find(name)?.connect()?.kill(signal)?))
 }
 
 pub(super) fn pause(session: &Session, args: &ContainersArgs) -> Result<u8, Failure> {
@@ -130,17 +130,17 @@ pub(super) fn wait(session: &Session, args: &ContainersArgs) -> Result<u8, Failu
             Err(error) => return Err(error.into()),
         })
     };
-    let mut failed = None;
+    let mut failed = false;
     for name in &args.containers {
         match exit_code(name) {
             Ok(code) => print(&format!("{code}\n"))?,
             Err(failure) => {
                 say(&failure.render());
-                failed = Some(failure.exit_code());
+                failed = true;
             }
         }
     }
-    Ok(failed.map_or(0, |code| code.number()))
+    Ok(u8::from(failed))
 }
 
 pub(super) fn rename(session: &Session, args: &RenameArgs) -> Result<u8, Failure> {
@@ -154,25 +154,8 @@ pub(super) fn rename(session: &Session, args: &RenameArgs) -> Result<u8, Failure
     Ok(0)
 }
 
-pub(super) fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Failure> {
-    let Some(restart) = args.restart else {
-        return Err(Failure::usage("there is nothing to change; --restart says when to start it again"));
-    };
-    each(&args.containers, |name| {
-        let container = session.containers.find(name)?;
-        let _lock = container.lock()?;
-        let mut config = container.config()?;
-        if config.auto_remove {
-            return Err(Failure::usage("a container that goes with its end (--rm) does not start again"));
-        }
-        config.restart = restart;
-        container.write_config(&config)?;
-        reload(&container)
-    })
-}
-
 /// Has a monitor, if there is one, see what has changed.
-fn reload(container: &Container) -> Result<(), Failure> {
+pub(super) fn reload(container: &Container) -> Result<(), Failure> {
     match container.connect() {
         Ok(client) => Ok(client.reload()?),
         Err(Error::NotRunning { .. }) => Ok(()),
@@ -187,8 +170,8 @@ pub(super) fn kill_now(container: &Container) -> Result<(), Failure> {
             Ok(()) | Err(Error::MonitorDied { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         },
-        // One whose record is damaged: whether it runs, its lock tells.
-        Err(Error::NotRunning { .. } | Error::Record { .. }) => Ok(()),
+        // One whose record is damaged or cannot be written: whether it runs, its lock tells.
+        Err(Error::NotRunning { .. } | Error::Record { .. } | Error::Host { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

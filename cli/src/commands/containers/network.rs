@@ -39,7 +39,7 @@ pub(crate) fn run(session: &Session, args: &NetworkArgs) -> Result<u8, Failure> 
             list(session, &networks, *quiet, *no_trunc, filter, format.as_deref())
         }
         NetworkCommand::Inspect { format, names } => {
-            let args = InspectArgs { format: format.clone(), kind: None, names: names.clone() };
+            let args = InspectArgs { format: format.clone(), kind: None, size: false, names: names.clone() };
             inspect::show(&args, |name| document(session, &networks, name))
         }
         NetworkCommand::Rm { force, names } => each(names, |name| {

@@ -19,7 +19,14 @@ use crate::template::Listing;
 pub(crate) fn run(session: &Session, args: &VolumeArgs) -> Result<u8, Failure> {
     let volumes = Volumes::open(session.containers.root());
     match &args.command {
-        VolumeCommand::Create { label, name } => {
+        VolumeCommand::Create { driver, opt, label, name } => {
+            if driver != "local" {
+                return Err(Failure::usage(format!("--driver {driver}: there is only `local`")));
+            }
+            if let Some(option) = opt.first() {
+                return Err(Failure::usage(format!("--opt {option}: volumes are directories in the store"))
+                    .hint("what is mounted on the host is shown inside with `-v PATH:INSIDE`"));
+            }
             let pair = |label: &String| {
                 let (name, value) = label.split_once('=').unwrap_or((label, ""));
                 (name.to_owned(), value.to_owned())
@@ -37,7 +44,7 @@ pub(crate) fn run(session: &Session, args: &VolumeArgs) -> Result<u8, Failure> {
             list(session, &volumes, *quiet, filter, format.as_deref())
         }
         VolumeCommand::Inspect { format, names } => {
-            let args = InspectArgs { format: format.clone(), kind: None, names: names.clone() };
+            let args = InspectArgs { format: format.clone(), kind: None, size: false, names: names.clone() };
             inspect::show(&args, |name| document(&volumes, name))
         }
         VolumeCommand::Rm { force, names } => {

@@ -227,7 +227,7 @@ fn images_stay_while_containers_need_them() {
     needs_root!();
     let docker = Docker::kiln();
     docker.start("web", &[], "exec sleep 31536104");
-    docker.run(&["rmi", "busybox"]).expect(2).says(&["container web"]);
+    docker.run(&["rmi", "busybox"]).expect(1).says(&["conflict: image busybox", "container web"]);
     docker.ok(&["stop", "-t", "0", "web"]);
     docker.ok(&["prune", "--all", "--force"]);
     docker.ok(&["start", "web"]);

@@ -31,6 +31,7 @@ mod user_net;
 mod userns;
 
 pub use bridges::{Bridge, free_subnet, is_subnet_routed};
+pub use cgroup::MoreGroups;
 pub use etc::host_resolver;
 pub use inputs::check_mount_target;
 pub use limits::check_sysctl;

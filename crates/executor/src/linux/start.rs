@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::OnceLock;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
@@ -38,7 +38,7 @@ pub struct Linux {
     program: PathBuf,
     /// The helper's program as a read-only mount; see [`read_only_copy`].
     guarded: OnceLock<Option<OwnedFd>>,
-    groups: cgroup::Groups,
+    pub(super) groups: cgroup::Groups,
     /// Bridge and address translation, looked after once.
     bridge: OnceLock<net::Bridge>,
     filters: Compiled,
@@ -181,7 +181,6 @@ impl Streams {
                 ([null(OFlags::RDONLY)?, out_write, err_write], ours)
             }
             Stdio::Output => ([null(OFlags::RDONLY)?, dup(stdout)?, dup(stderr)?], Vec::new()),
-            Stdio::Inherit => ([dup(io::stdin())?, dup(stdout)?, dup(stderr)?], Vec::new()),
             // Taken: the caller's copy of a pipe's end would keep it open.
             Stdio::Managed(Managed { streams, .. }) if streams.is_some() => {
                 (streams.take().expect("just looked"), Vec::new())
@@ -217,7 +216,8 @@ impl Executor for Linux {
         let (lease, _address) = self.network(spec)?.unzip();
         // A runtime makes its own group.
         let resources = spec.resources.as_ref().filter(|_| runtime.is_none());
-        let group = resources.map(|wanted| self.groups.make(wanted)).transpose()?;
+        let managed = matches!(stdio, Stdio::Managed(_));
+        let group = resources.map(|wanted| self.groups.make(wanted, managed)).transpose()?;
         let task = Task {
             inputs: handles.inputs.len(),
             groups: group.as_ref().map(cgroup::Group::doors).unwrap_or_default(),
@@ -281,8 +281,9 @@ impl Linux {
         let sent = send_task(&here, task, &handles, &theirs);
         // Only the container may hold the writing ends, or the reading ones never see the end.
         drop((theirs, handles));
-        let outcome =
-            sent.and_then(|()| follow(&here, ours, stdio, task.lease.as_ref().map(Lease::address), cancel));
+        let streams = Followed { streams: ours, abandoned: task.join };
+        let address = task.lease.as_ref().map(Lease::address);
+        let outcome = sent.and_then(|()| follow(&here, streams, stdio, address, cancel));
         drop(here);
         finish(&mut child);
         match outcome {
@@ -329,10 +330,23 @@ fn write_task(task: &Task) -> Result<OwnedFd, ExecError> {
     Ok(file.into())
 }
 
+const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// Output to read.
+struct Followed {
+    streams: Vec<(Stream, OwnedFd)>,
+    /// Processes that hold the writing ends may live on after the one that was started: then what there is
+    /// at its end is all.
+    abandoned: bool,
+}
+
+/// At most so much is read after the end: as much as pipes hold, and no more from whoever goes on writing.
+const LAST_BYTES: usize = 1 << 20;
+
 /// Carries output and waits for the helper's last word.
 fn follow(
     socket: &OwnedFd,
-    mut streams: Vec<(Stream, OwnedFd)>,
+    Followed { mut streams, abandoned }: Followed,
     mut stdio: Stdio<'_>,
     address: Option<Ipv4Addr>,
     cancel: &Cancel,
@@ -341,7 +355,9 @@ fn follow(
     let mut asked_to_stop = false;
     let (mut terminal, mut master) = (None::<Terminal>, None);
     let mut buffer = vec![0; 64 << 10];
+    let mut left = LAST_BYTES;
     while outcome.is_none() || !streams.is_empty() {
+        let last = abandoned && outcome.is_some();
         let mut fds: Vec<PollFd<'_>> = vec![];
         let cancel_flags = if asked_to_stop { PollFlags::empty() } else { PollFlags::IN };
         fds.push(PollFd::from_borrowed_fd(cancel.as_fd(), cancel_flags));
@@ -352,12 +368,16 @@ fn follow(
         if let Some(terminal) = &terminal {
             fds.extend(terminal.poll_fds());
         }
-        match poll(&mut fds, None) {
+        let count = match poll(&mut fds, last.then_some(&NO_TIME)) {
             Err(Errno::INTR) => continue,
             other => other.map_err(ExecError::start("poll"))?,
         };
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
+        if last && (count == 0 || left < buffer.len()) {
+            break;
+        }
+        left -= if last { buffer.len() } else { 0 };
 
         if !ready[0].is_empty() && !asked_to_stop {
             asked_to_stop = true;

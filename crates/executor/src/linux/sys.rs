@@ -251,6 +251,15 @@ pub(super) fn send_signal(process: i32, signal: i32) {
     unsafe { libc::kill(process, signal) };
 }
 
+/// `kill(2)` for all processes of the group that `leader`, a child nobody has waited for, leads.
+///
+/// # Errors
+/// `ESRCH` when it leads none yet.
+pub(super) fn signal_group(leader: rustix::process::Pid, signal: i32) -> Result<(), Errno> {
+    // SAFETY: only integers cross.
+    check(libc::c_long::from(unsafe { libc::kill(-leader.as_raw_nonzero().get(), signal) })).map(drop)
+}
+
 /// `sigprocmask(2)`: all signals blocked.
 pub(super) fn block_signals() -> Result<(), Errno> {
     set_blocked(SigSet::all())
@@ -328,6 +337,19 @@ pub(super) fn dup_onto(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
     // `take_stdin`'s was moved up by `fcntl(F_DUPFD)`.
     check(libc::c_long::from(unsafe { libc::dup2(from.as_raw_fd(), to) })).map(drop)
 }
+
+/// `signal(n, SIG_DFL)` for every signal but SIGPIPE, which this program needs ignored as long as it is
+/// itself: whoever called may have ignored any of them, and that outlives `execve`.
+pub(super) fn default_signals() {
+    for signal in (1..=LAST_SIGNAL).filter(|signal| *signal != libc::SIGPIPE) {
+        // SAFETY: the default action is no handler of ours. What has none to change (SIGKILL, the C
+        // library's own two) is refused, and stays as it is.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// The last real-time signal.
+const LAST_SIGNAL: libc::c_int = 64;
 
 /// `signal(SIGPIPE, SIG_DFL)`.
 pub(super) fn default_sigpipe() -> Result<(), Errno> {

@@ -17,16 +17,19 @@ pub(super) enum Controller {
     CpuSet,
     Pids,
     Io,
+    /// Version 1's alone: in version 2 every group can be held.
+    Freezer,
 }
 
 impl Controller {
-    pub(super) const ALL: [Controller; 6] = [
+    pub(super) const ALL: [Controller; 7] = [
         Controller::Memory,
         Controller::Cpu,
         Controller::CpuTime,
         Controller::CpuSet,
         Controller::Pids,
         Controller::Io,
+        Controller::Freezer,
     ];
 
     /// Version 1's name.
@@ -38,6 +41,7 @@ impl Controller {
             Controller::CpuSet => "cpuset",
             Controller::Pids => "pids",
             Controller::Io => "blkio",
+            Controller::Freezer => "freezer",
         }
     }
 
@@ -156,6 +160,12 @@ impl Layout {
             })
     }
 
+    /// The group that kiln made for a process, whose layout this is, in the hierarchy of another layout.
+    pub(super) fn group_in(&self, hierarchy: &Hierarchy) -> Option<PathBuf> {
+        let same = self.0.iter().find(|known| known.mount == hierarchy.mount)?;
+        (same.is_made() && same.own != hierarchy.own).then(|| same.mount.join(&same.own))
+    }
+
     /// The hierarchy that has a controller. On a hybrid machine each is in one of them only.
     pub(super) fn with(&self, controller: Controller) -> Option<&Hierarchy> {
         self.0.iter().find(|hierarchy| {
@@ -211,11 +221,15 @@ impl Hierarchy {
         if self.unified {
             dirs.into_iter().try_for_each(|dir| hand_down(&dir, needed))
         } else {
-            if self.controllers.iter().any(|name| name == "cpuset") {
+            if self.has_version_1_cpu_sets() {
                 dirs.skip(1).try_for_each(|dir| inherit_cpu_sets(&dir))?;
             }
             Ok(())
         }
+    }
+
+    pub(super) fn has_version_1_cpu_sets(&self) -> bool {
+        !self.unified && self.controllers.iter().any(|name| name == "cpuset")
     }
 
     /// Whether this process has done [`Hierarchy::step_down`].
@@ -235,11 +249,12 @@ impl Hierarchy {
     }
 }
 
-/// Version 2: has a group's children get the controllers `needed`, and memory if that is possible.
+/// Version 2: has a group's children get the controllers `needed`, and of the others, which limits may need
+/// that are set later, those that can be had.
 fn hand_down(dir: &Path, needed: &[&str]) -> io::Result<()> {
     let there = read_words(&dir.join("cgroup.controllers"));
     let given = read_words(&dir.join("cgroup.subtree_control"));
-    for name in needed.iter().copied().chain(["memory"]) {
+    for name in ["memory", "cpu", "cpuset", "pids", "io"] {
         if given.iter().any(|known| known == name) {
             continue;
         }

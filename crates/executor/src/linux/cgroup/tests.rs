@@ -1,5 +1,6 @@
 //! Layouts as texts, version 2 on a directory that is none, and this machine's own groups.
 
+use super::layout::Controller;
 use super::*;
 
 fn layout(mounts: &str, own: &str) -> Layout {
@@ -30,13 +31,13 @@ fn each_controller_is_found_in_its_hierarchy() {
 fn a_limit_without_its_controller_is_an_error_that_names_it() {
     let layout = layout(HYBRID, OWN);
     let wanted = Resources { io_weight: Some(100), ..Resources::default() };
-    let error = assign(&layout, &wanted).err().unwrap().to_string();
+    let error = Wanted { limits: &wanted, freezable: false }.assign(&layout).err().unwrap().to_string();
     assert!(error.contains("--blkio-weight") && error.contains("blkio"), "{error}");
 }
 
 fn settings(layout: &Layout, wanted: &Resources) -> String {
     let mut lines = String::new();
-    for (hierarchy, settings) in assign(layout, wanted).unwrap() {
+    for (hierarchy, settings) in (Wanted { limits: wanted, freezable: false }).assign(layout).unwrap() {
         for setting in settings {
             let place = hierarchy.mount.file_name().unwrap().to_string_lossy();
             lines.push_str(&format!("{place} {} {}\n", setting.file, setting.value));
@@ -50,7 +51,9 @@ fn all_limits() -> Resources {
         parent: None,
         memory_bytes: Some(64 << 20),
         swap_bytes: None,
+        memory_reservation_bytes: None,
         cpu_millionths: Some(1_500_000),
+        cpu_period_micros: None,
         cpu_shares: Some(512),
         cpus: Some("0".to_owned()),
         memory_nodes: None,
@@ -92,7 +95,7 @@ fn version_2_is_written_its_way() {
          unified cpu.weight 20\nunified cpuset.cpus 0\nunified pids.max 50\nunified io.weight 4950\n"
     );
     let groups = Groups::new(dir.path());
-    let group = groups.make_in(&layout, &wanted).unwrap();
+    let group = groups.make_in(&layout, &Wanted { limits: &wanted, freezable: true }).unwrap();
     let doors = group.doors();
     let unified = dir.path().join("unified");
     assert!(
@@ -119,7 +122,8 @@ fn a_controller_that_was_not_handed_down_is_missed_only_by_who_needs_it() {
     let layout = fake_unified(&dir.path().join("unified"));
     fs::write(dir.path().join("unified/kiln/cgroup.controllers"), "memory pids\n").unwrap();
     let groups = Groups::new(dir.path());
-    let limited = |wanted: Resources| groups.make_in(&layout, &wanted).map(drop);
+    let limited =
+        |wanted: Resources| groups.make_in(&layout, &Wanted { limits: &wanted, freezable: false }).map(drop);
     limited(Resources { pids: Some(5), ..Resources::default() }).unwrap();
     let error = limited(Resources { cpu_millionths: Some(5), ..Resources::default() }).unwrap_err();
     assert!(error.to_string().contains("no controller cpu from"), "{error}");
@@ -136,6 +140,42 @@ fn a_group_is_entered_only_when_it_was_made_for_a_container() {
     assert_eq!(doors(&format!("0::/{made}\n")), [Path::new("/g").join(made)]);
     assert_eq!(doors("0::/user.slice/1.scope\n"), [""; 0].map(PathBuf::from));
     assert_eq!(doors("0::/a/kiln-5.scope/kiln-itself\n"), [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn limits_of_a_running_container_change_in_its_group_or_in_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let unified = dir.path().join("unified");
+    let own = fake_unified(&unified);
+    let mounts = format!("35 30 0:31 / {} rw - cgroup2 cgroup2 rw\n", unified.display());
+    let theirs = layout(&mounts, "0::/kiln/kiln-theirs\n");
+    fs::create_dir(unified.join("kiln/kiln-theirs")).unwrap();
+    let groups = Groups::new(dir.path());
+    let before = Resources { memory_bytes: Some(64 << 20), pids: Some(50), ..Resources::default() };
+    let wanted = Resources {
+        memory_bytes: Some(128 << 20),
+        memory_reservation_bytes: Some(16 << 20),
+        cpu_millionths: Some(500_000),
+        cpu_period_micros: Some(20_000),
+        ..Resources::default()
+    };
+    let made = groups.change((&own, &theirs), &before, &wanted).unwrap();
+    assert!(made.places.is_empty());
+    let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap();
+    let at = unified.join("kiln/kiln-theirs");
+    assert_eq!(read(&at, "memory.max"), "134217728");
+    assert_eq!(read(&at, "memory.swap.max"), "134217728");
+    assert_eq!(read(&at, "memory.low"), "16777216");
+    assert_eq!(read(&at, "cpu.max"), "10000 20000");
+    assert_eq!(read(&at, "pids.max"), "max");
+    // Nothing is written that stays as it is.
+    fs::remove_file(at.join("memory.max")).unwrap();
+    assert!(groups.change((&own, &theirs), &wanted, &wanted).unwrap().places.is_empty());
+    assert!(!at.join("memory.max").exists());
+    // One that has no group of its own gets one.
+    let made = groups.change((&own, &own), &Resources::default(), &wanted).unwrap();
+    assert_eq!(made.places.len(), 1);
+    assert_eq!(read(&made.places[0].dir, "memory.max"), "134217728");
 }
 
 #[test]

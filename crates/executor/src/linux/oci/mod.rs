@@ -33,6 +33,7 @@ use super::channel::{Report, Task, receive, report};
 use super::inputs::{check_mount_target, open_sources};
 use super::mounts::{SAFE, attach_aside, new_mount};
 use super::user::{add_groups, resolve_user};
+use super::userns::{self, Ids};
 use super::{cgroup, etc, sys};
 use crate::{ExecError, ProcessSpec, Security};
 
@@ -74,6 +75,18 @@ pub(super) fn check(spec: &ProcessSpec) -> Result<(), ExecError> {
     };
     if spec.reaper {
         return refuse("--init", "kiln's init is not part of a container that another runtime runs");
+    }
+    match userns::ids() {
+        Ids::Host => {}
+        Ids::Range if spec.resources.is_none() => {}
+        Ids::Range => return refuse("--runtime", "a user's runtime has no control group for limits"),
+        Ids::Single => {
+            return refuse(
+                "--runtime",
+                "with one id only kiln itself lets processes have users and files have owners; `kiln doctor` \
+                 tells how to get a range of ids",
+            );
+        }
     }
     for (name, _) in &spec.sysctls {
         super::check_sysctl(name, spec.network)?;
@@ -246,6 +259,9 @@ fn command(runtime: &Runtime, place: &Path) -> Command {
     let mut command = Command::new(&runtime.program);
     command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     command.env("XDG_RUNTIME_DIR", place);
+    if runtime.is_crun() && userns::ids() != Ids::Host {
+        command.arg("--cgroup-manager=disabled");
+    }
     command.arg("--root").arg(place.join("state")).arg("--log").arg(place.join("log"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
