@@ -76,6 +76,7 @@ pub(crate) struct LifeArgs {
 
 /// Commands on containers, as they stand both alone and behind `kiln container`.
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ContainerCommand {
     /// List containers
     #[command(name = "ls", visible_aliases = ["list", "ps"])]
@@ -100,6 +101,7 @@ pub(crate) enum ContainerCommand {
 
 /// The commands whose names only containers have.
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum LifeCommand {
     /// Start containers that do not run
     Start(StartArgs),
@@ -424,6 +426,7 @@ pub(crate) struct VolumeArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum VolumeCommand {
     /// Make a volume
     Create {

@@ -43,7 +43,7 @@ impl Linux {
             None => Vec::new(),
         };
         let task = Task { groups, ..self.task(spec, &stdio, true)? };
-        Ok(self.launch(&task, Handles::from(container), stdio, cancel)?.exit)
+        Ok(self.launch(&task, Handles::from(container), stdio, cancel)?.0.exit)
     }
 }
 

@@ -13,7 +13,7 @@ use super::init::{self, Inside};
 use super::paths::Created;
 use super::start::{HELPER_NAME, read_task};
 use super::user_net::Served;
-use super::{join, net, oci, sys};
+use super::{join, net, oci, sys, used_net};
 use crate::{ExecError, Exit, Network, Usage};
 
 /// How long a process may take to end after `SIGTERM`, before `SIGKILL`.
@@ -44,6 +44,7 @@ fn help() -> i32 {
     sys::default_signals();
     // Executed by way of a descriptor, it would be called by that one's number.
     let _ = rustix::thread::set_name(c"kiln-init");
+    let _ = std::env::set_current_dir("/");
     let socket = sys::take_stdin();
     // Off the standard streams, which process 1 gets anew.
     let Ok(moved) = rustix::io::fcntl_dupfd_cloexec(&socket, 10) else { return 1 };
@@ -64,7 +65,11 @@ fn help() -> i32 {
     }
     let helper = Helper { socket, root, inputs, network, task };
     match helper.run([stdin, stdout, stderr]) {
-        Ok((exit, usage)) => report(&helper.socket, &Report::Ended(exit, usage), &[]),
+        Ok((exit, usage)) => {
+            let network = helper.task.network_back.then(used_net::give_back).flatten();
+            let fds: Vec<_> = network.iter().map(AsFd::as_fd).collect();
+            report(&helper.socket, &Report::Ended(exit, usage), &fds);
+        }
         Err(error) => report(&helper.socket, &Report::Failed(error.into()), &[]),
     }
     0
@@ -142,10 +147,11 @@ impl Helper {
             report(&self.socket, &Report::Started(container.process.as_raw_nonzero().get()), &[]);
         }
         let exit = self.watch(container.process, None);
+        let (cpu, peak_memory_bytes) = sys::children_usage();
+        let usage = container.usage(Usage { cpu, peak_memory_bytes, oom_kills: 0 });
         container.delete();
         drop(user_network);
-        let (cpu, peak_memory_bytes) = sys::children_usage();
-        Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
+        Ok((exit?, usage))
     }
 
     /// Moves this process into these namespaces and into the network that its task says, which is up
@@ -160,13 +166,15 @@ impl Helper {
             return Ok(Some(served));
         }
         // A socket stays in the network namespace it was opened in: this one is the host's.
-        let host_network = self.task.lease.as_ref().map(|_| net::HostSide::open()).transpose()?;
+        let unconnected = self.task.lease.as_ref().filter(|_| !self.task.network_is_up);
+        let host_network = unconnected.map(|_| net::HostSide::open()).transpose()?;
         namespaces |= self.network_namespace()?;
         if !namespaces.is_empty() {
             sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
         }
         match (&host_network, &self.task.lease) {
             (Some(host), Some(lease)) => host.connect(lease)?,
+            _ if self.task.network_is_up => {}
             _ if matches!(self.task.spec.network, Network::Host | Network::Given) => {}
             _ => net::loopback_up()?,
         }
@@ -177,7 +185,7 @@ impl Helper {
     fn network_namespace(&self) -> Result<UnshareFlags, ExecError> {
         match (self.task.spec.network, &self.network) {
             (Network::Host, _) => Ok(UnshareFlags::empty()),
-            (Network::Given, Some(network)) => {
+            (_, Some(network)) => {
                 move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
                     .map_err(ExecError::start("enter the network namespace"))?;
                 Ok(UnshareFlags::empty())

@@ -20,6 +20,7 @@ use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
 use super::seccomp::{Compiled, Program, Seccomp};
+use super::used_net::{self, UsedNetwork, UsedNetworks};
 use super::user_net::UserNetwork;
 use super::userns::{self, Ids};
 use super::{cgroup, chown, mounts, oci, seccomp, sys};
@@ -42,6 +43,8 @@ pub struct Linux {
     /// Bridge and address translation, looked after once.
     bridge: OnceLock<net::Bridge>,
     filters: Compiled,
+    /// Network namespaces for the next processes.
+    networks: UsedNetworks,
     /// Another program that runs the processes; `None`: kiln itself does.
     runtime: Option<PathBuf>,
 }
@@ -91,6 +94,7 @@ impl Linux {
             groups,
             bridge: OnceLock::new(),
             filters: Compiled::default(),
+            networks: UsedNetworks::default(),
             runtime: None,
         })
     }
@@ -196,7 +200,7 @@ impl Streams {
 impl Executor for Linux {
     fn run(
         &self,
-        handles: Handles,
+        mut handles: Handles,
         spec: &ProcessSpec,
         stdio: Stdio<'_>,
         cancel: &Cancel,
@@ -212,21 +216,39 @@ impl Executor for Linux {
             }
             None => None,
         };
+        let managed = matches!(stdio, Stdio::Managed(_));
+        let user_network = self.user_network(spec);
+        // A container's network is its own for as long as there is the container.
+        let network_back =
+            !managed && runtime.is_none() && user_network.is_none() && used_net::leaves_unchanged(spec);
+        let used = if network_back { self.networks.take(spec.network) } else { None };
+        let network_is_up = used.is_some();
+        let leased = match used {
+            Some(UsedNetwork { namespace, leased }) => {
+                handles.network = Some(namespace);
+                leased
+            }
+            None => self.network(spec)?,
+        };
         // The address is somebody else's only after the helper is gone.
-        let (lease, _address) = self.network(spec)?.unzip();
+        let (lease, address) = leased.unzip();
         // A runtime makes its own group.
         let resources = spec.resources.as_ref().filter(|_| runtime.is_none());
-        let managed = matches!(stdio, Stdio::Managed(_));
         let group = resources.map(|wanted| self.groups.make(wanted, managed)).transpose()?;
         let task = Task {
             inputs: handles.inputs.len(),
             groups: group.as_ref().map(cgroup::Group::doors).unwrap_or_default(),
             lease,
             runtime,
-            user_network: self.user_network(spec),
+            network_is_up,
+            network_back,
+            user_network,
             ..self.task(spec, &stdio, false)?
         };
-        let mut finished = self.launch(&task, handles, stdio, cancel)?;
+        let (mut finished, namespace) = self.launch(&task, handles, stdio, cancel)?;
+        if let Some(namespace) = namespace {
+            self.networks.put(UsedNetwork { namespace, leased: lease.zip(address) });
+        }
         if let Some(group) = group {
             finished.usage = group.usage(finished.usage);
         }
@@ -253,26 +275,30 @@ impl Linux {
             filter: self.filters.program(spec)?.map(|program| (*program).clone()),
             runtime: None,
             lease: None,
+            network_is_up: false,
+            network_back: false,
             user_network: None,
         })
     }
 
-    /// Starts the helper with its task and waits for the end.
+    /// Starts the helper with its task and waits for the end; with the network namespace that it gives
+    /// back.
     pub(super) fn launch(
         &self,
         task: &Task,
         handles: Handles,
         mut stdio: Stdio<'_>,
         cancel: &Cancel,
-    ) -> Result<Finished, ExecError> {
+    ) -> Result<(Finished, Option<OwnedFd>), ExecError> {
         let Streams { theirs, ours } = Streams::for_stdio(&mut stdio)?;
         let (here, there) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(ExecError::start("socketpair"))?;
+        // Nothing that would make the standard library fork this process, which is costly for a large one:
+        // what is said here, posix_spawn(3) can do.
         let mut child = Command::new(self.helper())
             .arg0(HELPER_NAME)
             .env_clear()
-            .current_dir("/")
             .stdin(there)
             .stdout(null(OFlags::WRONLY)?)
             .stderr(null(OFlags::WRONLY)?)
@@ -287,7 +313,7 @@ impl Linux {
         drop(here);
         finish(&mut child);
         match outcome {
-            Err(_) | Ok(Finished { exit: Exit::Signal(_), .. }) if cancel.is_cancelled() => {
+            Err(_) | Ok((Finished { exit: Exit::Signal(_), .. }, _)) if cancel.is_cancelled() => {
                 Err(ExecError::Cancelled)
             }
             other => other,
@@ -350,8 +376,8 @@ fn follow(
     mut stdio: Stdio<'_>,
     address: Option<Ipv4Addr>,
     cancel: &Cancel,
-) -> Result<Finished, ExecError> {
-    let mut outcome: Option<Result<Finished, ExecError>> = None;
+) -> Result<(Finished, Option<OwnedFd>), ExecError> {
+    let mut outcome = None;
     let mut asked_to_stop = false;
     let (mut terminal, mut master) = (None::<Terminal>, None);
     let mut buffer = vec![0; 64 << 10];
@@ -412,7 +438,9 @@ fn follow(
                         }
                     }
                     Ok(Report::Terminal) => terminal = fds.into_iter().next().map(Terminal::join),
-                    Ok(Report::Ended(exit, usage)) => outcome = Some(Ok(Finished { exit, usage })),
+                    Ok(Report::Ended(exit, usage)) => {
+                        outcome = Some(Ok((Finished { exit, usage }, fds.into_iter().next())));
+                    }
                     Ok(Report::Failed(failure)) => outcome = Some(Err(failure.into())),
                     Err(_) => outcome = Some(Err(ExecError::HelperDied)),
                 },

@@ -94,13 +94,13 @@ impl Layout {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string(groups)?))
     }
 
-    /// The directories of the groups that kiln made and that are not those of `other`.
-    pub(super) fn made_and_not_of(&self, other: &Self) -> impl Iterator<Item = PathBuf> {
+    /// The groups that are not those of `other`, with their directories.
+    pub(super) fn differing(&self, other: &Self) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
         let differs = |hierarchy: &&Hierarchy| {
             hierarchy.is_made()
                 && !other.0.iter().any(|known| known.mount == hierarchy.mount && known.own == hierarchy.own)
         };
-        self.0.iter().filter(differs).map(|hierarchy| hierarchy.mount.join(&hierarchy.own))
+        self.0.iter().filter(differs).map(|hierarchy| (hierarchy, hierarchy.mount.join(&hierarchy.own)))
     }
 
     /// From the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.
@@ -183,7 +183,7 @@ fn read_words(file: &Path) -> Vec<String> {
 impl Hierarchy {
     /// Whether the process is in a group that was made for a container. Where one has none, it is in
     /// that of whoever started it, which may be another session's and is nobody's to enter.
-    fn is_made(&self) -> bool {
+    pub(super) fn is_made(&self) -> bool {
         let name = |part: std::path::Component<'_>| part.as_os_str().to_string_lossy().into_owned();
         let mut parts = self.own.components().map(name);
         parts.any(|part| part.starts_with(MADE) && part != OWN_PLACE && !part.ends_with(".scope"))

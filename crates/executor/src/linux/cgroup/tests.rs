@@ -134,12 +134,35 @@ fn a_group_is_entered_only_when_it_was_made_for_a_container() {
     let mounts = "35 30 0:31 / /g rw - cgroup2 cgroup2 rw\n";
     let doors = |theirs: &str| {
         let (theirs, own) = (layout(mounts, theirs), layout(mounts, "0::/user.slice/2.scope\n"));
-        theirs.made_and_not_of(&own).collect::<Vec<_>>()
+        let made = theirs.differing(&own).filter(|(hierarchy, _)| hierarchy.is_made());
+        made.map(|(_, dir)| dir).collect::<Vec<_>>()
     };
     let made = "user.slice/kiln/kiln-1-2-3-0";
     assert_eq!(doors(&format!("0::/{made}\n")), [Path::new("/g").join(made)]);
     assert_eq!(doors("0::/user.slice/1.scope\n"), [""; 0].map(PathBuf::from));
     assert_eq!(doors("0::/a/kiln-5.scope/kiln-itself\n"), [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn what_others_use_is_not_counted_and_what_cannot_be_told_is_left_as_it_was() {
+    // This process is in its own groups only.
+    let own = Counted::of_process(std::process::id().try_into().unwrap());
+    let otherwise = Usage { peak_memory_bytes: 7, oom_kills: 0, ..Usage::default() };
+    assert_eq!(own.usage(otherwise), otherwise);
+    assert_eq!(Counted::of_process(i32::MAX).usage(otherwise), otherwise);
+    // Version 1, where the runtime put its process.
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().display();
+    let mounts = format!("36 30 0:32 / {mount} rw - cgroup cgroup rw,memory\n");
+    let theirs = layout(&mounts, "5:memory:/kiln/x\n");
+    let inside = dir.path().join("kiln/x");
+    fs::create_dir_all(&inside).unwrap();
+    fs::write(inside.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n").unwrap();
+    let differing = |other: &str| theirs.differing(&layout(&mounts, other)).count();
+    assert_eq!((differing("5:memory:/\n"), differing("5:memory:/kiln/x\n")), (1, 0));
+    let hierarchy = theirs.with(Controller::Memory).unwrap().clone();
+    let counted = Counted { places: vec![Place { hierarchy, dir: inside }] };
+    assert_eq!(counted.usage(otherwise).oom_kills, 1);
 }
 
 #[test]
