@@ -30,7 +30,10 @@ printf 'FROM base\nARG V\nCOPY . /context/\nRUN --network=none echo $V > /made &
 RUN --network=none for n in 1 2 3 4 5 6 7 8; do cp /bin/busybox /b$n; touch -d @7 /b$n; done; touch -d @7 /\n' > context/Dockerfile
 seq 1 200000 > context/d/large; echo a > context/a
 find context -exec touch -d @5 {} +
-base() { kiln import "$BASE" base -c 'CMD ["sh"]' -c 'ENV PATH=/bin' > /dev/null; }
+# Not imported: that would be an image of another time in each store.
+mkdir base && cp "$BASE" base/tree.tar && printf 'FROM scratch\nADD tree.tar /\nENV PATH=/bin\nCMD ["sh"]\n' > base/Dockerfile
+touch -d @5 base/tree.tar
+base() { kiln build --build-arg SOURCE_DATE_EPOCH=0 -t base base > out 2>&1; }
 build() { kiln build --progress plain --build-arg SOURCE_DATE_EPOCH=0 --build-arg V=$1 -t app context > out 2>&1 || { wrong "build $1: $(cat out)"; return; }
   id=$(sed -n 's/^image \([^,]*\).*/\1/p' out); eval "golden=\$golden$1"
   if [ -z "$golden" ]; then eval "golden$1=\$id"; echo "golden $1 $id"; elif [ "$id" != "$golden" ]; then wrong "build $1 made $id, not $golden"; fi; }
@@ -38,8 +41,8 @@ sound() { kiln fsck --deep > out 2>&1 || wrong "$1: fsck: $(cat out)"; }
 
 # What is right is found out beside the store.
 export KILN_ROOT=$work/right
-base || wrong "import"
-for v in 0 1 2 3; do build $v; done
+base || wrong "base: $(cat out)"
+for v in 0 1; do build $v; done
 kiln save -o $work/app.tar app || wrong "save"
 
 export KILN_ROOT=/store/kiln
@@ -50,19 +53,19 @@ if [ -e /store/kiln ]; then
   while read -r name id; do
     case $name in
       base:*) ;;
-      *) case " $golden0 $golden1 $golden2 $golden3 " in *" $id "*) ;; *) wrong "$name leads to $id" ;; esac ;;
+      *) case " $golden0 $golden1 " in *" $id "*) ;; *) wrong "$name leads to $id" ;; esac ;;
     esac
     kiln run --rm --network none $name true < /dev/null > out 2>&1 || wrong "run $name: $(cat out)"
     kiln save -o /store/saved.tar $name > out 2>&1 || wrong "save $name: $(cat out)"
   done < names
   echo "names $(wc -l < names)"
 fi
-kiln inspect base > /dev/null 2>&1 || base || wrong "import"
+kiln inspect base > /dev/null 2>&1 || base || wrong "base: $(cat out)"
 build 0; sound "after the build"
 echo ready
 n=$SEED
 while :; do
-  n=$(( (n * 1103515245 + 12345) % 2147483648 )); pick=$(( n / 65536 % 8 )); v=$(( n / 1048576 % 4 ))
+  n=$(( (n * 1103515245 + 12345) % 2147483648 )); pick=$(( n / 65536 % 8 )); v=$(( n / 1048576 % 2 ))
   case $pick in
     0|1|2) build $v; what="build $v" ;;
     3) kiln tag app kept:$v > out 2>&1 || wrong "tag: $(cat out)"; what="tag $v" ;;
@@ -102,7 +105,7 @@ pub(super) fn run(
     let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
     let program = kiln.parent().map(quoted).unwrap_or_default();
     let script = format!(
-        "export BASE={} SEED={} SOURCE_DATE_EPOCH=0\nPATH={program}:$PATH\n{SCRIPT}",
+        "export BASE={} SEED={}\nPATH={program}:$PATH\n{SCRIPT}",
         quoted(&bases.busybox),
         seed % (1 << 31)
     );
