@@ -23,6 +23,7 @@ mod cache_mount;
 mod cases;
 mod catalogue;
 mod certificates;
+mod cgroups;
 mod check;
 mod command_line;
 mod concurrency;
