@@ -175,8 +175,12 @@ pub trait CacheStore<O>: Send + Sync {
 
 /// The right to make a result; dropped when it is saved, or cannot be made.
 pub struct Claim {
-    /// Somebody else held it in between: there may be a result by now.
-    pub waited: bool,
-    /// What holds it.
-    pub guard: Option<Box<dyn Send>>,
+    _guard: Box<dyn Send>,
+}
+
+impl Claim {
+    /// A claim that holds as long as `guard` is not dropped.
+    pub fn new(guard: impl Send + 'static) -> Self {
+        Self { _guard: Box::new(guard) }
+    }
 }

@@ -38,14 +38,15 @@ impl<O: Clone> Core<O> {
         let before = self.lookups;
         for (vertex, position) in std::mem::take(&mut self.doubtful) {
             let Some(node) = &self.nodes[vertex] else { continue };
-            if !node.is_open() || node.mark_asked[position] || node.missing_keys == 0 {
+            // What nobody asks for comes again when somebody does.
+            if !node.is_open() || !node.asked || node.mark_asked[position] {
                 continue;
             }
-            if !node.asked {
-                // Comes again when somebody asks.
+            let (input, usage) = node.inputs[position];
+            if usage == InputUse::Content && matches!(node.state, State::Content { .. }) {
+                // Read in any case.
                 continue;
             }
-            let input = node.inputs[position].0;
             if let Some(key) = self.node(input).provisional.key() {
                 let key = self.mark(vertex, position, key);
                 self.node_mut(vertex).mark_asked[position] = true;

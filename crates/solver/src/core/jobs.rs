@@ -131,7 +131,8 @@ impl<O: Clone> Core<O> {
             self.node_mut(vertex).followers = followers;
         }
         let nodes = &self.nodes;
-        self.doubtful.retain(|(vertex, _)| nodes[*vertex].is_some());
+        let is_known = |vertex: usize| nodes[vertex].as_ref().is_some_and(|node| !node.is_orphan);
+        self.doubtful.retain(|(vertex, _)| is_known(*vertex));
     }
 
     /// A run was given up with the job that started it; somebody of another job may still wait.

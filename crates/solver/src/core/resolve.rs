@@ -84,7 +84,10 @@ impl<O: Clone> Core<O> {
         self.node_mut(vertex).state = State::Content { fast };
         self.work.push(vertex);
         self.want_reads(vertex);
-        (0..inputs.len()).for_each(|position| self.read(vertex, position));
+        for position in 0..inputs.len() {
+            self.read(vertex, position);
+            self.doubt(vertex, position);
+        }
     }
 
     /// Asks for the digest of what is read from an input that is there, once.

@@ -101,22 +101,23 @@ impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {
         save: Option<&Save>,
         scope: &Scope<'_>,
     ) -> Result<Option<(Option<CacheKey>, O::Output)>, TaskError<O::Error, C::Error>> {
+        self.tell(Event::Started { vertex: self.position });
         let Some(save) = save else {
             return Ok(Some((None, self.run_op(op, inputs, scope)?)));
         };
+        let started = Instant::now();
         // Whoever wants it made again does not want what somebody else makes.
-        let claim = match save.keys.first() {
-            Some(key) if !save.refresh => match cache.claim(key, scope).map_err(TaskError::Cache)? {
-                Some(claim) => Some((claim, key)),
-                None => return Ok(None),
-            },
-            _ => None,
+        let key = save.keys.first().filter(|_| !save.refresh);
+        let _claim = match key.map(|key| cache.claim(key, scope)).transpose().map_err(TaskError::Cache)? {
+            Some(None) => return Ok(None),
+            claim => claim.flatten(),
         };
-        if let Some((_, key)) = claim.as_ref().filter(|(claim, _)| claim.waited)
+        if let Some(key) = key
             && let Some(found) = cache.lookup(key).map_err(TaskError::Cache)?
             && cache.load(&found).map_err(TaskError::Cache)?
         {
-            self.tell(Event::Cached { vertex: self.position });
+            // Somebody else made it since it was looked up.
+            self.tell(Event::Completed { vertex: self.position, took: started.elapsed() });
             return Ok(Some((Some(found.canonical), found.output)));
         }
         let output = self.run_op(op, inputs, scope)?;
@@ -148,7 +149,6 @@ impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {
         scope: &Scope<'_>,
     ) -> Result<O::Output, TaskError<O::Error, C::Error>> {
         let vertex = self.position;
-        self.tell(Event::Started { vertex });
         let started = Instant::now();
         let result = op.run(inputs, scope);
         self.tell(match &result {
