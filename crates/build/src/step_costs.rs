@@ -138,7 +138,10 @@ mod tests {
         second.note(&test, Duration::from_secs(9), 1);
         second.save();
         let third = StepCosts::open(dir.path());
-        assert_eq!(third.of(&make), Cost { took: Some(Duration::from_millis(1500)), peak_memory_bytes: 4096 });
+        assert_eq!(
+            third.of(&make),
+            Cost { took: Some(Duration::from_millis(1500)), peak_memory_bytes: 4096 }
+        );
         assert_eq!(third.of(&test).took, Some(Duration::from_secs(9)));
     }
 

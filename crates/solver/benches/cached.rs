@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use kiln_oci::Digest;
 use kiln_solver::{
-    CacheKey, CacheStore, Cached, Cancellation, Claim, Cost, Identity, InputUse, Job, Limits, Op, Places, Scope,
-    Vertex, VertexInput, solve,
+    CacheKey, CacheStore, Cached, Cancellation, Claim, Cost, Identity, InputUse, Job, Limits, Op, Places,
+    Scope, Vertex, VertexInput, solve,
 };
 
 const VERTICES: usize = 10_000;

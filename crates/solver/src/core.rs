@@ -26,9 +26,9 @@ use std::sync::Arc;
 use kiln_oci::Digest;
 
 pub(crate) use self::jobs::JobId;
+use self::node::{Node, Provisional, State};
 pub(crate) use self::node::{Plan, Save};
 pub use self::schedule::Limits;
-use self::node::{Node, Provisional, State};
 use self::schedule::Ready;
 use crate::{CacheKey, Cached, InputUse};
 
@@ -312,6 +312,6 @@ mod model;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
-mod toy;
-#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod toy;

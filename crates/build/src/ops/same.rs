@@ -7,8 +7,8 @@ use kiln_layer::{Entry, EntryKind, ScanOptions, is_opaque, is_whiteout, scan};
 use kiln_oci::SnapshotId;
 use kiln_snapshotter::{Form, Snapshotter};
 
-use crate::toolkit::compare::{FileComparer, metadata};
 use crate::BuildCancel;
+use crate::toolkit::compare::{FileComparer, metadata};
 
 /// Whether two snapshots that stand on the same files change them alike. Times do not count, as in keys.
 /// What cannot be compared counts as different.

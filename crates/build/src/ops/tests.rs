@@ -126,12 +126,15 @@ impl Bench {
                 _ => {}
             }),
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         let result = runtime.block_on(async {
-            let solved = kiln_solver::solve(job, kiln_solver::Limits { jobs: 4, memory_bytes: u64::MAX }).await.map_err(|error| match error {
-                SolveError::Vertex { source, .. } => source,
-                other => panic!("{other}"),
-            });
+            let solved = kiln_solver::solve(job, kiln_solver::Limits { jobs: 4, memory_bytes: u64::MAX })
+                .await
+                .map_err(|error| match error {
+                    SolveError::Vertex { source, .. } => source,
+                    other => panic!("{other}"),
+                });
             let id = solved?.snapshot().cloned().expect("a snapshot");
             for snapshot in self.engine.snapshots.chain(&id).unwrap() {
                 shared.layers.record(&snapshot).await.unwrap();

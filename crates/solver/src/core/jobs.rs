@@ -79,7 +79,9 @@ impl<O: Clone> Core<O> {
         }
         for failed in std::mem::take(&mut self.failures) {
             for (id, job) in &self.jobs {
-                if over.iter().all(|(known, _)| known != id) && self.demand([job.target]).asked.contains(&failed) {
+                if over.iter().all(|(known, _)| known != id)
+                    && self.demand([job.target]).asked.contains(&failed)
+                {
                     over.push((*id, Err(failed)));
                 }
             }
@@ -190,7 +192,9 @@ impl<O: Clone> Core<O> {
             State::Follows { runner, .. } => vec![(*runner, true)],
             State::Done { .. } | State::Failed | State::Ready { .. } | State::Running { .. } => Vec::new(),
             State::Hit { .. } | State::Loading { .. } => Vec::new(),
-            State::Missed { .. } if wanted || node.refresh => inputs().map(|&(input, _)| (input, true)).collect(),
+            State::Missed { .. } if wanted || node.refresh => {
+                inputs().map(|&(input, _)| (input, true)).collect()
+            }
             State::Missed { .. } => Vec::new(),
             State::Idle if !matches!(node.identity, Identity::Cached(_)) => Vec::new(),
             State::Idle | State::Fast { .. } | State::Content { .. } | State::Slow { .. } => {

@@ -15,8 +15,15 @@ pub(super) struct Failed;
 /// How a lookup ended.
 #[derive(Debug, Clone)]
 enum Looked {
-    Hit { cached: Cached<Made>, fast: Option<CacheKey>, slow: Option<CacheKey> },
-    Missed { fast: Option<CacheKey>, slow: Option<CacheKey> },
+    Hit {
+        cached: Cached<Made>,
+        fast: Option<CacheKey>,
+        slow: Option<CacheKey>,
+    },
+    Missed {
+        fast: Option<CacheKey>,
+        slow: Option<CacheKey>,
+    },
     /// It stands on something without a key.
     Unnamed,
 }

@@ -40,7 +40,11 @@ impl Save {
     /// What users derive their keys from, when `name` is the result's own. One that was made in spite of
     /// an earlier one is not taken for that, unless its key says all of it.
     pub(crate) fn canonical(&self, name: &Digest) -> CacheKey {
-        if self.refresh && self.slot.is_some() { CacheKey::derive(KeyKind::Fresh, &self.canonical.0, &[*name]) } else { self.canonical }
+        if self.refresh && self.slot.is_some() {
+            CacheKey::derive(KeyKind::Fresh, &self.canonical.0, &[*name])
+        } else {
+            self.canonical
+        }
     }
 }
 

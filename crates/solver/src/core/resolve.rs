@@ -216,7 +216,9 @@ impl<O: Clone> Core<O> {
             inputs.len() > 1 && matches!(self.node(input).identity, Identity::Cached(_))
         };
         let marked = inputs.iter().enumerate().filter(has_mark);
-        marked.filter_map(|(at, &(input, _))| Some(self.mark(vertex, at, self.key_of(vertex, input)?))).collect()
+        marked
+            .filter_map(|(at, &(input, _))| Some(self.mark(vertex, at, self.key_of(vertex, input)?)))
+            .collect()
     }
 
     pub(super) fn mark(&self, vertex: usize, position: usize, key: CacheKey) -> CacheKey {
@@ -230,7 +232,8 @@ impl<O: Clone> Core<O> {
         let whole = node.inputs.iter().filter(|(_, usage)| *usage == InputUse::Definition);
         let below: Option<Vec<Digest>> =
             whole.map(|&(input, _)| self.node(input).canonical().map(|key| key.0)).collect();
-        let slot = node.lineage.zip(below).map(|(step, below)| CacheKey::derive(KeyKind::Slot, &step, &below));
+        let slot =
+            node.lineage.zip(below).map(|(step, below)| CacheKey::derive(KeyKind::Slot, &step, &below));
         Some(Arc::new(Save {
             canonical: main,
             keys: keys.slow.into_iter().chain(keys.fast).collect(),
@@ -252,7 +255,8 @@ impl<O: Clone> Core<O> {
             self.runners.insert(key, vertex);
             self.node_mut(vertex).runs_as = Some(key);
         }
-        let outputs = self.inputs(vertex).iter().filter_map(|&(input, _)| self.node(input).output().cloned()).collect();
+        let outputs =
+            self.inputs(vertex).iter().filter_map(|&(input, _)| self.node(input).output().cloned()).collect();
         let node = self.node_mut(vertex);
         node.state = State::Ready { save, keys, inputs: outputs };
         let (priority, cost) = (node.priority, node.cost);
@@ -277,7 +281,8 @@ impl<O: Clone> Core<O> {
 
     /// A follower gets the result; it may be known by another definition.
     pub(super) fn share(&mut self, vertex: usize, canonical: Option<CacheKey>, output: O) {
-        if let State::Follows { keys: Some(Keys { fast: Some(fast), slow: Some(_) }), .. } = self.node(vertex).state
+        if let State::Follows { keys: Some(Keys { fast: Some(fast), slow: Some(_) }), .. } =
+            self.node(vertex).state
             && let Some(canonical) = canonical
         {
             let (keys, marks) = (vec![fast], self.marks(vertex));

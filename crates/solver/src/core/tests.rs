@@ -284,9 +284,8 @@ fn steps_whose_memory_is_known_run_together_only_as_far_as_it_goes() {
         taking(cached("small", &[(0, Definition)]), 1, 100),
         cached("join", &[(1, Definition), (2, Definition), (3, Definition)]),
     ];
-    let within = |memory_bytes| {
-        side_by_side(&mut World::default(), &toys, 4, Limits { memory_bytes, ..UNLIMITED })
-    };
+    let within =
+        |memory_bytes| side_by_side(&mut World::default(), &toys, 4, Limits { memory_bytes, ..UNLIMITED });
     assert_eq!(within(1200), [1, 2, 3]);
     assert_eq!(within(1100), [1, 2]);
     assert_eq!(within(1000), [1], "the next in line is not overtaken");

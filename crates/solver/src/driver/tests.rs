@@ -159,7 +159,10 @@ fn step(
 }
 
 /// A job with what it tells.
-fn job(vertices: Vec<Vertex<Step>>, cache: &Arc<Memory>) -> (Job<Step, Memory>, Arc<Flag>, Arc<Mutex<Vec<Event>>>) {
+fn job(
+    vertices: Vec<Vertex<Step>>,
+    cache: &Arc<Memory>,
+) -> (Job<Step, Memory>, Arc<Flag>, Arc<Mutex<Vec<Event>>>) {
     let (cancel, told) = (Arc::<Flag>::default(), Arc::<Mutex<Vec<Event>>>::default());
     let events = told.clone();
     let target = vertices.len() - 1;

@@ -242,8 +242,10 @@ impl Bench {
                 _ => {}
             }),
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-        let result = runtime.block_on(kiln_solver::solve(job, kiln_solver::Limits { jobs: 4, memory_bytes: u64::MAX }));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        let result = runtime
+            .block_on(kiln_solver::solve(job, kiln_solver::Limits { jobs: 4, memory_bytes: u64::MAX }));
         drop((shared, runtime));
         let (ran, log) = std::mem::take(&mut *seen.lock().unwrap());
         let result = result.map(|tree| tree.snapshot().unwrap().clone()).map_err(|error| match error {
