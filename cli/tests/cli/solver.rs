@@ -134,7 +134,10 @@ fn rendezvous(limit: u32) -> Context {
 fn jobs_says_how_many_steps_run_at_once() {
     needs_root!();
     let alone = Store::with_busybox();
-    alone.build(&rendezvous(3), &["--network", "none", "--jobs", "1"]).expect(1).says(&["exited with code 9"]);
+    alone
+        .build(&rendezvous(3), &["--network", "none", "--jobs", "1"])
+        .expect(1)
+        .says(&["exited with code 9"]);
     let together = Store::with_busybox();
     together.build(&rendezvous(1200), &["--network", "none", "--jobs", "2"]).expect(0);
     together.kiln(&["build", "--jobs", "0", "."]).expect(2).says(&["--jobs"]);

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use kiln_oci::Digest;
 
-pub(crate) use self::jobs::JobId;
+pub(crate) use self::jobs::{JobId, Wait};
 use self::node::{Node, Provisional, State};
 pub(crate) use self::node::{Plan, Save};
 pub use self::schedule::Limits;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use self::task::{Ended, Task, TaskError, VertexCancel};
-use crate::core::{Command, Core, Fact, JobId, Limits, Plan};
+use crate::core::{Command, Core, Fact, JobId, Limits, Plan, Wait};
 use crate::{CacheStore, Cancellation, Event, EventSink, Op, Places, Vertex};
 
 /// One solve.
@@ -101,9 +101,14 @@ pub struct Solver<O: Op, C: CacheStore<O::Output>> {
 impl<O: Op, C: CacheStore<O::Output> + 'static> Solver<O, C> {
     /// A solver without jobs.
     pub fn new(limits: Limits) -> Self {
+        Self::watched(limits, QUIET)
+    }
+
+    /// One that says what waits for what when nothing happened for `quiet`.
+    fn watched(limits: Limits, quiet: Duration) -> Self {
         let (inbox, messages) = mpsc::channel(INBOX);
         // Blocking threads hold strong senders as long as they run, the task itself none.
-        tokio::spawn(Driver::new(limits, inbox.downgrade()).run(messages));
+        tokio::spawn(Driver::new(limits, inbox.downgrade()).run(messages, quiet));
         Self { inbox }
     }
 
@@ -152,13 +157,23 @@ struct Busy {
     audience: Vec<(JobId, usize)>,
 }
 
+/// Why a vertex failed: the error for the first job that hears of it, what it says for the others.
+struct Told<O: Op, C: CacheStore<O::Output>> {
+    error: Option<TaskError<O::Error, C::Error>>,
+    message: String,
+}
+
+/// What a command is answered with, if it is answered at once; else the job whose cache does not answer.
+type Answer<O, C> =
+    Result<Option<Fact<<O as Op>::Output>>, (JobId, <C as CacheStore<<O as Op>::Output>>::Error)>;
+
 struct Driver<O: Op, C: CacheStore<O::Output>> {
     core: Core<O::Output>,
     jobs: BTreeMap<JobId, Started<O, C>>,
     /// Job and position of a vertex of the core.
     places: HashMap<usize, (JobId, usize)>,
     busy: HashMap<usize, Busy>,
-    errors: HashMap<usize, (Option<TaskError<O::Error, C::Error>>, String)>,
+    errors: HashMap<usize, Told<O, C>>,
     inbox: mpsc::WeakSender<Message<O, C>>,
 }
 
@@ -174,7 +189,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
         }
     }
 
-    async fn run(mut self, mut messages: mpsc::Receiver<Message<O, C>>) {
+    async fn run(mut self, mut messages: mpsc::Receiver<Message<O, C>>, quiet: Duration) {
         let mut heard = tokio::time::Instant::now();
         loop {
             match tokio::time::timeout(TICK, messages.recv()).await {
@@ -184,13 +199,14 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
                 }
                 // Nobody can start a job any more, and nothing runs.
                 Ok(None) => break,
-                Err(_) if heard.elapsed() >= QUIET => {
+                Err(_) if heard.elapsed() >= quiet => {
                     heard = tokio::time::Instant::now();
                     self.tell_waits();
                 }
                 Err(_) => {}
             }
             self.give_up_cancelled();
+            self.give_up_stuck();
             self.tell_outcomes();
         }
     }
@@ -211,7 +227,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
                     Ended::Ran { canonical, output } => Fact::Ran { vertex: number, canonical, output },
                     Ended::Stopped { digesting } => Fact::Stopped { vertex: number, digesting },
                     Ended::Failed { error, message } => {
-                        self.errors.insert(number, (Some(error), message));
+                        self.errors.insert(number, Told { error: Some(error), message });
                         Fact::Failed { vertex: number }
                     }
                 };
@@ -258,10 +274,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
         }
     }
 
-    fn carry_out_one(
-        &mut self,
-        command: Command<O::Output>,
-    ) -> Result<Option<Fact<O::Output>>, (JobId, C::Error)> {
+    fn carry_out_one(&mut self, command: Command<O::Output>) -> Answer<O, C> {
         let of = |vertex: usize| {
             let (id, position) = self.places[&vertex];
             (id, position, &self.jobs[&id].job)
@@ -362,7 +375,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
     fn failure(&mut self, job: JobId, failed: usize) -> Failure<O, C> {
         let (id, position) = self.places[&failed];
         let own = if id == job { position } else { self.position_behind(job, failed) };
-        let Some((error, message)) = self.errors.get_mut(&failed) else {
+        let Some(Told { error, message }) = self.errors.get_mut(&failed) else {
             return SolveError::Stuck { waits: "a step failed without an error".to_owned() };
         };
         match error.take() {
@@ -404,6 +417,22 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
         }
     }
 
+    /// Ends jobs that nothing will ever happen to: better an error than a build that hangs.
+    fn give_up_stuck(&mut self) {
+        // Everything that is under way is either a task or was answered already.
+        if !self.busy.is_empty() {
+            return;
+        }
+        let is_stuck = |started: &Started<O, C>| started.outcome.is_none();
+        let stuck: Vec<JobId> =
+            self.jobs.iter().filter(|(_, started)| is_stuck(started)).map(|(id, _)| *id).collect();
+        for job in stuck {
+            let texts: Vec<String> = self.waits().into_iter().map(|(_, text)| text).collect();
+            self.end(job, Err(SolveError::Stuck { waits: texts.join("; ") }));
+            self.learn(Fact::GivenUp { job });
+        }
+    }
+
     /// Answers jobs that are over and of which nothing runs any more.
     fn tell_outcomes(&mut self) {
         let runs = |started: &Started<O, C>| {
@@ -439,25 +468,29 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
         }
     }
 
-    /// Says what waits for what.
-    fn tell_waits(&self) {
+    /// Vertices that others wait for and that wait for no other themselves, with what they are about.
+    fn waits(&self) -> Vec<(usize, String)> {
         let title = |number: usize| {
             let (id, position) = self.places.get(&number)?;
             Some(self.jobs.get(id)?.job.vertices.get(*position)?.title.as_str())
         };
         let waits = self.core.waits();
-        for wait in &waits {
-            // The ends of the chains: what nothing else of the graph holds up.
-            if !wait.on.is_empty() {
-                continue;
-            }
-            let users = waits.iter().filter(|other| other.on.contains(&wait.vertex));
+        let ends = waits.iter().filter(|wait| wait.on.is_empty());
+        let text = |end: &Wait| {
+            let users = waits.iter().filter(|other| other.on.contains(&end.vertex));
             let users: Vec<&str> = users.filter_map(|user| title(user.vertex)).collect();
-            let text = match users.as_slice() {
-                [] => wait.doing.to_owned(),
-                users => format!("{}; waiting for it: {}", wait.doing, users.join(", ")),
-            };
-            self.tell(wait.vertex, &Event::Quiet { vertex: 0, waits: text });
+            match users.as_slice() {
+                [] => end.doing.to_owned(),
+                users => format!("it {}, and {} waits for it", end.doing, users.join(", ")),
+            }
+        };
+        ends.map(|end| (end.vertex, text(end))).collect()
+    }
+
+    /// Says what waits for what.
+    fn tell_waits(&self) {
+        for (vertex, waits) in self.waits() {
+            self.tell(vertex, &Event::Quiet { vertex, waits });
         }
     }
 }

@@ -213,7 +213,7 @@ impl<O: Clone> Core<O> {
             let node = self.node(vertex);
             let wanted = demand.wanted.contains(&vertex);
             let doing = match &node.state {
-                State::Idle => "waits for keys",
+                State::Idle => "waits for its inputs' keys",
                 State::Fast { .. } | State::Slow { .. } => "is looked up",
                 State::Content { .. } => "waits for what it reads",
                 State::Loading { .. } => "is fetched",

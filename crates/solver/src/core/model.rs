@@ -28,6 +28,9 @@ enum Looked {
     Unnamed,
 }
 
+/// A run: by key, or by vertex where there is none.
+pub(super) type Ran = (Option<(CacheKey, bool)>, Option<usize>);
+
 type Final = Result<(u64, Option<CacheKey>), Failed>;
 
 pub(super) struct Model<'a> {
@@ -52,7 +55,7 @@ impl<'a> Model<'a> {
     }
 
     /// What ran: by key, and by vertex where there is none.
-    pub(super) fn ran(&self) -> BTreeSet<(Option<(CacheKey, bool)>, Option<usize>)> {
+    pub(super) fn ran(&self) -> BTreeSet<Ran> {
         let named = self.runs.keys().map(|key| (Some(*key), None));
         named.chain(self.unnamed.iter().map(|vertex| (None, Some(*vertex)))).collect()
     }
@@ -191,7 +194,6 @@ impl<'a> Model<'a> {
     }
 
     /// The result, or what follows from its being gone.
-    #[expect(clippy::type_complexity, reason = "three ways out of a helper")]
     fn load(
         &mut self,
         vertex: usize,

@@ -38,7 +38,7 @@ impl Ready {
     }
 
     /// The next that fits. What does not fit is not overtaken: it would wait for ever.
-    fn next(&mut self, is_waiting: impl Fn(usize) -> bool) -> Option<usize> {
+    fn next(&mut self, is_waiting: impl Fn(usize) -> bool + Copy) -> Option<usize> {
         loop {
             let &(_, _, vertex, memory_bytes) = self.waiting.peek()?;
             if !is_waiting(vertex) {
@@ -71,7 +71,7 @@ impl<O: Clone> Core<O> {
         let is_ready = |vertex: usize| {
             nodes[vertex].as_ref().is_some_and(|node| matches!(node.state, State::Ready { .. }))
         };
-        while let Some(vertex) = ready.next(|vertex| is_ready(vertex)) {
+        while let Some(vertex) = ready.next(is_ready) {
             chosen.push(vertex);
         }
         for vertex in chosen {

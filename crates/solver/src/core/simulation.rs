@@ -53,7 +53,7 @@ enum Kind {
 impl Step {
     fn toy(&self) -> Toy {
         let op = Digest::of(&[self.family.to_le_bytes(), self.version.to_le_bytes()].concat());
-        let effect = mix(self.family << 8 | self.version / 2);
+        let effect = mix(self.family * 256 + self.version / 2);
         let identity = match self.kind {
             Kind::Source => Identity::Source(op),
             Kind::Context => Identity::Unknown,

@@ -196,7 +196,7 @@ fn stages_that_are_copied_from_run_side_by_side() {
 fn a_stage_that_was_forgotten_stays_untouched_while_its_copy_is_cached() {
     let mut world = World::default();
     solve(&mut world, &two_copied_stages(), 5);
-    let stages: Vec<_> = ["a", "b"].map(|stage| key_of_step(stage)).to_vec();
+    let stages: Vec<_> = ["a", "b"].map(key_of_step).to_vec();
     world.records.retain(|key, _| !stages.contains(key));
     assert!(solve(&mut world, &two_copied_stages(), 5).is_empty());
 }

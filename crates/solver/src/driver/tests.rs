@@ -51,6 +51,9 @@ impl Gate {
     }
 }
 
+/// What a job was told.
+type Heard = Arc<Mutex<Vec<Event>>>;
+
 type Action = Arc<dyn Fn(&[u64], &Scope<'_>) -> Result<u64, Broken> + Send + Sync>;
 
 struct Step {
@@ -159,11 +162,8 @@ fn step(
 }
 
 /// A job with what it tells.
-fn job(
-    vertices: Vec<Vertex<Step>>,
-    cache: &Arc<Memory>,
-) -> (Job<Step, Memory>, Arc<Flag>, Arc<Mutex<Vec<Event>>>) {
-    let (cancel, told) = (Arc::<Flag>::default(), Arc::<Mutex<Vec<Event>>>::default());
+fn job(vertices: Vec<Vertex<Step>>, cache: &Arc<Memory>) -> (Job<Step, Memory>, Arc<Flag>, Heard) {
+    let (cancel, told) = (Arc::<Flag>::default(), Heard::default());
     let events = told.clone();
     let target = vertices.len() - 1;
     let events: EventSink = Arc::new(move |event| events.lock().unwrap().push(event));
@@ -344,4 +344,41 @@ fn a_dropped_solve_stops_what_it_ran() {
         gate.open();
         assert_eq!(solver.solve(two).await.unwrap(), 7, "the solver serves others");
     });
+}
+
+#[test]
+fn when_nothing_happens_it_is_said_what_waits_for_what() {
+    let gate = Arc::new(Gate::default());
+    let wait = gate.clone();
+    let hangs =
+        move |_: &[u64], scope: &Scope<'_>| if wait.pass(scope) { Ok(1) } else { Err(Broken("stopped")) };
+    let vertices = vec![step("RUN hangs", &[], hangs), step("RUN next", &[0], |_, _| Ok(2))];
+    let (job, _, told) = job(vertices, &Arc::default());
+    block_on(async {
+        let solver = Solver::watched(LIMITS, Duration::from_millis(1));
+        let solved = tokio::spawn(async move { solver.solve(job).await });
+        let quiet = |event: &Event| match event {
+            Event::Quiet { vertex, waits } => Some((*vertex, waits.clone())),
+            _ => None,
+        };
+        let said = loop {
+            if let Some(said) = told.lock().unwrap().iter().find_map(quiet) {
+                break said;
+            }
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(said, (0, "it runs, and RUN next waits for it".to_owned()));
+        gate.open();
+        assert_eq!(solved.await.unwrap().unwrap(), 2);
+    });
+}
+
+/// What a thread that runs an op gets of the solve can be sent there, and the solve itself is never shared:
+/// nobody but its own task can reach it.
+#[test]
+fn threads_share_nothing_but_a_channel_and_flags() {
+    fn is_send<T: Send>() {}
+    is_send::<Task<Step, Memory>>();
+    is_send::<Message<Step, Memory>>();
+    is_send::<Driver<Step, Memory>>();
 }
