@@ -91,10 +91,16 @@ impl BuildCache {
             created_unix,
             description: title.to_owned(),
         };
-        let digests = |keys: &[CacheKey]| keys.iter().map(|key| key.0).collect::<Vec<_>>();
-        self.store.cache_put(&digests(places.keys), &record, places.replace)?;
-        if !places.newest.is_empty() {
-            self.store.cache_put(&digests(places.newest), &record, true)?;
+        let (mut keys, mut newest): (Vec<_>, Vec<_>) = (places.keys.to_vec(), places.newest.to_vec());
+        if places.replace {
+            // One transaction for all.
+            newest.append(&mut keys);
+        }
+        for (keys, replace) in [(keys, false), (newest, true)] {
+            if !keys.is_empty() {
+                let keys: Vec<_> = keys.iter().map(|key| key.0).collect();
+                self.store.cache_put(&keys, &record, replace)?;
+            }
         }
         self.lock().created.insert(snapshot.clone(), created_unix);
         Ok(())

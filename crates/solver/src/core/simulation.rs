@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::model::Model;
-use super::toy::{Report, Sim, Toy, UNLIMITED, World, mix, toy, value};
+use super::toy::{Made, Report, Sim, Toy, UNLIMITED, World, mix, toy, value};
 use super::*;
 use crate::Identity;
 
@@ -309,6 +309,15 @@ fn check_crowd(seed: u64) {
             sim.answer(dice.below(sim.open.len()));
         } else if left == 0 {
             break;
+        }
+        if sim.core.jobs.is_empty() {
+            let told = |command: &Command<Made>| match command {
+                Command::Run { vertex, .. } | Command::Digest { vertex, .. } => {
+                    sim.report.stopped.contains(vertex)
+                }
+                _ => true,
+            };
+            assert!(sim.open.iter().all(told), "runs on for nobody, history {seed}");
         }
     }
     let report = sim.finish(|_| 0);
