@@ -21,6 +21,7 @@ mod packages;
 mod peers;
 mod progress;
 mod step;
+mod users;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,11 @@ const TASKS: &[Task] = &[
         what: "fuzz every parser of foreign bytes: fuzz [TARGET] [--seconds N]",
         run: || fuzz::run(&[]),
     },
+    Task {
+        name: "users",
+        what: "tests by users without privileges: users [range|single] [NAME...]",
+        run: || users::run(&[]),
+    },
     Task { name: "bases", what: "make the base trees that tests and the demo start from", run: bases::run },
     Task { name: "help", what: "this list", run: help },
 ];
@@ -55,6 +61,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         [] => help(),
         [name, rest @ ..] if name == "fuzz" => fuzz::run(rest),
+        [name, rest @ ..] if name == "users" => users::run(rest),
         [name, what] if name == "bench" && what == "images" => bench::run_images(),
         [name, what] if name == "bench" && what == "containers" => bench::run_containers(),
         [name] => dispatch(name.trim_start_matches('-')),

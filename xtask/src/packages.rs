@@ -61,6 +61,22 @@ pub(crate) const TEST: &[Package] = packages![
     "zstd", Probe::Program("zstd"), "compresses archives that kiln must unpack";
 ];
 
+/// What some tests need besides, which not every release of a distribution has. Without it they are
+/// skipped, aloud.
+pub(crate) const WELCOME: &[Package] = packages![
+    "passt", Probe::Program("pasta"), "is the better network of a rootless RUN";
+];
+
+/// Installs what is missing and can be had, and says what cannot.
+pub(crate) fn ask_for(list: &[Package]) {
+    for package in list.iter().filter(|package| !package.is_there()) {
+        if let Err(failure) = ensure(&[std::slice::from_ref(package)]) {
+            step::warn(&format!("NOT INSTALLED: {}, which {}", package.name, package.what_for));
+            step::note(failure.to_string().lines().last().unwrap_or_default());
+        }
+    }
+}
+
 /// Installs what is missing, saying what and why.
 ///
 /// # Errors
@@ -135,7 +151,7 @@ mod tests {
 
     #[test]
     fn every_package_stands_in_one_list_once_and_says_what_for() {
-        let all: Vec<&Package> = DEMO.iter().chain(TEST).collect();
+        let all: Vec<&Package> = DEMO.iter().chain(TEST).chain(WELCOME).collect();
         for (i, package) in all.iter().enumerate() {
             assert!(!package.what_for.is_empty());
             assert!(all[..i].iter().all(|other| other.name != package.name), "{} twice", package.name);

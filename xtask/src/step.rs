@@ -24,6 +24,10 @@ pub(crate) enum Failure {
     Output { line: String, expected: &'static str },
     /// The rebuild ran these steps although nothing had changed.
     NotCached { steps: Vec<String> },
+    /// The table of tests that a user does not run is wrong about these.
+    LeftOut { tests: Vec<String>, problem: &'static str },
+    /// Processes that tests have started outlived them.
+    LeftRunning { processes: Vec<String> },
 }
 
 impl fmt::Display for Failure {
@@ -42,6 +46,12 @@ impl fmt::Display for Failure {
             Failure::Output { line, expected } => write!(f, "`{line}` did not print {expected}"),
             Failure::NotCached { steps } => {
                 write!(f, "nothing had changed, yet these steps ran again: {}", steps.join(", "))
+            }
+            Failure::LeftOut { tests, problem } => {
+                write!(f, "xtask/src/users/left_out.rs: {} {problem}", tests.join(", "))
+            }
+            Failure::LeftRunning { processes } => {
+                write!(f, "the tests have left running: {}", processes.join("; "))
             }
         }
     }
@@ -180,7 +190,8 @@ fn succeeded(command: &Command, status: ExitStatus, stderr: String) -> Result<()
     if status.success() { Ok(()) } else { Err(Failure::Exited { line: typed(command), status, stderr }) }
 }
 
-fn quoted(word: &OsStr) -> String {
+/// A word as a shell takes it.
+pub(crate) fn quoted(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

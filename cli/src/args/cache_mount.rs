@@ -22,6 +22,7 @@ impl CacheMountArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum CacheMountCommand {
     /// List cache mounts, those last used first
     #[command(alias = "list")]

@@ -76,6 +76,7 @@ pub(crate) struct LifeArgs {
 
 /// Commands on containers, as they stand both alone and behind `kiln container`.
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ContainerCommand {
     /// List containers
     #[command(name = "ls", visible_aliases = ["list", "ps"])]
@@ -100,6 +101,7 @@ pub(crate) enum ContainerCommand {
 
 /// The commands whose names only containers have.
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum LifeCommand {
     /// Start containers that do not run
     Start(StartArgs),
@@ -157,7 +159,7 @@ pub(crate) struct PsArgs {
     /// With sizes
     #[arg(short, long)]
     pub(crate) size: bool,
-    /// WHAT=VALUE: id, name, label, status, exited, ancestor, volume, network, publish, health,
+    /// WHAT=VALUE: id, name, label, status, exited, ancestor, volume, network, publish, expose, health,
     /// before, since
     #[arg(short, long, value_name = "WHAT=VALUE")]
     pub(crate) filter: Vec<String>,
@@ -174,6 +176,9 @@ pub(crate) struct InspectArgs {
     /// container, image, volume or network [default: the first that has the name]
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) kind: Option<String>,
+    /// With what containers have written, and their sizes with the image
+    #[arg(short, long)]
+    pub(crate) size: bool,
     /// Names or IDs
     #[arg(value_name = "NAME", required = true)]
     pub(crate) names: Vec<String>,
@@ -263,6 +268,8 @@ pub(crate) struct RenameArgs {
 
 #[derive(Args)]
 pub(crate) struct UpdateArgs {
+    #[command(flatten)]
+    pub(crate) limits: super::limits::LimitArgs,
     /// When to start it again: no, on-failure[:TIMES], always, unless-stopped
     #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<RestartPolicy>,
@@ -288,6 +295,9 @@ pub(crate) struct LogsArgs {
     /// With times
     #[arg(short, long)]
     pub(crate) timestamps: bool,
+    /// With what log drivers add: there is nothing of the kind
+    #[arg(long, hide = true)]
+    pub(crate) details: bool,
     /// Container name or ID
     #[arg(value_name = "CONTAINER")]
     pub(crate) container: String,
@@ -304,6 +314,9 @@ pub(crate) struct ExecArgs {
     /// Give it a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
+    /// Give it all capabilities and system calls, whatever the container has
+    #[arg(long)]
+    pub(crate) privileged: bool,
     /// User name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
@@ -413,9 +426,16 @@ pub(crate) struct VolumeArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum VolumeCommand {
     /// Make a volume
     Create {
+        /// Who keeps it: local
+        #[arg(short, long, value_name = "DRIVER", default_value = "local")]
+        driver: String,
+        /// Option of the driver; local takes none
+        #[arg(short, long, value_name = "NAME=VALUE")]
+        opt: Vec<String>,
         /// Label
         #[arg(long, value_name = "NAME[=VALUE]")]
         label: Vec<String>,

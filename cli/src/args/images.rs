@@ -16,6 +16,7 @@ pub(crate) struct ImageArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ImageCommand {
     /// List images
     #[command(alias = "list")]

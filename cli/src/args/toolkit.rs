@@ -15,6 +15,7 @@ pub(crate) struct LayerArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum LayerCommand {
     /// List the layers of an image, lowest first
     Ls(LayerLsArgs),

@@ -97,28 +97,7 @@ fn security_option(text: &str, spec: &mut ProcessSpec) -> Result<(), Failure> {
 }
 
 fn resources(args: &ConfinementArgs) -> Result<Option<Resources>, Failure> {
-    let swap_bytes = match (args.memory_swap, args.memory) {
-        (Some(both), Some(memory)) => Some(both.checked_sub(memory).ok_or_else(|| {
-            Failure::usage("--memory-swap is memory and swap together: it cannot be less than --memory")
-        })?),
-        _ => None,
-    };
-    let pids = match args.pids_limit {
-        None | Some(-1 | 0) => None,
-        Some(limit) => Some(
-            u64::try_from(limit).map_err(|_| Failure::usage(format!("--pids-limit {limit} is no limit")))?,
-        ),
-    };
-    let resources = Resources {
-        parent: args.cgroup_parent.clone(),
-        memory_bytes: args.memory,
-        swap_bytes,
-        cpu_millionths: args.cpus,
-        cpu_shares: args.cpu_shares,
-        cpus: args.cpuset_cpus.clone(),
-        memory_nodes: args.cpuset_mems.clone(),
-        pids,
-        io_weight: args.blkio_weight,
-    };
+    let parent = args.cgroup_parent.clone();
+    let resources = args.limits.over(&Resources { parent, ..Resources::default() })?;
     Ok((resources != Resources::default()).then_some(resources))
 }

@@ -22,6 +22,7 @@ pub(crate) mod layer;
 pub(crate) mod load;
 pub(crate) mod mutate;
 mod outputs;
+mod proxies;
 pub(crate) mod prune;
 pub(crate) mod rmi;
 pub(crate) mod run;

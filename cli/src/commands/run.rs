@@ -3,7 +3,8 @@
 use std::io::{IsTerminal, Write};
 
 use kiln_containers::{
-    AttachOptions, Attached, Config, Container, Ended, RestartPolicy, attach, handles_signal, remove,
+    AttachOptions, Attached, Config, Container, Containers, Ended, RestartPolicy, attach, handles_signal,
+    remove,
 };
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
@@ -28,10 +29,10 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     if args.tty && args.interactive && !args.life.detach && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("-t needs a terminal as standard input"));
     }
+    let containers = session.trusting(&args.ca_cert)?;
     let config = config::of_args(session, &args)?;
-    let direct = can_run_here(&args, &config);
     let container = make(session, &config, &args)?;
-    let ended = start(session, &container, &config, &args, direct);
+    let ended = start(session, &containers, &container, &config, &args);
     if ended.is_err() && args.rm {
         // Where it came to no monitor, nobody else removes it.
         let _ = remove(&session.containers, &*session.engine.snapshots, &container, true);
@@ -42,25 +43,28 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
 /// Starts a new container, and looks after it unless it is in the background.
 fn start(
     session: &Session,
+    containers: &Containers,
     container: &Container,
     config: &Config,
     args: &RunArgs,
-    direct: bool,
 ) -> Result<u8, Failure> {
     if args.life.detach {
-        container.prepare(&session.containers, session.backend)?.start()?;
+        container.prepare(containers, session.backend)?.start()?;
         print(&format!("{}\n", config.id))?;
         return Ok(0);
     }
-    if direct {
-        proxy(session, container);
+    if can_run_here(args, config) {
+        match args.life.sig_proxy {
+            true => proxy(session, container),
+            false => end_by_signals(session),
+        }
         let snapshots = session.engine.snapshots.clone();
         let linux = match config.runtime.clone() {
             Some(runtime) => session.linux_with(runtime)?,
             None => session.linux.clone(),
         };
         let cancel = session.cancel.processes();
-        let ended = container.run_here(&session.containers, snapshots, linux, cancel)?;
+        let ended = container.run_here(containers, snapshots, linux, cancel)?;
         return match session.cancel.processes().is_cancelled() {
             true => Ok(exit::INTERRUPTED.number()),
             false => Ok(code_of(ended)),
@@ -72,9 +76,10 @@ fn start(
         detach_keys: args.life.detach_keys.clone().unwrap_or_default(),
         start: true,
     };
-    let client = container.prepare(&session.containers, session.backend)?;
-    if args.life.sig_proxy {
-        pass_signals(session, container, args.tty);
+    let client = container.prepare(containers, session.backend)?;
+    match args.life.sig_proxy {
+        true => pass_signals(session, container, args.tty, Unheard::EndIt),
+        false => end_by_signals(session),
     }
     ended(attach(&client, &options)?)
 }
@@ -128,9 +133,23 @@ fn proxy(session: &Session, container: &Container) {
     });
 }
 
+/// A signal ends this command, and is nothing to the container.
+fn end_by_signals(session: &Session) {
+    session.proxy_signals(|signal| std::process::exit(128 + signal as i32));
+}
+
+/// What becomes of a container whose process 1 does not listen to a signal: the kernel would drop it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unheard {
+    /// It is this command's, and ends with it: nobody could end the command otherwise.
+    EndIt,
+    /// It is somebody else's, and goes on without this command.
+    LeaveIt,
+}
+
 /// Passes signals on to a container that its monitor looks after. With a terminal, what its keys make
 /// signals of reaches the process anyway, and others end only this command.
-pub(super) fn pass_signals(session: &Session, container: &Container, terminal: bool) {
+pub(super) fn pass_signals(session: &Session, container: &Container, terminal: bool, unheard: Unheard) {
     if terminal {
         let saved = tcgetattr(std::io::stdin()).ok();
         session.proxy_signals(move |signal| {
@@ -147,10 +166,13 @@ pub(super) fn pass_signals(session: &Session, container: &Container, terminal: b
         if state.pid == 0 {
             return false;
         }
-        // One that process 1 does not handle would never reach it, and nobody could end this command.
         let number = signal as i32;
-        let number = [number, 15].into_iter().find(|number| handles_signal(state.pid, *number));
-        container.send_signal(number.unwrap_or(9)).unwrap_or(false)
+        let heard = [number, 15].into_iter().find(|number| handles_signal(state.pid, *number));
+        match (heard, unheard) {
+            (Some(number), _) => container.send_signal(number).unwrap_or(false),
+            (None, Unheard::EndIt) => container.send_signal(9).unwrap_or(false),
+            (None, Unheard::LeaveIt) => std::process::exit(128 + number),
+        }
     });
 }
 
@@ -158,13 +180,17 @@ pub(crate) fn create(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     if args.life.detach {
         return Err(Failure::usage("`kiln create` starts nothing that could run in the background"));
     }
+    if !args.ca_cert.is_empty() {
+        return Err(Failure::usage("--ca-cert is for one start, and `kiln create` keeps nothing of it")
+            .hint("`ca-certificates` in the configuration is for every start"));
+    }
     let config = config::of_args(session, &args)?;
     make(session, &config, &args)?;
     print(&format!("{}\n", config.id))?;
     Ok(0)
 }
 
-/// Makes the container: volumes, directory, layer, and the file with its ID.
+/// Makes the container: directory, volumes, layer, and the file with its ID.
 fn make(session: &Session, config: &Config, args: &RunArgs) -> Result<Container, Failure> {
     if let Some(path) = &args.life.cidfile {
         let new = std::fs::File::options().write(true).create_new(true).open(path);
@@ -185,11 +211,18 @@ fn make_all(session: &Session, config: &Config) -> Result<Container, Failure> {
     if let Some(snapshot) = &config.snapshot {
         session.engine.store.hold_snapshot(snapshot)?;
     }
-    fill::volumes(session, config)?;
-    let container = session.containers.create(config)?;
-    if let Err(error) = session.engine.snapshots.prepare(&config.id.key(), config.snapshot.as_ref()) {
-        let _ = session.containers.remove(&container);
-        return Err(error.into());
+    // First of all, so that what is made next is somebody's: `volume prune` leaves it alone, and whoever
+    // finds it after this was killed can remove it.
+    let (container, whole) = session.containers.create(config)?;
+    let fill = || -> Result<(), Failure> {
+        fill::volumes(session, config)?;
+        Ok(session.engine.snapshots.prepare(&config.id.key(), config.snapshot.as_ref())?)
+    };
+    let filled = fill();
+    drop(whole);
+    if let Err(failure) = filled {
+        let _ = remove(&session.containers, &*session.engine.snapshots, &container, true);
+        return Err(failure);
     }
     Ok(container)
 }

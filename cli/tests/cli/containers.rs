@@ -2,11 +2,13 @@
 //! podman does the same way runs with podman as well, so that the transcripts themselves are checked.
 
 mod borders;
+mod end;
 mod files;
 mod life;
 mod machines;
 mod networks;
 mod ports;
+mod settings;
 mod streams;
 
 use std::process::Command;

@@ -12,16 +12,27 @@ use wait4::Wait4;
 
 const PATH: &str = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Returns from the test, aloud, unless it runs as root.
+/// Returns from the test, aloud, unless it runs as root, or as one of the users of `cargo xtask users`.
 macro_rules! needs_root {
     () => {
-        if !rustix::process::geteuid().is_root() {
+        if !$crate::harness::can_build() {
             eprintln!("SKIPPED ALOUD: needs root");
             return;
         }
     };
 }
 pub(crate) use needs_root;
+
+/// Whether builds are expected to work for who runs the test.
+pub(crate) fn can_build() -> bool {
+    rustix::process::geteuid().is_root() || test_as().is_some()
+}
+
+/// Which ids the user has in whose name the test runs, `range` or `single`; `None`: root's.
+pub(crate) fn test_as() -> Option<&'static str> {
+    static IDS: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    IDS.get_or_init(|| std::env::var("KILN_TEST_AS").ok()).as_deref()
+}
 
 /// What a finished command left.
 #[derive(Debug)]
@@ -384,6 +395,19 @@ fn processes() -> impl Iterator<Item = PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| {
         path.file_name().is_some_and(|name| name.to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()))
     })
+}
+
+/// Gives a file to somebody else where the test's user may; where not, it stays his.
+pub(crate) fn give_away(path: &Path, uid: u32, gid: u32) {
+    match std::os::unix::fs::chown(path, Some(uid), Some(gid)) {
+        Err(_) if test_as().is_some() => {}
+        other => other.expect("root may"),
+    }
+}
+
+/// Whom files belong to that kiln writes for the test's user.
+pub(crate) fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 /// Paths of this test suite are UTF-8.

@@ -22,6 +22,7 @@ mod build_process;
 mod cache_mount;
 mod cases;
 mod catalogue;
+mod certificates;
 mod check;
 mod command_line;
 mod concurrency;

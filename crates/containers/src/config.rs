@@ -10,6 +10,7 @@ use kiln_oci::image::RunConfig;
 use kiln_oci::{Digest, SnapshotId};
 use serde::{Deserialize, Serialize};
 
+use crate::record::Record;
 use crate::{ContainerId, Time};
 
 /// The version of `config.json` that this kiln writes.
@@ -68,6 +69,14 @@ pub struct Config {
     /// The OCI runtime that runs it; `None`: kiln does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<std::path::PathBuf>,
+}
+
+impl Record for Config {
+    const VERSION: u32 = CONFIG_VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
 }
 
 impl Config {

@@ -8,12 +8,17 @@ use std::sync::Arc;
 
 use kiln_executor::{Cancel, Linux};
 use kiln_snapshotter::{Backend, Snapshotter};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::monitor::{Monitor, Streams, Tools, proxy_variables};
+use crate::monitor::{Monitor, Streams, Tools};
 use crate::{Container, Containers, Error};
 
 /// The name under which this binary is executed again as a container's monitor.
 const MONITOR_NAME: &str = "kiln-monitor";
+/// The files with certificates that its container is to trust.
+const CERTIFICATES: &str = "KILN_CERTIFICATES";
 /// What it says once it listens.
 const READY: &str = "ready";
 
@@ -39,13 +44,15 @@ pub(crate) fn start_monitor(
         let path = container.dir().to_owned();
         move |source| Error::Host { call, path, source }
     };
+    let certificates = std::env::join_paths(containers.certificates())
+        .map_err(|error| failed("tell the certificates to a monitor for")(io::Error::other(error)))?;
     let mut child = Command::new("/proc/self/exe")
         .arg0(MONITOR_NAME)
         .arg(containers.root())
         .arg(backend.to_string())
         .arg(container.id().as_str())
         .env_clear()
-        .envs(proxy_variables())
+        .env(CERTIFICATES, certificates)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -66,6 +73,8 @@ pub(crate) fn start_monitor(
 fn monitor() -> Result<(), Error> {
     // Whoever started it may have a terminal whose signals are none of the container's.
     let _ = rustix::process::setsid();
+    let signals = take_signals();
+    raise_limit_of_files();
     let opened = open();
     let word = match &opened {
         Ok(_) => READY.to_owned(),
@@ -77,7 +86,28 @@ fn monitor() -> Result<(), Error> {
     if let Ok(null) = std::fs::File::options().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(&null);
     }
-    opened?.watch().map(drop)
+    opened?.watch(signals).map(drop)
+}
+
+/// The signals that ask a process to end, as a descriptor; all others as they are for who has been started
+/// by nobody in particular. Called before the first thread: all have what this says.
+fn take_signals() -> Option<SignalFd> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        mask.add(signal);
+    }
+    let mut blocked = mask;
+    // A log beyond the limit on sizes of files is an error like any other, EFBIG.
+    blocked.add(Signal::SIGXFSZ);
+    blocked.thread_set_mask().ok()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok()
+}
+
+/// However few files the caller may open: each process in the container takes some of this one's. The
+/// container's own limit is the executor's affair.
+fn raise_limit_of_files() {
+    let now = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }
 
 fn open() -> Result<Monitor, Error> {
@@ -95,6 +125,11 @@ fn open() -> Result<Monitor, Error> {
         linux = linux.with_runtime(runtime);
     }
     let linux = Arc::new(linux);
-    let tools = Tools { containers: Containers::open(&root), snapshots, linux };
+    let certificates = std::env::var_os(CERTIFICATES).unwrap_or_default();
+    let files: Vec<PathBuf> =
+        std::env::split_paths(&certificates).filter(|path| !path.as_os_str().is_empty()).collect();
+    let containers = Containers::open(&root).trust(&files);
+    let containers = containers.map_err(|(path, error)| told(format!("{}: {error}", path.display())))?;
+    let tools = Tools { containers, snapshots, linux };
     Monitor::open(tools, container, Streams::Own, Cancel::new()?)
 }

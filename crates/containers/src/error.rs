@@ -111,7 +111,7 @@ pub enum Error {
         address: IpAddr,
     },
     /// A port of the host cannot be listened on.
-    #[error("port {port} of the host cannot be used ({protocol}, {address})")]
+    #[error("port {port} of the host cannot be used ({protocol}, {address}{})", first_port(source))]
     PortRefused {
         /// Which.
         port: u16,
@@ -155,6 +155,18 @@ pub enum Error {
     /// The process could not be started.
     #[error(transparent)]
     Exec(#[from] ExecError),
+}
+
+/// Where ports begin that need no privilege, for who has none and asked for one before.
+fn first_port(source: &io::Error) -> String {
+    let setting = "net.ipv4.ip_unprivileged_port_start";
+    let first = std::fs::read_to_string(format!("/proc/sys/{}", setting.replace('.', "/")));
+    match (source.kind(), first) {
+        (io::ErrorKind::PermissionDenied, Ok(first)) => {
+            format!("; a user's begin at {}, which is {setting}", first.trim())
+        }
+        _ => String::new(),
+    }
 }
 
 impl Error {

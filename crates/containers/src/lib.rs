@@ -15,6 +15,7 @@
 pub mod devices;
 mod error;
 mod id;
+mod record;
 mod time;
 
 mod config;
@@ -36,8 +37,9 @@ mod entry;
 mod keys;
 mod live;
 mod namespace;
-mod relay;
 mod remove;
+
+pub mod fsck;
 
 #[cfg(test)]
 mod testing;
@@ -53,11 +55,9 @@ pub use id::{ContainerId, is_name, random_name};
 pub use keys::DetachKeys;
 pub use live::{Process, Usage, processes, usage};
 pub use log::{LogLine, LogReader};
-pub use monitor::proxy_variables;
 pub use namespace::monitor_process;
 pub use networks::{Network, Networks, NewNetwork, USUAL_NETWORK, members};
 pub use process::{handles_signal, signal_name, signal_number};
-pub use relay::Relay;
 pub use remove::{remove, sweep};
 pub use state::{BoundPort, Endpoint, Health, HealthResult, State, Status};
 pub use store::{Container, Containers};

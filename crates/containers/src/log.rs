@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use kiln_executor::Stream;
@@ -94,8 +94,10 @@ impl LogWriter {
             let room = usize::try_from(room).unwrap_or(usize::MAX).clamp(1, lines.len());
             let end = lines[room - 1..].iter().position(|&b| b == b'\n').map_or(lines.len(), |at| room + at);
             let (now, later) = lines.split_at(end);
-            if self.file.write_all(now).is_ok() {
-                self.size_bytes += now.len() as u64;
+            match self.file.write_all(now) {
+                Ok(()) => self.size_bytes += now.len() as u64,
+                // A record that is there in part would take the next one with it.
+                Err(_) => drop(self.file.set_len(self.size_bytes)),
             }
             lines = later;
         }
@@ -136,8 +138,8 @@ fn encode(stream: Stream, line: &[u8], out: &mut Vec<u8>) {
 pub struct LogLine {
     /// Where it was printed to.
     pub stream: Stream,
-    /// When.
-    pub time: Time,
+    /// When: [`Time`] as text. All of a log are as long as each other and sort as what they stand for.
+    pub time: String,
     /// What, its line feed included.
     pub text: String,
 }
@@ -165,6 +167,27 @@ impl LogReader {
     /// When there is one and it cannot be read.
     pub fn open(dir: &Path) -> io::Result<Self> {
         let files = files_in(dir)?;
+        Ok(Self { dir: dir.to_owned(), files, open: None, line: Vec::new() })
+    }
+
+    /// The same from the last `count` pieces on. Costs what those are long, not what the log is.
+    ///
+    /// # Errors
+    /// When there is one and it cannot be read.
+    pub fn open_tail(dir: &Path, count: usize) -> io::Result<Self> {
+        let mut files = files_in(dir)?;
+        let mut left = count;
+        let mut first = files.len();
+        while first > 0 {
+            first -= 1;
+            let (start, found) = tail_of(&files[first], left)?;
+            files[first].seek(SeekFrom::Start(start))?;
+            left -= found;
+            if left == 0 {
+                break;
+            }
+        }
+        files.drain(..first);
         Ok(Self { dir: dir.to_owned(), files, open: None, line: Vec::new() })
     }
 
@@ -222,6 +245,29 @@ impl LogReader {
     }
 }
 
+/// Where the last `count` lines of a file begin, and how many there are at most so many. What has no line
+/// feed behind it counts for nothing: it is being written.
+fn tail_of(file: &File, count: usize) -> io::Result<(u64, usize)> {
+    const BLOCK: usize = 64 << 10;
+    let mut block = vec![0; BLOCK];
+    let mut at = file.metadata()?.len();
+    // Line feeds met so far; that of the last line is the first.
+    let mut met = 0;
+    while at > 0 {
+        let length = usize::try_from(at).unwrap_or(BLOCK).min(BLOCK);
+        at -= length as u64;
+        let block = &mut block[..length];
+        file.read_exact_at(block, at)?;
+        for (nth, _) in block.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            if met == count {
+                return Ok((at + nth as u64 + 1, count));
+            }
+            met += 1;
+        }
+    }
+    Ok((0, met))
+}
+
 /// The files of the log, oldest first. Looks until nothing is put aside meanwhile.
 fn files_in(dir: &Path) -> io::Result<VecDeque<File>> {
     let look = || -> io::Result<(Vec<FileId>, VecDeque<File>)> {
@@ -255,7 +301,7 @@ fn files_in(dir: &Path) -> io::Result<VecDeque<File>> {
 fn parse(line: &[u8]) -> Option<LogLine> {
     let record: Record<'_> = serde_json::from_slice(line).ok()?;
     let stream = if record.stream == "stderr" { Stream::Stderr } else { Stream::Stdout };
-    Some(LogLine { stream, time: record.time.parse().ok()?, text: record.log.into_owned() })
+    Some(LogLine { stream, time: record.time, text: record.log.into_owned() })
 }
 
 #[cfg(test)]
@@ -313,6 +359,29 @@ mod tests {
         assert!(dir.path().join("log.2").exists() && !dir.path().join("log.3").exists());
         let kept = all(&mut LogReader::open(dir.path()).unwrap());
         assert!(kept.len() < 40 && kept.last().unwrap().1 == "39\n", "{kept:?}");
+    }
+
+    #[test]
+    fn the_last_lines_are_those_at_the_end_whatever_the_files_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LogOptions { none: false, max_bytes: Some(20_000), max_files: 50 };
+        let mut log = LogWriter::open(dir.path(), options).unwrap();
+        let tail = |count| all(&mut LogReader::open_tail(dir.path(), count).unwrap());
+        assert!(tail(3).is_empty());
+        let long = "x".repeat(3000);
+        for nth in 0..2000 {
+            log.write(
+                Stream::Stdout,
+                format!("{nth}{}\n", if nth % 50 == 0 { &*long } else { "" }).as_bytes(),
+            );
+        }
+        // What is being written is no line yet.
+        File::options().append(true).open(dir.path().join("log")).unwrap().write_all(b"{\"log\":").unwrap();
+        let whole = all(&mut LogReader::open(dir.path()).unwrap());
+        assert!(whole.len() == 2000 && dir.path().join("log.5").exists());
+        for count in [0, 1, 2, 49, 50, 51, 700, 1999, 2000, 2001, usize::MAX] {
+            assert_eq!(tail(count), whole[2000 - count.min(2000)..], "{count}");
+        }
     }
 
     #[test]

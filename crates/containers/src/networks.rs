@@ -19,6 +19,7 @@ use kiln_executor::{Bridge, Subnet, free_subnet, is_subnet_routed};
 use serde::{Deserialize, Serialize};
 
 use crate::id::random_bytes;
+use crate::record::{self, Record, failed};
 use crate::state::Endpoint;
 use crate::{Config, Containers, Error, State, Time, is_name};
 
@@ -92,15 +93,33 @@ impl Network {
     }
 }
 
-fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::Host { call, path, source }
+impl Record for Network {
+    const VERSION: u32 = 1;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
 }
 
 impl Networks {
     /// Those of the store at `root`. Nothing is made before there is one.
     pub fn open(root: &Path) -> Self {
         Self { dir: root.join("networks") }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Removes a network whose record cannot be read, and so not its bridge either: nobody knows any more
+    /// which one that was. It has no address that another network would be kept from.
+    pub(crate) fn forget(&self, name: &str) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        let dir = self.dir.join(name);
+        let gone = self.dir.join(format!(".gone-{name}"));
+        let _ = fs::remove_dir_all(&gone);
+        fs::rename(&dir, &gone).map_err(failed("rename", &dir))?;
+        fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
     }
 
     fn lock(&self) -> Result<File, Error> {
@@ -151,7 +170,7 @@ impl Networks {
         let mut bytes = [0; 32];
         random_bytes(&mut bytes).map_err(failed("name", &self.dir))?;
         let network = Network {
-            version: 1,
+            version: Network::VERSION,
             id: bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
             name: name.to_owned(),
             created: Time::now(),
@@ -162,9 +181,9 @@ impl Networks {
         };
         let (dir, new) = (self.dir.join(name), self.dir.join(format!(".new-{name}")));
         let _ = fs::remove_dir_all(&new);
+        DirBuilder::new().mode(0o700).create(&new).map_err(failed("make", &new))?;
+        record::write(&new.join("network.json"), &network)?;
         let fill = || {
-            DirBuilder::new().mode(0o700).create(&new)?;
-            fs::write(new.join("network.json"), serde_json::to_vec(&network)?)?;
             File::create(new.join("lock"))?;
             fs::rename(&new, &dir)
         };
@@ -174,18 +193,7 @@ impl Networks {
 
     fn read(&self, name: &str) -> Result<Network, Error> {
         let path = self.dir.join(name).join("network.json");
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::NoNetwork { text: name.to_owned() });
-            }
-            other => other.map_err(failed("read", &path))?,
-        };
-        let network: Network = serde_json::from_slice(&text)
-            .map_err(|error| Error::Record { path: path.clone(), problem: error.to_string() })?;
-        match network.version {
-            1 => Ok(network),
-            other => Err(Error::Record { path, problem: format!("it has version {other}") }),
-        }
+        record::read(&path)?.ok_or_else(|| Error::NoNetwork { text: name.to_owned() })
     }
 
     /// The network a user means: by name, by ID, or by the beginning of one.

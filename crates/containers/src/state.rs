@@ -6,6 +6,7 @@ use kiln_executor::Subnet;
 use serde::{Deserialize, Serialize};
 
 use crate::Time;
+use crate::record::Record;
 
 /// The version of `state.json` that this kiln writes.
 pub(crate) const STATE_VERSION: u32 = 1;
@@ -49,6 +50,14 @@ pub struct State {
     pub ports: Vec<BoundPort>,
     /// Processes were stopped one by one, because there is no freezer.
     pub paused_by_signals: bool,
+}
+
+impl Record for State {
+    const VERSION: u32 = STATE_VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
 }
 
 impl State {

@@ -9,16 +9,14 @@
 //! can be removed again.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use kiln_executor::{Authorities, AuthorityError};
 
-use crate::config::CONFIG_VERSION;
-use crate::state::STATE_VERSION;
+use crate::record::{self, Record, failed};
 use crate::{Config, ContainerId, Error, State, Status, Time};
 
 /// All containers of a store.
@@ -27,6 +25,10 @@ pub struct Containers {
     dir: PathBuf,
     /// The store's root.
     root: PathBuf,
+    /// What containers that start trust beside what their image does.
+    authorities: Authorities,
+    /// The files those were read from.
+    certificates: Vec<PathBuf>,
 }
 
 /// One container's directory.
@@ -39,21 +41,44 @@ pub struct Container {
 /// How long a lock may be taken by somebody who only looks.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
+const CONFIG: &str = "config.json";
+const STATE: &str = "state.json";
 const NAMES: &str = ".names";
 /// Has a file for each container that goes with its end.
 const PASSING: &str = ".passing";
 /// What a killed `create` left may be removed after so long.
 const STALE: Duration = Duration::from_secs(60);
 
-fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::Host { call, path, source }
-}
-
 impl Containers {
     /// Those of the store at `root`. Nothing is made before there is one.
     pub fn open(root: &Path) -> Self {
-        Self { dir: root.join("containers"), root: root.to_owned() }
+        Self {
+            dir: root.join("containers"),
+            root: root.to_owned(),
+            authorities: Authorities::default(),
+            certificates: Vec::new(),
+        }
+    }
+
+    /// Has processes that start trust the authorities of the certificates in these files, too. It is
+    /// written down nowhere.
+    ///
+    /// # Errors
+    /// The file that holds none, and why.
+    pub fn trust(mut self, files: &[PathBuf]) -> Result<Self, (PathBuf, AuthorityError)> {
+        for file in files {
+            self.authorities.add(file).map_err(|error| (file.clone(), error))?;
+        }
+        self.certificates.extend_from_slice(files);
+        Ok(self)
+    }
+
+    pub(crate) fn authorities(&self) -> &Authorities {
+        &self.authorities
+    }
+
+    pub(crate) fn certificates(&self) -> &[PathBuf] {
+        &self.certificates
     }
 
     /// The store's root.
@@ -61,12 +86,20 @@ impl Containers {
         &self.root
     }
 
-    fn names(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn names(&self) -> PathBuf {
         self.dir.join(NAMES)
     }
 
+    pub(crate) fn passing(&self) -> PathBuf {
+        self.dir.join(PASSING)
+    }
+
     /// Keeps others from giving and taking names.
-    fn lock(&self) -> Result<File, Error> {
+    pub(crate) fn lock(&self) -> Result<File, Error> {
         let make = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
         make(&self.names()).map_err(failed("make", &self.dir))?;
         let path = self.dir.join(".lock");
@@ -75,11 +108,13 @@ impl Containers {
         Ok(file)
     }
 
-    /// Makes the container that `config` describes; its layer is the caller's affair.
+    /// Makes the container that `config` describes; its volumes and its layer are the caller's affair.
+    /// Until the file is closed it is locked as by [`Container::lock`]: nobody starts or removes what is
+    /// not yet whole.
     ///
     /// # Errors
     /// [`Error::NameTaken`]; nothing is left behind then.
-    pub fn create(&self, config: &Config) -> Result<Container, Error> {
+    pub fn create(&self, config: &Config) -> Result<(Container, File), Error> {
         let _lock = self.lock()?;
         if let Some(id) = self.by_name(&config.name)? {
             return Err(Error::NameTaken { name: config.name.clone(), id: id.short().to_owned() });
@@ -88,8 +123,10 @@ impl Containers {
         let new = self.dir.join(format!(".new-{}", config.id));
         DirBuilder::new().mode(0o700).create(&new).map_err(failed("make", &new))?;
         let fill = || {
-            write_json(&new, "config.json", config)?;
-            write_json(&new, "state.json", &State::created())?;
+            record::write(&new.join(CONFIG), config)?;
+            record::write(&new.join(STATE), &State::created())?;
+            let made = Container { id: config.id.clone(), dir: new.clone() };
+            let lock = made.lock()?;
             let dir = self.dir.join(config.id.as_str());
             self.take_name(&config.name, &config.id)?;
             if config.auto_remove {
@@ -101,7 +138,7 @@ impl Containers {
                 mark().map_err(failed("make", &passing))?;
             }
             fs::rename(&new, &dir).map_err(failed("rename", &dir))?;
-            Ok(Container { id: config.id.clone(), dir })
+            Ok((Container { dir, ..made }, lock))
         };
         fill().inspect_err(|_| {
             let _ = fs::remove_dir_all(&new);
@@ -123,7 +160,7 @@ impl Containers {
     }
 
     /// Lets a name, which nobody has, lead to a container.
-    fn take_name(&self, name: &str, id: &ContainerId) -> Result<(), Error> {
+    pub(crate) fn take_name(&self, name: &str, id: &ContainerId) -> Result<(), Error> {
         let (link, next) = (self.names().join(name), self.names().join(".next"));
         // One that is there leads to nothing.
         let _ = fs::remove_file(&next);
@@ -131,7 +168,7 @@ impl Containers {
     }
 
     /// The container that has this very name.
-    fn by_name(&self, name: &str) -> Result<Option<ContainerId>, Error> {
+    pub(crate) fn by_name(&self, name: &str) -> Result<Option<ContainerId>, Error> {
         let Ok(target) = fs::read_link(self.names().join(name)) else { return Ok(None) };
         let Some(id) = target.to_str().and_then(|id| id.parse::<ContainerId>().ok()) else { return Ok(None) };
         let container = Container { dir: self.dir.join(id.as_str()), id: id.clone() };
@@ -246,11 +283,13 @@ impl Containers {
     /// [`Error::Host`].
     pub fn remove(&self, container: &Container) -> Result<(), Error> {
         let _lock = self.lock()?;
-        let name = container.config().map(|config| config.name).ok();
-        if let Some(name) = name
-            && self.by_name(&name)?.as_ref() == Some(&container.id)
-        {
-            let _ = fs::remove_file(self.names().join(name));
+        match container.config().map(|config| config.name) {
+            Ok(name) if self.by_name(&name)?.as_ref() == Some(&container.id) => {
+                let _ = fs::remove_file(self.names().join(name));
+            }
+            Ok(_) => {}
+            // Nobody can read what it is called: all that leads to it goes.
+            Err(_) => self.remove_names(&container.id),
         }
         let _ = fs::remove_file(self.dir.join(PASSING).join(container.id.as_str()));
         // Out of sight in one step: what is left of it is no container.
@@ -260,6 +299,16 @@ impl Containers {
             other => other.map_err(failed("rename", &container.dir))?,
         }
         fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+    }
+}
+
+impl Containers {
+    fn remove_names(&self, id: &ContainerId) {
+        for entry in fs::read_dir(self.names()).into_iter().flatten().flatten() {
+            if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == id.as_str()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
@@ -285,9 +334,7 @@ impl Container {
     /// # Errors
     /// [`Error::Gone`]; [`Error::Record`] when it is damaged or of a newer kiln.
     pub fn config(&self) -> Result<Config, Error> {
-        let config: Config = self.read("config.json")?;
-        self.known(config.version, CONFIG_VERSION, "config.json")?;
-        Ok(config)
+        self.read(CONFIG)
     }
 
     /// Replaces what it was asked to be.
@@ -295,7 +342,7 @@ impl Container {
     /// # Errors
     /// [`Error::Host`].
     pub fn write_config(&self, config: &Config) -> Result<(), Error> {
-        write_json(&self.dir, "config.json", config)
+        record::write(&self.dir.join(CONFIG), config)
     }
 
     /// What it is doing. One whose monitor was killed is seen to have ended.
@@ -322,6 +369,11 @@ impl Container {
         Ok(state)
     }
 
+    /// What its record says, true or not any more.
+    pub(crate) fn recorded_status(&self) -> Option<Status> {
+        self.read_state().ok().map(|state| state.status)
+    }
+
     /// The same for whoever has the monitor's lock.
     pub(crate) fn state_under_lock(&self) -> Result<State, Error> {
         let mut state = self.read_state()?;
@@ -332,32 +384,41 @@ impl Container {
     }
 
     fn read_state(&self) -> Result<State, Error> {
-        let state: State = self.read("state.json")?;
-        self.known(state.version, STATE_VERSION, "state.json")?;
-        Ok(state)
+        self.read(STATE)
     }
 
     pub(crate) fn write_state(&self, state: &State) -> Result<(), Error> {
-        write_json(&self.dir, "state.json", state)
+        record::write(&self.dir.join(STATE), state)
     }
 
-    fn known(&self, version: u32, known: u32, file: &'static str) -> Result<(), Error> {
-        if version == known {
-            return Ok(());
+    /// Takes the room that [`Container::write_state_somehow`] may need.
+    pub(crate) fn keep_room(&self) {
+        record::keep_spares(&self.dir.join(STATE));
+    }
+
+    /// As [`Container::write_state`], on a full disk too, if there is the room that
+    /// [`Container::keep_room`] takes; whether that was needed.
+    pub(crate) fn write_state_somehow(&self, state: &State) -> Result<bool, Error> {
+        if self.write_state(state).is_ok() {
+            return Ok(false);
         }
-        let problem = format!("it has version {version}, and this kiln knows {known}");
-        Err(Error::Record { path: self.dir.join(file), problem })
+        let path = self.dir.join(STATE);
+        record::write_into_spare(&path, state).or_else(|_| {
+            // What checks have printed may be longer than the room is.
+            let mut state = state.clone();
+            state.health.iter_mut().for_each(|health| health.log.clear());
+            record::write_into_spare(&path, &state)
+        })?;
+        Ok(true)
     }
 
-    fn read<T: DeserializeOwned>(&self, file: &str) -> Result<T, Error> {
+    fn read<T: Record>(&self, file: &str) -> Result<T, Error> {
         let path = self.dir.join(file);
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.dir.exists() => {
-                return Err(Error::Gone { id: self.id.short().to_owned() });
-            }
-            other => other.map_err(failed("read", &path))?,
-        };
-        serde_json::from_slice(&text).map_err(|error| Error::Record { path, problem: error.to_string() })
+        match record::read(&path)? {
+            Some(record) => Ok(record),
+            None if !self.dir.exists() => Err(Error::Gone { id: self.id.short().to_owned() }),
+            None => Err(failed("read", &path)(io::ErrorKind::NotFound.into())),
+        }
     }
 
     /// Takes the monitor's lock; `None`: somebody looks after the container.
@@ -421,21 +482,6 @@ impl Container {
             _ => failed("open", path)(error),
         })
     }
-}
-
-/// Replaces a file in one step. Not synced: after a power cut it is the old or the new one on the file
-/// systems that order renames (ext4, xfs, btrfs do for replaced files), as the rest of the store.
-fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), Error> {
-    let (path, next) = (dir.join(name), dir.join(format!(".{name}.{}", std::process::id())));
-    let written = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-        file.write_all(&serde_json::to_vec(value)?)?;
-        fs::rename(&next, &path)
-    };
-    written().map_err(|error| {
-        let _ = fs::remove_file(&next);
-        failed("write", &path)(error)
-    })
 }
 
 #[cfg(test)]

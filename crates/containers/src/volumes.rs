@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::MountKind;
 use crate::id::random_bytes;
+use crate::record::{self, Record, failed};
 use crate::{Containers, Error, Time, is_name};
 
 /// All volumes of a store.
@@ -37,15 +38,41 @@ pub struct Volume {
     pub anonymous: bool,
 }
 
-fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::Host { call, path, source }
+impl Record for Volume {
+    const VERSION: u32 = 1;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
 }
 
 impl Volumes {
     /// Those of the store at `root`. Nothing is made before there is one.
     pub fn open(root: &Path) -> Self {
         Self { dir: root.join("volumes") }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes the record of a volume whose own is lost.
+    pub(crate) fn record_anew(&self, name: &str) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        let dir = self.dir.join(name);
+        // The best that is known of it.
+        let made = fs::metadata(&dir).and_then(|dir| dir.modified()).ok();
+        let since = made.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        let nanos = since.and_then(|since| i64::try_from(since.as_nanos()).ok());
+        let made = nanos.map_or_else(Time::now, Time::from_nanos);
+        let volume = Volume {
+            version: 1,
+            name: name.to_owned(),
+            created: made,
+            labels: BTreeMap::new(),
+            anonymous: false,
+        };
+        record::write(&dir.join("volume.json"), &volume)
     }
 
     fn lock(&self) -> Result<File, Error> {
@@ -87,15 +114,15 @@ impl Volumes {
         let new = self.dir.join(format!(".new-{name}"));
         let _ = fs::remove_dir_all(&new);
         let volume = Volume {
-            version: 1,
+            version: Volume::VERSION,
             name: name.to_owned(),
             created: Time::now(),
             labels: labels.clone(),
             anonymous,
         };
+        DirBuilder::new().mode(0o700).create(&new).map_err(failed("make", &new))?;
+        record::write(&new.join("volume.json"), &volume)?;
         let fill = || {
-            DirBuilder::new().mode(0o700).create(&new)?;
-            fs::write(new.join("volume.json"), serde_json::to_vec(&volume)?)?;
             DirBuilder::new().mode(0o755).create(new.join("_data"))?;
             fs::rename(&new, &dir)
         };
@@ -113,16 +140,7 @@ impl Volumes {
             return Err(missing());
         }
         let path = self.dir.join(name).join("volume.json");
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
-            other => other.map_err(failed("read", &path))?,
-        };
-        let volume: Volume = serde_json::from_slice(&text)
-            .map_err(|error| Error::Record { path: path.clone(), problem: error.to_string() })?;
-        match volume.version {
-            1 => Ok(volume),
-            other => Err(Error::Record { path, problem: format!("it has version {other}") }),
-        }
+        record::read(&path)?.ok_or_else(missing)
     }
 
     /// Where a volume's files are.
@@ -243,7 +261,7 @@ mod tests {
             target: "/data".to_owned(),
             read_only: false,
         });
-        let container = containers.create(&user).unwrap();
+        let (container, _lock) = containers.create(&user).unwrap();
         assert!(matches!(volumes.remove("data", &containers), Err(Error::VolumeInUse { .. })));
         containers.remove(&container).unwrap();
         volumes.remove("data", &containers).unwrap();

@@ -11,7 +11,7 @@ use kiln_executor::ProcessSpec;
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, recvmsg,
     sendmsg, socket_with,
 };
@@ -107,6 +107,8 @@ pub(crate) struct Message {
     pub(crate) tag: u8,
     pub(crate) bytes: Vec<u8>,
     pub(crate) fds: Vec<OwnedFd>,
+    /// This process may not open as many files as were sent.
+    pub(crate) lacks_fds: bool,
 }
 
 impl Message {
@@ -219,7 +221,8 @@ impl Connection {
         }
         bytes.truncate(received.bytes);
         let tag = bytes.remove(0);
-        Ok(Some(Message { tag, bytes, fds }))
+        let lacks_fds = received.flags.contains(ReturnFlags::CTRUNC);
+        Ok(Some(Message { tag, bytes, fds, lacks_fds }))
     }
 }
 

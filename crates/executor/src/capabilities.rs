@@ -85,6 +85,9 @@ impl Capabilities {
         NAMES.iter().enumerate().filter(move |(at, _)| self.0 >> at & 1 == 1).map(|(_, name)| *name)
     }
 
+    /// The empty set.
+    pub(crate) const NONE: Self = Self(0);
+
     /// All that have a name.
     pub const ALL: Self = Self((1 << NAMES.len()) - 1);
 

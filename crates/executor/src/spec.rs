@@ -202,8 +202,14 @@ pub struct Resources {
     pub memory_bytes: Option<u64>,
     /// Swap beside the memory; only with `memory_bytes`, and as much again when it is `None`.
     pub swap_bytes: Option<u64>,
+    /// Memory that it is left when there is too little; above it is what the kernel takes first.
+    #[serde(default)]
+    pub memory_reservation_bytes: Option<u64>,
     /// Millionths of one processor's time: 1_500_000 is one and a half processors.
     pub cpu_millionths: Option<u64>,
+    /// The microseconds over which that time is shared out; `None`: a tenth of a second.
+    #[serde(default)]
+    pub cpu_period_micros: Option<u64>,
     /// Share of processor time when there is too little, 2 to 262144; all others have 1024.
     pub cpu_shares: Option<u64>,
     /// Processors, such as `0-2,4`.
@@ -214,6 +220,20 @@ pub struct Resources {
     pub pids: Option<u64>,
     /// Share of disk time, 10 to 1000.
     pub io_weight: Option<u64>,
+}
+
+impl Resources {
+    /// The period that the kernel starts with, in microseconds.
+    const CPU_PERIOD_MICROS: u64 = 100_000;
+
+    /// Processor time as the kernel takes it: so many microseconds out of so many. `None`: no limit.
+    pub fn cpu_time(&self) -> Option<(u64, u64)> {
+        let period = self.cpu_period_micros.unwrap_or(Self::CPU_PERIOD_MICROS);
+        // Rounded, so that a quota that was given as one comes out as that. The kernel takes none below a
+        // millisecond.
+        let quota = (u128::from(self.cpu_millionths?) * u128::from(period) + 500_000) / 1_000_000;
+        Some((u64::try_from(quota).unwrap_or(u64::MAX).max(1000), period))
+    }
 }
 
 /// What network a process sees.
@@ -275,8 +295,6 @@ pub enum Stdio<'a> {
     Captured(&'a mut (dyn FnMut(Stream, &[u8]) + Send)),
     /// Output to this process's; standard input is empty.
     Output,
-    /// All three are this process's.
-    Inherit,
     /// A terminal inside the container, joined to this process's terminal in raw mode.
     Terminal,
     /// As the caller says, who is told when the program starts.

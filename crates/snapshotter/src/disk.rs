@@ -22,11 +22,29 @@ pub fn disk_bytes(path: &Path) -> Result<u64, Error> {
     disk_bytes_at(CWD, path)
 }
 
+/// How long the regular files below `path` are together, in bytes: what they hold, whatever they take on
+/// disk. Else as [`disk_bytes`].
+///
+/// # Errors
+/// As there.
+pub fn content_bytes(path: &Path) -> Result<u64, Error> {
+    sum(CWD, path, |stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
+        _ => 0,
+    })
+}
+
 pub(crate) fn disk_bytes_at(at: impl AsFd, path: &Path) -> Result<u64, Error> {
+    sum(at, path, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
+}
+
+/// Adds up what `measure` says of everything there is, a file with several names once.
+fn sum(at: impl AsFd, path: &Path, measure: impl Fn(&Stat) -> u64) -> Result<u64, Error> {
     let mut seen = HashSet::new();
     let mut total = 0;
+    let mut once = |stat: &Stat| if is_new(stat, &mut seen) { measure(stat) } else { 0 };
     match statat(&at, path, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => total += blocks(&stat, &mut seen),
+        Ok(stat) => total += once(&stat),
         Err(Errno::NOENT) => return Ok(0),
         Err(errno) => return Err(host("stat", path)(errno)),
     }
@@ -48,7 +66,7 @@ pub(crate) fn disk_bytes_at(at: impl AsFd, path: &Path) -> Result<u64, Error> {
                 continue;
             }
             let Ok(stat) = statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
-            total += blocks(&stat, &mut seen);
+            total += once(&stat);
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 pending.push(below.join(std::ffi::OsStr::from_bytes(name.to_bytes())));
             }
@@ -57,12 +75,9 @@ pub(crate) fn disk_bytes_at(at: impl AsFd, path: &Path) -> Result<u64, Error> {
     Ok(total)
 }
 
-fn blocks(stat: &Stat, seen: &mut HashSet<(u64, u64)>) -> u64 {
+fn is_new(stat: &Stat, seen: &mut HashSet<(u64, u64)>) -> bool {
     let several = stat.st_nlink > 1 && FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
-    if several && !seen.insert((stat.st_dev, stat.st_ino)) {
-        return 0;
-    }
-    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
+    !several || seen.insert((stat.st_dev, stat.st_ino))
 }
 
 #[cfg(test)]
@@ -88,6 +103,7 @@ mod tests {
         let expected: u64 = du.split('\t').next().unwrap().parse().unwrap();
         assert_eq!(disk_bytes(dir.path()).unwrap(), expected);
         assert_eq!(disk_bytes(&at("absent")).unwrap(), 0);
+        assert_eq!(content_bytes(dir.path()).unwrap(), 100_001 + (10 << 20));
         assert!(disk_bytes(&at("a/usr")).unwrap() <= 4096, "the link itself");
     }
 }

@@ -31,7 +31,7 @@ mod conformance;
 
 pub use choice::{Backend, open};
 pub use copying::Copying;
-pub use disk::disk_bytes;
+pub use disk::{content_bytes, disk_bytes};
 pub use error::Error;
 pub use mount::MAX_LOWER;
 pub use overlay::Overlay;

@@ -3,12 +3,13 @@
 use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 
-use kiln_containers::{AttachOptions, Relay, Status, attach as join, attach_terminal};
+use kiln_containers::{AttachOptions, Status, attach as join, attach_terminal};
+use kiln_executor::{Relay, Security};
 
 use super::config::env_file;
 use crate::args::containers::{AttachArgs, ExecArgs};
 use crate::commands::pair;
-use crate::commands::run::{ended, pass_signals, shell_code};
+use crate::commands::run::{Unheard, ended, pass_signals, shell_code};
 use crate::errors::Failure;
 use crate::session::Session;
 
@@ -35,6 +36,9 @@ pub(super) fn run(session: &Session, args: &ExecArgs) -> Result<u8, Failure> {
         process.env.retain(|(known, _)| *known != name);
         process.env.push((name, value));
     }
+    if args.privileged {
+        process.security = Security::Insecure;
+    }
     if args.user.is_some() {
         // Its home is not that of the container's user.
         process.user.clone_from(&args.user);
@@ -57,7 +61,7 @@ pub(super) fn run(session: &Session, args: &ExecArgs) -> Result<u8, Failure> {
         return Ok(0);
     }
     if let Some(master) = &started.terminal {
-        pass_signals(session, &container, true);
+        pass_signals(session, &container, true, Unheard::LeaveIt);
         let options = AttachOptions {
             stdin: args.interactive,
             terminal: true,
@@ -89,7 +93,7 @@ pub(super) fn attach(session: &Session, args: &AttachArgs) -> Result<u8, Failure
     };
     let client = container.connect()?;
     if args.sig_proxy {
-        pass_signals(session, &container, config.tty);
+        pass_signals(session, &container, config.tty, Unheard::LeaveIt);
     }
     ended(join(&client, &options)?)
 }

@@ -59,21 +59,7 @@ pub(super) fn host_config(session: &Session, config: &Config) -> Value {
     });
     let sysctls: Map<String, Value> =
         process.sysctls.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
-    let usage = process.resources.clone().unwrap_or_default();
-    let memory = usage.memory_bytes.unwrap_or(0);
-    let both = usage.memory_bytes.map_or(0, |memory| {
-        usage.swap_bytes.map_or(memory.saturating_mul(2), |swap| memory.saturating_add(swap))
-    });
-    json!({
-        "Memory": memory,
-        "MemorySwap": both,
-        "NanoCpus": usage.cpu_millionths.unwrap_or(0).saturating_mul(1000),
-        "CpuShares": usage.cpu_shares.unwrap_or(0),
-        "CpusetCpus": usage.cpus.unwrap_or_default(),
-        "CpusetMems": usage.memory_nodes.unwrap_or_default(),
-        "PidsLimit": usage.pids,
-        "BlkioWeight": usage.io_weight.unwrap_or(0),
-        "CgroupParent": usage.parent.unwrap_or_default(),
+    let rest = json!({
         "CapAdd": capabilities(added),
         "CapDrop": capabilities(dropped),
         "ReadonlyRootfs": process.read_only,
@@ -105,6 +91,41 @@ pub(super) fn host_config(session: &Session, config: &Config) -> Value {
         "Dns": config.process.resolver.servers,
         "DnsSearch": config.process.resolver.search,
         "DnsOptions": config.process.resolver.options,
+    });
+    let mut document = resources(process);
+    if let (Value::Object(all), Value::Object(rest)) = (&mut document, rest) {
+        all.extend(rest);
+    }
+    document
+}
+
+/// What the container may use of the machine.
+fn resources(process: &ProcessSpec) -> Value {
+    let usage = process.resources.clone().unwrap_or_default();
+    let memory = usage.memory_bytes.unwrap_or(0);
+    let both = usage.memory_bytes.map_or(0, |memory| {
+        usage.swap_bytes.map_or(memory.saturating_mul(2), |swap| memory.saturating_add(swap))
+    });
+    // docker: -1 is as much as there is.
+    let both = i64::try_from(both).unwrap_or(-1);
+    // As it was asked for: in processors, or as a quota.
+    let (nano_cpus, quota, period) = match (usage.cpu_period_micros, usage.cpu_time()) {
+        (None, _) => (usage.cpu_millionths.unwrap_or(0).saturating_mul(1000), 0, 0),
+        (Some(period), time) => (0, time.map_or(0, |(quota, _)| quota), period),
+    };
+    json!({
+        "Memory": memory,
+        "MemorySwap": both,
+        "MemoryReservation": usage.memory_reservation_bytes.unwrap_or(0),
+        "NanoCpus": nano_cpus,
+        "CpuPeriod": period,
+        "CpuQuota": quota,
+        "CpuShares": usage.cpu_shares.unwrap_or(0),
+        "CpusetCpus": usage.cpus.unwrap_or_default(),
+        "CpusetMems": usage.memory_nodes.unwrap_or_default(),
+        "PidsLimit": usage.pids,
+        "BlkioWeight": usage.io_weight.unwrap_or(0),
+        "CgroupParent": usage.parent.unwrap_or_default(),
     })
 }
 

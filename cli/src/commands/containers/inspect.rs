@@ -7,7 +7,7 @@ use kiln_containers::{
 use serde_json::{Map, Value, json};
 
 use super::host_config::host_config;
-use super::ps::{network, wrong_format};
+use super::ps::{network, sizes, wrong_format};
 use crate::args::NamesArgs;
 use crate::args::containers::InspectArgs;
 use crate::commands::{inspect, print};
@@ -17,7 +17,7 @@ use crate::template::Template;
 
 pub(crate) fn run(session: &Session, args: &InspectArgs) -> Result<u8, Failure> {
     show(args, |name| match args.kind.as_deref() {
-        Some("container") => container(session, name),
+        Some("container") => container(session, name, args.size),
         Some("image") => image(session, name),
         Some("volume") => volume(session, name),
         Some("network") => {
@@ -27,7 +27,7 @@ pub(crate) fn run(session: &Session, args: &InspectArgs) -> Result<u8, Failure> 
             Err(Failure::usage(format!("--type {other:?} is none of container, image, volume, network")))
         }
         None => match session.containers.find(name) {
-            Ok(found) => of_container(session, &found),
+            Ok(found) => of_container(session, &found, args.size),
             Err(Error::NotFound { .. }) => image(session, name),
             Err(error) => Err(error.into()),
         },
@@ -35,7 +35,7 @@ pub(crate) fn run(session: &Session, args: &InspectArgs) -> Result<u8, Failure> 
 }
 
 pub(super) fn run_containers(session: &Session, args: &InspectArgs) -> Result<u8, Failure> {
-    show(args, |name| container(session, name))
+    show(args, |name| container(session, name, args.size))
 }
 
 /// Prints what `look` finds: an array, or a line each as `--format` says.
@@ -81,15 +81,15 @@ fn volume(session: &Session, name: &str) -> Result<Value, Failure> {
     super::volume::document(&Volumes::open(session.containers.root()), name)
 }
 
-fn container(session: &Session, name: &str) -> Result<Value, Failure> {
-    of_container(session, &session.containers.find(name)?)
+fn container(session: &Session, name: &str, size: bool) -> Result<Value, Failure> {
+    of_container(session, &session.containers.find(name)?, size)
 }
 
-fn of_container(session: &Session, container: &Container) -> Result<Value, Failure> {
+fn of_container(session: &Session, container: &Container, size: bool) -> Result<Value, Failure> {
     let (config, state) = (container.config()?, container.state()?);
     let (path, arguments) =
         config.process.args.split_first().map_or(("", &[][..]), |(path, rest)| (path.as_str(), rest));
-    Ok(json!({
+    let mut document = json!({
         "Id": config.id,
         "Created": config.created.to_string(),
         "Path": path,
@@ -113,7 +113,12 @@ fn of_container(session: &Session, container: &Container) -> Result<Value, Failu
         "Mounts": mounts(session, &config),
         "Config": settings(&config),
         "NetworkSettings": network_settings(&config, &state),
-    }))
+    });
+    if size {
+        let (written, all) = sizes(session, &config);
+        (document["SizeRw"], document["SizeRootFs"]) = (written.into(), all.into());
+    }
+    Ok(document)
 }
 
 fn state_document(state: &State) -> Value {

@@ -1,11 +1,11 @@
-//! start, stop, restart, kill, pause, unpause, wait, rename, update
+//! start, stop, restart, kill, pause, unpause, wait, rename
 
-use kiln_containers::{AttachOptions, Container, Error, Status, attach, is_name, signal_number};
+use kiln_containers::{AttachOptions, Container, Containers, Error, Status, attach, is_name, signal_number};
 
-use super::each;
-use crate::args::containers::{ContainersArgs, KillArgs, RenameArgs, StartArgs, StopArgs, UpdateArgs};
+use super::{each, each_at_once};
+use crate::args::containers::{ContainersArgs, KillArgs, RenameArgs, StartArgs, StopArgs};
 use crate::commands::print;
-use crate::commands::run::{ended, pass_signals};
+use crate::commands::run::{Unheard, ended, pass_signals};
 use crate::errors::{Failure, exit, say};
 use crate::session::Session;
 
@@ -26,13 +26,14 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
             detach_keys: args.detach_keys.clone().unwrap_or_default(),
             start: true,
         };
-        let client = container.prepare(&session.containers, session.backend)?;
-        pass_signals(session, &container, config.tty);
+        let client = container.prepare(&session.trusting(&[])?, session.backend)?;
+        pass_signals(session, &container, config.tty, Unheard::LeaveIt);
         return ended(attach(&client, &options)?);
     }
+    let containers = session.trusting(&[])?;
     each(&args.containers, |name| {
         let container = session.containers.find(name)?;
-        match begin(session, &container) {
+        match begin(session, &containers, &container) {
             Err(error @ (Error::Told { .. } | Error::Exec(_))) => {
                 // docker's codes of programs that cannot be started are for whoever is attached to them.
                 Err(Failure::from(error).with_code(exit::RUN))
@@ -43,10 +44,10 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
 }
 
 /// Starts a container; one that runs is started.
-fn begin(session: &Session, container: &Container) -> Result<(), Error> {
+fn begin(session: &Session, containers: &Containers, container: &Container) -> Result<(), Error> {
     let mut patience = 100;
     loop {
-        let client = match container.prepare(&session.containers, session.backend) {
+        let client = match container.prepare(containers, session.backend) {
             Err(Error::AlreadyRuns { .. }) => return Ok(()),
             other => other?,
         };
@@ -81,20 +82,23 @@ fn is_active(container: &Container) -> bool {
 }
 
 pub(super) fn stop(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
-    each(&args.containers, |name| end(&session.containers.find(name)?, args))
+    each_at_once(&args.containers, |name| end(&session.containers.find(name)?, args))
 }
 
 pub(super) fn restart(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
-    each(&args.containers, |name| {
+    let containers = session.trusting(&[])?;
+    each_at_once(&args.containers, |name| {
         let container = session.containers.find(name)?;
         let signal = args.signal.as_deref().map(number).transpose()?;
         match container.connect() {
             Ok(client) => match client.restart(signal, args.timeout) {
                 // It has ended by itself just now.
-                Err(Error::MonitorDied { .. } | Error::JustEnded) => Ok(begin(session, &container)?),
+                Err(Error::MonitorDied { .. } | Error::JustEnded) => {
+                    Ok(begin(session, &containers, &container)?)
+                }
                 other => Ok(other?),
             },
-            Err(Error::NotRunning { .. }) => Ok(begin(session, &container)?),
+            Err(Error::NotRunning { .. }) => Ok(begin(session, &containers, &container)?),
             Err(error) => Err(error.into()),
         }
     })
@@ -102,7 +106,7 @@ pub(super) fn restart(session: &Session, args: &StopArgs) -> Result<u8, Failure>
 
 pub(super) fn kill(session: &Session, args: &KillArgs) -> Result<u8, Failure> {
     let signal = number(&args.signal)?;
-    each(&args.containers, |name| Ok(session.containers.find(name)?.connect()?.kill(signal)?))
+    each_at_once(&args.containers, |name| Ok(session.containers.find(name)?.connect()?.kill(signal)?))
 }
 
 pub(super) fn pause(session: &Session, args: &ContainersArgs) -> Result<u8, Failure> {
@@ -130,17 +134,17 @@ pub(super) fn wait(session: &Session, args: &ContainersArgs) -> Result<u8, Failu
             Err(error) => return Err(error.into()),
         })
     };
-    let mut failed = None;
+    let mut failed = false;
     for name in &args.containers {
         match exit_code(name) {
             Ok(code) => print(&format!("{code}\n"))?,
             Err(failure) => {
                 say(&failure.render());
-                failed = Some(failure.exit_code());
+                failed = true;
             }
         }
     }
-    Ok(failed.map_or(0, |code| code.number()))
+    Ok(u8::from(failed))
 }
 
 pub(super) fn rename(session: &Session, args: &RenameArgs) -> Result<u8, Failure> {
@@ -154,25 +158,8 @@ pub(super) fn rename(session: &Session, args: &RenameArgs) -> Result<u8, Failure
     Ok(0)
 }
 
-pub(super) fn update(session: &Session, args: &UpdateArgs) -> Result<u8, Failure> {
-    let Some(restart) = args.restart else {
-        return Err(Failure::usage("there is nothing to change; --restart says when to start it again"));
-    };
-    each(&args.containers, |name| {
-        let container = session.containers.find(name)?;
-        let _lock = container.lock()?;
-        let mut config = container.config()?;
-        if config.auto_remove {
-            return Err(Failure::usage("a container that goes with its end (--rm) does not start again"));
-        }
-        config.restart = restart;
-        container.write_config(&config)?;
-        reload(&container)
-    })
-}
-
 /// Has a monitor, if there is one, see what has changed.
-fn reload(container: &Container) -> Result<(), Failure> {
+pub(super) fn reload(container: &Container) -> Result<(), Failure> {
     match container.connect() {
         Ok(client) => Ok(client.reload()?),
         Err(Error::NotRunning { .. }) => Ok(()),
@@ -187,8 +174,8 @@ pub(super) fn kill_now(container: &Container) -> Result<(), Failure> {
             Ok(()) | Err(Error::MonitorDied { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         },
-        // One whose record is damaged: whether it runs, its lock tells.
-        Err(Error::NotRunning { .. } | Error::Record { .. }) => Ok(()),
+        // One whose record is damaged or cannot be written: whether it runs, its lock tells.
+        Err(Error::NotRunning { .. } | Error::Record { .. } | Error::Host { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

@@ -1,6 +1,5 @@
 //! `kiln logs`
 
-use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
 
 use kiln_containers::{Container, LogLine, LogReader, Time};
@@ -18,6 +17,11 @@ pub(super) fn run(session: &Session, args: &LogsArgs) -> Result<u8, Failure> {
     if config.log.none {
         return Err(Failure::usage("the container was told to keep no log (--log-driver none)"));
     }
+    if !container.dir().join("log").exists() && container.state()?.begun {
+        return Err(Failure::usage(
+            "the container has no log: what it prints goes to the command that runs it",
+        ));
+    }
     let tail = match args.tail.as_str() {
         "all" => None,
         count => match count.parse::<i64>() {
@@ -28,47 +32,27 @@ pub(super) fn run(session: &Session, args: &LogsArgs) -> Result<u8, Failure> {
     let unreadable = |error: std::io::Error| Failure::store(format!("the container's log: {error}"));
     // Before the first look: what comes in between is told then.
     let watch = if args.follow { Some(Watch::new(&container).map_err(unreadable)?) } else { None };
-    let mut reader = LogReader::open(container.dir()).map_err(unreadable)?;
-    let wanted = |line: &LogLine| {
-        args.since.is_none_or(|since| line.time >= since) && args.until.is_none_or(|until| line.time <= until)
+    let reader = match tail {
+        Some(count) => LogReader::open_tail(container.dir(), count),
+        None => LogReader::open(container.dir()),
     };
-    let mut kept: VecDeque<LogLine> = VecDeque::new();
-    while let Some(line) = reader.next_line().map_err(unreadable)? {
-        if !wanted(&line) {
-            continue;
-        }
-        match tail {
-            None => {
-                if !show(&line, args.timestamps)? {
-                    return Ok(0);
-                }
-            }
-            Some(count) => {
-                kept.push_back(line);
-                if kept.len() > count {
-                    kept.pop_front();
-                }
-            }
-        }
-    }
-    for line in &kept {
-        if !show(line, args.timestamps)? {
-            return Ok(0);
-        }
-    }
-    let Some(watch) = watch else { return Ok(0) };
+    let mut reader = reader.map_err(unreadable)?;
+    let mut output = Output::new(args.timestamps);
+    let (since, until) = (args.since.map(|time| time.to_string()), args.until.map(|time| time.to_string()));
     loop {
         // Looked at first: what was printed before the end is there then.
-        let ended = container.state().map_or(true, |state| !state.status.is_active());
+        let ended = !args.follow || container.state().map_or(true, |state| !state.status.is_active());
         while let Some(line) = reader.next_line().map_err(unreadable)? {
-            if wanted(&line) && !show(&line, args.timestamps)? {
+            let wanted = since.as_ref().is_none_or(|since| line.time >= *since)
+                && until.as_ref().is_none_or(|until| line.time <= *until);
+            if wanted && !output.show(&line)? {
                 return Ok(0);
             }
         }
-        if ended || args.until.is_some_and(|until| Time::now() > until) {
+        if !output.flush()? || ended || args.until.is_some_and(|until| Time::now() > until) {
             return Ok(0);
         }
-        watch.wait();
+        watch.iter().for_each(Watch::wait);
     }
 }
 
@@ -92,19 +76,53 @@ impl Watch {
     }
 }
 
-/// Prints a line where it was printed; false when nobody reads it.
-fn show(line: &LogLine, timestamps: bool) -> Result<bool, Failure> {
-    let text = if timestamps { format!("{} {}", line.time, line.text) } else { line.text.clone() };
-    let written = match line.stream {
-        Stream::Stderr => std::io::stderr().write_all(text.as_bytes()),
-        Stream::Stdout => {
-            let mut out = std::io::stdout();
-            out.write_all(text.as_bytes()).and_then(|()| out.flush())
+/// Prints lines where they were printed, many at once: those of the two streams stay in order, because one
+/// is written before the other begins.
+struct Output {
+    timestamps: bool,
+    stream: Stream,
+    text: String,
+}
+
+/// So much is written at once.
+const CHUNK: usize = 64 << 10;
+
+impl Output {
+    fn new(timestamps: bool) -> Self {
+        Self { timestamps, stream: Stream::Stdout, text: String::with_capacity(CHUNK) }
+    }
+
+    /// False when nobody reads it.
+    fn show(&mut self, line: &LogLine) -> Result<bool, Failure> {
+        if (line.stream != self.stream || self.text.len() >= CHUNK) && !self.flush()? {
+            return Ok(false);
         }
-    };
-    match written {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::output(&error)),
+        self.stream = line.stream;
+        if self.timestamps {
+            self.text.push_str(&line.time);
+            self.text.push(' ');
+        }
+        self.text.push_str(&line.text);
+        Ok(true)
+    }
+
+    /// False when nobody reads it.
+    fn flush(&mut self) -> Result<bool, Failure> {
+        let text = std::mem::take(&mut self.text);
+        let written = match self.stream {
+            _ if text.is_empty() => Ok(()),
+            Stream::Stderr => std::io::stderr().write_all(text.as_bytes()),
+            Stream::Stdout => {
+                let mut out = std::io::stdout().lock();
+                out.write_all(text.as_bytes()).and_then(|()| out.flush())
+            }
+        };
+        self.text = text;
+        self.text.clear();
+        match written {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Failure::output(&error)),
+        }
     }
 }

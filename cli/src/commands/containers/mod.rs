@@ -16,8 +16,12 @@ mod mounts;
 pub(crate) mod network;
 pub(crate) mod ps;
 mod remove;
+mod update;
 mod use_;
 pub(crate) mod volume;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::args::containers::{ContainerCommand, LifeCommand};
 use crate::errors::{Failure, say};
@@ -50,7 +54,7 @@ pub(crate) fn life(session: &Session, command: &LifeCommand) -> Result<u8, Failu
         LifeCommand::Wait(args) => life::wait(session, args),
         LifeCommand::Rm(args) => remove::run(session, args),
         LifeCommand::Rename(args) => life::rename(session, args),
-        LifeCommand::Update(args) => life::update(session, args),
+        LifeCommand::Update(args) => update::run(session, args),
         LifeCommand::Logs(args) => logs::run(session, args),
         LifeCommand::Exec(args) => exec::run(session, args),
         LifeCommand::Attach(args) => exec::attach(session, args),
@@ -63,16 +67,50 @@ pub(crate) fn life(session: &Session, command: &LifeCommand) -> Result<u8, Failu
 
 /// Does the same with each, goes on after a failure, and prints the name of each with which it worked.
 fn each(names: &[String], mut work: impl FnMut(&str) -> Result<(), Failure>) -> Result<u8, Failure> {
-    let mut failed = None;
-    for name in names {
-        match work(name) {
+    tell(names, names.iter().map(|name| work(name)))
+}
+
+/// So many are worked on at once, as by docker.
+const AT_ONCE: usize = 50;
+
+/// As [`each`], side by side: what waits for a container does not wait for the others.
+fn each_at_once(names: &[String], work: impl Fn(&str) -> Result<(), Failure> + Sync) -> Result<u8, Failure> {
+    if let [_] = names {
+        return each(names, work);
+    }
+    let next = AtomicUsize::new(0);
+    let results: Vec<Mutex<Option<Result<(), Failure>>>> = names.iter().map(|_| Mutex::new(None)).collect();
+    let run = || {
+        loop {
+            let nth = next.fetch_add(1, Ordering::Relaxed);
+            let (Some(name), Some(place)) = (names.get(nth), results.get(nth)) else { return };
+            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(work(name));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..names.len().min(AT_ONCE) {
+            scope.spawn(run);
+        }
+        run();
+    });
+    tell(
+        names,
+        results.into_iter().filter_map(|place| place.into_inner().unwrap_or_else(PoisonError::into_inner)),
+    )
+}
+
+/// Says of each what came of it, in the order in which they were named.
+fn tell(names: &[String], results: impl Iterator<Item = Result<(), Failure>>) -> Result<u8, Failure> {
+    let mut failed = false;
+    for (name, result) in names.iter().zip(results) {
+        match result {
             Ok(()) => super::print(&format!("{name}\n"))?,
             Err(failure) if names.len() == 1 => return Err(failure),
             Err(failure) => {
                 say(&failure.render());
-                failed = Some(failure.exit_code());
+                failed = true;
             }
         }
     }
-    Ok(failed.map_or(0, |_| 1))
+    Ok(u8::from(failed))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use kiln_containers::{MountKind, MountPoint, is_name};
 
 use super::config::volume_name;
-use crate::args::confinement::bytes;
+use crate::args::limits::bytes;
 use crate::errors::Failure;
 
 /// `[HOST|VOLUME:]INSIDE[:OPTIONS]`

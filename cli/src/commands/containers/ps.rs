@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use kiln_containers::{Config, Container, Health, State, Status, Time};
-use kiln_snapshotter::disk_bytes;
+use kiln_snapshotter::content_bytes;
 use regex_lite::Regex;
 use serde_json::{Value, json};
 
@@ -173,9 +173,23 @@ fn ports(config: &Config, state: &State) -> String {
     shown.join(", ")
 }
 
+/// What a container has written, and its whole tree, in bytes.
+pub(super) fn sizes(session: &Session, config: &Config) -> (u64, u64) {
+    let engine = &session.engine;
+    let written = engine.store.root().join("snapshots/active").join(config.id.as_str()).join("fs");
+    let written = content_bytes(&written).unwrap_or(0);
+    let image = session.find(&config.image.to_string()).map(|image| image.size_bytes);
+    // What an image was that is no more, its snapshots tell.
+    let image = image.unwrap_or_else(|_| {
+        let chain = config.snapshot.as_ref().and_then(|top| engine.snapshots.chain(top).ok());
+        chain.iter().flatten().filter_map(|layer| engine.snapshots.disk_bytes(layer).ok()).sum()
+    });
+    (written, written.saturating_add(image))
+}
+
 fn size(session: &Session, config: &Config) -> String {
-    let place = session.engine.store.root().join("snapshots/active").join(config.id.as_str());
-    human_size(disk_bytes(&place).unwrap_or(0))
+    let (written, all) = sizes(session, config);
+    format!("{} (virtual {})", human_size(written), human_size(all))
 }
 
 /// `Up 3 minutes (healthy)`, `Exited (0) 2 hours ago`
@@ -206,7 +220,8 @@ enum Filter {
     Ancestor(Option<kiln_oci::Digest>, String),
     Volume(String),
     Network(String),
-    Publish(String),
+    Publish(Ports),
+    Expose(Ports),
     Health(String),
     Before(Time),
     Since(Time),
@@ -235,14 +250,19 @@ impl Filter {
             "ancestor" => Self::Ancestor(session.find(value).ok().map(|image| image.config), own),
             "volume" => Self::Volume(own),
             "network" => Self::Network(own),
-            "publish" => Self::Publish(if own.contains('/') { own } else { format!("{own}/tcp") }),
+            "publish" => {
+                Self::Publish(Ports::parse(value).ok_or_else(|| wrong("it takes PORT[-PORT][/PROTOCOL]"))?)
+            }
+            "expose" => {
+                Self::Expose(Ports::parse(value).ok_or_else(|| wrong("it takes PORT[-PORT][/PROTOCOL]"))?)
+            }
             "health" => Self::Health(own),
             "before" => Self::Before(created(value)?),
             "since" => Self::Since(created(value)?),
             _ => {
                 return Err(wrong(
-                    "there are id, name, label, status, exited, ancestor, volume, network, publish, health, \
-                     before, since",
+                    "there are id, name, label, status, exited, ancestor, volume, network, publish, expose, \
+                     health, before, since",
                 ));
             }
         })
@@ -272,10 +292,11 @@ impl Filter {
                 };
                 networks(config).contains(wanted) || state.endpoints.iter().any(id)
             }
-            Self::Publish(wanted) => {
-                let outside = |port: &kiln_containers::BoundPort| format!("{}/{}", port.host, port.protocol);
-                state.ports.iter().any(|port| outside(port) == *wanted)
-            }
+            Self::Publish(wanted) => state.ports.iter().any(|port| wanted.have(port.host, &port.protocol)),
+            Self::Expose(wanted) => config.settings.exposed_ports.keys().any(|key| {
+                let (port, protocol) = key.split_once('/').unwrap_or((key, "tcp"));
+                port.parse().is_ok_and(|port| wanted.have(port, protocol))
+            }),
             Self::Health(wanted) => {
                 let health = state.health.as_ref().map_or("none", |health| health.status.as_str());
                 health == wanted
@@ -283,6 +304,26 @@ impl Filter {
             Self::Before(time) => config.created < *time,
             Self::Since(time) => config.created > *time,
         }
+    }
+}
+
+/// `80`, `80/udp`, `8000-8080/tcp`
+struct Ports {
+    first: u16,
+    last: u16,
+    protocol: String,
+}
+
+impl Ports {
+    fn parse(text: &str) -> Option<Self> {
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+        (first <= last).then(|| Self { first, last, protocol: protocol.to_owned() })
+    }
+
+    fn have(&self, port: u16, protocol: &str) -> bool {
+        (self.first..=self.last).contains(&port) && self.protocol == protocol
     }
 }
 

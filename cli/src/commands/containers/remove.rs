@@ -5,7 +5,7 @@ use std::io::{BufRead, Write};
 use kiln_containers::{Container, Error, remove};
 use kiln_snapshotter::disk_bytes;
 
-use super::each;
+use super::each_at_once;
 use super::life::kill_now;
 use crate::args::containers::{PruneContainersArgs, RmArgs};
 use crate::commands::{human_size, print};
@@ -13,7 +13,7 @@ use crate::errors::Failure;
 use crate::session::Session;
 
 pub(super) fn run(session: &Session, args: &RmArgs) -> Result<u8, Failure> {
-    each(&args.containers, |name| {
+    each_at_once(&args.containers, |name| {
         let container = match session.containers.find(name) {
             Err(Error::NotFound { .. }) if args.force => return Ok(()),
             other => other?,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::ps::wrong_format;
 use crate::args::containers::{PortArgs, StatsArgs, TopArgs};
 use crate::commands::{human_size, print, table};
-use crate::errors::Failure;
+use crate::errors::{Failure, exit};
 use crate::escape;
 use crate::session::Session;
 use crate::template::Listing;
@@ -143,11 +143,14 @@ fn entry(
     let all = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let all = all.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let all = all.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(1) * 1024;
+    let config = container.config().ok();
+    let limits = config.as_ref().and_then(|config| config.process.resources.as_ref());
+    let all = limits.and_then(|limits| limits.memory_bytes).map_or(all, |limit| limit.min(all)).max(1);
     let pair = |(one, other): (u64, u64)| format!("{} / {}", human_size(one), human_size(other));
     json!({
         "ID": id,
         "Container": id,
-        "Name": container.config().map(|config| config.name).unwrap_or_default(),
+        "Name": config.map(|config| config.name).unwrap_or_default(),
         "CPUPerc": format!("{share:.2}%"),
         "MemUsage": pair((used.memory_bytes, all)),
         "MemPerc": format!("{:.2}%", 100.0 * used.memory_bytes as f64 / all as f64),
@@ -173,7 +176,8 @@ pub(super) fn port(session: &Session, args: &PortArgs) -> Result<u8, Failure> {
     }
     match wanted {
         Some(wanted) if text.is_empty() => {
-            Err(Failure::source(format!("no port of the host leads to {wanted} in {}", config.name)))
+            let message = format!("no port of the host leads to {wanted} in {}", config.name);
+            Err(Failure::source(message).with_code(exit::RUN))
         }
         _ => print(&text).map(|()| 0),
     }

@@ -19,7 +19,14 @@ use crate::template::Listing;
 pub(crate) fn run(session: &Session, args: &VolumeArgs) -> Result<u8, Failure> {
     let volumes = Volumes::open(session.containers.root());
     match &args.command {
-        VolumeCommand::Create { label, name } => {
+        VolumeCommand::Create { driver, opt, label, name } => {
+            if driver != "local" {
+                return Err(Failure::usage(format!("--driver {driver}: there is only `local`")));
+            }
+            if let Some(option) = opt.first() {
+                return Err(Failure::usage(format!("--opt {option}: volumes are directories in the store"))
+                    .hint("what is mounted on the host is shown inside with `-v PATH:INSIDE`"));
+            }
             let pair = |label: &String| {
                 let (name, value) = label.split_once('=').unwrap_or((label, ""));
                 (name.to_owned(), value.to_owned())
@@ -37,7 +44,7 @@ pub(crate) fn run(session: &Session, args: &VolumeArgs) -> Result<u8, Failure> {
             list(session, &volumes, *quiet, filter, format.as_deref())
         }
         VolumeCommand::Inspect { format, names } => {
-            let args = InspectArgs { format: format.clone(), kind: None, names: names.clone() };
+            let args = InspectArgs { format: format.clone(), kind: None, size: false, names: names.clone() };
             inspect::show(&args, |name| document(&volumes, name))
         }
         VolumeCommand::Rm { force, names } => {
@@ -129,7 +136,9 @@ fn prune(session: &Session, volumes: &Volumes, force: bool, all: bool) -> Result
     }
     let (mut removed, mut freed) = (String::new(), 0);
     for volume in volumes.list()?.iter().filter(|volume| all || volume.anonymous) {
-        let bytes = disk_bytes(&volumes.data(&volume.name)?).unwrap_or(0);
+        // One that goes meanwhile takes nothing any more.
+        let data = volumes.data(&volume.name).ok();
+        let bytes = data.and_then(|data| disk_bytes(&data).ok()).unwrap_or(0);
         match volumes.remove(&volume.name, &session.containers) {
             Ok(()) => {
                 removed.push_str(&format!("{}\n", volume.name));

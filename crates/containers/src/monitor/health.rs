@@ -23,6 +23,8 @@ pub(super) struct Checking {
     /// When the one under way has taken too long.
     until: Option<Instant>,
     cancel: Option<Cancel>,
+    /// It has been told to end, whatever it says of itself then.
+    late: bool,
     began: Instant,
     began_at: Time,
     /// When failures begin to count.
@@ -37,6 +39,7 @@ impl Checking {
             next: None,
             until: None,
             cancel: None,
+            late: false,
             began: now,
             began_at: Time::NEVER,
             grace_until: now,
@@ -65,7 +68,7 @@ impl Monitor {
     pub(super) fn check_health(&mut self, now: Instant) {
         let Some(check) = self.config.health.clone() else { return };
         if self.checking.until.is_some_and(|until| until <= now) {
-            self.checking.until = None;
+            (self.checking.until, self.checking.late) = (None, true);
             if let Some(cancel) = &self.checking.cancel {
                 cancel.cancel();
             }
@@ -113,6 +116,7 @@ impl Monitor {
 
     pub(super) fn has_checked(&mut self, result: &Result<Exit, ExecError>, output: &[u8]) {
         (self.checking.cancel, self.checking.until) = (None, None);
+        let late = std::mem::take(&mut self.checking.late);
         let (Some(check), Some(health)) = (self.config.health.clone(), &mut self.state.health) else {
             return;
         };
@@ -122,11 +126,11 @@ impl Monitor {
         let now = Instant::now();
         let mut text = String::from_utf8_lossy(output).into_owned();
         let code = match result {
-            Ok(exit) => exit.shell_code(),
-            Err(ExecError::Cancelled) => {
+            _ if late => {
                 text = format!("Health check exceeded timeout ({:?})", check.timeout);
                 -1
             }
+            Ok(exit) => exit.shell_code(),
             Err(error) => {
                 text = error.to_string();
                 1

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use kiln_executor::{Cancel, ExecError, Exit, Finished, Linux, Started};
 use kiln_snapshotter::Snapshotter;
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
@@ -33,7 +35,6 @@ use crate::{Config, Container, Containers, Ended, Error, State};
 use clients::{Client, ClientId};
 use health::Checking;
 use run::Run;
-pub use run::proxy_variables;
 
 /// Whose streams the container has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +116,10 @@ pub(crate) struct Monitor {
     last_pause: Duration,
     /// Whoever stopped it wants it to start again.
     again: bool,
+    /// The last state could only be written into the room that was kept for it.
+    is_full: bool,
+    /// Asks this process to end.
+    signals: Option<SignalFd>,
     events: Receiver<Event>,
     reporter: Reporter,
     cancel: Cancel,
@@ -143,6 +148,9 @@ impl Monitor {
         let config = container.config()?;
         let state = container.state_under_lock()?;
         let listener = wire::listen_at(container.dir()).map_err(failed("listen in"))?;
+        if !config.auto_remove {
+            container.keep_room();
+        }
         let log = match streams {
             Streams::Own if !config.log.none => {
                 Some(LogWriter::open(container.dir(), config.log).map_err(failed("open the log in"))?)
@@ -170,6 +178,8 @@ impl Monitor {
             kill_at: None,
             last_pause: Duration::ZERO,
             again: false,
+            is_full: false,
+            signals: None,
             events,
             reporter: Reporter { sender, waker: Arc::new(waker) },
             cancel,
@@ -179,8 +189,10 @@ impl Monitor {
     }
 
     /// Looks after the container until it has ended for good; its exit code. When nobody asks to
-    /// start it and all clients are gone, that is the end as well.
-    pub(crate) fn watch(mut self) -> Result<i32, Error> {
+    /// start it and all clients are gone, that is the end as well. What comes over `signals` asks for the
+    /// container's end as `kiln stop` does.
+    pub(crate) fn watch(mut self, signals: Option<SignalFd>) -> Result<i32, Error> {
+        self.signals = signals;
         self.look_after()
     }
 
@@ -216,9 +228,19 @@ impl Monitor {
         self.next_client > 0 || begun.elapsed() > FIRST_WORD
     }
 
-    /// Writes the state down. A disk that is full must not end a container.
-    fn note(&self) {
-        let _ = self.container.write_state(&self.state);
+    /// Writes the state down. A disk that is full must neither end a container nor hide how it ended.
+    fn note(&mut self) {
+        // One that goes with its end leaves nothing to look up.
+        if self.config.auto_remove {
+            let _ = self.container.write_state(&self.state);
+            return;
+        }
+        let was_full = std::mem::take(&mut self.is_full);
+        self.is_full = self.container.write_state_somehow(&self.state).unwrap_or(true);
+        if was_full && !self.is_full {
+            // For the next time.
+            self.container.keep_room();
+        }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -242,6 +264,10 @@ impl Monitor {
             PollFd::new(&self.listener, PollFlags::IN),
         ];
         let mut owners = vec![Owner::Waker, Owner::Listener];
+        if let Some(signals) = &self.signals {
+            fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
+            owners.push(Owner::Signals);
+        }
         for client in &self.clients {
             // Input that the process does not read waits with whoever sends it.
             let waits = client.stdin && self.run.as_ref().is_some_and(Run::is_input_full);
@@ -288,9 +314,19 @@ impl Monitor {
                 let _ = rustix::io::read(&*self.reporter.waker, &mut count);
             }
             Owner::Listener => self.welcome(),
+            Owner::Signals => self.hear_signal(),
             Owner::Client(id) => self.hear(id, ready),
             Owner::Source(source) => self.carry(source),
             Owner::Forgotten(id) => self.discard_output(id),
+        }
+    }
+
+    fn hear_signal(&mut self) {
+        while let Some(Ok(Some(info))) = self.signals.as_ref().map(SignalFd::read_signal) {
+            // A terminal that is gone is none of a container's in the background.
+            if i32::try_from(info.ssi_signo) != Ok(Signal::SIGHUP as i32) {
+                self.shut_down();
+            }
         }
     }
 
@@ -350,6 +386,7 @@ impl Monitor {
 enum Owner {
     Waker,
     Listener,
+    Signals,
     Client(ClientId),
     Source(run::Source),
     Forgotten(u64),

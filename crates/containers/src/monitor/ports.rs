@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use kiln_executor::{PublishedPort, PublishedPorts};
+use kiln_executor::{ExecError, NetworkNamespace, PublishedPort, PublishedPorts, UserNetwork};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt};
 
@@ -67,17 +67,7 @@ impl Ports {
             return Ok(());
         }
         if self.proxy.is_none() {
-            let mut doors = Vec::new();
-            for taken in &mut self.taken {
-                let door = |socket| Door {
-                    socket,
-                    udp: taken.udp,
-                    address: self.address.clone(),
-                    inside: taken.inside,
-                };
-                doors.extend(taken.sockets.drain(..).map(door));
-            }
-            self.proxy = Some(Proxy::start(doors)?);
+            self.proxy = Some(Proxy::start(self.doors(), None)?);
         }
         // Those that lead to the old address go first: they have the same name.
         self.rules = None;
@@ -87,6 +77,33 @@ impl Ports {
             self.rules = PublishedPorts::add(id.short(), &rules).ok().flatten();
         }
         Ok(())
+    }
+
+    /// Leads them into the network of a user's process, which the host has no way to: what carries is
+    /// inside, and its connections come from there.
+    ///
+    /// # Errors
+    /// When that network cannot be entered, or no thread started.
+    pub(super) fn lead_into(&mut self, process: i32) -> Result<(), ExecError> {
+        if self.taken.is_empty() {
+            return Ok(());
+        }
+        let network = NetworkNamespace::of_process(process)?;
+        network.within(|| Ok(()))?;
+        self.address.store(UserNetwork::address_inside().into(), Ordering::Relaxed);
+        let failed = |source| ExecError::Start { step: "thread".to_owned(), source };
+        self.proxy = Some(Proxy::start(self.doors(), Some(network)).map_err(failed)?);
+        Ok(())
+    }
+
+    fn doors(&mut self) -> Vec<Door> {
+        let mut doors = Vec::new();
+        for taken in &mut self.taken {
+            let door =
+                |socket| Door { socket, udp: taken.udp, address: self.address.clone(), inside: taken.inside };
+            doors.extend(taken.sockets.drain(..).map(door));
+        }
+        doors
     }
 
     fn rules_to(&self, address: Ipv4Addr) -> Vec<PublishedPort> {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use kiln_executor::NetworkNamespace;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use rustix::net::{
@@ -56,8 +57,9 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// Starts carrying. The doors' sockets do not block.
-    pub(super) fn start(doors: Vec<Door>) -> std::io::Result<Self> {
+    /// Starts carrying, towards addresses in `network` where one is given. The doors' sockets do not
+    /// block.
+    pub(super) fn start(doors: Vec<Door>, network: Option<NetworkNamespace>) -> std::io::Result<Self> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
@@ -76,7 +78,15 @@ impl Proxy {
             swept: Instant::now(),
             buffer: vec![0; BUFFER],
         };
-        let thread = std::thread::Builder::new().name("ports".to_owned()).spawn(move || carrier.run())?;
+        let carry = move || match network {
+            // Sockets belong to the namespace of the thread that makes them; those of the doors are made.
+            Some(network) => drop(network.within(|| {
+                carrier.run();
+                Ok(())
+            })),
+            None => carrier.run(),
+        };
+        let thread = std::thread::Builder::new().name("ports".to_owned()).spawn(carry)?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

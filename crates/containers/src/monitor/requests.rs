@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::Instant;
 
-use kiln_executor::{ExecError, Exit, Managed, Started, Stdio};
+use kiln_executor::{ExecError, Exit, Managed, Resources, Started, Stdio};
 
 use super::clients::ClientId;
 use super::{Event, Exec, Monitor, Phase, Streams, failure};
@@ -16,6 +16,7 @@ impl Monitor {
     pub(super) fn obey(&mut self, id: ClientId, message: Message) {
         match message.tag {
             STDIN => self.take_input(id, &message.bytes),
+            CONTROL if message.lacks_fds => self.refuse(id, "the monitor has no more files to open", 126),
             CONTROL => match message.parse() {
                 Some(request) => self.grant(id, request, message.fds),
                 None => self.refuse(id, "this monitor is of another kiln", 125),
@@ -68,16 +69,29 @@ impl Monitor {
                 }
             }
             Request::Exec { terminal } => self.exec(id, terminal, fds),
-            Request::Reload => {
-                if let Ok(config) = self.container.config() {
-                    self.config = config;
-                }
-                match self.adjust_networks() {
-                    Ok(()) => self.answer(id, &Reply::Done),
-                    Err(error) => self.answer(id, &failure(&error)),
-                }
+            Request::Reload => match self.reload() {
+                Ok(()) => self.answer(id, &Reply::Done),
+                Err(error) => self.answer(id, &failure(&error)),
+            },
+        }
+    }
+
+    /// Sees what has changed in the config. Where the kernel refuses other limits, nothing has.
+    fn reload(&mut self) -> Result<(), Error> {
+        let Ok(config) = self.container.config() else { return Ok(()) };
+        let none = Resources::default();
+        let before = self.config.process.resources.as_ref().unwrap_or(&none);
+        let wanted = config.process.resources.as_ref().unwrap_or(&none);
+        if before != wanted
+            && let Ok(process) = self.process_fd()
+        {
+            let more = self.tools.linux.change_limits(process.as_fd(), before, wanted)?;
+            if let Some(run) = &mut self.run {
+                run.more_groups.extend(more);
             }
         }
+        self.config = config;
+        self.adjust_networks()
     }
 
     fn start(&mut self, id: ClientId) {
@@ -151,6 +165,15 @@ impl Monitor {
         Ok(())
     }
 
+    /// Ends the container as `kiln stop` does, because this process was asked to end.
+    pub(super) fn shut_down(&mut self) {
+        match self.phase {
+            // Nobody has started anything.
+            Phase::Waiting => self.phase = Phase::Over(0),
+            _ => self.stop(ClientId::MAX, None, None),
+        }
+    }
+
     fn stop(&mut self, id: ClientId, signal: Option<i32>, seconds: Option<i64>) {
         self.state.stopped = true;
         if std::mem::take(&mut self.again) {
@@ -206,8 +229,9 @@ impl Monitor {
 
     fn exec(&mut self, client: ClientId, terminal: bool, mut fds: Vec<OwnedFd>) {
         let Some(Ok(process)) = fds.pop().map(from_file) else {
-            return self.refuse(client, "it is not said what to run", 125);
+            return self.refuse(client, "it is not said what to run", 126);
         };
+        // docker: what is wrong with the container is 1, what is wrong with the process 126 or 127.
         let container = match self.process_fd() {
             Ok(container) if self.state.status == Status::Running => dup(container),
             Ok(_) => Err(Error::WrongState { name: self.config.name.clone(), problem: "is paused" }),
@@ -216,11 +240,11 @@ impl Monitor {
         let streams = match <[OwnedFd; 3]>::try_from(fds) {
             Ok(_) if terminal => None,
             Ok(streams) => Some(streams),
-            Err(_) => return self.refuse(client, "three streams are needed", 125),
+            Err(_) => return self.refuse(client, "three streams are needed", 126),
         };
         let container = match container {
             Ok(container) => container,
-            Err(error) => return self.answer(client, &failure(&error)),
+            Err(error) => return self.answer(client, &with_code(&error, 1)),
         };
         let id = self.next_exec;
         self.next_exec += 1;
@@ -235,7 +259,7 @@ impl Monitor {
         };
         match thread::Builder::new().name("exec".to_owned()).spawn(work) {
             Ok(_) => drop(self.execs.insert(id, Exec { client, started: false, master: None })),
-            Err(_) => self.refuse(client, "no thread could be started", 125),
+            Err(_) => self.refuse(client, "no thread could be started", 126),
         }
     }
 
@@ -243,6 +267,14 @@ impl Monitor {
         let Some(exec) = self.execs.get_mut(&id) else { return };
         exec.started = true;
         let client = exec.client;
+        if let Some(run) = &self.run
+            && let Some(process) = &run.process
+        {
+            for groups in &run.more_groups {
+                // It goes on outside, as a process that was started a moment before.
+                let _ = groups.gather(process.as_fd());
+            }
+        }
         exec.master = started.terminal;
         let master = exec.master.as_ref().and_then(|master| dup(master).ok());
         if let Some(client) = self.client(client) {
@@ -257,9 +289,20 @@ impl Monitor {
             Ok(exit) => Reply::Exited { code: exit.shell_code(), oom_killed: false },
             // The container went, and the helper with it.
             Err(_) if exec.started => Reply::Exited { code: 137, oom_killed: false },
-            Err(error) => failure(&error.into()),
+            Err(error) => {
+                let error = Error::from(error);
+                with_code(&error, error.exit_code().max(126))
+            }
         };
         self.answer(exec.client, &reply);
+    }
+}
+
+/// The failure as a client is told of it, with another exit code.
+fn with_code(error: &Error, code: u8) -> Reply {
+    match failure(error) {
+        Reply::Failed { message, .. } => Reply::Failed { message, code },
+        other => other,
     }
 }
 

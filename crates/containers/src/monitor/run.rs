@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kiln_executor::{ExecError, Executor, Finished, Handles, Managed, Started, Stdio, Stream};
+use kiln_executor::{
+    ExecError, Executor, Finished, Handles, Ids, Managed, MoreGroups, Relay, Started, Stdio, Stream,
+};
 use kiln_oci::{BindMount, Mount, TmpfsMount};
 use kiln_snapshotter::OpenOptions;
 use rustix::event::PollFlags;
@@ -18,7 +20,7 @@ use super::{Event, Monitor, Phase, Streams, failure};
 use crate::config::MountKind;
 use crate::process::{open_process, send_signal, start_ticks};
 use crate::wire::Reply;
-use crate::{Error, Relay, Status, Time, Volumes};
+use crate::{Error, Status, Time, Volumes};
 
 /// Where bytes come from or go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub(super) struct Run {
     pub(super) network: Option<Joined>,
     /// The host's ports that lead inside.
     pub(super) ports: Ports,
+    /// Control groups for limits that it was given later.
+    pub(super) more_groups: Vec<MoreGroups>,
     began: Instant,
 }
 
@@ -90,14 +94,6 @@ fn null(flags: OFlags) -> Result<OwnedFd, Error> {
     Ok(open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty()).map_err(ExecError::from)?)
 }
 
-/// The proxies that this process was told of in its environment, for processes that are told nothing
-/// else. They are passed on and written down nowhere.
-pub fn proxy_variables() -> Vec<(String, String)> {
-    let names = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
-    let both = names.into_iter().flat_map(|name| [name.to_owned(), name.to_ascii_lowercase()]);
-    both.filter_map(|name| std::env::var(&name).ok().map(|value| (name, value))).collect()
-}
-
 impl Monitor {
     /// Starts the process, for the first time or again.
     pub(super) fn begin(&mut self) {
@@ -131,9 +127,11 @@ impl Monitor {
             &OpenOptions {
                 extra_lower: vec![self.tools.linux.stub_dir().to_owned()],
                 durable: !self.config.auto_remove,
-                read_only: false,
+                ..OpenOptions::default()
             },
         )?;
+        let mut handles = Handles { root, inputs: Vec::new(), network: handle };
+        self.tools.containers.authorities().give(&mut process, &mut handles)?;
         let mut run = Run {
             process: None,
             stdout: None,
@@ -146,6 +144,7 @@ impl Monitor {
             input_ends: false,
             network,
             ports,
+            more_groups: Vec::new(),
             began: Instant::now(),
         };
         let streams = match self.streams {
@@ -173,7 +172,6 @@ impl Monitor {
         };
         let (linux, cancel, reporter) =
             (self.tools.linux.clone(), self.cancel.clone(), self.reporter.clone());
-        let handles = Handles { root, inputs: Vec::new(), network: handle };
         let work = move || {
             let told = reporter.clone();
             let mut started = move |started: Started| told.report(Event::Started(started));
@@ -195,11 +193,6 @@ impl Monitor {
     fn process(&self) -> Result<kiln_executor::ProcessSpec, Error> {
         let volumes = Volumes::open(self.tools.containers.root());
         let mut process = self.config.process.clone();
-        for (name, value) in proxy_variables() {
-            if process.env.iter().all(|(known, _)| *known != name) {
-                process.env.push((name, value));
-            }
-        }
         for mount in &self.config.mounts {
             let (target, read_only) = (mount.target.clone(), mount.read_only);
             process.mounts.push(match &mount.kind {
@@ -236,8 +229,13 @@ impl Monitor {
         state.address = state.endpoints.first().map(|endpoint| endpoint.address);
         state.ports = run.ports.bound();
         let internal = run.network.as_ref().is_some_and(Joined::is_internal);
-        let lead = |address| run.ports.lead_to(address, internal, &self.config.id);
-        let led = state.address.map_or(Ok(()), lead);
+        let led = match state.address {
+            Some(address) => run.ports.lead_to(address, internal, &self.config.id).map_err(|e| e.to_string()),
+            None if kiln_executor::ids() != Ids::Host => {
+                run.ports.lead_into(started.pid).map_err(|e| e.to_string())
+            }
+            None => Ok(()),
+        };
         if let Err(error) = led {
             state.error = format!("published ports: {error}");
         }
@@ -255,7 +253,8 @@ impl Monitor {
         (self.kill_at, self.checking.next) = (None, None);
         let code = match result {
             Ok(finished) => {
-                self.state.oom_killed = finished.usage.oom_kills > 0;
+                let later: u64 = run.more_groups.iter().map(MoreGroups::oom_kills).sum();
+                self.state.oom_killed = finished.usage.oom_kills + later > 0;
                 finished.exit.shell_code()
             }
             Err(ExecError::Cancelled) => 130,

@@ -16,7 +16,7 @@ impl Bench {
     }
 
     fn make(&self, name: &str) -> Container {
-        self.containers.create(&config(name)).unwrap()
+        self.containers.create(&config(name)).unwrap().0
     }
 
     fn found(&self, text: &str) -> Result<String, Error> {

@@ -7,6 +7,8 @@
 //! killed one left.
 
 mod layout;
+mod live;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -17,10 +19,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
-use self::layout::{Controller, Hierarchy, Layout, OWN_PARENT};
+use self::layout::{Hierarchy, Layout, OWN_PARENT, inherit_cpu_sets};
+pub use self::live::MoreGroups;
+use self::settings::{Setting, Wanted, write_all};
 use super::sys;
 use crate::{ExecError, Resources, Usage};
 
@@ -46,34 +49,53 @@ impl Groups {
         Self { register: state.join("cgroups"), made: AtomicU64::new(0) }
     }
 
-    /// Makes a group with these limits.
+    /// Makes a group with these limits; one to be paused, too, when it is `freezable`.
     ///
     /// # Errors
     /// [`ExecError::BadSetting`] when this machine cannot hold a container to one of them.
-    pub(super) fn make(&self, wanted: &Resources) -> Result<Group, ExecError> {
+    pub(super) fn make(&self, limits: &Resources, freezable: bool) -> Result<Group, ExecError> {
         self.sweep();
         let layout = Layout::of_machine().map_err(no_groups)?;
-        self.make_in(&layout, wanted)
+        self.make_in(&layout, &Wanted { limits, freezable })
     }
 
-    fn make_in(&self, layout: &Layout, wanted: &Resources) -> Result<Group, ExecError> {
-        let name =
-            format!("{}-{}", own_name().map_err(no_groups)?, self.made.fetch_add(1, Ordering::Relaxed));
+    fn make_in(&self, layout: &Layout, wanted: &Wanted<'_>) -> Result<Group, ExecError> {
         let mut group = Group { places: Vec::new() };
-        for (hierarchy, settings) in assign(layout, wanted)? {
-            let parent = match &wanted.parent {
-                Some(parent) => hierarchy.below(parent)?,
-                None => hierarchy.own_parent(),
-            };
-            let dir = parent.join(&name);
-            self.note(&parent);
-            make_below(hierarchy, &parent, &dir)?;
-            group.places.push(Place { hierarchy: hierarchy.clone(), dir: dir.clone() });
-            for setting in settings {
-                setting.write(&dir)?;
-            }
+        let name = self.next_name()?;
+        for (hierarchy, settings) in wanted.assign(layout)? {
+            self.add_place(&mut group, hierarchy, &name, wanted.limits, settings)?;
         }
         Ok(group)
+    }
+
+    fn next_name(&self) -> Result<String, ExecError> {
+        let own = own_name().map_err(no_groups)?;
+        Ok(format!("{own}-{}", self.made.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Makes a group's directory in one hierarchy.
+    fn add_place(
+        &self,
+        group: &mut Group,
+        hierarchy: &Hierarchy,
+        name: &str,
+        limits: &Resources,
+        settings: Vec<Setting>,
+    ) -> Result<(), ExecError> {
+        let parent = match &limits.parent {
+            Some(parent) => hierarchy.below(parent)?,
+            None => hierarchy.own_parent(),
+        };
+        let dir = parent.join(name);
+        self.note(&parent);
+        make_below(hierarchy, &parent, &dir)?;
+        group.places.push(Place { hierarchy: hierarchy.clone(), dir: dir.clone() });
+        write_all(&dir, settings)?;
+        if hierarchy.has_version_1_cpu_sets() {
+            // What was not given is as above; without processors and nodes no process may join.
+            inherit_cpu_sets(&dir).map_err(|error| unusable(&dir, error))?;
+        }
+        Ok(())
     }
 
     /// Removes groups of kilns that are gone. A group that is still in use does not let itself be
@@ -155,28 +177,56 @@ impl Group {
 
     /// What was used, where a group counts it; `otherwise` for the rest.
     pub(super) fn usage(&self, otherwise: Usage) -> Usage {
-        let mut usage = otherwise;
-        for place in &self.places {
-            let number = |file: &str| -> Option<u64> {
-                fs::read_to_string(place.dir.join(file)).ok()?.trim().parse().ok()
-            };
-            let field = |file: &str, name: &str| -> Option<u64> {
-                let text = fs::read_to_string(place.dir.join(file)).ok()?;
-                text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-            };
-            let (peak, cpu, kills) = if place.hierarchy.unified {
-                let cpu = field("cpu.stat", "usage_usec").map(Duration::from_micros);
-                (number("memory.peak"), cpu, field("memory.events", "oom_kill"))
-            } else {
-                let cpu = number("cpuacct.usage").map(Duration::from_nanos);
-                (number("memory.max_usage_in_bytes"), cpu, field("memory.oom_control", "oom_kill"))
-            };
-            usage.peak_memory_bytes = peak.unwrap_or(usage.peak_memory_bytes);
-            usage.cpu = cpu.unwrap_or(usage.cpu);
-            usage.oom_kills = kills.unwrap_or(usage.oom_kills);
-        }
-        usage
+        usage_in(&self.places, otherwise)
     }
+}
+
+/// The groups of a process that somebody else put there, to read from what was used.
+#[derive(Default)]
+pub(super) struct Counted {
+    places: Vec<Place>,
+}
+
+impl Counted {
+    /// Those that `pid` is in and this process is not: what others use is not counted. None when they
+    /// cannot be told, as of a process that is gone.
+    pub(super) fn of_process(pid: i32) -> Self {
+        let places = || -> io::Result<Vec<Place>> {
+            let (own, theirs) = (Layout::of_machine()?, Layout::of_process(pid)?);
+            let place = |(hierarchy, dir): (&Hierarchy, PathBuf)| Place { hierarchy: hierarchy.clone(), dir };
+            Ok(theirs.differing(&own).map(place).collect())
+        };
+        Self { places: places().unwrap_or_default() }
+    }
+
+    /// What was used, where a group counts it; `otherwise` for the rest.
+    pub(super) fn usage(&self, otherwise: Usage) -> Usage {
+        usage_in(&self.places, otherwise)
+    }
+}
+
+fn usage_in(places: &[Place], otherwise: Usage) -> Usage {
+    let mut usage = otherwise;
+    for place in places {
+        let number = |file: &str| -> Option<u64> {
+            fs::read_to_string(place.dir.join(file)).ok()?.trim().parse().ok()
+        };
+        let field = |file: &str, name: &str| -> Option<u64> {
+            let text = fs::read_to_string(place.dir.join(file)).ok()?;
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+        };
+        let (peak, cpu, kills) = if place.hierarchy.unified {
+            let cpu = field("cpu.stat", "usage_usec").map(Duration::from_micros);
+            (number("memory.peak"), cpu, field("memory.events", "oom_kill"))
+        } else {
+            let cpu = number("cpuacct.usage").map(Duration::from_nanos);
+            (number("memory.max_usage_in_bytes"), cpu, field("memory.oom_control", "oom_kill"))
+        };
+        usage.peak_memory_bytes = peak.unwrap_or(usage.peak_memory_bytes);
+        usage.cpu = cpu.unwrap_or(usage.cpu);
+        usage.oom_kills = kills.unwrap_or(usage.oom_kills);
+    }
+    usage
 }
 
 impl Drop for Group {
@@ -201,7 +251,7 @@ impl Drop for Group {
 pub(super) fn doors_of(pid: i32) -> io::Result<Vec<String>> {
     let Ok(own) = Layout::of_machine() else { return Ok(Vec::new()) };
     let theirs = Layout::of_process(pid)?;
-    Ok(theirs.differing(&own).map(|dir| dir.join("cgroup.procs").display().to_string()).collect())
+    Ok(theirs.differing(&own).map(|(_, dir)| dir.join("cgroup.procs").display().to_string()).collect())
 }
 
 /// Has this process join the groups, and makes them the root of what it sees.
@@ -216,37 +266,6 @@ pub(super) fn join(doors: &[String]) -> Result<(), ExecError> {
     sys::unshare(UnshareFlags::NEWCGROUP).map_err(ExecError::start("cgroup namespace"))
 }
 
-/// A file of a group and what to write to it.
-struct Setting {
-    /// As the user knows it.
-    option: &'static str,
-    file: &'static str,
-    value: String,
-    /// Kernels without it hold nobody to it, and that is all right.
-    optional: bool,
-}
-
-impl Setting {
-    fn write(&self, dir: &Path) -> Result<(), ExecError> {
-        match fs::write(dir.join(self.file), &self.value) {
-            Ok(()) => Ok(()),
-            Err(_) if self.optional => Ok(()),
-            Err(error) => {
-                let setting = format!("{} ({} = {})", self.option, self.file, self.value);
-                Err(ExecError::BadSetting { setting, reason: reason(&error) })
-            }
-        }
-    }
-}
-
-fn reason(error: &io::Error) -> String {
-    match Errno::from_io_error(error) {
-        Some(Errno::NOENT) => "this kernel does not have it".to_owned(),
-        Some(Errno::INVAL) => "the kernel does not take the value".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
 fn no_groups(error: io::Error) -> ExecError {
     ExecError::BadSetting {
         setting: "a limit".to_owned(),
@@ -257,148 +276,4 @@ fn no_groups(error: io::Error) -> ExecError {
 fn unusable(dir: &Path, error: io::Error) -> ExecError {
     let reason = format!("the control group {} cannot be used: {error}", dir.display());
     ExecError::BadSetting { setting: "a limit".to_owned(), reason }
-}
-
-/// The period over which processor time is shared out, in microseconds: the kernel's default.
-const PERIOD: u64 = 100_000;
-
-/// Which settings go to which hierarchy. Memory and processor time are counted wherever a group is
-/// made at all.
-fn assign<'a>(
-    layout: &'a Layout,
-    wanted: &Resources,
-) -> Result<Vec<(&'a Hierarchy, Vec<Setting>)>, ExecError> {
-    let mut assigned: Vec<(&Hierarchy, Vec<Setting>)> = Vec::new();
-    for controller in Controller::ALL {
-        let needed = is_needed(wanted, controller);
-        let hierarchy = match layout.with(controller) {
-            Some(hierarchy) => hierarchy,
-            None if needed.is_none() => continue,
-            None => {
-                let setting = needed.unwrap_or_default().to_owned();
-                let reason = format!("this machine has no control groups for {}", controller.name());
-                return Err(ExecError::BadSetting { setting, reason });
-            }
-        };
-        // Counting alone is no reason to join another hierarchy, but for memory and time.
-        let counts = matches!(controller, Controller::Memory | Controller::CpuTime);
-        if needed.is_none() && !counts {
-            continue;
-        }
-        let settings =
-            if hierarchy.unified { unified(wanted, controller) } else { split(wanted, controller) };
-        match assigned.iter_mut().find(|(known, _)| known.mount == hierarchy.mount) {
-            Some((_, known)) => known.extend(settings),
-            None => assigned.push((hierarchy, settings)),
-        }
-    }
-    Ok(assigned)
-}
-
-/// The option that needs this controller, if one was given.
-fn is_needed(wanted: &Resources, controller: Controller) -> Option<&'static str> {
-    let given = match controller {
-        Controller::Memory => (wanted.memory_bytes.is_some(), "--memory"),
-        Controller::Cpu if wanted.cpu_millionths.is_some() => (true, "--cpus"),
-        Controller::Cpu => (wanted.cpu_shares.is_some(), "--cpu-shares"),
-        Controller::CpuSet => (wanted.cpus.is_some() || wanted.memory_nodes.is_some(), "--cpuset-cpus"),
-        Controller::Pids => (wanted.pids.is_some(), "--pids-limit"),
-        Controller::Io => (wanted.io_weight.is_some(), "--blkio-weight"),
-        Controller::CpuTime => (false, ""),
-    };
-    given.0.then_some(given.1)
-}
-
-fn quota(millionths: u64) -> u64 {
-    // The kernel takes no quota below a millisecond.
-    (millionths * PERIOD / 1_000_000).max(1000)
-}
-
-/// Version 2.
-fn unified(wanted: &Resources, controller: Controller) -> Vec<Setting> {
-    let set = |option, file, value: String| Setting { option, file, value, optional: false };
-    match controller {
-        Controller::Memory => {
-            let Some(memory) = wanted.memory_bytes else { return Vec::new() };
-            let swap = wanted.swap_bytes.unwrap_or(memory).to_string();
-            vec![
-                set("--memory", "memory.max", memory.to_string()),
-                // Kernels without swap accounting have no such file.
-                Setting {
-                    optional: wanted.swap_bytes.is_none(),
-                    ..set("--memory-swap", "memory.swap.max", swap)
-                },
-            ]
-        }
-        Controller::Cpu => {
-            let time = wanted
-                .cpu_millionths
-                .map(|time| set("--cpus", "cpu.max", format!("{} {PERIOD}", quota(time))));
-            let shares = wanted.cpu_shares.map(|shares| {
-                // 2 to 262144 become 1 to 10000, as every runtime does it.
-                let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
-                set("--cpu-shares", "cpu.weight", weight.to_string())
-            });
-            time.into_iter().chain(shares).collect()
-        }
-        Controller::CpuSet => cpu_sets(wanted),
-        Controller::Pids => pids(wanted),
-        Controller::Io => {
-            let weight = |weight: u64| 1 + (weight.clamp(10, 1000) - 10) * 9999 / 990;
-            let weight = wanted.io_weight.map(weight);
-            weight.map(|weight| set("--blkio-weight", "io.weight", weight.to_string())).into_iter().collect()
-        }
-        Controller::CpuTime => Vec::new(),
-    }
-}
-
-/// Version 1.
-fn split(wanted: &Resources, controller: Controller) -> Vec<Setting> {
-    let set = |option, file, value: String| Setting { option, file, value, optional: false };
-    match controller {
-        Controller::Memory => {
-            let Some(memory) = wanted.memory_bytes else { return Vec::new() };
-            // One limit for both together, which must not be below the first at any time.
-            let both = memory.saturating_add(wanted.swap_bytes.unwrap_or(memory)).to_string();
-            vec![
-                set("--memory", "memory.limit_in_bytes", memory.to_string()),
-                Setting {
-                    optional: wanted.swap_bytes.is_none(),
-                    ..set("--memory-swap", "memory.memsw.limit_in_bytes", both)
-                },
-            ]
-        }
-        Controller::Cpu => {
-            let time = wanted.cpu_millionths.map(|time| {
-                [
-                    set("--cpus", "cpu.cfs_period_us", PERIOD.to_string()),
-                    set("--cpus", "cpu.cfs_quota_us", quota(time).to_string()),
-                ]
-            });
-            let shares =
-                wanted.cpu_shares.map(|shares| set("--cpu-shares", "cpu.shares", shares.to_string()));
-            time.into_iter().flatten().chain(shares).collect()
-        }
-        Controller::CpuSet => cpu_sets(wanted),
-        Controller::Pids => pids(wanted),
-        Controller::Io => {
-            let weight = wanted.io_weight.map(|weight| weight.to_string());
-            weight.map(|weight| set("--blkio-weight", "blkio.bfq.weight", weight)).into_iter().collect()
-        }
-        Controller::CpuTime => Vec::new(),
-    }
-}
-
-fn cpu_sets(wanted: &Resources) -> Vec<Setting> {
-    let set = |option, file, value: &Option<String>| {
-        value.clone().map(|value| Setting { option, file, value, optional: false })
-    };
-    let cpus = set("--cpuset-cpus", "cpuset.cpus", &wanted.cpus);
-    cpus.into_iter().chain(set("--cpuset-mems", "cpuset.mems", &wanted.memory_nodes)).collect()
-}
-
-fn pids(wanted: &Resources) -> Vec<Setting> {
-    let pids = wanted.pids.map(|pids| pids.to_string());
-    let setting = |value| Setting { option: "--pids-limit", file: "pids.max", value, optional: false };
-    pids.map(setting).into_iter().collect()
 }

@@ -40,6 +40,10 @@ pub(super) struct Task {
     pub(super) runtime: Option<super::oci::Runtime>,
     /// The container's address; `None`: no network of its own.
     pub(super) lease: Option<super::net::Lease>,
+    /// The network namespace that comes along is up already.
+    pub(super) network_is_up: bool,
+    /// Give the network namespace back, if it is as good as new.
+    pub(super) network_back: bool,
     /// Who gives a user's container its network.
     pub(super) user_network: Option<super::user_net::UserNetwork>,
 }
@@ -53,7 +57,8 @@ pub(super) enum Report {
     Owners(u32, u32),
     /// The program runs, as this process of the host.
     Started(i32),
-    /// The process ended.
+    /// The process ended. The network namespace follows with this message where it was asked for and
+    /// can be used again.
     Ended(Exit, Usage),
     Failed(Failure),
 }

@@ -8,7 +8,6 @@ use rustix::mount::MountAttrFlags;
 use super::channel::Task;
 use super::mounts::{SAFE, attach_aside, clone_tree, new_mount};
 use super::sys;
-use super::user_net::UserNetwork;
 use crate::{ExecError, Network, ProcessSpec, Resolver};
 
 /// `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`, each as a read-only mount.
@@ -92,8 +91,8 @@ fn reachable(text: &str) -> String {
 
 fn resolver_of(task: &Task) -> String {
     match &task.user_network {
-        Some(network) if task.spec.resolver == Resolver::default() => UserNetwork::resolver(network),
-        _ => resolver(&task.spec),
+        Some(network) => changed(&network.resolver(), &task.spec.resolver),
+        None => resolver(&task.spec),
     }
 }
 

@@ -43,12 +43,12 @@ impl Linux {
             None => Vec::new(),
         };
         let task = Task { groups, ..self.task(spec, &stdio, true)? };
-        Ok(self.launch(&task, Handles::from(container), stdio, cancel)?.exit)
+        Ok(self.launch(&task, Handles::from(container), stdio, cancel)?.0.exit)
     }
 }
 
 /// The process that a pidfd stands for (proc_pid_fdinfo(5)); `None`: it has ended.
-fn process_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+pub(super) fn process_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
     (pid > 0).then_some(pid)

@@ -1,5 +1,6 @@
 //! The Linux executor.
 
+mod authorities;
 mod bridges;
 mod cgroup;
 mod channel;
@@ -26,11 +27,14 @@ mod seccomp;
 mod start;
 mod subnet;
 mod sys;
+mod used_net;
 mod user;
 mod user_net;
 mod userns;
 
+pub use authorities::{Authorities, AuthorityError};
 pub use bridges::{Bridge, free_subnet, is_subnet_routed};
+pub use cgroup::MoreGroups;
 pub use etc::host_resolver;
 pub use inputs::check_mount_target;
 pub use limits::check_sysctl;

@@ -5,17 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::unistd::ForkResult;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, waitpid,
-};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, waitpid};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::channel::{Report, Task, receive, report};
 use super::init::{self, Inside};
 use super::paths::Created;
 use super::start::{HELPER_NAME, read_task};
-use super::user_net::UserNetwork;
-use super::{join, net, oci, sys};
+use super::user_net::Served;
+use super::{join, net, oci, sys, used_net};
 use crate::{ExecError, Exit, Network, Usage};
 
 /// How long a process may take to end after `SIGTERM`, before `SIGKILL`.
@@ -42,8 +40,11 @@ struct Helper {
 }
 
 fn help() -> i32 {
+    // What the caller ignores is nothing to the container; an ignored SIGCHLD would hide its end, too.
+    sys::default_signals();
     // Executed by way of a descriptor, it would be called by that one's number.
     let _ = rustix::thread::set_name(c"kiln-init");
+    let _ = std::env::set_current_dir("/");
     let socket = sys::take_stdin();
     // Off the standard streams, which process 1 gets anew.
     let Ok(moved) = rustix::io::fcntl_dupfd_cloexec(&socket, 10) else { return 1 };
@@ -64,7 +65,11 @@ fn help() -> i32 {
     }
     let helper = Helper { socket, root, inputs, network, task };
     match helper.run([stdin, stdout, stderr]) {
-        Ok((exit, usage)) => report(&helper.socket, &Report::Ended(exit, usage), &[]),
+        Ok((exit, usage)) => {
+            let network = helper.task.network_back.then(used_net::give_back).flatten();
+            let fds: Vec<_> = network.iter().map(AsFd::as_fd).collect();
+            report(&helper.socket, &Report::Ended(exit, usage), &fds);
+        }
         Err(error) => report(&helper.socket, &Report::Failed(error.into()), &[]),
     }
     0
@@ -93,28 +98,17 @@ impl Helper {
             drop(started_write);
             return Ok((self.watch(child, started_read)?, Usage::default()));
         }
-        // A socket stays in the network namespace it was opened in: this one is the host's.
-        let host_network = match &self.task.lease {
-            Some(_) => Some(net::HostSide::open()?),
-            None => None,
-        };
         // Mounts are process 1's own affair: its mount namespace goes when it does, and the tree
         // is bare again for the clean-up here.
         if let Some(runtime) = &self.task.runtime {
-            return self.run_by(runtime, host_network, streams);
+            return self.run_by(runtime, streams);
         }
         let mut namespaces = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWPID;
         if self.task.groups.is_empty() {
             // Else process 1 does so itself, once it is where its root is to be.
             namespaces |= UnshareFlags::NEWCGROUP;
         }
-        // It serves the namespace from outside, and so makes it.
-        let user_network = self.task.user_network.as_ref().map(UserNetwork::start).transpose()?;
-        if user_network.is_none() {
-            namespaces |= self.network_namespace()?;
-        }
-        sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
-        self.connect(host_network)?;
+        let user_network = self.enter(namespaces)?;
         let (created_read, created_write) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(ExecError::start("pipe"))?;
 
@@ -145,38 +139,53 @@ impl Helper {
     }
 
     /// Has another runtime run the container.
-    fn run_by(
-        &self,
-        runtime: &oci::Runtime,
-        host_network: Option<net::HostSide>,
-        streams: [OwnedFd; 3],
-    ) -> Result<(Exit, Usage), ExecError> {
-        let user_network = self.task.user_network.as_ref().map(UserNetwork::start).transpose()?;
-        let namespaces = match &user_network {
-            Some(_) => UnshareFlags::empty(),
-            None => self.network_namespace()?,
-        };
-        if !namespaces.is_empty() {
-            sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
-        }
-        self.connect(host_network)?;
+    fn run_by(&self, runtime: &oci::Runtime, streams: [OwnedFd; 3]) -> Result<(Exit, Usage), ExecError> {
+        let user_network = self.enter(UnshareFlags::empty())?;
         let (root, socket) = (self.root.as_fd(), self.socket.as_fd());
         let container = oci::start(&self.task, runtime, root, &self.inputs, socket, streams)?;
         if self.task.managed {
             report(&self.socket, &Report::Started(container.process.as_raw_nonzero().get()), &[]);
         }
         let exit = self.watch(container.process, None);
+        let (cpu, peak_memory_bytes) = sys::children_usage();
+        let usage = container.usage(Usage { cpu, peak_memory_bytes, oom_kills: 0 });
         container.delete();
         drop(user_network);
-        let (cpu, peak_memory_bytes) = sys::children_usage();
-        Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
+        Ok((exit?, usage))
+    }
+
+    /// Moves this process into these namespaces and into the network that its task says, which is up
+    /// then. What is returned serves that network for as long as it is held.
+    fn enter(&self, mut namespaces: UnshareFlags) -> Result<Option<Served>, ExecError> {
+        if let Some(user_network) = &self.task.user_network {
+            // It serves the namespace from outside, and so makes it.
+            let served = user_network.start()?;
+            if !namespaces.is_empty() {
+                sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
+            }
+            return Ok(Some(served));
+        }
+        // A socket stays in the network namespace it was opened in: this one is the host's.
+        let unconnected = self.task.lease.as_ref().filter(|_| !self.task.network_is_up);
+        let host_network = unconnected.map(|_| net::HostSide::open()).transpose()?;
+        namespaces |= self.network_namespace()?;
+        if !namespaces.is_empty() {
+            sys::unshare(namespaces).map_err(ExecError::start("unshare"))?;
+        }
+        match (&host_network, &self.task.lease) {
+            (Some(host), Some(lease)) => host.connect(lease)?,
+            _ if self.task.network_is_up => {}
+            _ if matches!(self.task.spec.network, Network::Host | Network::Given) => {}
+            _ => net::loopback_up()?,
+        }
+        Ok(None)
     }
 
     /// Enters the network namespace that was given; else says whether there is to be a new one.
     fn network_namespace(&self) -> Result<UnshareFlags, ExecError> {
         match (self.task.spec.network, &self.network) {
             (Network::Host, _) => Ok(UnshareFlags::empty()),
-            (Network::Given, Some(network)) => {
+            (_, Some(network)) => {
                 move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
                     .map_err(ExecError::start("enter the network namespace"))?;
                 Ok(UnshareFlags::empty())
@@ -185,21 +194,19 @@ impl Helper {
         }
     }
 
-    /// Brings the network up in the namespace that this process is in now.
-    fn connect(&self, host_network: Option<net::HostSide>) -> Result<(), ExecError> {
-        match (&host_network, &self.task.lease) {
-            (Some(host), Some(lease)) => host.connect(lease),
-            _ if matches!(self.task.spec.network, Network::Host | Network::Given) => Ok(()),
-            _ => net::loopback_up(),
-        }
-    }
-
     /// Waits for process 1. Ends it when the caller asks, and at once when the caller is gone.
     /// `started` ends when the program runs: process 1's copy of the other end closes with `execve`.
     fn watch(&self, child: Pid, mut started: Option<OwnedFd>) -> Result<Exit, ExecError> {
         let pidfd = pidfd_open(child, PidfdFlags::empty()).map_err(ExecError::start("pidfd_open"))?;
         let mut timeout: Option<Timespec> = None;
-        let mut listening = true;
+        let (mut listening, mut unwanted) = (true, false);
+        // What was asked to end takes along what it has started: a container's processes go with process 1,
+        // those of a joined process with its group, of which it was made the leader.
+        let send = |signal| {
+            if !self.task.join || sys::signal_group(child, signal).is_err() {
+                let _ = sys::signal_by_fd(pidfd.as_fd(), signal);
+            }
+        };
         loop {
             let socket_flags = if listening { PollFlags::IN } else { PollFlags::empty() };
             let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&self.socket, socket_flags)];
@@ -217,20 +224,25 @@ impl Helper {
                 report(&self.socket, &Report::Started(child.as_raw_nonzero().get()), &[]);
             }
             if ended {
+                if unwanted {
+                    // Before the leader is waited for: until then the group's number is nobody else's.
+                    send(libc::SIGKILL);
+                }
                 return wait(child);
             }
             if ready == 0 {
                 // The grace period is over.
-                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                send(libc::SIGKILL);
                 timeout = None;
             } else if listening && told {
+                unwanted = true;
                 match receive(self.socket.as_fd()) {
                     Ok(Some(_)) => {
-                        let _ = sys::signal_by_fd(pidfd.as_fd(), self.task.spec.stop_signal);
+                        send(self.task.spec.stop_signal);
                         timeout = Some(GRACE);
                     }
                     Ok(None) | Err(_) => {
-                        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+                        send(libc::SIGKILL);
                         listening = false;
                     }
                 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::OnceLock;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
@@ -20,6 +20,7 @@ use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
 use super::pty::Terminal;
 use super::seccomp::{Compiled, Program, Seccomp};
+use super::used_net::{self, UsedNetwork, UsedNetworks};
 use super::user_net::UserNetwork;
 use super::userns::{self, Ids};
 use super::{cgroup, chown, mounts, oci, seccomp, sys};
@@ -38,10 +39,12 @@ pub struct Linux {
     program: PathBuf,
     /// The helper's program as a read-only mount; see [`read_only_copy`].
     guarded: OnceLock<Option<OwnedFd>>,
-    groups: cgroup::Groups,
+    pub(super) groups: cgroup::Groups,
     /// Bridge and address translation, looked after once.
     bridge: OnceLock<net::Bridge>,
     filters: Compiled,
+    /// Network namespaces for the next processes.
+    networks: UsedNetworks,
     /// Another program that runs the processes; `None`: kiln itself does.
     runtime: Option<PathBuf>,
 }
@@ -91,6 +94,7 @@ impl Linux {
             groups,
             bridge: OnceLock::new(),
             filters: Compiled::default(),
+            networks: UsedNetworks::default(),
             runtime: None,
         })
     }
@@ -181,7 +185,6 @@ impl Streams {
                 ([null(OFlags::RDONLY)?, out_write, err_write], ours)
             }
             Stdio::Output => ([null(OFlags::RDONLY)?, dup(stdout)?, dup(stderr)?], Vec::new()),
-            Stdio::Inherit => ([dup(io::stdin())?, dup(stdout)?, dup(stderr)?], Vec::new()),
             // Taken: the caller's copy of a pipe's end would keep it open.
             Stdio::Managed(Managed { streams, .. }) if streams.is_some() => {
                 (streams.take().expect("just looked"), Vec::new())
@@ -197,7 +200,7 @@ impl Streams {
 impl Executor for Linux {
     fn run(
         &self,
-        handles: Handles,
+        mut handles: Handles,
         spec: &ProcessSpec,
         stdio: Stdio<'_>,
         cancel: &Cancel,
@@ -213,20 +216,39 @@ impl Executor for Linux {
             }
             None => None,
         };
+        let managed = matches!(stdio, Stdio::Managed(_));
+        let user_network = self.user_network(spec);
+        // A container's network is its own for as long as there is the container.
+        let network_back =
+            !managed && runtime.is_none() && user_network.is_none() && used_net::leaves_unchanged(spec);
+        let used = if network_back { self.networks.take(spec.network) } else { None };
+        let network_is_up = used.is_some();
+        let leased = match used {
+            Some(UsedNetwork { namespace, leased }) => {
+                handles.network = Some(namespace);
+                leased
+            }
+            None => self.network(spec)?,
+        };
         // The address is somebody else's only after the helper is gone.
-        let (lease, _address) = self.network(spec)?.unzip();
+        let (lease, address) = leased.unzip();
         // A runtime makes its own group.
         let resources = spec.resources.as_ref().filter(|_| runtime.is_none());
-        let group = resources.map(|wanted| self.groups.make(wanted)).transpose()?;
+        let group = resources.map(|wanted| self.groups.make(wanted, managed)).transpose()?;
         let task = Task {
             inputs: handles.inputs.len(),
             groups: group.as_ref().map(cgroup::Group::doors).unwrap_or_default(),
             lease,
             runtime,
-            user_network: self.user_network(spec),
+            network_is_up,
+            network_back,
+            user_network,
             ..self.task(spec, &stdio, false)?
         };
-        let mut finished = self.launch(&task, handles, stdio, cancel)?;
+        let (mut finished, namespace) = self.launch(&task, handles, stdio, cancel)?;
+        if let Some(namespace) = namespace {
+            self.networks.put(UsedNetwork { namespace, leased: lease.zip(address) });
+        }
         if let Some(group) = group {
             finished.usage = group.usage(finished.usage);
         }
@@ -253,26 +275,30 @@ impl Linux {
             filter: self.filters.program(spec)?.map(|program| (*program).clone()),
             runtime: None,
             lease: None,
+            network_is_up: false,
+            network_back: false,
             user_network: None,
         })
     }
 
-    /// Starts the helper with its task and waits for the end.
+    /// Starts the helper with its task and waits for the end; with the network namespace that it gives
+    /// back.
     pub(super) fn launch(
         &self,
         task: &Task,
         handles: Handles,
         mut stdio: Stdio<'_>,
         cancel: &Cancel,
-    ) -> Result<Finished, ExecError> {
+    ) -> Result<(Finished, Option<OwnedFd>), ExecError> {
         let Streams { theirs, ours } = Streams::for_stdio(&mut stdio)?;
         let (here, there) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(ExecError::start("socketpair"))?;
+        // Nothing that would make the standard library fork this process, which is costly for a large one:
+        // what is said here, posix_spawn(3) can do.
         let mut child = Command::new(self.helper())
             .arg0(HELPER_NAME)
             .env_clear()
-            .current_dir("/")
             .stdin(there)
             .stdout(null(OFlags::WRONLY)?)
             .stderr(null(OFlags::WRONLY)?)
@@ -281,12 +307,13 @@ impl Linux {
         let sent = send_task(&here, task, &handles, &theirs);
         // Only the container may hold the writing ends, or the reading ones never see the end.
         drop((theirs, handles));
-        let outcome =
-            sent.and_then(|()| follow(&here, ours, stdio, task.lease.as_ref().map(Lease::address), cancel));
+        let streams = Followed { streams: ours, abandoned: task.join };
+        let address = task.lease.as_ref().map(Lease::address);
+        let outcome = sent.and_then(|()| follow(&here, streams, stdio, address, cancel));
         drop(here);
         finish(&mut child);
         match outcome {
-            Err(_) | Ok(Finished { exit: Exit::Signal(_), .. }) if cancel.is_cancelled() => {
+            Err(_) | Ok((Finished { exit: Exit::Signal(_), .. }, _)) if cancel.is_cancelled() => {
                 Err(ExecError::Cancelled)
             }
             other => other,
@@ -329,19 +356,34 @@ fn write_task(task: &Task) -> Result<OwnedFd, ExecError> {
     Ok(file.into())
 }
 
+const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// Output to read.
+struct Followed {
+    streams: Vec<(Stream, OwnedFd)>,
+    /// Processes that hold the writing ends may live on after the one that was started: then what there is
+    /// at its end is all.
+    abandoned: bool,
+}
+
+/// At most so much is read after the end: as much as pipes hold, and no more from whoever goes on writing.
+const LAST_BYTES: usize = 1 << 20;
+
 /// Carries output and waits for the helper's last word.
 fn follow(
     socket: &OwnedFd,
-    mut streams: Vec<(Stream, OwnedFd)>,
+    Followed { mut streams, abandoned }: Followed,
     mut stdio: Stdio<'_>,
     address: Option<Ipv4Addr>,
     cancel: &Cancel,
-) -> Result<Finished, ExecError> {
-    let mut outcome: Option<Result<Finished, ExecError>> = None;
+) -> Result<(Finished, Option<OwnedFd>), ExecError> {
+    let mut outcome = None;
     let mut asked_to_stop = false;
     let (mut terminal, mut master) = (None::<Terminal>, None);
     let mut buffer = vec![0; 64 << 10];
+    let mut left = LAST_BYTES;
     while outcome.is_none() || !streams.is_empty() {
+        let last = abandoned && outcome.is_some();
         let mut fds: Vec<PollFd<'_>> = vec![];
         let cancel_flags = if asked_to_stop { PollFlags::empty() } else { PollFlags::IN };
         fds.push(PollFd::from_borrowed_fd(cancel.as_fd(), cancel_flags));
@@ -352,12 +394,16 @@ fn follow(
         if let Some(terminal) = &terminal {
             fds.extend(terminal.poll_fds());
         }
-        match poll(&mut fds, None) {
+        let count = match poll(&mut fds, last.then_some(&NO_TIME)) {
             Err(Errno::INTR) => continue,
             other => other.map_err(ExecError::start("poll"))?,
         };
         let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
         drop(fds);
+        if last && (count == 0 || left < buffer.len()) {
+            break;
+        }
+        left -= if last { buffer.len() } else { 0 };
 
         if !ready[0].is_empty() && !asked_to_stop {
             asked_to_stop = true;
@@ -392,7 +438,9 @@ fn follow(
                         }
                     }
                     Ok(Report::Terminal) => terminal = fds.into_iter().next().map(Terminal::join),
-                    Ok(Report::Ended(exit, usage)) => outcome = Some(Ok(Finished { exit, usage })),
+                    Ok(Report::Ended(exit, usage)) => {
+                        outcome = Some(Ok((Finished { exit, usage }, fds.into_iter().next())));
+                    }
                     Ok(Report::Failed(failure)) => outcome = Some(Err(failure.into())),
                     Err(_) => outcome = Some(Err(ExecError::HelperDied)),
                 },

@@ -3,6 +3,7 @@
 mod harness;
 mod join;
 mod mounts;
+mod network;
 mod process;
 mod seccomp;
 mod settings;

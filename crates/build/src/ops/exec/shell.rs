@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use kiln_executor::{Exit, Handles, Stdio};
+use kiln_executor::{ExecError, Exit, Handles, Managed, Relay, Stdio};
 use kiln_layer::beneath;
 use kiln_llb as llb;
 use kiln_oci::SnapshotId;
@@ -136,9 +136,19 @@ impl BuildOp {
             let term = std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
             spec.env.push(("TERM".to_owned(), term));
         }
-        let handles = Handles { root, inputs: mounts.take_handles(), network: None };
-        let stdio = if shell.terminal { Stdio::Terminal } else { Stdio::Inherit };
-        let finished = engine.executor.run(handles, &spec, stdio, self.shared.cancel.processes())?;
+        let mut handles = Handles { root, inputs: mounts.take_handles(), network: None };
+        self.shared.steps.authorities.give(&mut spec, &mut handles)?;
+        let cancel = self.shared.cancel.processes();
+        let finished = if shell.terminal {
+            engine.executor.run(handles, &spec, Stdio::Terminal, cancel)?
+        } else {
+            let (streams, relay) = Relay::of_standard_streams(true)
+                .map_err(|source| ExecError::Start { step: "standard streams".to_owned(), source })?;
+            let managed = Managed { streams: Some(streams), started: &mut |_| {} };
+            let finished = engine.executor.run(handles, &spec, Stdio::Managed(managed), cancel);
+            relay.finish();
+            finished?
+        };
         drop((mounts, lent));
         *shell.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(finished.exit);
         Ok(Tree::Empty)

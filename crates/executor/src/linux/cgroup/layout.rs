@@ -16,16 +16,19 @@ pub(super) enum Controller {
     CpuSet,
     Pids,
     Io,
+    /// Version 1's alone: in version 2 every group can be held.
+    Freezer,
 }
 
 impl Controller {
-    pub(super) const ALL: [Controller; 6] = [
+    pub(super) const ALL: [Controller; 7] = [
         Controller::Memory,
         Controller::Cpu,
         Controller::CpuTime,
         Controller::CpuSet,
         Controller::Pids,
         Controller::Io,
+        Controller::Freezer,
     ];
 
     /// Version 1's name.
@@ -37,6 +40,7 @@ impl Controller {
             Controller::CpuSet => "cpuset",
             Controller::Pids => "pids",
             Controller::Io => "blkio",
+            Controller::Freezer => "freezer",
         }
     }
 
@@ -84,12 +88,12 @@ impl Layout {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string(groups)?))
     }
 
-    /// The directories of the groups that are not those of `other`.
-    pub(super) fn differing(&self, other: &Self) -> impl Iterator<Item = PathBuf> {
+    /// The groups that are not those of `other`, with their directories.
+    pub(super) fn differing(&self, other: &Self) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
         let differs = |hierarchy: &&Hierarchy| {
             !other.0.iter().any(|known| known.mount == hierarchy.mount && known.own == hierarchy.own)
         };
-        self.0.iter().filter(differs).map(|hierarchy| hierarchy.mount.join(&hierarchy.own))
+        self.0.iter().filter(differs).map(|hierarchy| (hierarchy, hierarchy.mount.join(&hierarchy.own)))
     }
 
     /// From the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.
@@ -130,6 +134,12 @@ impl Layout {
             }
         }
         Self(found)
+    }
+
+    /// The group that a process is in, whose layout this is, in the hierarchy of another layout.
+    pub(super) fn group_in(&self, hierarchy: &Hierarchy) -> Option<PathBuf> {
+        let same = self.0.iter().find(|known| known.mount == hierarchy.mount)?;
+        (same.own != hierarchy.own).then(|| same.mount.join(&same.own))
     }
 
     /// The hierarchy that has a controller. On a hybrid machine each is in one of them only.
@@ -178,11 +188,15 @@ impl Hierarchy {
         if self.unified {
             dirs.into_iter().try_for_each(|dir| self.hand_down(&dir))
         } else {
-            if self.controllers.iter().any(|name| name == "cpuset") {
+            if self.has_version_1_cpu_sets() {
                 dirs.skip(1).try_for_each(|dir| inherit_cpu_sets(&dir))?;
             }
             Ok(())
         }
+    }
+
+    pub(super) fn has_version_1_cpu_sets(&self) -> bool {
+        !self.unified && self.controllers.iter().any(|name| name == "cpuset")
     }
 
     /// Version 2: has a group's children get the controllers it has.

@@ -1,5 +1,6 @@
 //! Layouts as texts, version 2 on a directory that is none, and this machine's own groups.
 
+use super::layout::Controller;
 use super::*;
 
 fn layout(mounts: &str, own: &str) -> Layout {
@@ -30,13 +31,13 @@ fn each_controller_is_found_in_its_hierarchy() {
 fn a_limit_without_its_controller_is_an_error_that_names_it() {
     let layout = layout(HYBRID, OWN);
     let wanted = Resources { io_weight: Some(100), ..Resources::default() };
-    let error = assign(&layout, &wanted).err().unwrap().to_string();
+    let error = Wanted { limits: &wanted, freezable: false }.assign(&layout).err().unwrap().to_string();
     assert!(error.contains("--blkio-weight") && error.contains("blkio"), "{error}");
 }
 
 fn settings(layout: &Layout, wanted: &Resources) -> String {
     let mut lines = String::new();
-    for (hierarchy, settings) in assign(layout, wanted).unwrap() {
+    for (hierarchy, settings) in (Wanted { limits: wanted, freezable: false }).assign(layout).unwrap() {
         for setting in settings {
             let place = hierarchy.mount.file_name().unwrap().to_string_lossy();
             lines.push_str(&format!("{place} {} {}\n", setting.file, setting.value));
@@ -50,7 +51,9 @@ fn all_limits() -> Resources {
         parent: None,
         memory_bytes: Some(64 << 20),
         swap_bytes: None,
+        memory_reservation_bytes: None,
         cpu_millionths: Some(1_500_000),
+        cpu_period_micros: None,
         cpu_shares: Some(512),
         cpus: Some("0".to_owned()),
         memory_nodes: None,
@@ -92,7 +95,7 @@ fn version_2_is_written_its_way() {
          unified cpu.weight 20\nunified cpuset.cpus 0\nunified pids.max 50\nunified io.weight 4950\n"
     );
     let groups = Groups::new(dir.path());
-    let group = groups.make_in(&layout, &wanted).unwrap();
+    let group = groups.make_in(&layout, &Wanted { limits: &wanted, freezable: true }).unwrap();
     let doors = group.doors();
     let unified = dir.path().join("unified");
     assert!(
@@ -110,6 +113,64 @@ fn version_2_is_written_its_way() {
     let usage = group.usage(Usage { peak_memory_bytes: 1, ..Usage::default() });
     let expected = Usage { cpu: Duration::from_micros(1500), peak_memory_bytes: 4096, oom_kills: 2 };
     assert_eq!(usage, expected);
+}
+
+#[test]
+fn what_others_use_is_not_counted_and_what_cannot_be_told_is_left_as_it_was() {
+    // This process is in its own groups only.
+    let own = Counted::of_process(std::process::id().try_into().unwrap());
+    let otherwise = Usage { peak_memory_bytes: 7, oom_kills: 0, ..Usage::default() };
+    assert_eq!(own.usage(otherwise), otherwise);
+    assert_eq!(Counted::of_process(i32::MAX).usage(otherwise), otherwise);
+    // Version 1, where the runtime put its process.
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().display();
+    let mounts = format!("36 30 0:32 / {mount} rw - cgroup cgroup rw,memory\n");
+    let theirs = layout(&mounts, "5:memory:/kiln/x\n");
+    let inside = dir.path().join("kiln/x");
+    fs::create_dir_all(&inside).unwrap();
+    fs::write(inside.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n").unwrap();
+    let differing = |other: &str| theirs.differing(&layout(&mounts, other)).count();
+    assert_eq!((differing("5:memory:/\n"), differing("5:memory:/kiln/x\n")), (1, 0));
+    let hierarchy = theirs.with(Controller::Memory).unwrap().clone();
+    let counted = Counted { places: vec![Place { hierarchy, dir: inside }] };
+    assert_eq!(counted.usage(otherwise).oom_kills, 1);
+}
+
+#[test]
+fn limits_of_a_running_container_change_in_its_group_or_in_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let unified = dir.path().join("unified");
+    let own = fake_unified(&unified);
+    let mounts = format!("35 30 0:31 / {} rw - cgroup2 cgroup2 rw\n", unified.display());
+    let theirs = layout(&mounts, "0::/kiln/theirs\n");
+    fs::create_dir(unified.join("kiln/theirs")).unwrap();
+    let groups = Groups::new(dir.path());
+    let before = Resources { memory_bytes: Some(64 << 20), pids: Some(50), ..Resources::default() };
+    let wanted = Resources {
+        memory_bytes: Some(128 << 20),
+        memory_reservation_bytes: Some(16 << 20),
+        cpu_millionths: Some(500_000),
+        cpu_period_micros: Some(20_000),
+        ..Resources::default()
+    };
+    let made = groups.change((&own, &theirs), &before, &wanted).unwrap();
+    assert!(made.places.is_empty());
+    let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap();
+    let at = unified.join("kiln/theirs");
+    assert_eq!(read(&at, "memory.max"), "134217728");
+    assert_eq!(read(&at, "memory.swap.max"), "134217728");
+    assert_eq!(read(&at, "memory.low"), "16777216");
+    assert_eq!(read(&at, "cpu.max"), "10000 20000");
+    assert_eq!(read(&at, "pids.max"), "max");
+    // Nothing is written that stays as it is.
+    fs::remove_file(at.join("memory.max")).unwrap();
+    assert!(groups.change((&own, &theirs), &wanted, &wanted).unwrap().places.is_empty());
+    assert!(!at.join("memory.max").exists());
+    // One that has no group of its own gets one.
+    let made = groups.change((&own, &own), &Resources::default(), &wanted).unwrap();
+    assert_eq!(made.places.len(), 1);
+    assert_eq!(read(&made.places[0].dir, "memory.max"), "134217728");
 }
 
 #[test]

@@ -11,10 +11,8 @@ use crate::linux::channel::Task;
 use crate::linux::limits::OPEN_FILES;
 use crate::linux::mounts::{MASKED, READ_ONLY};
 use crate::linux::user::UserIds;
-use crate::{ProcessSpec, ResourceLimit, Resources, Security, SystemPaths};
-
-/// Time in which a processor's share is counted, in microseconds: the kernel's own choice.
-const PERIOD: u64 = 100_000;
+use crate::linux::userns::{self, Ids};
+use crate::{Network, ProcessSpec, ResourceLimit, Resources, Security, SystemPaths};
 
 /// What stands ready for a container.
 pub(super) struct Bundle {
@@ -101,7 +99,13 @@ impl Bundle {
             ),
             mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
             mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-            mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", writable]),
+            match spec.network {
+                // That of a network namespace which is not the user's own cannot be mounted anew.
+                Network::Host if userns::ids() != Ids::Host => {
+                    mount("/sys", "bind", "/sys", &["rbind", "rprivate", "nosuid", "noexec", "nodev", "ro"])
+                }
+                _ => mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", writable]),
+            },
         ];
         for shown in &self.shown {
             mounts.push(match shown {
@@ -142,16 +146,20 @@ fn linux(spec: &ProcessSpec, runtime: &Runtime, id: &str) -> Value {
             "gid": device.owner.1,
         })
     });
+    let has_group = userns::ids() == Ids::Host;
     let parent = spec.resources.as_ref().and_then(|wanted| wanted.parent.as_deref()).unwrap_or("kiln");
     let mut value = json!({
         "namespaces": namespaces,
         "sysctl": sysctls,
         "devices": devices.collect::<Vec<_>>(),
-        "resources": resources(spec),
-        "cgroupsPath": format!("/{}/{id}", parent.trim_matches('/')),
         "maskedPaths": if masked { &MASKED[..] } else { &[] },
         "readonlyPaths": if masked { &READ_ONLY[..] } else { &[] },
     });
+    // A user has none to make others below.
+    if has_group {
+        value["cgroupsPath"] = format!("/{}/{id}", parent.trim_matches('/')).into();
+        value["resources"] = resources(spec);
+    }
     if let Some(seccomp) = &runtime.seccomp {
         value["seccomp"] = seccomp.clone();
     }
@@ -175,9 +183,10 @@ fn resources(spec: &ProcessSpec) -> Value {
     });
     set(["memory", "limit"], wanted.memory_bytes.map(|bytes| whole(bytes).into()));
     set(["memory", "swap"], swap.map(Value::from));
-    if let Some(millionths) = wanted.cpu_millionths {
-        set(["cpu", "quota"], Some((millionths.saturating_mul(PERIOD) / 1_000_000).max(1000).into()));
-        set(["cpu", "period"], Some(PERIOD.into()));
+    set(["memory", "reservation"], wanted.memory_reservation_bytes.map(|bytes| whole(bytes).into()));
+    if let Some((quota, period)) = wanted.cpu_time() {
+        set(["cpu", "quota"], Some(quota.into()));
+        set(["cpu", "period"], Some(period.into()));
     }
     set(["cpu", "shares"], wanted.cpu_shares.map(Value::from));
     set(["cpu", "cpus"], wanted.cpus.clone().map(Value::from));
