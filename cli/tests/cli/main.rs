@@ -60,6 +60,7 @@ mod sandbox;
 mod save;
 mod shell;
 mod signals;
+mod solver;
 mod surroundings;
 mod toolkit_cp;
 mod toolkit_diff;
