@@ -22,6 +22,7 @@ use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::tree::Tree;
+use crate::why::{Reason, Why};
 use crate::{BuildError, BuildRequest, Engine, OpError};
 
 /// Follows a build; called from several threads.
@@ -32,6 +33,8 @@ pub trait Progress: Send + Sync {
     fn warning(&self, dockerfile: &Dockerfile, warning: &Diagnostic);
     /// Something happened to a step.
     fn event(&self, event: kiln_solver::Event);
+    /// The step at this position, which was started, runs for these reasons.
+    fn why(&self, _vertex: usize, _reasons: &[Reason]) {}
 }
 
 /// A finished build.
@@ -66,8 +69,23 @@ pub async fn build(
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
     let plan = plan(engine, request, &progress, cancel)?;
-    let solved = solve(&plan, plan.lowered.result, None, !request.no_cache, progress).await;
-    let Plan { lowered, dockerfile, shared, cache } = &plan;
+    let built = carry_out(engine, request, &plan, progress, cancel).await;
+    if let Some(why) = &plan.shared.why {
+        why.finish(built.as_ref());
+    }
+    built
+}
+
+/// Solves and delivers.
+async fn carry_out(
+    engine: &Engine,
+    request: &BuildRequest,
+    plan: &Plan,
+    progress: Arc<dyn Progress>,
+    cancel: &BuildCancel,
+) -> Result<Built, BuildError> {
+    let solved = solve(plan, plan.lowered.result, None, !request.no_cache, progress).await;
+    let Plan { lowered, dockerfile, shared, cache } = plan;
     let tree = match solved {
         Ok(tree) => tree,
         Err(error) => {
@@ -144,6 +162,7 @@ pub(crate) fn plan(
         sources: request.source_options(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
+        why: Why::new(engine.store.root(), request, &lowered, &dockerfile, progress.clone()),
     });
     let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone(), request.no_cache));
     Ok(Plan { lowered, dockerfile, shared, cache })
@@ -286,10 +305,16 @@ pub(crate) async fn solve(
     }
     progress.plan(&titles);
     let vertices = lowered.definition.vertices().iter().zip(&titles);
-    let events: EventSink = Arc::new(move |event| progress.event(event));
+    let why = shared.why.clone();
+    let events: EventSink = Arc::new(move |event| {
+        if let Some(why) = &why {
+            why.event(&event);
+        }
+        progress.event(event);
+    });
     let op = |id: VertexId, vertex| match &shell {
         Some(shell) if id == target => BuildOp::with_shell(vertex, shared, shell.clone()),
-        _ => BuildOp::new(vertex, shared),
+        _ => BuildOp::new(vertex, shared).at(id.0),
     };
     let job = Job {
         vertices: ids()

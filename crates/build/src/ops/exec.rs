@@ -7,6 +7,7 @@ pub(crate) use self::shell::{ShellJob, ShellTree};
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::PoisonError;
 
 use kiln_executor::{Exit, Handles, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
@@ -100,7 +101,12 @@ impl BuildOp {
         let mut digests = String::new();
         for (from, source) in exec.mounts.iter().filter_map(shows) {
             if from == llb::InputIndex(input) {
-                digests.push_str(&self.part_digest(tree, source)?.to_string());
+                let (selection, ignore_owner) = self.part(tree, source)?;
+                digests.push_str(&selection.digest(ignore_owner).to_string());
+                if self.shared.why.is_some() {
+                    let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+                    shown.push((input, selection, ignore_owner));
+                }
             }
         }
         Ok(Digest::of(digests.as_bytes()))
@@ -140,7 +146,11 @@ impl BuildOp {
         stderr.finish(&mut |bytes| scope.log(Stream::Stderr, bytes));
         // Locks, sockets and what was written to throw-away trees end with the step.
         drop(mounts);
-        match exit?.exit {
+        let finished = exit?;
+        if let Some(why) = &self.shared.why {
+            why.note_memory(self.vertex, finished.usage.peak_memory_bytes);
+        }
+        match finished.exit {
             Exit::Code(0) => {
                 if let Some(owner) = owner {
                     active.record_owner(base, owner, self.shared.cancel.flag())?;
