@@ -150,6 +150,9 @@ pub(crate) struct BuildArgs {
     /// An ssh agent for RUN --mount=type=ssh; without a socket, the one in SSH_AUTH_SOCK
     #[arg(long, value_name = "default|ID[=SOCKET]")]
     pub(crate) ssh: Vec<SshSpec>,
+    /// File with certificates in PEM form that RUN steps shall trust, too; nothing of them is kept
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_cert: Vec<PathBuf>,
     /// Let steps ask for network.host or security.insecure
     #[arg(long, value_name = "ENTITLEMENT")]
     pub(crate) allow: Vec<Entitlement>,
@@ -285,7 +288,7 @@ pub(crate) struct HistoryOrBuildsArgs {
     #[command(subcommand)]
     pub(crate) builds: Option<builds::HistoryCommand>,
     #[command(flatten)]
-    pub(crate) image: HistoryArgs,
+    pub(crate) image: Option<HistoryArgs>,
 }
 
 #[derive(Args)]
@@ -358,6 +361,9 @@ pub(crate) struct RunArgs {
     /// OCI runtime that runs the container instead of kiln: crun or runc, by name or path
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) runtime: Option<PathBuf>,
+    /// File with certificates in PEM form that the container shall trust, too; nothing of them is kept
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_cert: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) confinement: confinement::ConfinementArgs,
     /// Image name or ID, then command and arguments instead of the image's

@@ -3,6 +3,7 @@
 //!
 //! ```toml
 //! max-layer = "100GB"     # unpack layers and archives of up to this size
+//! ca-certificates = ["/etc/corp-ca.pem"]   # trusted by RUN steps and containers as well
 //!
 //! [gc]                    # garbage collection, after builds as well
 //! max-store = "50GB"      # or a part of the file system: "20%"
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_build::gc::Policy;
+use kiln_executor::Authorities;
 use kiln_layer::Limits;
 use serde::{Deserialize, Deserializer};
 
@@ -29,6 +31,8 @@ use crate::rootless;
 pub(crate) struct Config {
     #[serde(default, deserialize_with = "size")]
     pub(crate) max_layer: Option<Size>,
+    #[serde(default)]
+    pub(crate) ca_certificates: Vec<PathBuf>,
     #[serde(default)]
     pub(crate) gc: GcConfig,
 }
@@ -77,6 +81,26 @@ pub(crate) fn limits(named: Option<Size>, root: &Path) -> Result<Limits, Failure
         None => Config::read()?.max_layer,
     };
     Ok(named.map_or_else(Limits::default, |size| Limits::vouched(size.bytes(file_system_bytes(root)))))
+}
+
+/// Files with certificates that processes shall trust: those that the configuration names, then `named`.
+pub(crate) fn certificates(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut files = Config::read()?.ca_certificates;
+    if let Some(relative) = files.iter().find(|file| file.is_relative()) {
+        let problem = format!("ca-certificates: {} is no absolute path", relative.display());
+        return Err(Failure::usage(problem));
+    }
+    files.extend(named.iter().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone())));
+    Ok(files)
+}
+
+/// What is in those files.
+pub(crate) fn authorities(named: &[PathBuf]) -> Result<Authorities, Failure> {
+    let mut all = Authorities::default();
+    for file in certificates(named)? {
+        all.add(&file).map_err(|error| Failure::certificates(&file, &error))?;
+    }
+    Ok(all)
 }
 
 fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Size>, D::Error> {
@@ -141,7 +165,10 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_with_its_line() {
+        let files = Config::parse("ca-certificates = [\"/a.pem\"]\n").unwrap().ca_certificates;
+        assert_eq!(files, [Path::new("/a.pem")]);
         for (text, said) in [
+            ("ca-certificates = \"/a.pem\"\n", "line 1"),
             ("[gc]\n\nmax-stor = \"1GB\"\n", "line 3"),
             ("[gc]\nmax-store = \"much\"\n", "much"),
             ("[gc]\nkeep-duration = 7\n", "line 2"),

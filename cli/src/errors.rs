@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use kiln_build::{ARCHIVE_BYTES, BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
-use kiln_executor::ExecError;
+use kiln_executor::{AuthorityError, ExecError};
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_llb::Location;
 use kiln_oci::document::DocumentError;
@@ -83,6 +83,18 @@ impl Failure {
             _ => exit::USAGE,
         };
         Self { code, text: format!("error: {}", chain(error)), hint: None }
+    }
+
+    /// A file that shall hold certificates, and why it does not.
+    pub(crate) fn certificates(path: &std::path::Path, error: &AuthorityError) -> Self {
+        let code = if matches!(error, AuthorityError::Read(_)) { exit::SOURCE } else { exit::USAGE };
+        let failure =
+            Self::new(code, format!("certificates of {}: {}", path.display(), chain(error).trim_end()));
+        match error {
+            AuthorityError::None => failure
+                .hint("`openssl x509 -inform der -in FILE -out FILE.pem` makes PEM of the other usual form"),
+            _ => failure,
+        }
     }
 
     /// The store holds something wrong.
@@ -432,9 +444,10 @@ impl From<kiln_containers::Error> for Failure {
             | Error::NoVolume { .. }
             | Error::NoNetwork { .. }
             | Error::Gone { .. }
+            | Error::NameTaken { .. }
             | Error::NetworkInUse { .. } => exit::RUN,
             Error::NetworkTaken { .. } => exit::USAGE,
-            Error::Ambiguous { .. } | Error::NameTaken { .. } => exit::USAGE,
+            Error::Ambiguous { .. } => exit::USAGE,
             Error::AlreadyRuns { .. }
             | Error::JustEnded
             | Error::NotRunning { .. }

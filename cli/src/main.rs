@@ -106,9 +106,10 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Images(args) => commands::images::run(&session, &args),
         Command::Image(args) => commands::image::run(&session, &args),
         Command::Inspect(args) => commands::containers::inspect::run(&session, &args),
-        Command::History(args) => match args.builds {
-            Some(HistoryCommand::Builds(args)) => commands::builds::run(&session, &args),
-            None => commands::history::run(&session, &args.image),
+        Command::History(args) => match (args.builds, args.image) {
+            (Some(HistoryCommand::Builds(args)), _) => commands::builds::run(&session, &args),
+            (None, Some(image)) => commands::history::run(&session, &image),
+            (None, None) => Err(Failure::usage("`kiln history` needs an image's name, or `builds`")),
         },
         Command::Why(args) => commands::why::run(&session, &args),
         Command::Log(args) => commands::builds::log(&session, &args),

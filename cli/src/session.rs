@@ -14,6 +14,7 @@ use kiln_snapshotter::Backend;
 use kiln_solver::Cancellation;
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::config;
 use crate::errors::{Failure, exit, say};
 use crate::rootless;
 
@@ -82,6 +83,16 @@ impl Session {
     pub(crate) fn linux_with(&self, runtime: PathBuf) -> Result<Arc<Linux>, Failure> {
         let state = self.engine.store.root().join("state/executor");
         Ok(Arc::new(Linux::open(&state)?.with_runtime(runtime)))
+    }
+
+    /// The containers, for starting some: they trust the certificates of these files and of those that the
+    /// configuration names.
+    ///
+    /// # Errors
+    /// For a file that holds none.
+    pub(crate) fn trusting(&self, named: &[PathBuf]) -> Result<Containers, Failure> {
+        let files = config::certificates(named)?;
+        self.containers.clone().trust(&files).map_err(|(path, error)| Failure::certificates(&path, &error))
     }
 
     /// Lets `proxy` have the signals that would end this command; the first one counts.

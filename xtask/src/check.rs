@@ -40,7 +40,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     timed("Tests", "unit tests, then the real binary against real stores", || tests(dir.as_deref()))?;
     if let Some(dir) = &dir {
         for (title, ids) in users::turns() {
-            timed(&title, "the real binary as above, without privileges", || users::suites(ids, dir))?;
+            timed(&title, "the real binary as above, without privileges", || users::suites(ids, dir, &[]))?;
         }
     }
     timed("Fuzzing", "a short run of every target; `cargo xtask fuzz` for longer ones", fuzzing)?;

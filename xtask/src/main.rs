@@ -49,7 +49,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "users",
-        what: "tests by users without privileges: users [range|single]",
+        what: "tests by users without privileges: users [range|single] [NAME...]",
         run: || users::run(&[]),
     },
     Task { name: "bases", what: "make the base trees that tests and the demo start from", run: bases::run },

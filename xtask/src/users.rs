@@ -45,14 +45,15 @@ impl Ids {
 /// The test program that drives kiln, as nextest calls it.
 const SUITE: &str = "kiln::cli";
 
-/// The task: `users [range|single] [--left-out]`.
+/// The task: `users [range|single] [--left-out] [PART_OF_A_NAME...]`.
 pub(crate) fn run(words: &[String]) -> Result<(), Failure> {
-    let (mut whose, mut left_out) = (Ids::BOTH.to_vec(), false);
+    let (mut whose, mut left_out, mut only) = (Ids::BOTH.to_vec(), false, Vec::new());
     for word in words {
         match Ids::BOTH.into_iter().find(|ids| ids.name() == word) {
             Some(ids) => whose = vec![ids],
             None if word == "--left-out" => left_out = true,
-            None => return Err(Failure::Usage { word: word.clone() }),
+            None if word.starts_with('-') => return Err(Failure::Usage { word: word.clone() }),
+            None => only.push(word.clone()),
         }
     }
     packages::ensure(&[packages::DEMO, packages::TEST])?;
@@ -60,7 +61,7 @@ pub(crate) fn run(words: &[String]) -> Result<(), Failure> {
     let bases = bases::ensure()?;
     for ids in whose {
         step::heading(&format!("Tests by {}", ids.spoken()), "");
-        if left_out { would_pass(ids, &bases.dir)? } else { suites(ids, &bases.dir)? }
+        if left_out { would_pass(ids, &bases.dir)? } else { suites(ids, &bases.dir, &only)? }
     }
     Ok(())
 }
@@ -70,8 +71,9 @@ pub(crate) fn turns() -> [(String, Ids); 2] {
     Ids::BOTH.map(|ids| (format!("Tests by {}", ids.spoken()), ids))
 }
 
-/// Runs the suites as one of the users and says what is left out.
-pub(crate) fn suites(ids: Ids, bases: &Path) -> Result<(), Failure> {
+/// Runs the suites as one of the users and says what is left out; with words in `only`, no more than the
+/// tests that have one of them in their names.
+pub(crate) fn suites(ids: Ids, bases: &Path, only: &[String]) -> Result<(), Failure> {
     if !packages::is_root() {
         step::warn("NOT RUN: only root can become another user");
         return Ok(());
@@ -87,6 +89,7 @@ pub(crate) fn suites(ids: Ids, bases: &Path) -> Result<(), Failure> {
     }
     let mut command = nextest(&place, "run");
     command.args(["-E", &format!("binary_id({SUITE}) and not test(/{}/)", pattern(&left_out))]);
+    command.arg("--").args(only);
     let outcome = step::show(&mut command);
     // What is still running is told although a test has failed: it may be the reason.
     place.leave()?;

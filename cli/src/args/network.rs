@@ -55,6 +55,9 @@ pub(crate) enum NetworkCommand {
         /// Let nothing out of it, and nothing in but from the host
         #[arg(long)]
         internal: bool,
+        /// Refused: networks have IPv4 addresses only
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+        ipv6: Option<bool>,
         /// Label
         #[arg(long, value_name = "NAME[=VALUE]")]
         label: Vec<String>,

@@ -15,7 +15,7 @@ use super::containers::join::host;
 use super::outputs::{forget_id, outputs, write_results};
 use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, OnError, ProgressMode};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::errors::{Failure, say};
 use crate::progress::{Live, Plain, Quiet, Shown};
 use crate::session::Session;
@@ -44,6 +44,7 @@ pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildReq
         },
         secrets: SecretStore::new(args.secret.clone())?,
         ssh: SshAgents::new(args.ssh.clone()).map_err(|error| Failure::usage(format!("--ssh {error}")))?,
+        authorities: config::authorities(&args.ca_cert)?,
         allow: args.allow.iter().copied().collect(),
         ..BuildRequest::new(Default::default())
     };

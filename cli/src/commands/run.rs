@@ -3,7 +3,8 @@
 use std::io::{IsTerminal, Write};
 
 use kiln_containers::{
-    AttachOptions, Attached, Config, Container, Ended, RestartPolicy, attach, handles_signal, remove,
+    AttachOptions, Attached, Config, Container, Containers, Ended, RestartPolicy, attach, handles_signal,
+    remove,
 };
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
@@ -28,10 +29,10 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     if args.tty && args.interactive && !args.life.detach && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("-t needs a terminal as standard input"));
     }
+    let containers = session.trusting(&args.ca_cert)?;
     let config = config::of_args(session, &args)?;
-    let direct = can_run_here(&args, &config);
     let container = make(session, &config, &args)?;
-    let ended = start(session, &container, &config, &args, direct);
+    let ended = start(session, &containers, &container, &config, &args);
     if ended.is_err() && args.rm {
         // Where it came to no monitor, nobody else removes it.
         let _ = remove(&session.containers, &*session.engine.snapshots, &container, true);
@@ -42,17 +43,17 @@ fn run_container(session: &Session, args: RunArgs) -> Result<u8, Failure> {
 /// Starts a new container, and looks after it unless it is in the background.
 fn start(
     session: &Session,
+    containers: &Containers,
     container: &Container,
     config: &Config,
     args: &RunArgs,
-    direct: bool,
 ) -> Result<u8, Failure> {
     if args.life.detach {
-        container.prepare(&session.containers, session.backend)?.start()?;
+        container.prepare(containers, session.backend)?.start()?;
         print(&format!("{}\n", config.id))?;
         return Ok(0);
     }
-    if direct {
+    if can_run_here(args, config) {
         match args.life.sig_proxy {
             true => proxy(session, container),
             false => end_by_signals(session),
@@ -63,7 +64,7 @@ fn start(
             None => session.linux.clone(),
         };
         let cancel = session.cancel.processes();
-        let ended = container.run_here(&session.containers, snapshots, linux, cancel)?;
+        let ended = container.run_here(containers, snapshots, linux, cancel)?;
         return match session.cancel.processes().is_cancelled() {
             true => Ok(exit::INTERRUPTED.number()),
             false => Ok(code_of(ended)),
@@ -75,7 +76,7 @@ fn start(
         detach_keys: args.life.detach_keys.clone().unwrap_or_default(),
         start: true,
     };
-    let client = container.prepare(&session.containers, session.backend)?;
+    let client = container.prepare(containers, session.backend)?;
     match args.life.sig_proxy {
         true => pass_signals(session, container, args.tty, Unheard::EndIt),
         false => end_by_signals(session),
@@ -178,6 +179,10 @@ pub(super) fn pass_signals(session: &Session, container: &Container, terminal: b
 pub(crate) fn create(session: &Session, args: RunArgs) -> Result<u8, Failure> {
     if args.life.detach {
         return Err(Failure::usage("`kiln create` starts nothing that could run in the background"));
+    }
+    if !args.ca_cert.is_empty() {
+        return Err(Failure::usage("--ca-cert is for one start, and `kiln create` keeps nothing of it")
+            .hint("`ca-certificates` in the configuration is for every start"));
     }
     let config = config::of_args(session, &args)?;
     make(session, &config, &args)?;

@@ -188,11 +188,8 @@ fn container(session: &Session, what: Inside, limits: Option<Resources>) -> Resu
 
 fn on_layer(session: &Session, key: &ActiveKey, spec: &ProcessSpec) -> Result<Finished, Failure> {
     let engine = &session.engine;
-    let options = OpenOptions {
-        extra_lower: vec![engine.executor.stub_dir().to_owned()],
-        durable: false,
-        read_only: false,
-    };
+    let options =
+        OpenOptions { extra_lower: vec![engine.executor.stub_dir().to_owned()], ..OpenOptions::default() };
     let root = engine.snapshots.open_active(key, &options)?;
     Ok(engine.executor.run(root.into(), spec, kiln_executor::Stdio::Output, session.cancel.processes())?)
 }

@@ -1,5 +1,5 @@
-//! The catalogue of bad input: which test is which case. D and M are in `catalogue.rs` and in the
-//! frontend's corpus, X in `context.rs`; R comes with registries.
+//! The catalogue of bad input, and of attacks on the sandbox (A): which test is which case. D are in
+//! `catalogue.rs` and in the frontend's corpus, X in `context.rs`; R comes with registries.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -69,6 +69,29 @@ const CASES: &[(&str, u32, u32, &str, &str)] = &[
     ("C", 19, 19, "command_line.rs", "c19_a_broken_configuration_is_named_with_its_line"),
     ("C", 20, 20, "command_line.rs", "c20_flags_that_contradict_each_other_are_refused"),
     ("C", 21, 23, "remote_git.rs", "what_would_reach_options_or_other_files_is_refused"),
+    ("M", 1, 4, "catalogue.rs", "bad_mounts_are_refused_with_place_and_exit_code"),
+    ("M", 5, 7, "run_mounts.rs", "odd_mounts_stay_inside"),
+    ("M", 6, 6, "sandbox/paths.rs", "a08_cache_names_and_mount_options_mean_nothing_but_themselves"),
+    ("M", 7, 13, "catalogue.rs", "bad_mounts_are_refused_with_place_and_exit_code"),
+    ("M", 14, 14, "run_mounts.rs", "a_missing_required_secret_is_named_with_what_to_pass"),
+    ("A", 1, 1, "sandbox/attacks.rs", "a01_kilns_binary_cannot_be_overwritten_from_inside"),
+    ("A", 2, 2, "sandbox/attacks.rs", "a02_no_descriptor_and_no_working_directory_leads_out"),
+    ("A", 3, 3, "sandbox/races.rs", "a03_a_step_that_shares_a_cache_sends_no_mount_elsewhere"),
+    ("A", 4, 4, "sandbox/paths.rs", "a04_links_in_an_image_lead_no_mount_out"),
+    ("A", 5, 5, "sandbox/races.rs", "a05_a_source_that_becomes_a_link_shows_nothing_of_the_host"),
+    ("A", 6, 6, "sandbox/paths.rs", "a06_what_kiln_made_for_a_mount_is_taken_out_and_nothing_else"),
+    ("A", 7, 7, "sandbox/identity.rs", "a07_a_step_is_held_back_unless_it_was_allowed_not_to_be"),
+    ("A", 8, 8, "sandbox/paths.rs", "a08_cache_names_and_mount_options_mean_nothing_but_themselves"),
+    ("A", 9, 9, "sandbox/identity.rs", "a09_a_users_file_that_is_none_is_an_error_at_once"),
+    ("A", 10, 10, "sandbox/paths.rs", "a10_a_working_directory_is_made_inside"),
+    ("A", 11, 11, "sandbox/identity.rs", "a11_what_is_no_user_is_never_root"),
+    ("A", 12, 12, "sandbox/attacks.rs", "a12_nothing_of_the_host_is_known_inside"),
+    ("A", 13, 13, "sandbox/attacks.rs", "a13_nothing_survives_its_step"),
+    ("A", 14, 14, "sandbox/attacks.rs", "a14_a_step_cannot_use_the_machine_up"),
+    ("A", 14, 14, "full_disk.rs", "a14_a_step_that_uses_up_all_inodes_gives_them_back"),
+    ("A", 15, 15, "sandbox/identity.rs", "a15_no_process_of_the_host_is_within_reach"),
+    ("A", 16, 16, "sandbox/paths.rs", "a16_devices_that_come_with_an_image_do_not_open"),
+    ("A", 17, 17, "sandbox/paths.rs", "a17_nobody_else_on_the_host_reaches_what_is_stored"),
 ];
 
 #[test]
@@ -80,7 +103,7 @@ fn every_case_has_a_test() {
         assert!(source.contains(&format!("#[test]\nfn {test}() {{")), "{file} has no test {test}");
         tested.extend((from..=to).map(|number| format!("{kind}{number:02}")));
     }
-    let all: BTreeSet<String> = [("T", 44), ("J", 22), ("C", 23)]
+    let all: BTreeSet<String> = [("T", 44), ("J", 22), ("C", 23), ("M", 14), ("A", 17)]
         .into_iter()
         .flat_map(|(kind, count)| (1..=count).map(move |number| format!("{kind}{number:02}")))
         .collect();

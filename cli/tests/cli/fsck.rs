@@ -562,3 +562,40 @@ fn a_damaged_blob_that_somebody_uses_stays_until_they_are_done() {
     bench.store.ok(&["fsck", "--deep", "--repair"]);
     assert!(!blob.exists());
 }
+
+#[test]
+fn records_of_containers_are_looked_at_and_mended() {
+    needs_root!();
+    let store = Store::with_busybox();
+    store.ok(&["create", "--name", "web", "-v", "data:/data", "busybox", "true"]);
+    let said = store.ok(&["fsck"]).stdout;
+    assert!(said.contains("1 containers, 1 volumes checked") && said.contains("in order"), "{said}");
+    let id = store.ok(&["inspect", "-f", "{{.Id}}", "web"]).stdout.trim().to_owned();
+    let dir = store.root().join("containers").join(&id);
+    fs::write(dir.join("state.json"), "{").expect("ours");
+    fs::remove_file(store.root().join("volumes/data/volume.json")).expect("ours");
+    fs::remove_file(store.root().join("containers/.names/web")).expect("ours");
+    let said = store.kiln(&["fsck"]).expect(6).stdout;
+    for text in ["state.json is damaged", "volume data: its volume.json is missing", "(put back)", "--repair"]
+    {
+        assert!(said.contains(text), "{text}: {said}");
+    }
+    let report = store.kiln(&["fsck", "--format", "json"]).expect(6).stdout;
+    let report: Value = serde_json::from_str(&report).expect("fsck prints JSON");
+    let problems = report["problems"].as_array().expect("a list");
+    let kinds: Vec<_> = problems.iter().filter_map(|problem| problem["kind"].as_str()).collect();
+    assert_eq!((report["containers"].as_u64(), kinds), (Some(1), vec!["container", "volume"]));
+    store.ok(&["fsck", "--repair"]);
+    assert_eq!(
+        store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "web"]).stdout,
+        "exited 255\n"
+    );
+    store.ok(&["start", "-a", "web"]);
+    // What cannot be mended is removed by whoever wants it to be.
+    fs::write(dir.join("config.json"), "{").expect("ours");
+    let said = store.kiln(&["fsck", "--repair"]).expect(6).stdout;
+    assert!(said.contains("it can only be removed") && said.contains("kiln rm -f"), "{said}");
+    store.ok(&["rm", "-f", &id]);
+    store.ok(&["volume", "rm", "data"]);
+    assert!(store.ok(&["fsck"]).stdout.contains("in order"));
+}

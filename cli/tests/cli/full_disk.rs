@@ -142,3 +142,30 @@ fn a_file_that_does_not_fit_leaves_nothing_and_what_was_there_stays() {
         assert_eq!((left, std::fs::read(&out).expect("ours to read")), (1, b"before".to_vec()), "{line:?}");
     }
 }
+
+#[test]
+fn a14_a_step_that_uses_up_all_inodes_gives_them_back() {
+    needs_root!();
+    let small = Small::new("size=256m,nr_inodes=4000");
+    let base = Store::empty();
+    let tar = crate::harness::busybox_tar(base.beside("").as_path());
+    small.store.ok(&["import", text(&tar), "busybox", "-c", "CMD [\"sh\"]"]);
+    let free = || rustix::fs::statvfs(&small.place).expect("it is mounted").f_ffree;
+    let before = free();
+    let step = |run: &str| {
+        let dockerfile = format!("FROM busybox\nRUN --network=none {run}\n");
+        small.store.build(&Context::new(&[("Dockerfile", &dockerfile)]), &["--no-cache"])
+    };
+    let greedy =
+        "mkdir /d; i=0; while true > /d/$i; do i=$((i+1)); done 2>/d/0; tail -n 1 /d/0; echo made $i; exit 9";
+    let full = step(greedy).expect(1).says(&["No space left", "exited with code 9", "made 3"]);
+    assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
+    // One that does not care finds out from kiln, or has nothing to say and changes nothing.
+    let code = step(&greedy.replace("exit 9", "true")).code;
+    assert!(matches!(code, Some(0 | 8)), "{code:?}");
+    small.store.kiln(&["gc", "--max-store", "1"]);
+    // And then as if nothing had been, without more room.
+    step("true").expect(0);
+    small.store.sound().expect("sound");
+    assert!(before - free() < 500, "{} inodes are still taken", before - free());
+}

@@ -397,6 +397,19 @@ fn processes() -> impl Iterator<Item = PathBuf> {
     })
 }
 
+/// Gives a file to somebody else where the test's user may; where not, it stays his.
+pub(crate) fn give_away(path: &Path, uid: u32, gid: u32) {
+    match std::os::unix::fs::chown(path, Some(uid), Some(gid)) {
+        Err(_) if test_as().is_some() => {}
+        other => other.expect("root may"),
+    }
+}
+
+/// Whom files belong to that kiln writes for the test's user.
+pub(crate) fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// Paths of this test suite are UTF-8.
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("temporary paths are UTF-8")

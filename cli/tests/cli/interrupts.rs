@@ -255,6 +255,9 @@ fn campaign() {
         }
         let line = vec!["run", "--rm", "--runtime", runtime, "busybox", "sh", "-c", answers];
         scenarios.push(Scenario { name: runtime, line, codes: passed_on });
+        let line =
+            ["build", "--progress", "plain", "--no-cache", "-t", "x", "--runtime", runtime, context.path()];
+        scenarios.push(Scenario { name: "build with a runtime", line: line.to_vec(), codes: cancelled });
     }
     let prepare = |scenario: &Scenario<'_>| {
         if scenario.name == "exec" {

@@ -31,7 +31,7 @@ fn a_directory_comes_with_its_own_rules() {
     needs_root!();
     let store = Store::with_busybox();
     let other = Context::new(&[("a", "a"), ("b.log", "b"), ("d/c", "c"), (".dockerignore", "*.log\n")]);
-    std::os::unix::fs::chown(other.at("a"), Some(12), Some(34)).expect("root may");
+    crate::harness::give_away(&other.at("a"), 12, 34);
     let place = format!("src={}", other.path());
     let dockerfile = "FROM busybox\nCOPY --from=src . /all/\nCOPY of /of\n\
         RUN --network=none --mount=from=src,target=/m ls /m > /listed\n";

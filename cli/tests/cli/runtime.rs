@@ -96,7 +96,10 @@ fn exit_codes_and_output_are_the_programs() {
         run(&["--init"], &["true"]).expect(125).says(&["--init"]);
         run(&["--user", "nobody-here"], &["true"]).expect(125).says(&["nobody-here"]);
         run(&["--read-only"], &["sh", "-c", "! touch /x"]).expect(0);
+        let signals = run(&[], &["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"]).expect(0).stdout;
+        assert_eq!(signals, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", "{runtime}");
         run(&["--memory", "64m", "--pids-limit", "20"], &["true"]).expect(0);
+        runs_out_of_memory(store, runtime);
         // With a monitor, and another process beside its own.
         let name = format!("life-{runtime}");
         store.ok(&[
@@ -210,4 +213,103 @@ fn steps_of_a_build_are_run_by_it() {
         let context = Context::new(&[("Dockerfile", "FROM busybox\nRUN --network=none exit 3\n")]);
         store.build(&context, &["--runtime", runtime]).expect(1).says(&["exited with code 3"]);
     });
+}
+
+/// A process that uses up what it was given is told from one that somebody killed.
+fn runs_out_of_memory(store: &Store, runtime: &str) {
+    let greedy = "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}";
+    let limits = ["--network", "none", "--memory", "32m", "--memory-swap", "32m", "--runtime", runtime];
+    let command = ["busybox", "sh", "-c", greedy];
+    let said = store.kiln(&[&["run", "--rm"], &limits[..], &command].concat());
+    assert_ne!(said.code, Some(0), "{said:?}");
+    said.says(&["ran out of memory"]);
+    let format = ["inspect", "-f", "{{.State.OOMKilled}}", "greedy"];
+    store.kiln(&[&["run", "--name", "greedy"], &limits[..], &command].concat()).says(&["ran out of memory"]);
+    assert_eq!(store.ok(&format).stdout, "true\n");
+    store.ok(&["rm", "greedy"]);
+    let killed = ["busybox", "sh", "-c", "kill -9 $$; sleep 1 & kill -9 $!; exit 137"];
+    let said = store.kiln(&[&["run", "--name", "greedy"], &limits[..], &killed].concat()).expect(137);
+    assert!(!said.stderr.contains("memory"), "{}", said.stderr);
+    assert_eq!(store.ok(&format).stdout, "false\n");
+    store.ok(&["rm", "greedy"]);
+}
+
+/// Everything that a step may have.
+const STEPS: &str = r#"FROM busybox
+RUN echo 'app:x:1000:1000::/home/app:/bin/sh' >> /etc/passwd && mkdir /work && chown app /work
+RUN --mount=type=cache,target=/c,uid=1000,mode=0750 --mount=type=secret,id=key,mode=0440,gid=7     --mount=type=bind,target=/ctx,rw --mount=type=tmpfs,target=/t,size=4m --network=none     stat -c '%n %a %u %g' /c /run/secrets/key /ctx/file > /mounts && touch /ctx/new /c/new /t/new &&     cat /run/secrets/key /ctx/file | sha256sum >> /mounts; head -c 8000000 /dev/zero > /t/big || echo full >> /mounts
+RUN --mount=type=cache,target=/c,readonly ls /c > /cached; touch /c/x || echo ro >> /cached
+RUN --mount=type=secret,id=key,env=KEY --mount=type=secret,id=missing printf %s "$KEY" | sha256sum > /env-sum; ls /run/secrets || true
+RUN --mount=type=ssh [ -S "$SSH_AUTH_SOCK" ] && stat -c %a "$SSH_AUTH_SOCK" > /agent
+RUN --mount=type=tmpfs,target=/new/deep/place --mount=type=bind,from=busybox,source=/bin,target=/also/new ls /also/new | wc -l > /count
+RUN --mount=type=tmpfs,target=/dev/shm,size=64k df -k /dev/shm | awk 'END { print $2 }' > /shm
+RUN --network=none ls /sys/class/net > /net && cat /etc/hostname >> /net && grep named /etc/hosts >> /net
+RUN --network=default ip -4 -o addr show eth0 | grep -c 'inet 10' > /net-default
+RUN env | grep -v KEY | sort > /env; id > /id; umask > /limits; ulimit -n >> /limits; ulimit -c >> /limits
+RUN grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/self/status > /status; (mount -t tmpfs x /mnt; mknod /zero c 1 5; head -c 1 /zero) 2>&1 | grep -c not > /refused; rm -f /zero
+RUN <<EOF
+#!/bin/sh
+echo script > /script
+EOF
+RUN mkfifo /fifo && ln /script /hard && ln -s /nowhere /soft && chmod 4755 /script && rm /etc/motd 2> /dev/null; mv /work /moved && mkdir /work && chown app /work
+RUN --security=insecure grep CapEff /proc/self/status > /insecure
+WORKDIR /made/by/workdir
+RUN pwd > here
+USER app
+WORKDIR /work
+RUN id > mine && umask 077 && mkdir d && touch d/f && grep CapEff /proc/self/status >> mine; touch /root/x || echo refused >> mine
+"#;
+
+#[test]
+fn a_step_leaves_the_same_whoever_runs_it() {
+    needs!("crun", "runc", "ssh-agent");
+    let store = Store::with_busybox();
+    let context =
+        Context::new(&[("Dockerfile", STEPS), ("file", "file\n"), (".dockerignore", "key\nagent\n")]);
+    context.write("key", "hunter2hunter2\n");
+    let (key, socket) = (format!("id=key,src={}", text(&context.at("key"))), context.at("agent"));
+    let agent = Command::new("ssh-agent").args(["-D", "-a", text(&socket)]).spawn();
+    let mut agent = agent.expect("needed above");
+    while !socket.exists() {
+        assert!(agent.try_wait().expect("our child").is_none(), "the agent ended");
+    }
+    let ssh = format!("default={}", text(&socket));
+    let layers: Vec<(&str, Vec<String>)> = ["", "crun", "runc"]
+        .into_iter()
+        .map(|runtime| {
+            let mut args = vec!["--no-cache", "-t", "x", "--secret", &key, "--ssh", &ssh];
+            args.extend(["--allow", "security.insecure", "--add-host", "named:192.0.2.7"]);
+            if !runtime.is_empty() {
+                args.extend(["--runtime", runtime]);
+            }
+            store.build(&context, &args).expect(0);
+            (runtime, layers_of(&store, "x"))
+        })
+        .collect();
+    agent.kill().expect("our child");
+    agent.wait().expect("our child");
+    assert!(layers[0].1.len() > 20, "{layers:#?}");
+    for (runtime, listed) in &layers[1..] {
+        for (own, theirs) in layers[0].1.iter().zip(listed) {
+            assert_eq!(own, theirs, "{runtime}");
+        }
+        assert_eq!(listed.len(), layers[0].1.len(), "{runtime}");
+    }
+    assert_eq!(store.active_snapshots(), [""; 0]);
+    assert_eq!(store.mounts(), [""; 0]);
+    store.sound().expect("sound");
+}
+
+/// Each layer's entries without their times, and what its files hold.
+fn layers_of(store: &Store, image: &str) -> Vec<String> {
+    let (tar, dir) = (store.beside("layers.tar"), store.beside("layers"));
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir(&dir).expect("ours");
+    store.ok(&["save", "-o", text(&tar), image]);
+    let script = "cd $2 && tar -xf $1 && for layer in $(grep -o '\"Layers\":\\[[^]]*' manifest.json | cut -d[ -f2 | tr -d '\"' | tr , ' '); do \
+        tar --numeric-owner -tvf $layer | awk '{ $4 = $5 = \"\"; print }' | tr '\\n' ';'; echo; \
+        mkdir x; tar -C x -xf $layer; (cd x; find . -type f | sort | xargs -r sha256sum) | tr '\\n' ';'; rm -rf x; echo; done";
+    let listed = Command::new("sh").args(["-ec", script, "sh", text(&tar), text(&dir)]).output();
+    let listed = crate::harness::Outcome::of(listed.expect("sh starts")).expect(0);
+    listed.stdout.lines().map(str::to_owned).collect()
 }

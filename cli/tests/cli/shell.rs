@@ -197,3 +197,21 @@ fn a_build_from_standard_input_cannot_be_asked_for_again() {
         assert!(!record.contains("password"), "{record}");
     }
 }
+
+#[test]
+fn a_shell_cannot_open_the_callers_files_anew() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = on_busybox("RUN --network=none false");
+    store.build(&context, &[]).expect(1);
+    let path = store.beside("log");
+    fs::write(&path, "secret\n").expect("ours");
+    let log = fs::File::options().append(true).open(&path).expect("ours");
+    let script = "timeout 1 cat /proc/$$/fd/1 >&2; : >/proc/$$/fd/1; cd /proc/$$/fd/0 && pwd >&2; echo out";
+    let mut command = store.command(&["shell", "--", "sh", "-c", script]);
+    command.stdin(fs::File::open("/etc").expect("a directory")).stdout(log);
+    let output = command.stderr(std::process::Stdio::piped()).output().expect("kiln starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("secret") && !said.contains("/etc\n"), "{said}");
+    assert_eq!(fs::read_to_string(&path).expect("ours"), "secret\nout\n", "{said}");
+}

@@ -216,6 +216,10 @@ pub enum OpError {
     /// A cache mount cannot be used.
     #[error("cannot use the cache mount {id:?}")]
     CacheMount { id: String, source: io::Error },
+    /// The certificates to be trusted beside the image's own cannot be put before a step, or taken out
+    /// of what it left.
+    #[error("cannot add certificates to {path:?}, or take them out again")]
+    Certificates { path: String, source: io::Error },
     /// Neither the image nor the host has a shell.
     #[error("the image has no shell, and this host has no static busybox to lend")]
     NoShell,

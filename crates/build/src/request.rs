@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kiln_executor::Authorities;
 use kiln_llb::Network;
 use kiln_oci::{Platform, Reference};
 
@@ -46,6 +47,8 @@ pub struct BuildRequest {
     pub secrets: SecretStore,
     /// `--ssh`
     pub ssh: SshAgents,
+    /// `--ca-cert`: certificates that steps trust beside those of their image; no part of the result.
+    pub authorities: Authorities,
     /// `--allow`; [`Network::Host`] in `network` allows that to all steps as well.
     pub allow: BTreeSet<Entitlement>,
     /// How it was asked for; noted down, with what a step that fails has written, for
@@ -72,6 +75,7 @@ impl BuildRequest {
             network: Network::Default,
             secrets: SecretStore::default(),
             ssh: SshAgents::default(),
+            authorities: Authorities::default(),
             allow: BTreeSet::new(),
             origin: None,
         }

@@ -17,6 +17,8 @@ use crate::{Container, Containers, Error};
 
 /// The name under which this binary is executed again as a container's monitor.
 const MONITOR_NAME: &str = "kiln-monitor";
+/// The files with certificates that its container is to trust.
+const CERTIFICATES: &str = "KILN_CERTIFICATES";
 /// What it says once it listens.
 const READY: &str = "ready";
 
@@ -42,12 +44,15 @@ pub(crate) fn start_monitor(
         let path = container.dir().to_owned();
         move |source| Error::Host { call, path, source }
     };
+    let certificates = std::env::join_paths(containers.certificates())
+        .map_err(|error| failed("tell the certificates to a monitor for")(io::Error::other(error)))?;
     let mut child = Command::new("/proc/self/exe")
         .arg0(MONITOR_NAME)
         .arg(containers.root())
         .arg(backend.to_string())
         .arg(container.id().as_str())
         .env_clear()
+        .env(CERTIFICATES, certificates)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -120,6 +125,11 @@ fn open() -> Result<Monitor, Error> {
         linux = linux.with_runtime(runtime);
     }
     let linux = Arc::new(linux);
-    let tools = Tools { containers: Containers::open(&root), snapshots, linux };
+    let certificates = std::env::var_os(CERTIFICATES).unwrap_or_default();
+    let files: Vec<PathBuf> =
+        std::env::split_paths(&certificates).filter(|path| !path.as_os_str().is_empty()).collect();
+    let containers = Containers::open(&root).trust(&files);
+    let containers = containers.map_err(|(path, error)| told(format!("{}: {error}", path.display())))?;
+    let tools = Tools { containers, snapshots, linux };
     Monitor::open(tools, container, Streams::Own, Cancel::new()?)
 }

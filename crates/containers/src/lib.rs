@@ -39,6 +39,8 @@ mod live;
 mod namespace;
 mod remove;
 
+pub mod fsck;
+
 #[cfg(test)]
 mod testing;
 

@@ -138,8 +138,8 @@ fn encode(stream: Stream, line: &[u8], out: &mut Vec<u8>) {
 pub struct LogLine {
     /// Where it was printed to.
     pub stream: Stream,
-    /// When.
-    pub time: Time,
+    /// When: [`Time`] as text. All of a log are as long as each other and sort as what they stand for.
+    pub time: String,
     /// What, its line feed included.
     pub text: String,
 }
@@ -301,7 +301,7 @@ fn files_in(dir: &Path) -> io::Result<VecDeque<File>> {
 fn parse(line: &[u8]) -> Option<LogLine> {
     let record: Record<'_> = serde_json::from_slice(line).ok()?;
     let stream = if record.stream == "stderr" { Stream::Stderr } else { Stream::Stdout };
-    Some(LogLine { stream, time: record.time.parse().ok()?, text: record.log.into_owned() })
+    Some(LogLine { stream, time: record.time, text: record.log.into_owned() })
 }
 
 #[cfg(test)]

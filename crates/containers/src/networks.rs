@@ -107,6 +107,21 @@ impl Networks {
         Self { dir: root.join("networks") }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Removes a network whose record cannot be read, and so not its bridge either: nobody knows any more
+    /// which one that was. It has no address that another network would be kept from.
+    pub(crate) fn forget(&self, name: &str) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        let dir = self.dir.join(name);
+        let gone = self.dir.join(format!(".gone-{name}"));
+        let _ = fs::remove_dir_all(&gone);
+        fs::rename(&dir, &gone).map_err(failed("rename", &dir))?;
+        fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+    }
+
     fn lock(&self) -> Result<File, Error> {
         DirBuilder::new().mode(0o700).recursive(true).create(&self.dir).map_err(failed("make", &self.dir))?;
         let path = self.dir.join(".lock");

@@ -14,6 +14,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use kiln_executor::{Authorities, AuthorityError};
+
 use crate::record::{self, Record, failed};
 use crate::{Config, ContainerId, Error, State, Status, Time};
 
@@ -23,6 +25,10 @@ pub struct Containers {
     dir: PathBuf,
     /// The store's root.
     root: PathBuf,
+    /// What containers that start trust beside what their image does.
+    authorities: Authorities,
+    /// The files those were read from.
+    certificates: Vec<PathBuf>,
 }
 
 /// One container's directory.
@@ -46,7 +52,33 @@ const STALE: Duration = Duration::from_secs(60);
 impl Containers {
     /// Those of the store at `root`. Nothing is made before there is one.
     pub fn open(root: &Path) -> Self {
-        Self { dir: root.join("containers"), root: root.to_owned() }
+        Self {
+            dir: root.join("containers"),
+            root: root.to_owned(),
+            authorities: Authorities::default(),
+            certificates: Vec::new(),
+        }
+    }
+
+    /// Has processes that start trust the authorities of the certificates in these files, too. It is
+    /// written down nowhere.
+    ///
+    /// # Errors
+    /// The file that holds none, and why.
+    pub fn trust(mut self, files: &[PathBuf]) -> Result<Self, (PathBuf, AuthorityError)> {
+        for file in files {
+            self.authorities.add(file).map_err(|error| (file.clone(), error))?;
+        }
+        self.certificates.extend_from_slice(files);
+        Ok(self)
+    }
+
+    pub(crate) fn authorities(&self) -> &Authorities {
+        &self.authorities
+    }
+
+    pub(crate) fn certificates(&self) -> &[PathBuf] {
+        &self.certificates
     }
 
     /// The store's root.
@@ -54,12 +86,20 @@ impl Containers {
         &self.root
     }
 
-    fn names(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn names(&self) -> PathBuf {
         self.dir.join(NAMES)
     }
 
+    pub(crate) fn passing(&self) -> PathBuf {
+        self.dir.join(PASSING)
+    }
+
     /// Keeps others from giving and taking names.
-    fn lock(&self) -> Result<File, Error> {
+    pub(crate) fn lock(&self) -> Result<File, Error> {
         let make = |path: &Path| DirBuilder::new().mode(0o700).recursive(true).create(path);
         make(&self.names()).map_err(failed("make", &self.dir))?;
         let path = self.dir.join(".lock");
@@ -120,7 +160,7 @@ impl Containers {
     }
 
     /// Lets a name, which nobody has, lead to a container.
-    fn take_name(&self, name: &str, id: &ContainerId) -> Result<(), Error> {
+    pub(crate) fn take_name(&self, name: &str, id: &ContainerId) -> Result<(), Error> {
         let (link, next) = (self.names().join(name), self.names().join(".next"));
         // One that is there leads to nothing.
         let _ = fs::remove_file(&next);
@@ -128,7 +168,7 @@ impl Containers {
     }
 
     /// The container that has this very name.
-    fn by_name(&self, name: &str) -> Result<Option<ContainerId>, Error> {
+    pub(crate) fn by_name(&self, name: &str) -> Result<Option<ContainerId>, Error> {
         let Ok(target) = fs::read_link(self.names().join(name)) else { return Ok(None) };
         let Some(id) = target.to_str().and_then(|id| id.parse::<ContainerId>().ok()) else { return Ok(None) };
         let container = Container { dir: self.dir.join(id.as_str()), id: id.clone() };
@@ -243,11 +283,13 @@ impl Containers {
     /// [`Error::Host`].
     pub fn remove(&self, container: &Container) -> Result<(), Error> {
         let _lock = self.lock()?;
-        let name = container.config().map(|config| config.name).ok();
-        if let Some(name) = name
-            && self.by_name(&name)?.as_ref() == Some(&container.id)
-        {
-            let _ = fs::remove_file(self.names().join(name));
+        match container.config().map(|config| config.name) {
+            Ok(name) if self.by_name(&name)?.as_ref() == Some(&container.id) => {
+                let _ = fs::remove_file(self.names().join(name));
+            }
+            Ok(_) => {}
+            // Nobody can read what it is called: all that leads to it goes.
+            Err(_) => self.remove_names(&container.id),
         }
         let _ = fs::remove_file(self.dir.join(PASSING).join(container.id.as_str()));
         // Out of sight in one step: what is left of it is no container.
@@ -257,6 +299,16 @@ impl Containers {
             other => other.map_err(failed("rename", &container.dir))?,
         }
         fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+    }
+}
+
+impl Containers {
+    fn remove_names(&self, id: &ContainerId) {
+        for entry in fs::read_dir(self.names()).into_iter().flatten().flatten() {
+            if fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == id.as_str()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
@@ -315,6 +367,11 @@ impl Container {
             let _ = self.write_state(&state);
         }
         Ok(state)
+    }
+
+    /// What its record says, true or not any more.
+    pub(crate) fn recorded_status(&self) -> Option<Status> {
+        self.read_state().ok().map(|state| state.status)
     }
 
     /// The same for whoever has the monitor's lock.

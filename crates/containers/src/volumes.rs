@@ -52,6 +52,29 @@ impl Volumes {
         Self { dir: root.join("volumes") }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes the record of a volume whose own is lost.
+    pub(crate) fn record_anew(&self, name: &str) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        let dir = self.dir.join(name);
+        // The best that is known of it.
+        let made = fs::metadata(&dir).and_then(|dir| dir.modified()).ok();
+        let since = made.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        let nanos = since.and_then(|since| i64::try_from(since.as_nanos()).ok());
+        let made = nanos.map_or_else(Time::now, Time::from_nanos);
+        let volume = Volume {
+            version: 1,
+            name: name.to_owned(),
+            created: made,
+            labels: BTreeMap::new(),
+            anonymous: false,
+        };
+        record::write(&dir.join("volume.json"), &volume)
+    }
+
     fn lock(&self) -> Result<File, Error> {
         DirBuilder::new().mode(0o700).recursive(true).create(&self.dir).map_err(failed("make", &self.dir))?;
         let path = self.dir.join(".lock");

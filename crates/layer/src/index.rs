@@ -302,7 +302,7 @@ impl Entry {
         }
         let record = self.xattrs.remove(marks::RECORD.as_bytes());
         let Some(record) = record.and_then(|value| Record::parse(&value)) else { return };
-        (self.uid, self.gid) = record.owner;
+        (self.uid, self.gid) = marks::true_owner((self.uid, self.gid), record);
         match (record.device, &self.kind) {
             // 0:0 would be a whiteout.
             (Some((_, 0, 0)) | None, _) => {}

@@ -48,7 +48,66 @@ fn is_single(map: &str) -> bool {
     lines.next().is_some_and(|line| line.split_whitespace().nth(2) == Some("1")) && lines.next().is_none()
 }
 
-/// Gives an open file or directory to an owner: in truth, or on record where only one id can be given.
+/// The ids of a namespace, as its maps have them: first and last of each part.
+struct Ids {
+    users: Vec<(u32, u32)>,
+    groups: Vec<(u32, u32)>,
+}
+
+impl Ids {
+    fn own() -> &'static Ids {
+        static OWN: OnceLock<Ids> = OnceLock::new();
+        OWN.get_or_init(|| {
+            let read = |path: &str| parts(&std::fs::read_to_string(path).unwrap_or_default());
+            Ids { users: read("/proc/self/uid_map"), groups: read("/proc/self/gid_map") }
+        })
+    }
+
+    fn each(&self, owner: (u32, u32), choose: impl Fn(&[(u32, u32)], u32) -> u32) -> (u32, u32) {
+        (choose(&self.users, owner.0), choose(&self.groups, owner.1))
+    }
+
+    /// The owner that a file is given for this one: the last id stands for those beyond the range.
+    fn givable(&self, owner: (u32, u32)) -> (u32, u32) {
+        self.each(owner, |parts, id| match parts {
+            [] => id,
+            _ if parts.iter().any(|(first, last)| (*first..=*last).contains(&id)) => id,
+            _ => last(parts),
+        })
+    }
+}
+
+/// The parts of a map; one that makes no sense is left out.
+fn parts(map: &str) -> Vec<(u32, u32)> {
+    let part = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let (first, count): (u32, u32) = (fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?);
+        Some((first, first.checked_add(count.checked_sub(1)?)?))
+    };
+    map.lines().filter_map(part).collect()
+}
+
+fn last(parts: &[(u32, u32)]) -> u32 {
+    parts.iter().map(|(_, last)| *last).max().unwrap_or(0)
+}
+
+/// The owner that the kernel is told for this one. What differs has to be put on record, and is true as
+/// long as the file has it: a `chown` in a container takes it away.
+pub(crate) fn givable(owner: (u32, u32)) -> (u32, u32) {
+    if uses_user_attributes() { Ids::own().givable(owner) } else { owner }
+}
+
+/// The true owner of what the kernel says is `owner`'s and what has `record`.
+pub(crate) fn true_owner(owner: (u32, u32), record: Record) -> (u32, u32) {
+    if has_single_id() {
+        return record.owner;
+    }
+    let ids = Ids::own();
+    let one = |parts: &[(u32, u32)], id, known| if id == last(parts) { known } else { id };
+    (one(&ids.users, owner.0, record.owner.0), one(&ids.groups, owner.1, record.owner.1))
+}
+
+/// Gives an open file or directory to an owner: in truth, or on record where the id cannot be given.
 ///
 /// # Errors
 /// The kernel's.
@@ -64,12 +123,14 @@ pub fn copy_record(
     from: std::os::fd::BorrowedFd<'_>,
     to: std::os::fd::BorrowedFd<'_>,
 ) -> std::io::Result<()> {
+    let stat = rustix::fs::fstat(from)?;
     let xattrs = crate::node::xattrs_of(from).map_err(|error| std::io::Error::from(error.errno))?;
     let record = xattrs.get(RECORD.as_bytes()).and_then(|value| Record::parse(value));
-    record.map_or(Ok(()), |record| give(to, record.owner))
+    record.map_or(Ok(()), |record| give(to, true_owner((stat.st_uid, stat.st_gid), record)))
 }
 
-/// The attribute of a user's file or directory that says what it is in truth: `UID:GID`, or
+/// The attribute of a user's file or directory that says what it is in truth, where the kernel cannot:
+/// `UID:GID`, or
 /// `UID:GID:c:MAJOR:MINOR` (`b` for a block device) for a file that stands for a device.
 pub(crate) const RECORD: &str = "user.kiln.stat";
 
@@ -124,6 +185,19 @@ mod tests {
             assert_eq!(Record::parse(wrong.as_bytes()), None, "{wrong}");
         }
         assert!(is_single("0 1000 1\n") && !is_single("0 1000 1\n1 100000 65536\n") && !is_single(""));
+    }
+
+    #[test]
+    fn the_last_id_stands_for_those_beyond_the_range() {
+        let map = parts("         0     206588          1\n         1  100000      65536\n");
+        assert_eq!(map, [(0, 0), (1, 65536)]);
+        let ids = Ids { users: map, groups: parts("0 5 1\n") };
+        assert_eq!(ids.givable((1000, 0)), (1000, 0));
+        assert_eq!(ids.givable((65537, 7)), (65536, 0));
+        assert_eq!(ids.givable((u32::MAX - 1, 0)), (65536, 0));
+        let none = Ids { users: parts("x"), groups: parts("0 0 0\n5 5 4294967295\n") };
+        assert_eq!(none.givable((9, 9)), (9, 9));
+        assert_eq!(parts("0 0 4294967295\n"), [(0, u32::MAX - 1)]);
     }
 
     #[test]

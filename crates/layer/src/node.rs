@@ -50,11 +50,15 @@ pub fn is_private_xattr(name: &[u8]) -> bool {
         || (name == marks::RECORD.as_bytes() && marks::uses_user_attributes())
 }
 
-/// Gives an open file or directory to an owner: in truth, or on record where only one id can be given.
+/// Gives an open file or directory to an owner: in truth, or on record where the id cannot be given.
 pub(crate) fn give(fd: BorrowedFd<'_>, owner: (u32, u32)) -> Result<(), CallError> {
     if !marks::has_single_id() {
-        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-        return fs::fchown(fd, Some(uid), Some(gid)).named("fchown");
+        let given = marks::givable(owner);
+        let (uid, gid) = (Uid::from_raw(given.0), Gid::from_raw(given.1));
+        fs::fchown(fd, Some(uid), Some(gid)).named("fchown")?;
+        if given == owner {
+            return Ok(());
+        }
     }
     if owner != (0, 0) {
         let value = Record { owner, device: None }.to_value();
@@ -124,9 +128,15 @@ pub(crate) fn set_on_name(
     is_symlink: bool,
     attributes: &Attributes<'_>,
 ) -> Result<(), CallError> {
-    // None of these can have an attribute of a user's, so with one id only their owner is lost.
-    if let Some((uid, gid)) = attributes.owner.filter(|_| !marks::has_single_id()) {
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    // What stands for a device is a file and will have a record. The others cannot have an attribute of
+    // a user's, so what cannot be given is lost.
+    if let Some(owner) = attributes.owner.filter(|_| !marks::has_single_id()) {
+        let mut given = marks::givable(owner);
+        if given != owner && stat(parent, name)?.is_none_or(|stat| kind(&stat) != FileType::RegularFile) {
+            given =
+                (if given.0 == owner.0 { given.0 } else { 0 }, if given.1 == owner.1 { given.1 } else { 0 });
+        }
+        let (uid, gid) = (Uid::from_raw(given.0), Gid::from_raw(given.1));
         fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).named("fchownat")?;
     }
     if !is_symlink {

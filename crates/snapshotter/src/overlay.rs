@@ -77,6 +77,7 @@ impl Overlay {
         let least = if upper.is_some() { 1 } else { 2 };
         let attempt = || {
             let mut lower: Vec<PathBuf> = above.iter().map(|above| above.to_path_buf()).collect();
+            lower.extend(options.covers.iter().cloned());
             if let Some(top) = top {
                 lower.extend(self.lower_of(top)?);
             }

@@ -150,6 +150,9 @@ pub struct OpenOptions {
     /// Directories appended below all parents, highest first: the stubs that mounts need to find.
     /// They are seen in this mount only and are not part of the snapshot.
     pub extra_lower: Vec<PathBuf>,
+    /// Directories above all parents and below what is written, highest first: what stands in front of
+    /// the parents in this mount only. Not for backends of whole trees, which pass them over.
+    pub covers: Vec<PathBuf>,
     /// What the process syncs reaches the disk: for a tree that shall outlive a crash of the machine.
     /// Closing such a mount syncs its file system. Else nothing is ever synced.
     pub durable: bool,

@@ -38,13 +38,26 @@ const fn both(tests: &'static str, why: &'static str) -> LeftOut {
     LeftOut { tests, of: None, why }
 }
 
+const fn range(tests: &'static str, why: &'static str) -> LeftOut {
+    LeftOut { tests, of: Some(Ids::Range), why }
+}
+
 const fn single(tests: &'static str, why: &'static str) -> LeftOut {
     LeftOut { tests, of: Some(Ids::Single), why }
 }
 
 const CAMPAIGN: &str = "a campaign over crashes, races or input, minutes long: root's is the same code";
-const PEERS: &str = "buildah, podman, skopeo and umoci run as root there";
+const PEERS: &str = "it starts other builders, which are root's there";
 const OWN: &str = "makes users of its own";
+const MOUNTS: &str = "root mounts something for it";
+const BRIDGES: &str = "bridges are root's; users' ports and networks are in rootless::";
+const PRIVILEGES: &str =
+    "about a kiln that has lost a part of root's power: a user's has all of it in its namespace";
+const MODES: &str =
+    "about files that their reader may not read: a user's kiln may read all of the user's files";
+const DEVICES: &str = "nobody makes devices in a user namespace";
+const GROUPS: &str = "needs a control group; users have one where it was delegated to them";
+const OTHERS: &str = "root gives files or processes to others there";
 
 pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("rootless::", OWN),
@@ -53,7 +66,34 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("differential::", CAMPAIGN),
     both("faults::", CAMPAIGN),
     both("full_disk::", CAMPAIGN),
+    both("interrupts::", CAMPAIGN),
     both("kills::", CAMPAIGN),
     both("power::", CAMPAIGN),
     both("interop::", PEERS),
+    both("layers::implied::umoci_unpacks_what_kiln_loads_to_the_same_tree", PEERS),
+    both("toolkit_mutate::other_tools_unpack_the_new_images_to_the_same_tree", PEERS),
+    both("build_process::a_run_reaches_the_network_through_nat_although_forward_is_dropped", BRIDGES),
+    both("containers::networks::", BRIDGES),
+    both("containers::ports::", BRIDGES),
+    both("context::mount_point_inside_the_context_is_crossed", MOUNTS),
+    both("gc::a_disk_that_is_full_to_the_last_byte_can_be_cleared", MOUNTS),
+    both("layers::large::", MOUNTS),
+    both("shell::an_image_without_a_shell_is_lent_one", MOUNTS),
+    both("context::unreadable_directory_that_is_needed_is_an_error", MODES),
+    both("context::unreadable_ignore_file_is_an_error", MODES),
+    both("fsck::what_one_command_could_not_prove_the_next_does", PRIVILEGES),
+    both("fsck::without_a_privilege_nothing_is_taken_for_damaged", PRIVILEGES),
+    both(
+        "layers::catalogue::t14_to_t16_devices_are_of_no_use_on_the_host_and_pipes_are_not_opened",
+        "about devices in the store: a user's has files that stand for them, which rootless:: tests",
+    ),
+    both("outputs::devices_that_a_directory_does_not_get_are_told_in_one_warning", DEVICES),
+    both("run_mounts::devices_made_by_a_step_do_not_open", DEVICES),
+    both("sandbox::attacks::a02_no_descriptor_and_no_working_directory_leads_out", GROUPS),
+    both("sandbox::run_options::a_killed_kilns_group_is_removed_by_the_next", GROUPS),
+    both("command_line::c10_without_a_home_a_user_is_asked_where_the_store_is", OTHERS),
+    both("sandbox::paths::a17_nobody_else_on_the_host_reaches_what_is_stored", OTHERS),
+    both("surroundings::c08_and_c09_a_store_that_somebody_else_could_swap_is_not_used", OTHERS),
+    range("layers::implied::directories_of_lower_layers_stay_as_they_are", OTHERS),
+    single("runtime::", "with one id a runtime is refused, which rootless:: tests"),
 ];

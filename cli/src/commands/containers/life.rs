@@ -1,6 +1,6 @@
 //! start, stop, restart, kill, pause, unpause, wait, rename
 
-use kiln_containers::{AttachOptions, Container, Error, Status, attach, is_name, signal_number};
+use kiln_containers::{AttachOptions, Container, Containers, Error, Status, attach, is_name, signal_number};
 
 use super::{each, each_at_once};
 use crate::args::containers::{ContainersArgs, KillArgs, RenameArgs, StartArgs, StopArgs};
@@ -26,13 +26,14 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
             detach_keys: args.detach_keys.clone().unwrap_or_default(),
             start: true,
         };
-        let client = container.prepare(&session.containers, session.backend)?;
+        let client = container.prepare(&session.trusting(&[])?, session.backend)?;
         pass_signals(session, &container, config.tty, Unheard::LeaveIt);
         return ended(attach(&client, &options)?);
     }
+    let containers = session.trusting(&[])?;
     each(&args.containers, |name| {
         let container = session.containers.find(name)?;
-        match begin(session, &container) {
+        match begin(session, &containers, &container) {
             Err(error @ (Error::Told { .. } | Error::Exec(_))) => {
                 // docker's codes of programs that cannot be started are for whoever is attached to them.
                 Err(Failure::from(error).with_code(exit::RUN))
@@ -43,10 +44,10 @@ pub(super) fn start(session: &Session, args: &StartArgs) -> Result<u8, Failure> 
 }
 
 /// Starts a container; one that runs is started.
-fn begin(session: &Session, container: &Container) -> Result<(), Error> {
+fn begin(session: &Session, containers: &Containers, container: &Container) -> Result<(), Error> {
     let mut patience = 100;
     loop {
-        let client = match container.prepare(&session.containers, session.backend) {
+        let client = match container.prepare(containers, session.backend) {
             Err(Error::AlreadyRuns { .. }) => return Ok(()),
             other => other?,
         };
@@ -85,16 +86,19 @@ pub(super) fn stop(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
 }
 
 pub(super) fn restart(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
+    let containers = session.trusting(&[])?;
     each_at_once(&args.containers, |name| {
         let container = session.containers.find(name)?;
         let signal = args.signal.as_deref().map(number).transpose()?;
         match container.connect() {
             Ok(client) => match client.restart(signal, args.timeout) {
                 // It has ended by itself just now.
-                Err(Error::MonitorDied { .. } | Error::JustEnded) => Ok(begin(session, &container)?),
+                Err(Error::MonitorDied { .. } | Error::JustEnded) => {
+                    Ok(begin(session, &containers, &container)?)
+                }
                 other => Ok(other?),
             },
-            Err(Error::NotRunning { .. }) => Ok(begin(session, &container)?),
+            Err(Error::NotRunning { .. }) => Ok(begin(session, &containers, &container)?),
             Err(error) => Err(error.into()),
         }
     })

@@ -38,12 +38,13 @@ pub(super) fn run(session: &Session, args: &LogsArgs) -> Result<u8, Failure> {
     };
     let mut reader = reader.map_err(unreadable)?;
     let mut output = Output::new(args.timestamps);
+    let (since, until) = (args.since.map(|time| time.to_string()), args.until.map(|time| time.to_string()));
     loop {
         // Looked at first: what was printed before the end is there then.
         let ended = !args.follow || container.state().map_or(true, |state| !state.status.is_active());
         while let Some(line) = reader.next_line().map_err(unreadable)? {
-            let wanted = args.since.is_none_or(|since| line.time >= since)
-                && args.until.is_none_or(|until| line.time <= until);
+            let wanted = since.as_ref().is_none_or(|since| line.time >= *since)
+                && until.as_ref().is_none_or(|until| line.time <= *until);
             if wanted && !output.show(&line)? {
                 return Ok(0);
             }
@@ -98,7 +99,7 @@ impl Output {
         }
         self.stream = line.stream;
         if self.timestamps {
-            self.text.push_str(&line.time.to_string());
+            self.text.push_str(&line.time);
             self.text.push(' ');
         }
         self.text.push_str(&line.text);

@@ -21,7 +21,13 @@ use crate::template::Listing;
 pub(crate) fn run(session: &Session, args: &NetworkArgs) -> Result<u8, Failure> {
     let networks = Networks::open(session.containers.root());
     match &args.command {
-        NetworkCommand::Create { subnet, gateway, internal, label, driver, name } => {
+        NetworkCommand::Create { subnet, gateway, internal, ipv6, label, driver, name } => {
+            if *ipv6 == Some(true) {
+                let refused = "--ipv6: networks have IPv4 addresses only";
+                let hint = "a container has IPv6 as its host has it with `--network host`; \
+                            ports published with -p are reached by IPv6, too";
+                return Err(Failure::usage(refused).hint(hint));
+            }
             if driver != "bridge" {
                 return Err(Failure::usage(format!("--driver {driver:?}: there is bridge")));
             }

@@ -6,7 +6,7 @@ use kiln_executor::Resources;
 use super::each;
 use super::life::reload;
 use crate::args::containers::UpdateArgs;
-use crate::errors::Failure;
+use crate::errors::{Failure, exit};
 use crate::session::Session;
 
 pub(super) fn run(session: &Session, args: &UpdateArgs) -> Result<u8, Failure> {
@@ -29,8 +29,9 @@ fn change(container: &Container, args: &UpdateArgs) -> Result<(), Failure> {
     }
     set_limits(&mut config, args)?;
     container.write_config(&config)?;
-    reload(container).inspect_err(|_| {
+    reload(container).map_err(|failure| {
         let _ = container.write_config(&before);
+        failure.with_code(exit::RUN)
     })
 }
 

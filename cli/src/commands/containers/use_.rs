@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::ps::wrong_format;
 use crate::args::containers::{PortArgs, StatsArgs, TopArgs};
 use crate::commands::{human_size, print, table};
-use crate::errors::Failure;
+use crate::errors::{Failure, exit};
 use crate::escape;
 use crate::session::Session;
 use crate::template::Listing;
@@ -176,7 +176,8 @@ pub(super) fn port(session: &Session, args: &PortArgs) -> Result<u8, Failure> {
     }
     match wanted {
         Some(wanted) if text.is_empty() => {
-            Err(Failure::source(format!("no port of the host leads to {wanted} in {}", config.name)))
+            let message = format!("no port of the host leads to {wanted} in {}", config.name);
+            Err(Failure::source(message).with_code(exit::RUN))
         }
         _ => print(&text).map(|()| 0),
     }

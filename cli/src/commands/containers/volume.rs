@@ -136,7 +136,9 @@ fn prune(session: &Session, volumes: &Volumes, force: bool, all: bool) -> Result
     }
     let (mut removed, mut freed) = (String::new(), 0);
     for volume in volumes.list()?.iter().filter(|volume| all || volume.anonymous) {
-        let bytes = disk_bytes(&volumes.data(&volume.name)?).unwrap_or(0);
+        // One that goes meanwhile takes nothing any more.
+        let data = volumes.data(&volume.name).ok();
+        let bytes = data.and_then(|data| disk_bytes(&data).ok()).unwrap_or(0);
         match volumes.remove(&volume.name, &session.containers) {
             Ok(()) => {
                 removed.push_str(&format!("{}\n", volume.name));

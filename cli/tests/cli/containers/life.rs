@@ -248,7 +248,7 @@ fn top_and_stats_tell_of_what_runs() {
     docker.start("web", &["-p", "127.0.0.1:8080:80", "-p", "53/udp"], "exec sleep 31536105");
     assert!(docker.ok(&["top", "web"]).contains("sleep 31536105"));
     assert_eq!(docker.ok(&["port", "web"]), "");
-    docker.run(&["port", "web", "81"]).expect(4);
+    docker.run(&["port", "web", "81"]).expect(1);
     let format =
         "{{range $p, $c := .NetworkSettings.Ports}}{{$p}}={{if $c}}{{(index $c 0).HostPort}}{{end}} {{end}}";
     assert_eq!(docker.field("web", format), "53/udp= 80/tcp=");

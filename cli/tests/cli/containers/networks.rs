@@ -1,7 +1,7 @@
 //! Networks that users make.
 
 use super::machines::{HOST, Host, NEIGHBOUR};
-use crate::harness::needs_root;
+use crate::harness::{Context, Running, needs_root, processes_with};
 
 const SLEEP: &str = "exec sleep 31536202";
 
@@ -97,6 +97,49 @@ fn networks_are_as_they_were_asked_to_be() {
     docker.exec("one", &format!("ping -c 1 -W 1 {NEIGHBOUR}")).expect(1);
     docker.ok(&["rm", "-f", "one", "two"]);
     docker.ok(&["network", "rm", "mine", "cellar"]);
+    docker.is_clean();
+}
+
+#[test]
+fn of_ipv6_there_is_loopback_and_a_word() {
+    needs_root!();
+    let Some(docker) = Host::new() else { return };
+    docker.run(&["network", "create", "--ipv6", "six"]).expect(2).says(&["--ipv6", "IPv4", "--network host"]);
+    let subnet = ["network", "create", "--subnet", "fd00:1::/64", "six"];
+    docker.run(&subnet).expect(2).says(&["fd00:1::/64", "IPv6"]);
+    docker.ok(&["network", "create", "--ipv6=false", "four"]);
+    // The server goes into the background once it listens.
+    let script = "cat /proc/net/if_inet6; mkdir /w; echo six > /w/index.html; httpd -p [::1]:80 -h /w; \
+                  wget -q -O - http://[::1]:80/";
+    if std::path::Path::new("/proc/net/if_inet6").exists() {
+        for network in ["none", "bridge", "four"] {
+            let said = docker.ok(&["run", "--rm", "--network", network, "busybox", "sh", "-c", script]);
+            assert!(said.contains(" lo\n") && said.ends_with("six"), "{network}: {said}");
+        }
+    } else {
+        eprintln!("SKIPPED ALOUD: this kernel has no IPv6");
+    }
+    docker.ok(&["network", "rm", "four"]);
+    docker.is_clean();
+}
+
+#[test]
+fn a_killed_build_leaves_no_interface_and_its_address_is_free() {
+    needs_root!();
+    let Some(docker) = Host::new() else { return };
+    let context =
+        Context::new(&[("Dockerfile", "FROM busybox\nRUN ip -4 -o addr show eth0; sleep 31536035\n")]);
+    let command = docker.command(&["build", "--progress", "plain", "--no-cache", context.path()]);
+    let mut build = Running::start(command);
+    build.wait_for("inet 10.");
+    let own = |name: &String| name.starts_with("kiln") && name != "kiln0";
+    assert_eq!(docker.host.links().iter().filter(|name| own(name)).count(), 1);
+    build.signal(rustix::process::Signal::KILL);
+    build.end();
+    docker.until("the process goes", || processes_with("31536035").is_empty().then_some(()));
+    docker.until("the interface goes", || (!docker.host.links().iter().any(own)).then_some(()));
+    let again = Context::new(&[("Dockerfile", "FROM busybox\nRUN ip -4 -o addr show eth0 | grep inet\n")]);
+    docker.run(&["build", "--no-cache", again.path()]).expect(0);
     docker.is_clean();
 }
 

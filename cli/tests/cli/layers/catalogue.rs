@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::raw::*;
 use super::{docker_archive, listing, only_snapshot};
-use crate::harness::{Store, needs_root, text};
+use crate::harness::{Store, needs_root, test_as, text};
 use crate::universal::Watch;
 
 /// What becomes of a layer.
@@ -151,7 +151,8 @@ fn t17_to_t21_whiteouts_name_something_inside() {
     check(&[file("a/.wh..", "")], &Error(POLICY, &["whiteout"]));
     let (loaded, _) = check(&[file(".wh..wh..opq", ""), file("kept", "")], &Tree(&["kept = "]));
     let mut value = [0; 8];
-    let length = rustix::fs::getxattr(only_snapshot(&loaded), "trusted.overlay.opaque", &mut value).unwrap();
+    let opaque = if test_as().is_some() { "user.overlay.opaque" } else { "trusted.overlay.opaque" };
+    let length = rustix::fs::getxattr(only_snapshot(&loaded), opaque, &mut value).unwrap();
     assert_eq!(&value[..length], b"y");
     check(&[dir("a"), file("a/.wh..wh.plnk", "")], &Tree(&["a/"]));
     check(

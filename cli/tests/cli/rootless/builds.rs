@@ -82,13 +82,16 @@ fn an_archive_comes_out_as_it_went_in() {
     let base = first.base();
     let tree = first.at("tree");
     let script = "cd $0 && mkdir dev && mknod dev/console c 5 1 && mknod dev/sda b 8 0 && mkfifo fifo && \
-                  chown 1:2 dev/console fifo && ln -s x etc/link && chown -h 7:8 etc/link && \
+                  chown 1:2 dev/console fifo && echo x > big && mkdir vast && chown 3000000:70000 big vast && \
+                  mknod dev/big c 1 9 && chown 5:70001 dev/big && ln -s x etc/link && chown -h 7:8 etc/link && \
                   tar --sort=name -cf $1 .";
     assert!(Command::new("sh").args(["-c", script, text(&tree), text(&base)]).status().unwrap().success());
     store.ok(&["import", text(&base), "odd", "-c", PATH]);
     let expected = roots_layers(&store, "odd");
     assert!(expected[0].iter().any(|entry| entry.starts_with("dev/console Char 1:2")), "{expected:#?}");
     assert!(expected[0].iter().any(|entry| entry.starts_with("etc/link Symlink 7:8")), "{expected:#?}");
+    // Beyond any range.
+    assert!(expected[0].iter().any(|entry| entry.starts_with("vast/ Directory 3000000:70000")));
     let archive = store.beside("saved.tar");
     for ids in BOTH {
         let user = User::new(ids).unwrap();
@@ -104,6 +107,20 @@ fn an_archive_comes_out_as_it_went_in() {
             all.filter_map(|entry| Some(entry.split_once('/')?.1.to_owned())).collect()
         };
         assert_eq!(devices(&user.layers("copied")[0]), devices(&expected[0]), "{ids:?}");
+        // What a step does to them counts.
+        let dockerfile = "FROM odd\nRUN --network=none chown 0:0 /big && touch /vast/x && chown 70002 /vast/x || \
+                          touch /small\nCOPY --chown=70003:7 Dockerfile /\n";
+        user.ok(&["build", "-t", "changed", &user.context(&[("Dockerfile", dockerfile)])]);
+        let layers = user.layers("changed");
+        let owner = |layer: &[String], name: &str| -> Option<String> {
+            let entry = layer.iter().find(|entry| entry.split(' ').next() == Some(name))?;
+            entry.split(' ').nth(2).map(str::to_owned)
+        };
+        assert_eq!(owner(&layers[1], "big").as_deref(), Some("0:0"), "{ids:?}");
+        assert_eq!(owner(&layers[1], "vast/").as_deref(), Some("3000000:70000"), "{ids:?}");
+        // There is no such user inside a range.
+        assert_eq!(owner(&layers[1], "small").is_some(), ids == Ids::Range);
+        assert_eq!(owner(&layers[2], "Dockerfile").as_deref(), Some("70003:7"), "{ids:?}");
         user.ok(&["fsck", "--deep"]);
     }
 }

@@ -65,7 +65,7 @@ fn own_address() -> Option<IpAddr> {
 fn hide(user: &mut User, program: &str) {
     let empty = user.at("empty");
     std::fs::write(&empty, "").unwrap();
-    std::fs::set_permissions(&empty, std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(&empty, std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
     let empty = text(&empty).to_owned();
     user.prepare(&format!("[ ! -e {program} ] || mount --bind {empty} {program} || exit 97"));
 }
@@ -202,6 +202,29 @@ fn apt_is_told_of_the_one_id_and_the_layer_is_not() {
         assert_eq!(seen, if ids == Ids::Single { "APT::Sandbox::User \"root\";\n" } else { "" });
         let layers = user.layers("apt");
         assert!(layers.iter().flatten().all(|entry| !entry.contains("etc/apt")), "{layers:#?}");
+    }
+}
+
+#[test]
+fn another_runtime_needs_a_range_of_ids() {
+    needs_root!();
+    for runtime in ["crun", "runc"] {
+        if !std::path::Path::new("/usr/bin").join(runtime).exists() {
+            eprintln!("SKIPPED ALOUD: needs {runtime}");
+            continue;
+        }
+        let line = ["run", "--rm", "--runtime", runtime];
+        let script = ["busybox", "sh", "-c", "chown 5:6 /etc/passwd; stat -c %u:%g /etc/passwd; exit 7"];
+        let Some(user) = User::with_busybox(Ids::Range) else { return };
+        for network in ["none", "host"] {
+            let done = user.kiln(&[&line[..], &["--network", network], &script].concat()).expect(7);
+            assert_eq!(done.stdout, "5:6\n", "{runtime}");
+        }
+        let limited = [&line[..], &["--network=none", "--memory=64m"], &script].concat();
+        user.kiln(&limited).expect(125).says(&["has no control group for limits"]);
+        let Some(user) = User::with_busybox(Ids::Single) else { return };
+        let refused = user.kiln(&[&line[..], &["--network=none"], &script].concat());
+        refused.expect(125).says(&["--runtime", "with one id", "kiln doctor"]);
     }
 }
 

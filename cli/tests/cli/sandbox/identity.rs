@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::{MARKER, Sentinel, tampered};
-use crate::harness::{Context, Store, needs_root};
+use crate::harness::{Context, Store, needs_root, test_as};
 
 const STATUS: &str = "while read -r k v; do case $k in CapBnd:|CapEff:|Seccomp:|NoNewPrivs:) echo $k$v;; esac; done < /proc/self/status";
 
@@ -117,6 +117,11 @@ fn a11_what_is_no_user_is_never_root() {
             "echo $(id -u) $(id -g)",
         ];
         let outcome = store.kiln(&line);
+        let number = user.split(':').next().and_then(|number| number.parse::<u64>().ok());
+        if expected.is_some() && test_as() == Some("range") && number.is_some_and(|number| number > 65536) {
+            outcome.expect(125).says(&["beyond the range of ids"]);
+            continue;
+        }
         match expected {
             Some(ids) => assert_eq!(outcome.expect(0).stdout.trim(), ids, "{user:?}"),
             None => assert!(outcome.code != Some(0) && outcome.stdout.is_empty(), "{user:?}: {outcome:?}"),

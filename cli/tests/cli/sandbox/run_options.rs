@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Outcome, Store, needs_root, text};
+use crate::harness::{Outcome, Store, needs_root, test_as, text};
 
 fn run(store: &Store, options: &[&str], script: &str) -> Outcome {
     store.kiln(&[&["run", "--rm", "--network", "none"], options, &["busybox", "sh", "-c", script]].concat())
@@ -46,6 +46,10 @@ fn options_do_what_they_say() {
     ];
     let mut wrong = String::new();
     for (options, script, expected) in table {
+        // The host's own settings stay the host's for a user, whatever is unmasked.
+        if test_as().is_some() && options.contains(&"systempaths=unconfined") {
+            continue;
+        }
         let outcome = run(&store, options, script);
         if outcome.stdout != expected {
             wrong.push_str(&format!("{options:?}: {outcome:?}\n"));

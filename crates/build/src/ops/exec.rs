@@ -1,5 +1,6 @@
 //! `RUN`: a process on a tree.
 
+mod certificates;
 mod mounts;
 mod shell;
 
@@ -9,12 +10,13 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::PoisonError;
 
-use kiln_executor::{Exit, Handles, Network, ProcessSpec, Security, Stdio};
+use kiln_executor::{Authorities, Exit, Handles, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
 use kiln_oci::Digest;
 use kiln_snapshotter::OpenOptions;
 use kiln_solver::{InputUse, Scope, Stream};
 
+use self::certificates::{Covers, take_out};
 use self::mounts::StepMounts;
 use super::BuildOp;
 use crate::cache_mounts::CacheMounts;
@@ -28,6 +30,7 @@ use crate::{BuildRequest, Engine, Entitlement, OpError, SecretStore, SshAgents};
 pub(crate) struct StepResources {
     secrets: SecretStore,
     ssh: SshAgents,
+    authorities: Authorities,
     allow: BTreeSet<Entitlement>,
     caches: CacheMounts,
     contexts: ContextFiles,
@@ -45,6 +48,7 @@ impl StepResources {
         Self {
             secrets: request.secrets.clone(),
             ssh: request.ssh.clone(),
+            authorities: request.authorities.clone(),
             allow,
             caches: CacheMounts::new(engine.store.root(), request.no_cache),
             contexts: ContextFiles::default(),
@@ -125,10 +129,12 @@ impl BuildOp {
         let active = engine.prepare(base)?;
         let mut extra_lower = Vec::from_iter(mounts.stubs_path());
         extra_lower.push(engine.executor.stub_dir().to_owned());
-        let root = engine
-            .snapshots
-            .open_active(active.key(), &OpenOptions { extra_lower, ..OpenOptions::default() })?;
-        let spec = process(exec, &mut mounts);
+        let authorities = &self.shared.steps.authorities;
+        let shown = Covers::make(engine, authorities, base)?;
+        let covers = shown.iter().map(Covers::path).collect();
+        let options = OpenOptions { extra_lower, covers, ..OpenOptions::default() };
+        let root = engine.snapshots.open_active(active.key(), &options)?;
+        let mut spec = process(exec, &mut mounts);
         let mut redactors = [mounts.redactor(), mounts.redactor()];
         let mut log = |stream: kiln_executor::Stream, bytes: &[u8]| {
             let (stream, redactor) = match stream {
@@ -138,15 +144,17 @@ impl BuildOp {
             redactor.push(bytes, &mut |bytes| scope.log(stream, bytes));
         };
         let owner = process_owner(root.as_fd(), exec.user.as_deref())?;
-        let handles = Handles { root, inputs: mounts.take_handles(), network: None };
+        let mut handles = Handles { root, inputs: mounts.take_handles(), network: None };
+        authorities.give(&mut spec, &mut handles)?;
         let cancel = self.shared.cancel.processes();
         let exit = engine.executor.run(handles, &spec, Stdio::Captured(&mut log), cancel);
         let [stdout, stderr] = &mut redactors;
         stdout.finish(&mut |bytes| scope.log(Stream::Stdout, bytes));
         stderr.finish(&mut |bytes| scope.log(Stream::Stderr, bytes));
         // Locks, sockets and what was written to throw-away trees end with the step.
-        drop(mounts);
+        drop((mounts, shown));
         let finished = exit?;
+        take_out(engine, authorities, &active, self.shared.cancel.flag())?;
         if let Some(why) = &self.shared.why {
             why.note_memory(self.vertex, finished.usage.peak_memory_bytes);
         }

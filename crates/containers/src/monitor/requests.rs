@@ -267,6 +267,14 @@ impl Monitor {
         let Some(exec) = self.execs.get_mut(&id) else { return };
         exec.started = true;
         let client = exec.client;
+        if let Some(run) = &self.run
+            && let Some(process) = &run.process
+        {
+            for groups in &run.more_groups {
+                // It goes on outside, as a process that was started a moment before.
+                let _ = groups.gather(process.as_fd());
+            }
+        }
         exec.master = started.terminal;
         let master = exec.master.as_ref().and_then(|master| dup(master).ok());
         if let Some(client) = self.client(client) {

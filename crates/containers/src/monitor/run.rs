@@ -127,9 +127,11 @@ impl Monitor {
             &OpenOptions {
                 extra_lower: vec![self.tools.linux.stub_dir().to_owned()],
                 durable: !self.config.auto_remove,
-                read_only: false,
+                ..OpenOptions::default()
             },
         )?;
+        let mut handles = Handles { root, inputs: Vec::new(), network: handle };
+        self.tools.containers.authorities().give(&mut process, &mut handles)?;
         let mut run = Run {
             process: None,
             stdout: None,
@@ -170,7 +172,6 @@ impl Monitor {
         };
         let (linux, cancel, reporter) =
             (self.tools.linux.clone(), self.cancel.clone(), self.reporter.clone());
-        let handles = Handles { root, inputs: Vec::new(), network: handle };
         let work = move || {
             let told = reporter.clone();
             let mut started = move |started: Started| told.report(Event::Started(started));

@@ -177,28 +177,56 @@ impl Group {
 
     /// What was used, where a group counts it; `otherwise` for the rest.
     pub(super) fn usage(&self, otherwise: Usage) -> Usage {
-        let mut usage = otherwise;
-        for place in &self.places {
-            let number = |file: &str| -> Option<u64> {
-                fs::read_to_string(place.dir.join(file)).ok()?.trim().parse().ok()
-            };
-            let field = |file: &str, name: &str| -> Option<u64> {
-                let text = fs::read_to_string(place.dir.join(file)).ok()?;
-                text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-            };
-            let (peak, cpu, kills) = if place.hierarchy.unified {
-                let cpu = field("cpu.stat", "usage_usec").map(Duration::from_micros);
-                (number("memory.peak"), cpu, field("memory.events", "oom_kill"))
-            } else {
-                let cpu = number("cpuacct.usage").map(Duration::from_nanos);
-                (number("memory.max_usage_in_bytes"), cpu, field("memory.oom_control", "oom_kill"))
-            };
-            usage.peak_memory_bytes = peak.unwrap_or(usage.peak_memory_bytes);
-            usage.cpu = cpu.unwrap_or(usage.cpu);
-            usage.oom_kills = kills.unwrap_or(usage.oom_kills);
-        }
-        usage
+        usage_in(&self.places, otherwise)
     }
+}
+
+/// The groups of a process that somebody else put there, to read from what was used.
+#[derive(Default)]
+pub(super) struct Counted {
+    places: Vec<Place>,
+}
+
+impl Counted {
+    /// Those that `pid` is in and this process is not: what others use is not counted. None when they
+    /// cannot be told, as of a process that is gone.
+    pub(super) fn of_process(pid: i32) -> Self {
+        let places = || -> io::Result<Vec<Place>> {
+            let (own, theirs) = (Layout::of_machine()?, Layout::of_process(pid)?);
+            let place = |(hierarchy, dir): (&Hierarchy, PathBuf)| Place { hierarchy: hierarchy.clone(), dir };
+            Ok(theirs.differing(&own).map(place).collect())
+        };
+        Self { places: places().unwrap_or_default() }
+    }
+
+    /// What was used, where a group counts it; `otherwise` for the rest.
+    pub(super) fn usage(&self, otherwise: Usage) -> Usage {
+        usage_in(&self.places, otherwise)
+    }
+}
+
+fn usage_in(places: &[Place], otherwise: Usage) -> Usage {
+    let mut usage = otherwise;
+    for place in places {
+        let number = |file: &str| -> Option<u64> {
+            fs::read_to_string(place.dir.join(file)).ok()?.trim().parse().ok()
+        };
+        let field = |file: &str, name: &str| -> Option<u64> {
+            let text = fs::read_to_string(place.dir.join(file)).ok()?;
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+        };
+        let (peak, cpu, kills) = if place.hierarchy.unified {
+            let cpu = field("cpu.stat", "usage_usec").map(Duration::from_micros);
+            (number("memory.peak"), cpu, field("memory.events", "oom_kill"))
+        } else {
+            let cpu = number("cpuacct.usage").map(Duration::from_nanos);
+            (number("memory.max_usage_in_bytes"), cpu, field("memory.oom_control", "oom_kill"))
+        };
+        usage.peak_memory_bytes = peak.unwrap_or(usage.peak_memory_bytes);
+        usage.cpu = cpu.unwrap_or(usage.cpu);
+        usage.oom_kills = kills.unwrap_or(usage.oom_kills);
+    }
+    usage
 }
 
 impl Drop for Group {
@@ -223,7 +251,7 @@ impl Drop for Group {
 pub(super) fn doors_of(pid: i32) -> io::Result<Vec<String>> {
     let Ok(own) = Layout::of_machine() else { return Ok(Vec::new()) };
     let theirs = Layout::of_process(pid)?;
-    Ok(theirs.differing(&own).map(|dir| dir.join("cgroup.procs").display().to_string()).collect())
+    Ok(theirs.differing(&own).map(|(_, dir)| dir.join("cgroup.procs").display().to_string()).collect())
 }
 
 /// Has this process join the groups, and makes them the root of what it sees.

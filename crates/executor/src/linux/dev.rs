@@ -1,6 +1,7 @@
 //! `/dev`: a few harmless devices, a devpts and a shared memory of its own.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{
@@ -83,10 +84,33 @@ fn show_hosts(task: &Task, tmpfs: &OwnedFd) -> Result<(), ExecError> {
         let (major, minor) = device.number;
         // udev has a link for each device by its number; without it, its usual name has to do.
         let by_number = format!("/dev/{}/{major}:{minor}", if device.block { "block" } else { "char" });
-        let from = if Path::new(&by_number).exists() { &by_number } else { &device.path };
-        show(&own_name(position), from).map_err(ExecError::start(format!("device {}", device.path)))?;
+        let from = match Path::new(&by_number).exists() {
+            true => by_number,
+            false => find("/dev", device, 3).unwrap_or_else(|| device.path.clone()),
+        };
+        show(&own_name(position), &from).map_err(ExecError::start(format!("device {}", device.path)))?;
     }
     Ok(())
+}
+
+/// The host's node of a device, so many directories deep.
+fn find(dir: &str, device: &Device, depth: usize) -> Option<String> {
+    let wanted = makedev(device.number.0, device.number.1);
+    let mut below = Vec::new();
+    for entry in std::fs::read_dir(dir).ok()?.flatten() {
+        let (Ok(kind), Ok(path)) = (entry.file_type(), entry.path().into_os_string().into_string()) else {
+            continue;
+        };
+        let is_kind = if device.block { kind.is_block_device() } else { kind.is_char_device() };
+        if is_kind && entry.metadata().is_ok_and(|stat| stat.rdev() == wanted) {
+            return Some(path);
+        }
+        if kind.is_dir() {
+            below.push(path);
+        }
+    }
+    let deeper = depth.checked_sub(1)?;
+    below.iter().find_map(|dir| find(dir, device, deeper))
 }
 
 /// Name of an empty directory beside the devices, to cover others with.

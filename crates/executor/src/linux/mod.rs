@@ -1,5 +1,6 @@
 //! The Linux executor.
 
+mod authorities;
 mod bridges;
 mod cgroup;
 mod channel;
@@ -31,6 +32,7 @@ mod user;
 mod user_net;
 mod userns;
 
+pub use authorities::{Authorities, AuthorityError};
 pub use bridges::{Bridge, free_subnet, is_subnet_routed};
 pub use cgroup::MoreGroups;
 pub use etc::host_resolver;

@@ -1,7 +1,7 @@
 //! The container's network: a pair of interfaces, one end in the bridge `kiln0`, and address
 //! translation to the outside.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,8 +28,10 @@ const CANDIDATES: [Ipv4Addr; 4] = [
 ];
 /// Length of the network's prefix in bits.
 pub(super) const PREFIX: u8 = 16;
-/// Locks on addresses are files here, shared by all stores of this host.
-const ADDRESS_DIR: &str = "/run/kiln/net";
+/// Locks are here, shared by all stores of this host.
+const LOCK_DIR: &str = "/run/kiln/net";
+/// The file of which each byte is an address: who has locked it has the address.
+const ADDRESSES: &str = "/run/kiln/net/addresses";
 
 /// rtnetlink(7) message types.
 const RTM_NEWLINK: u16 = 16;
@@ -254,14 +256,14 @@ pub(super) fn loopback_up() -> Result<(), ExecError> {
 }
 
 pub(super) fn lock_setup() -> Result<File, ExecError> {
-    let failed = |source| ExecError::Network { step: ADDRESS_DIR.to_owned(), source };
-    std::fs::create_dir_all(ADDRESS_DIR).map_err(failed)?;
-    let file = File::create(format!("{ADDRESS_DIR}/lock")).map_err(failed)?;
+    let failed = |source| ExecError::Network { step: LOCK_DIR.to_owned(), source };
+    std::fs::create_dir_all(LOCK_DIR).map_err(failed)?;
+    let file = File::create(format!("{LOCK_DIR}/lock")).map_err(failed)?;
     file.lock().map_err(failed)?;
     Ok(file)
 }
 
-/// Takes an address whose file nobody holds a lock on. Locks go with their process.
+/// Takes an address that nobody holds the lock of. Locks go with their process.
 ///
 /// The search starts at another place each time: the kernel takes a dead container's interface
 /// away some time after its process, and until then the address is better left alone.
@@ -282,14 +284,33 @@ fn take_address(network: Ipv4Addr) -> Result<(Lease, Address), ExecError> {
 impl Address {
     /// Takes this one; `None`: somebody has it.
     pub(super) fn take(address: Ipv4Addr) -> Result<Option<Self>, ExecError> {
-        let failed = |source| ExecError::Network { step: ADDRESS_DIR.to_owned(), source };
-        std::fs::create_dir_all(ADDRESS_DIR).map_err(failed)?;
-        let file = File::create(format!("{ADDRESS_DIR}/{address}")).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _lock: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(source)) => Err(failed(source)),
-        }
+        let failed = |source| ExecError::Network { step: ADDRESSES.to_owned(), source };
+        let open = || File::options().write(true).create(true).truncate(false).open(ADDRESSES);
+        let file = match open() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(LOCK_DIR).and_then(|()| open())
+            }
+            other => other,
+        };
+        let file = file.map_err(failed)?;
+        Ok(lock_byte(&file, u32::from(address)).map_err(failed)?.then_some(Self { _lock: file }))
+    }
+}
+
+/// Locks one byte of a file that need not have it, for as long as the file is open (fcntl(2), "Open file
+/// description locks"); false when another one has it.
+fn lock_byte(file: &File, at: u32) -> std::io::Result<bool> {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: at.into(),
+        l_len: 1,
+        l_pid: 0,
+    };
+    match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(true),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -378,4 +399,25 @@ pub(super) fn default_route(inside: &Socket, index: u32, gateway: Ipv4Addr) -> R
         .put(RTA_GATEWAY, &gateway.octets())
         .put_u32(RTA_OIF, index);
     inside.request(route).map_err(ExecError::network("default route"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_address_is_one_byte_that_one_has_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("addresses");
+        let open = || File::options().write(true).create(true).truncate(false).open(&path).unwrap();
+        let (one, other) = (open(), open());
+        assert!(lock_byte(&one, u32::MAX).unwrap());
+        assert!(lock_byte(&one, 7).unwrap());
+        assert!(!lock_byte(&other, u32::MAX).unwrap());
+        assert!(lock_byte(&other, u32::MAX - 1).unwrap());
+        drop(one);
+        assert!(lock_byte(&other, u32::MAX).unwrap() && lock_byte(&other, 7).unwrap());
+        // Neither names nor bytes pile up.
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+    }
 }

@@ -147,10 +147,11 @@ impl Helper {
             report(&self.socket, &Report::Started(container.process.as_raw_nonzero().get()), &[]);
         }
         let exit = self.watch(container.process, None);
+        let (cpu, peak_memory_bytes) = sys::children_usage();
+        let usage = container.usage(Usage { cpu, peak_memory_bytes, oom_kills: 0 });
         container.delete();
         drop(user_network);
-        let (cpu, peak_memory_bytes) = sys::children_usage();
-        Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
+        Ok((exit?, usage))
     }
 
     /// Moves this process into these namespaces and into the network that its task says, which is up

@@ -1,7 +1,7 @@
 //! Networks of IPv4 addresses.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,9 @@ impl FromStr for Subnet {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?} is no network such as 10.1.2.0/24");
         let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        if address.parse::<Ipv6Addr>().is_ok() {
+            return Err(format!("{text} is a network of IPv6; here are such of IPv4 only, as 10.1.2.0/24"));
+        }
         let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
         let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or_else(wrong)?;
         Ok(Self::new(address, prefix))
@@ -106,6 +109,7 @@ mod tests {
         for bad in ["10.1.2.0", "10.1.2.0/33", "10.1.2/24", "x/8", "10.0.0.0/-1"] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
         }
+        assert!("fd00::/64".parse::<Subnet>().unwrap_err().contains("IPv6"));
         assert_eq!("1.2.3.4/32".parse::<Subnet>().unwrap().hosts(), 0);
     }
 }

@@ -4,6 +4,8 @@ use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -263,6 +265,12 @@ pub(super) fn unblock_signals() -> Result<(), Errno> {
     set_blocked(SigSet::empty())
 }
 
+/// Has a program that this process starts block no signals, whatever this process blocks.
+pub(super) fn unblock_in(command: &mut Command) {
+    // SAFETY: between fork and exec there is one system call, which allocates nothing and takes no lock.
+    unsafe { command.pre_exec(|| Ok(set_blocked(SigSet::empty())?)) };
+}
+
 fn set_blocked(set: SigSet) -> Result<(), Errno> {
     let result = nix::sys::signal::sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None);
     result.map_err(|errno| Errno::from_raw_os_error(errno as i32))
@@ -331,13 +339,25 @@ pub(super) fn dup_onto(from: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
     check(libc::c_long::from(unsafe { libc::dup2(from.as_raw_fd(), to) })).map(drop)
 }
 
-/// `signal(n, SIG_DFL)` for every signal but SIGPIPE, which this program needs ignored as long as it is
-/// itself: whoever called may have ignored any of them, and that outlives `execve`.
+/// `rt_sigaction(n, SIG_DFL)` for every signal but SIGPIPE, which this program needs ignored as long as it
+/// is itself: whoever called may have ignored any of them, and that outlives `execve`. The C library's two
+/// as well, which `signal` would not touch.
 pub(super) fn default_signals() {
+    // The kernel's structure and more: all zeroes is the default action without flags, mask and restorer.
+    let action = [0_u64; 8];
     for signal in (1..=LAST_SIGNAL).filter(|signal| *signal != libc::SIGPIPE) {
-        // SAFETY: the default action is no handler of ours. What has none to change (SIGKILL, the C
-        // library's own two) is refused, and stays as it is.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the structure lives across the call, which only reads it; the size is that of the
+        // kernel's set of signals. There are no threads yet that the C library would signal. SIGKILL and
+        // SIGSTOP are refused, and have no other action anyway.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                action.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
 }
 

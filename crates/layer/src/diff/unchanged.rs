@@ -10,6 +10,7 @@ use super::DiffError;
 use super::trees::{is_same, may_be_same};
 use crate::beneath;
 use crate::index::{Entry, ScanError};
+use crate::marks;
 use crate::node::{self, Named, Xattrs};
 use crate::path;
 use crate::walk::{Found, Walk};
@@ -39,7 +40,10 @@ pub fn copied_up(upper: BorrowedFd<'_>, cancel: &AtomicBool) -> Result<Vec<Vec<u
         if !is_dir && found.stat.st_nlink > 1 {
             continue;
         }
-        let has_origin = found.path.is_empty() || {
+        // In a user namespace these cannot have the attribute. What has no like below stays anyway.
+        let is_bare = marks::uses_user_attributes()
+            && matches!(node::kind(&found.stat), FileType::Symlink | FileType::Fifo);
+        let has_origin = found.path.is_empty() || is_bare || {
             let xattrs = node::xattrs(found.parent, found.name);
             let xattrs = xattrs.map_err(|error| DiffError::Scan(ScanError::host(found.path, error)))?;
             self::has_origin(&xattrs)

@@ -86,7 +86,8 @@ pub fn inherit(
         let record = record.and_then(|value| Record::parse(value));
         xattrs.retain(|name, _| !is_private_xattr(name));
         let made = beneath::open_dir_without_links(upper, path)?;
-        let owner = Some(record.map_or((stat.st_uid, stat.st_gid), |record| record.owner));
+        let known = (stat.st_uid, stat.st_gid);
+        let owner = Some(record.map_or(known, |record| marks::true_owner(known, record)));
         let attributes = Attributes { owner, mode: stat.st_mode, xattrs: &xattrs, mtime: Some(mtime(&stat)) };
         node::set_on_fd(made.as_fd(), &attributes).map_err(host(path))?;
     }

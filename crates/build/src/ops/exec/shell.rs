@@ -136,7 +136,8 @@ impl BuildOp {
             let term = std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
             spec.env.push(("TERM".to_owned(), term));
         }
-        let handles = Handles { root, inputs: mounts.take_handles(), network: None };
+        let mut handles = Handles { root, inputs: mounts.take_handles(), network: None };
+        self.shared.steps.authorities.give(&mut spec, &mut handles)?;
         let cancel = self.shared.cancel.processes();
         let finished = if shell.terminal {
             engine.executor.run(handles, &spec, Stdio::Terminal, cancel)?

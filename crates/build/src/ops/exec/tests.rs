@@ -1,6 +1,7 @@
 //! Steps as vertices of a solve, with an executor that looks at what it is given instead of running
 //! it. Needs root: snapshots are mounted.
 
+mod certificates;
 mod resources;
 mod trees;
 

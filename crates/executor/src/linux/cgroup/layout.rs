@@ -88,12 +88,12 @@ impl Layout {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?, &fs::read_to_string(groups)?))
     }
 
-    /// The directories of the groups that are not those of `other`.
-    pub(super) fn differing(&self, other: &Self) -> impl Iterator<Item = PathBuf> {
+    /// The groups that are not those of `other`, with their directories.
+    pub(super) fn differing(&self, other: &Self) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
         let differs = |hierarchy: &&Hierarchy| {
             !other.0.iter().any(|known| known.mount == hierarchy.mount && known.own == hierarchy.own)
         };
-        self.0.iter().filter(differs).map(|hierarchy| hierarchy.mount.join(&hierarchy.own))
+        self.0.iter().filter(differs).map(|hierarchy| (hierarchy, hierarchy.mount.join(&hierarchy.own)))
     }
 
     /// From the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.

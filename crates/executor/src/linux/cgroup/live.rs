@@ -20,6 +20,15 @@ pub struct MoreGroups {
 }
 
 impl MoreGroups {
+    /// Moves all processes of the container here, those too that have joined it since and had looked for its
+    /// groups before.
+    ///
+    /// # Errors
+    /// As [`Linux::change_limits`].
+    pub fn gather(&self, container: BorrowedFd<'_>) -> Result<(), ExecError> {
+        process_of(container).map_or(Ok(()), |pid| move_all(pid, &self.group))
+    }
+
     /// Processes killed because their memory was used up.
     pub fn oom_kills(&self) -> u64 {
         self.group.usage(Usage::default()).oom_kills

@@ -116,6 +116,28 @@ fn version_2_is_written_its_way() {
 }
 
 #[test]
+fn what_others_use_is_not_counted_and_what_cannot_be_told_is_left_as_it_was() {
+    // This process is in its own groups only.
+    let own = Counted::of_process(std::process::id().try_into().unwrap());
+    let otherwise = Usage { peak_memory_bytes: 7, oom_kills: 0, ..Usage::default() };
+    assert_eq!(own.usage(otherwise), otherwise);
+    assert_eq!(Counted::of_process(i32::MAX).usage(otherwise), otherwise);
+    // Version 1, where the runtime put its process.
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().display();
+    let mounts = format!("36 30 0:32 / {mount} rw - cgroup cgroup rw,memory\n");
+    let theirs = layout(&mounts, "5:memory:/kiln/x\n");
+    let inside = dir.path().join("kiln/x");
+    fs::create_dir_all(&inside).unwrap();
+    fs::write(inside.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n").unwrap();
+    let differing = |other: &str| theirs.differing(&layout(&mounts, other)).count();
+    assert_eq!((differing("5:memory:/\n"), differing("5:memory:/kiln/x\n")), (1, 0));
+    let hierarchy = theirs.with(Controller::Memory).unwrap().clone();
+    let counted = Counted { places: vec![Place { hierarchy, dir: inside }] };
+    assert_eq!(counted.usage(otherwise).oom_kills, 1);
+}
+
+#[test]
 fn limits_of_a_running_container_change_in_its_group_or_in_a_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let unified = dir.path().join("unified");

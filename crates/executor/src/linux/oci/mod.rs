@@ -29,13 +29,14 @@ use serde_json::Value;
 pub(super) use self::seccomp::to_json as seccomp_json;
 
 use self::config::{Bundle, Shown};
+use super::cgroup::{self, Counted};
 use super::channel::{Report, Task, receive, report};
 use super::inputs::{check_mount_target, open_sources};
 use super::mounts::{SAFE, attach_aside, new_mount};
 use super::user::{add_groups, resolve_user};
 use super::userns::{self, Ids};
-use super::{cgroup, etc, sys};
-use crate::{ExecError, ProcessSpec, Security};
+use super::{etc, sys};
+use crate::{ExecError, ProcessSpec, Security, Usage};
 
 /// Which runtime runs a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +61,8 @@ pub(super) struct Container<'a> {
     /// Where everything of it is, in the helper's mount namespace.
     place: PathBuf,
     pub(super) process: Pid,
+    /// Where the kernel counts what it uses.
+    groups: Counted,
 }
 
 /// How long a runtime may take for anything but the container's own life.
@@ -144,14 +147,12 @@ pub(super) fn start<'a>(
         source,
     })?;
     // Whatever comes of it, there is something to delete from here on.
-    let mut container = Container { runtime, id, place, process: rustix::process::getpid() };
+    let (process, groups) = (rustix::process::getpid(), Counted::default());
+    let mut container = Container { runtime, id, place, process, groups };
     let created = created(child, console.as_ref(), socket);
     let started = created.and_then(|()| container.start());
     match started {
-        Ok(process) => {
-            container.process = process;
-            Ok(container)
-        }
+        Ok(()) => Ok(container),
         Err(error) => {
             let error = container.explain(task, error);
             container.delete();
@@ -167,8 +168,13 @@ fn hide_second_version() {
     const TMPFS: i128 = 0x0102_1994;
     let is_tmpfs = rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| i128::from(found.f_type) == TMPFS);
     if is_tmpfs {
-        // Where it is no mount, there is nothing to hide.
-        let _ = rustix::mount::unmount(SECOND, rustix::mount::UnmountFlags::DETACH);
+        let unmounted = rustix::mount::unmount(SECOND, rustix::mount::UnmountFlags::DETACH);
+        // A user may not look at what is below a mount, but cover it. Where it is none, nothing is to be
+        // hidden.
+        if unmounted.is_err() && userns::ids() != Ids::Host {
+            let empty = new_mount("tmpfs", &[("mode", "755")], SAFE);
+            let _ = empty.and_then(|empty| put(empty.as_fd(), Path::new(SECOND)));
+        }
     }
 }
 
@@ -263,21 +269,31 @@ fn command(runtime: &Runtime, place: &Path) -> Command {
     }
     command.arg("--root").arg(place.join("state")).arg("--log").arg(place.join("log"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // runc's container would have them blocked as well.
+    sys::unblock_in(&mut command);
     command
 }
 
 impl Container<'_> {
-    /// Starts the program of the created container; its process 1.
-    fn start(&self) -> Result<Pid, io::Error> {
+    /// Starts the program of the created container.
+    fn start(&mut self) -> Result<(), io::Error> {
         let text = fs::read_to_string(self.place.join("pid"))?;
         let pid = text.trim().parse().ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("its pid file holds no number"))?;
+        // Now: of a process that has ended the kernel does not tell.
+        self.groups = Counted::of_process(pid.as_raw_nonzero().get());
         let status = command(self.runtime, &self.place).args(["start", &self.id]).status()?;
         if !status.success() {
             let _ = kill_process(pid, Signal::KILL);
             return Err(io::Error::other("it failed to start the program"));
         }
-        Ok(pid)
+        self.process = pid;
+        Ok(())
+    }
+
+    /// What it used, as its control groups count it; `otherwise` for the rest. Before it is deleted.
+    pub(super) fn usage(&self, otherwise: Usage) -> Usage {
+        self.groups.usage(otherwise)
     }
 
     /// What the runtime wrote down, in the terms of an [`ExecError`] where it can be told.
