@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod builds;
 pub(crate) mod cache_mount;
 pub(crate) mod confinement;
 pub(crate) mod containers;
@@ -48,8 +49,12 @@ pub(crate) enum Command {
     Image(images::ImageArgs),
     /// Show containers and images as JSON
     Inspect(containers::InspectArgs),
-    /// Show the instructions that made an image
-    History(HistoryArgs),
+    /// Show the instructions that made an image, or the builds of this store
+    History(HistoryOrBuildsArgs),
+    /// Show why steps of a build ran, and were not taken from the cache
+    Why(builds::WhyArgs),
+    /// Show what the steps of a build printed
+    Log(builds::LogArgs),
     /// Remove image names, and images without another name
     Rmi(RmiArgs),
     /// Give an image another name
@@ -278,6 +283,15 @@ pub(crate) struct ImportArgs {
     pub(crate) change: Vec<String>,
     #[command(flatten)]
     pub(crate) limits: store::LimitArgs,
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct HistoryOrBuildsArgs {
+    #[command(subcommand)]
+    pub(crate) builds: Option<builds::HistoryCommand>,
+    #[command(flatten)]
+    pub(crate) image: Option<HistoryArgs>,
 }
 
 #[derive(Args)]

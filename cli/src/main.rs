@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::Mode;
 use rustix::process::umask;
 
+use crate::args::builds::HistoryCommand;
 use crate::args::store::LimitArgs;
 use crate::args::{Cli, Command, SelftestArgs};
 use crate::errors::{Failure, exit, say};
@@ -105,7 +106,13 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Images(args) => commands::images::run(&session, &args),
         Command::Image(args) => commands::image::run(&session, &args),
         Command::Inspect(args) => commands::containers::inspect::run(&session, &args),
-        Command::History(args) => commands::history::run(&session, &args),
+        Command::History(args) => match (args.builds, args.image) {
+            (Some(HistoryCommand::Builds(args)), _) => commands::builds::run(&session, &args),
+            (None, Some(image)) => commands::history::run(&session, &image),
+            (None, None) => Err(Failure::usage("`kiln history` needs an image's name, or `builds`")),
+        },
+        Command::Why(args) => commands::why::run(&session, &args),
+        Command::Log(args) => commands::builds::log(&session, &args),
         Command::Rmi(args) => commands::rmi::run(&session, &args),
         Command::Tag(args) => commands::tag::run(&session, &args),
         Command::Run(args) => commands::run::run(&session, *args),

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use kiln_build::why::{Reason, in_words};
 use kiln_build::{Dockerfile, Progress};
 use kiln_frontend::Diagnostic;
 use kiln_solver::{Event, Stream};
@@ -21,6 +22,8 @@ pub(crate) struct Shown {
 pub(crate) trait Steps: Send + Sync {
     fn plan(&self, titles: &[String]);
     fn event(&self, event: Event);
+    /// Why a step runs that was started.
+    fn why(&self, vertex: usize, reasons: &str);
 }
 
 impl Shown {
@@ -49,6 +52,13 @@ impl Progress for Shown {
     fn event(&self, event: Event) {
         self.steps.event(event);
     }
+
+    fn why(&self, vertex: usize, reasons: &[Reason]) {
+        // In a first build all of it goes without saying.
+        if reasons.iter().any(Reason::is_news) {
+            self.steps.why(vertex, &printable(in_words(reasons).as_bytes()));
+        }
+    }
 }
 
 /// Shows nothing at all.
@@ -57,6 +67,7 @@ pub(crate) struct Quiet;
 impl Steps for Quiet {
     fn plan(&self, _titles: &[String]) {}
     fn event(&self, _event: Event) {}
+    fn why(&self, _vertex: usize, _reasons: &str) {}
 }
 
 /// `#N title`, `#N CACHED`, `#N 0.123 output`, `#N DONE 1.2s` on standard error.
@@ -204,6 +215,12 @@ impl Steps for Plain {
             }
         }
     }
+
+    fn why(&self, vertex: usize, reasons: &str) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, _) = state.number(vertex);
+        line(&format!("#{number} why: {reasons}"));
+    }
 }
 
 /// One line a running step, finished ones above.
@@ -218,6 +235,8 @@ struct LiveState {
     running: HashMap<usize, ProgressBar>,
     /// The last output of each step, shown when it fails.
     tail: HashMap<usize, Vec<u8>>,
+    /// Why each step runs, shown below it when it is done.
+    why: HashMap<usize, String>,
 }
 
 /// This much output of a failed step is shown.
@@ -270,6 +289,9 @@ impl Steps for Live {
             Event::Completed { vertex, took } => {
                 finish(&mut state, vertex);
                 self.say(&format!("{:>6}  {}", seconds(took), title(&state, vertex)));
+                if let Some(why) = state.why.remove(&vertex) {
+                    self.say(&format!("        why: {why}"));
+                }
             }
             Event::Failed { vertex, message } => {
                 finish(&mut state, vertex);
@@ -284,6 +306,11 @@ impl Steps for Live {
                 self.say(&format!("nothing happened for a minute: {}: {waits}", title(&state, vertex)));
             }
         }
+    }
+
+    fn why(&self, vertex: usize, reasons: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.why.insert(vertex, reasons.to_owned());
     }
 }
 

@@ -1,6 +1,7 @@
 //! One command a file.
 
 pub(crate) mod build;
+pub(crate) mod builds;
 pub(crate) mod cache_mount;
 mod call;
 mod confinement;
@@ -30,6 +31,7 @@ pub(crate) mod save;
 pub(crate) mod selftest;
 pub(crate) mod shell;
 pub(crate) mod tag;
+pub(crate) mod why;
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;

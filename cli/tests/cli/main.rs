@@ -68,3 +68,4 @@ mod toolkit_image;
 mod toolkit_layer;
 mod toolkit_mutate;
 mod universal;
+mod why;

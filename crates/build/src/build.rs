@@ -24,6 +24,7 @@ use crate::layers::Layers;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::step_costs;
 use crate::tree::Tree;
+use crate::why::{Reason, Why};
 use crate::{BuildError, BuildRequest, Engine, OpError};
 
 /// Follows a build; called from several threads.
@@ -34,6 +35,8 @@ pub trait Progress: Send + Sync {
     fn warning(&self, dockerfile: &Dockerfile, warning: &Diagnostic);
     /// Something happened to a step.
     fn event(&self, event: kiln_solver::Event);
+    /// The step at this position, which was started, runs for these reasons.
+    fn why(&self, _vertex: usize, _reasons: &[Reason]) {}
 }
 
 /// A finished build.
@@ -68,9 +71,24 @@ pub async fn build(
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
     let plan = plan(engine, request, &progress, cancel)?;
-    let solved = solve(&plan, plan.lowered.result, None, request.no_cache, progress).await;
+    let built = carry_out(engine, request, &plan, progress, cancel).await;
+    if let Some(why) = &plan.shared.why {
+        why.finish(built.as_ref());
+    }
+    built
+}
+
+/// Solves and delivers.
+async fn carry_out(
+    engine: &Engine,
+    request: &BuildRequest,
+    plan: &Plan,
+    progress: Arc<dyn Progress>,
+    cancel: &BuildCancel,
+) -> Result<Built, BuildError> {
+    let solved = solve(plan, plan.lowered.result, None, request.no_cache, progress).await;
     plan.shared.steps.costs().save();
-    let Plan { lowered, dockerfile, shared, cache, .. } = &plan;
+    let Plan { lowered, dockerfile, shared, cache, .. } = plan;
     let tree = match solved {
         Ok(tree) => tree,
         Err(error) => {
@@ -148,6 +166,7 @@ pub(crate) fn plan(
         sources: request.source_options(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
+        why: Why::new(engine.store.root(), request, &lowered, &dockerfile, progress.clone()),
     });
     let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone()));
     Ok(Plan { lowered, dockerfile, shared, cache, jobs: request.jobs })
@@ -291,7 +310,13 @@ pub(crate) async fn solve(
     }
     progress.plan(&titles);
     let vertices = lowered.definition.vertices().iter().zip(&titles);
-    let events: EventSink = Arc::new(move |event| progress.event(event));
+    let why = shared.why.clone();
+    let events: EventSink = Arc::new(move |event| {
+        if let Some(why) = &why {
+            why.event(&event);
+        }
+        progress.event(event);
+    });
     let op = |id: VertexId, vertex| match &shell {
         Some(shell) if id == target => BuildOp::with_shell(vertex, shared, shell.clone()),
         _ => BuildOp::new(vertex, shared),

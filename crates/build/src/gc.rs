@@ -178,6 +178,14 @@ fn run(
         engine.snapshots.empty_trash()?;
     }
     let removed = objects.iter().filter(|object| object.verdict == Verdict::Remove);
+    if !dry_run {
+        let by = if policy.keep == Some(Duration::ZERO) { "prune" } else { "gc" };
+        let snapshots = removed.clone().filter_map(|object| match &object.kind {
+            Kind::Snapshot { id, .. } => Some(id),
+            _ => None,
+        });
+        crate::builds::taken::note(engine.store.root(), by, snapshots);
+    }
     let removed_bytes = removed.map(|object| object.disk_bytes).sum();
     Ok(Collected { objects, before_bytes, removed_bytes, over_limit: plan.over_limit })
 }

@@ -11,6 +11,7 @@
 
 mod archive;
 mod build;
+pub mod builds;
 mod cache;
 mod cache_mounts;
 mod cancel;
@@ -51,6 +52,7 @@ mod step_costs;
 pub mod toolkit;
 mod tree;
 pub mod usage;
+pub mod why;
 mod world;
 
 pub use build::{Built, Progress, build};

@@ -157,7 +157,7 @@ fn find<'a>(plan: &'a Plan, step: &ShellStep) -> Result<(VertexId, &'a Vertex), 
 }
 
 /// Stage and number of a title such as `[build  2/13] RUN make`.
-fn stage_of(title: &str) -> Option<(&str, usize)> {
+pub(crate) fn stage_of(title: &str) -> Option<(&str, usize)> {
     let (label, _) = title.strip_prefix('[')?.split_once("] ")?;
     let (front, total) = label.rsplit_once('/')?;
     total.parse::<usize>().ok()?;

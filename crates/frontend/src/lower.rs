@@ -15,7 +15,7 @@ use kiln_llb::{Definition, Git, Location, SourceMap, Vertex, VertexId};
 use kiln_oci::image::{History, ImageConfig};
 use kiln_oci::{Digest, Platform, Reference};
 
-use crate::ast::{Ast, Instruction, Kind, Text};
+use crate::ast::{Ast, Body, Instruction, Kind, Text};
 use crate::directive::check_frontend;
 use crate::ignore::Patterns;
 use crate::lint::Lint;
@@ -151,6 +151,22 @@ pub struct Lowered {
     pub epoch: Option<i64>,
     /// What can be passed to this build.
     pub outline: Outline,
+    /// Names of variables that `ARG` declares and `ENV` does not, in whatever stage.
+    pub args: BTreeSet<String>,
+}
+
+/// Names that are only ever arguments: what a step sees of another name may come from `ENV`.
+fn declared_args(ast: &Ast) -> BTreeSet<String> {
+    let (mut args, mut env) = (BTreeSet::new(), BTreeSet::new());
+    for instruction in &ast.instructions {
+        match &instruction.body {
+            Body::Arg(definitions) => args.extend(definitions.iter().map(|arg| arg.name.value.clone())),
+            Body::Env(pairs) => env.extend(pairs.iter().map(|pair| pair.name.value.clone())),
+            _ => {}
+        }
+    }
+    args.retain(|name| !env.contains(name));
+    args
 }
 
 /// A history entry, and the vertex whose snapshot is its layer.
@@ -343,6 +359,7 @@ impl<'a> Lower<'a> {
             history: built.history,
             source_map: self.source_map,
             warnings,
+            args: declared_args(self.ast),
             warnings_are_errors: false,
             epoch,
             outline,

@@ -8,6 +8,7 @@ pub(crate) use self::shell::{ShellJob, ShellTree};
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln_executor::{Authorities, Exit, Handles, Network, ProcessSpec, Security, Stdio};
@@ -126,7 +127,12 @@ impl BuildOp {
         let mut digests = String::new();
         for (from, source) in exec.mounts.iter().filter_map(shows) {
             if from == llb::InputIndex(input) {
-                digests.push_str(&self.part_digest(tree, source)?.to_string());
+                let (selection, ignore_owner) = self.part(tree, source)?;
+                digests.push_str(&selection.digest(ignore_owner).to_string());
+                if self.shared.why.is_some() {
+                    let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+                    shown.push((input, selection, ignore_owner));
+                }
             }
         }
         Ok(Digest::of(digests.as_bytes()))
@@ -171,6 +177,9 @@ impl BuildOp {
         drop((mounts, shown));
         let finished = exit?;
         take_out(engine, authorities, &active, self.shared.cancel.flag())?;
+        if let Some(why) = &self.shared.why {
+            why.note_memory(self.vertex, finished.usage.peak_memory_bytes);
+        }
         match finished.exit {
             Exit::Code(0) => {
                 if let Some(owner) = owner {

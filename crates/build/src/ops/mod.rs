@@ -21,6 +21,7 @@ use crate::layers::Layers;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
 use crate::tree::Tree;
+use crate::why::{Listing, Why};
 use crate::{BuildError, Engine, OpError};
 
 /// What every op of one build shares.
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) sources: SourceOptions,
     pub(crate) cancel: BuildCancel,
     pub(crate) steps: StepResources,
+    /// Finds out why steps run; `None`: nobody asks.
+    pub(crate) why: Option<Arc<Why>>,
 }
 
 /// A vertex of the definition, ready to be solved.
@@ -41,6 +44,10 @@ pub(crate) struct BuildOp {
     shared: Arc<Shared>,
     /// What a copy selected while its key was made, one place an action, for the run after it.
     selections: Mutex<Vec<Option<Arc<Selection>>>>,
+    /// What an exec's mounts show of its inputs, with whether owners count: found while its key was made.
+    shown: Mutex<Vec<(usize, Arc<Selection>, bool)>>,
+    /// Its place among the vertices.
+    vertex: usize,
     /// A command that is run in the place of what the vertex does, for whoever asked for it.
     shell: Option<Arc<ShellJob>>,
 }
@@ -50,7 +57,8 @@ impl BuildOp {
     pub(crate) fn new(vertex: &llb::Vertex, shared: &Arc<Shared>) -> Self {
         let actions = if let llb::Op::File(file) = &vertex.op { file.actions.len() } else { 0 };
         let selections = Mutex::new(vec![None; actions]);
-        Self { op: vertex.op.clone(), shared: shared.clone(), selections, shell: None }
+        let (op, shared) = (vertex.op.clone(), shared.clone());
+        Self { op, shared, selections, shown: Mutex::default(), vertex: 0, shell: None }
     }
 
     /// An op that has the inputs of `vertex` and runs a command on them. It is the target of its solve:
@@ -62,7 +70,16 @@ impl BuildOp {
     /// How `vertex` uses its inputs: what a copy reads or a step mounts counts by content, all else
     /// by key.
     pub(crate) fn inputs(vertex: &llb::Vertex) -> Vec<VertexInput> {
-        let read = |position: usize| match &vertex.op {
+        let inputs = vertex.inputs.iter().enumerate();
+        let used = |(position, id): (usize, &llb::VertexId)| VertexInput {
+            vertex: id.0,
+            usage: Self::usage(&vertex.op, position),
+        };
+        inputs.map(used).collect()
+    }
+
+    fn usage(op: &llb::Op, position: usize) -> InputUse {
+        let is_read = match op {
             llb::Op::File(file) => file
                 .actions
                 .iter()
@@ -70,9 +87,7 @@ impl BuildOp {
             llb::Op::Exec(exec) => exec::input_use(exec, position) == InputUse::Content,
             llb::Op::Source(_) | llb::Op::Merge(_) => false,
         };
-        let usage = |position| if read(position) { InputUse::Content } else { InputUse::Definition };
-        let inputs = vertex.inputs.iter().enumerate();
-        inputs.map(|(position, id)| VertexInput { vertex: id.0, usage: usage(position) }).collect()
+        if is_read { InputUse::Content } else { InputUse::Definition }
     }
 
     /// The vertex of a job: `vertex`, done by `self`. With `refresh`, results of earlier builds do not count.
@@ -91,7 +106,7 @@ impl BuildOp {
         let cost = if is_made { self.shared.steps.costs().of(&vertex.op.digest()) } else { Cost::default() };
         kiln_solver::Vertex {
             inputs: Self::inputs(vertex),
-            op: Arc::new(self),
+            op: Arc::new(Self { vertex: at.0, ..self }),
             title: title.to_owned(),
             refresh,
             lineage,
@@ -148,6 +163,21 @@ impl BuildOp {
         Ok(tree)
     }
 
+    /// Lists what it reads of `input`; `None`: nobody has looked.
+    fn listing(&self, input: usize) -> Option<Listing> {
+        if let llb::Op::Exec(_) = &self.op {
+            let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_input = shown.iter().filter(|(of, _, _)| *of == input);
+            let list: Vec<_> = of_input.map(|(_, selection, ignore)| (&**selection, *ignore)).collect();
+            return (!list.is_empty()).then(|| Listing::of(list));
+        }
+        let known = self.selections.lock().unwrap_or_else(PoisonError::into_inner);
+        let read =
+            |(at, copy): (usize, &llb::Copy)| Some((known[at].clone()?, copy.owner != llb::Owner::Keep));
+        let list: Vec<_> = self.copies(input).map(read).collect::<Option<_>>()?;
+        Some(Listing::of(list.iter().map(|(selection, ignore)| (&**selection, *ignore))))
+    }
+
     /// Brings trees from outside.
     fn fetcher<'a>(&'a self, log: &'a dyn Fn(&str)) -> Fetcher<'a> {
         let Shared { engine, sources, cancel, .. } = &*self.shared;
@@ -159,6 +189,45 @@ impl BuildOp {
         let id: SnapshotId = active.commit()?;
         self.shared.layers.start(&id);
         Ok(Tree::Snapshot(id))
+    }
+
+    /// Digest of what the copies read of `input`.
+    fn copied_content(&self, input: usize, output: &Tree) -> Result<Digest, OpError> {
+        let mut digests = String::new();
+        for (at, copy) in self.copies(input) {
+            // Owners that are given anyway make no difference.
+            let ignore_owner = copy.owner != llb::Owner::Keep;
+            digests.push_str(&self.selection(at, copy, output)?.digest(ignore_owner).to_string());
+        }
+        Ok(Digest::of(digests.as_bytes()))
+    }
+
+    /// Does what the vertex does.
+    fn carry_out(&self, inputs: &[Tree], scope: &Scope<'_>) -> Result<Tree, OpError> {
+        match &self.op {
+            llb::Op::Source(llb::Source::Image(image)) => {
+                let record = self.shared.engine.store.image(&image.config)?;
+                let record = record.ok_or_else(|| BuildError::NoImage {
+                    reference: Box::new(image.reference.clone()),
+                    at: None,
+                    stages: None,
+                    similar: None,
+                })?;
+                Ok(record.snapshot.map_or(Tree::Empty, Tree::Snapshot))
+            }
+            llb::Op::Source(llb::Source::Local(local)) => {
+                Ok(self.shared.contexts.get(&local.name).cloned().unwrap_or(Tree::Empty))
+            }
+            llb::Op::Source(llb::Source::Http(http)) => {
+                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).http(http)?.snapshot))
+            }
+            llb::Op::Source(llb::Source::Git(git)) => {
+                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).git(git)?.snapshot))
+            }
+            llb::Op::Exec(exec) => self.measured(|| self.run_exec(exec, inputs, scope)),
+            llb::Op::File(file) => self.measured(|| Ok((self.run_file(file, inputs, scope)?, 0))),
+            llb::Op::Merge(merge) => self.measured(|| Ok((self.run_merge(merge, inputs)?, 0))),
+        }
     }
 }
 
@@ -185,46 +254,30 @@ impl Op for BuildOp {
     }
 
     fn content(&self, input: usize, output: &Tree, _scope: &Scope<'_>) -> Result<Digest, OpError> {
-        if let llb::Op::Exec(exec) = &self.op {
-            return self.shown_content(exec, input, output);
+        let digest = match &self.op {
+            llb::Op::Exec(exec) => self.shown_content(exec, input, output)?,
+            _ => self.copied_content(input, output)?,
+        };
+        if let Some(why) = &self.shared.why {
+            why.note_content(self.vertex, input, &digest);
         }
-        let mut digests = String::new();
-        for (at, copy) in self.copies(input) {
-            // Owners that are given anyway make no difference.
-            let ignore_owner = copy.owner != llb::Owner::Keep;
-            digests.push_str(&self.selection(at, copy, output)?.digest(ignore_owner).to_string());
-        }
-        Ok(Digest::of(digests.as_bytes()))
+        Ok(digest)
     }
 
     fn run(&self, inputs: &[Tree], scope: &Scope<'_>) -> Result<Tree, OpError> {
         if let Some(shell) = &self.shell {
             return self.run_shell(shell, inputs, scope);
         }
-        match &self.op {
-            llb::Op::Source(llb::Source::Image(image)) => {
-                let record = self.shared.engine.store.image(&image.config)?;
-                let record = record.ok_or_else(|| BuildError::NoImage {
-                    reference: Box::new(image.reference.clone()),
-                    at: None,
-                    stages: None,
-                    similar: None,
-                })?;
-                Ok(record.snapshot.map_or(Tree::Empty, Tree::Snapshot))
-            }
-            llb::Op::Source(llb::Source::Local(local)) => {
-                Ok(self.shared.contexts.get(&local.name).cloned().unwrap_or(Tree::Empty))
-            }
-            llb::Op::Source(llb::Source::Http(http)) => {
-                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).http(http)?.snapshot))
-            }
-            llb::Op::Source(llb::Source::Git(git)) => {
-                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).git(git)?.snapshot))
-            }
-            llb::Op::Exec(exec) => self.measured(|| self.run_exec(exec, inputs, scope)),
-            llb::Op::File(file) => self.measured(|| Ok((self.run_file(file, inputs, scope)?, 0))),
-            llb::Op::Merge(merge) => self.measured(|| Ok((self.run_merge(merge, inputs)?, 0))),
+        let Some(why) = &self.shared.why else { return self.carry_out(inputs, scope) };
+        let uses = |input| Self::usage(&self.op, input);
+        let begun = why.begin(self.vertex, inputs, &uses, &|input| self.listing(input));
+        let made = self.carry_out(inputs, scope);
+        if let Some(begun) = begun
+            && !(made.is_err() && scope.is_cancelled())
+        {
+            why.end(begun, made.as_ref().ok());
         }
+        made
     }
 
     fn is_same(&self, earlier: &Tree, now: &Tree, _scope: &Scope<'_>) -> Result<bool, OpError> {

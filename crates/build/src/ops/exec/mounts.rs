@@ -288,11 +288,14 @@ impl Waiting for StepWaits<'_> {
 impl BuildOp {
     /// Digest of what is at `source` in `tree`.
     pub(super) fn part_digest(&self, tree: &Tree, source: &str) -> Result<Digest, OpError> {
-        Ok(match tree {
-            // Copies belong to root, whoever the files belong to.
-            Tree::Context(_) => self.part_of(tree, source)?.digest(true),
-            Tree::Snapshot(_) | Tree::Empty => self.part_of(tree, source)?.digest(false),
-        })
+        let (selection, ignore_owner) = self.part(tree, source)?;
+        Ok(selection.digest(ignore_owner))
+    }
+
+    /// What is at `source` in `tree`, and whether owners do not count: copies belong to root, whoever the
+    /// files belong to.
+    pub(super) fn part(&self, tree: &Tree, source: &str) -> Result<(Arc<Selection>, bool), OpError> {
+        Ok((self.part_of(tree, source)?, matches!(tree, Tree::Context(_))))
     }
 
     /// What is at `source` in `tree`, scanned.

@@ -217,6 +217,7 @@ impl Bench {
             sources: Default::default(),
             cancel: BuildCancel::new().unwrap(),
             steps: StepResources::new(&self.engine, &self.request),
+            why: None,
         });
         let seen: Arc<Mutex<(usize, String)>> = Arc::default();
         let events = seen.clone();
