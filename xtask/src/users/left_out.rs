@@ -121,6 +121,10 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     single("layers::implied::directories_of_lower_layers_stay_as_they_are", INSIDE),
     single("remote_add::flags_of_a_download", INSIDE),
     single("remote_contexts::files_of_an_archive_keep_their_owner_mode_and_time", INSIDE),
+    single(
+        "certificates::what_knows_only_the_distributions_file_finds_it_there",
+        "KNOWN FAULT: with one id, --ca-cert does not reach what reads only the distribution's file",
+    ),
     single("run_mounts::a_secret_is_read_by_its_step_and_held_by_nothing_else", INSIDE),
     single("sandbox::identity::a07_a_step_is_held_back_unless_it_was_allowed_not_to_be", FILTER),
     single("sandbox::run_options::options_do_what_they_say", FILTER),
