@@ -273,8 +273,9 @@ RUN id > mine && umask 077 && mkdir d && touch d/f && grep CapEff /proc/self/sta
 fn a_step_leaves_the_same_whoever_runs_it() {
     needs!("crun", "runc", "ssh-agent");
     let store = Store::with_busybox();
+    let steps = STEPS.replace("eth0", link());
     let context =
-        Context::new(&[("Dockerfile", STEPS), ("file", "file\n"), (".dockerignore", "key\nagent\n")]);
+        Context::new(&[("Dockerfile", &steps), ("file", "file\n"), (".dockerignore", "key\nagent\n")]);
     context.write("key", "hunter2hunter2\n");
     let (key, socket) = (format!("id=key,src={}", text(&context.at("key"))), context.at("agent"));
     let agent = Command::new("ssh-agent").args(["-D", "-a", text(&socket)]).spawn();
