@@ -97,8 +97,7 @@ impl Layout {
     /// The groups that are not those of `other`, with their directories.
     pub(super) fn differing(&self, other: &Self) -> impl Iterator<Item = (&Hierarchy, PathBuf)> {
         let differs = |hierarchy: &&Hierarchy| {
-            hierarchy.is_made()
-                && !other.0.iter().any(|known| known.mount == hierarchy.mount && known.own == hierarchy.own)
+            !other.0.iter().any(|known| known.mount == hierarchy.mount && known.own == hierarchy.own)
         };
         self.0.iter().filter(differs).map(|hierarchy| (hierarchy, hierarchy.mount.join(&hierarchy.own)))
     }
