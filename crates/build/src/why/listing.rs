@@ -7,8 +7,6 @@
 //! Sorted by path. 50,000 files are about a megabyte, half of it after compression, and no path is
 //! written twice as long as files of a directory stand together.
 
-use std::collections::BTreeMap;
-
 use kiln_layer::{Entry, EntryKind, is_private_xattr};
 use serde::{Deserialize, Serialize};
 
@@ -76,16 +74,19 @@ const FIRST: usize = 3;
 impl Listing {
     /// Lists what was selected. Owners count unless `ignore_owner` is set, as in the digest of the same.
     pub(crate) fn of<'a>(selections: impl IntoIterator<Item = (&'a Selection, bool)>) -> Self {
-        let mut files: BTreeMap<&[u8], Known> = BTreeMap::new();
+        let mut files: Vec<(&[u8], Known)> = Vec::new();
         for (selection, ignore_owner) in selections {
             for found in &selection.matches {
                 for entry in &found.entries {
                     // Of a copied directory only that it is one counts.
                     let is_top = entry.path == found.path && entry.kind == EntryKind::Dir;
-                    files.insert(&entry.path, known(entry, ignore_owner, is_top));
+                    files.push((&entry.path, known(entry, ignore_owner, is_top)));
                 }
             }
         }
+        // Scans are sorted, so that this costs hardly more than a look.
+        files.sort_by_key(|(path, _)| *path);
+        files.dedup();
         let mut bytes = Vec::with_capacity(16 + files.len() * 32);
         bytes.extend_from_slice(MAGIC);
         let mut before: &[u8] = b"";
@@ -238,6 +239,8 @@ fn take_number(rest: &mut &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kiln_layer::Timestamp;
 
     use super::*;
