@@ -4,11 +4,11 @@ mod containers;
 mod images;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::bases;
+use crate::bases::{self, Bases};
 use crate::demo::{self, Kiln, median, milliseconds};
 use crate::peers::{self, Peer};
 use crate::step::{self, Failure};
@@ -24,50 +24,68 @@ struct Row {
     times: Vec<Duration>,
 }
 
+/// What the benches stand on.
+struct Bench {
+    kiln: Kiln,
+    bases: Bases,
+    peers: Vec<Peer>,
+    temp: PathBuf,
+}
+
+impl Bench {
+    fn prepare() -> Result<Self, Failure> {
+        let kiln = demo::prepare()?;
+        let bases = bases::ensure()?;
+        let temp = step::target_dir()?.join("bench");
+        remove(&temp)?;
+        let peers = peers::prepare(&temp.join("peers"), &bases)?;
+        Ok(Self { kiln, bases, peers, temp })
+    }
+
+    fn steps(&self) -> Result<(), Failure> {
+        let rows = run_steps(&self.kiln, &self.peers, &self.temp)?;
+        println!("\n{}", table(RUN_TITLE, &rows, STEPS));
+        containers::run(&self.kiln, &self.peers, &self.bases, &self.temp)
+    }
+
+    fn images(&self) -> Result<(), Failure> {
+        images::run(&self.kiln, &self.peers, &self.bases, &self.temp)
+    }
+
+    /// Images that lost their names are as large as those that have theirs.
+    fn finish(self) -> Result<(), Failure> {
+        step::read(&mut self.kiln.command(&["prune", "--force"]))?;
+        remove(&self.temp)
+    }
+}
+
 /// The task `bench images`: only the images of 1 GiB.
 pub(crate) fn run_images() -> Result<(), Failure> {
-    let kiln = demo::prepare()?;
-    let bases = bases::ensure()?;
-    let temp = step::target_dir()?.join("bench");
-    remove(&temp)?;
-    let peers = peers::prepare(&temp.join("peers"), &bases)?;
-    images::run(&kiln, &peers, &bases, &temp)?;
-    remove(&temp)
+    let bench = Bench::prepare()?;
+    bench.images()?;
+    bench.finish()
 }
 
 /// The task `bench containers`: only what a container and a RUN step cost.
 pub(crate) fn run_containers() -> Result<(), Failure> {
-    let kiln = demo::prepare()?;
-    let bases = bases::ensure()?;
-    let temp = step::target_dir()?.join("bench");
-    remove(&temp)?;
-    let peers = peers::prepare(&temp.join("peers"), &bases)?;
-    let steps = run_steps(&kiln, &peers, &temp)?;
-    println!("\n{}", table(RUN_TITLE, &steps, STEPS));
-    containers::run(&kiln, &peers, &bases, &temp)?;
-    remove(&temp)
+    let bench = Bench::prepare()?;
+    bench.steps()?;
+    bench.finish()
 }
 
 /// The task.
 pub(crate) fn run() -> Result<(), Failure> {
-    let kiln = demo::prepare()?;
-    let bases = bases::ensure()?;
-    let temp = step::target_dir()?.join("bench");
-    remove(&temp)?;
-    let peers = peers::prepare(&temp.join("peers"), &bases)?;
-    for peer in &peers {
+    let bench = Bench::prepare()?;
+    for peer in &bench.peers {
         step::note(&peer.version()?);
     }
-
-    let rebuild = rebuilds(&kiln, &peers)?;
-    let steps = run_steps(&kiln, &peers, &temp)?;
+    let rebuild = rebuilds(&bench.kiln, &bench.peers)?;
     println!("\n{}", table("No-change rebuild of testdata/demo, ms", &rebuild, 1));
-    println!("{}", table(RUN_TITLE, &steps, STEPS));
-    containers::run(&kiln, &peers, &bases, &temp)?;
-    images::run(&kiln, &peers, &bases, &temp)?;
+    bench.steps()?;
+    bench.images()?;
     large_inputs()?;
     layers()?;
-    remove(&temp)
+    bench.finish()
 }
 
 // A bench of the crate itself: xtask depends on no crate of ours, so that it starts at once.
