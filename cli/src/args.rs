@@ -133,6 +133,9 @@ pub(crate) struct BuildArgs {
     /// Run every step again
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// Run at most this many steps at once [default: all that can, as far as memory goes]
+    #[arg(long, value_name = "N")]
+    pub(crate) jobs: Option<std::num::NonZeroUsize>,
     #[command(flatten)]
     pub(crate) limits: store::LimitArgs,
     /// Line for the steps' /etc/hosts; host-gateway is the host's own address

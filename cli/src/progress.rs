@@ -209,6 +209,10 @@ impl Steps for Plain {
                 let (number, _) = state.number(vertex);
                 line(&format!("#{number} CANCELED"));
             }
+            Event::Quiet { vertex, waits } => {
+                let (number, _) = state.number(vertex);
+                line(&format!("#{number} nothing happened for a minute: {waits}"));
+            }
         }
     }
 
@@ -298,6 +302,9 @@ impl Steps for Live {
                 self.say(&format!("FAILED  {}: {message}", title(&state, vertex)));
             }
             Event::Cancelled { vertex } => finish(&mut state, vertex),
+            Event::Quiet { vertex, waits } => {
+                self.say(&format!("nothing happened for a minute: {}: {waits}", title(&state, vertex)));
+            }
         }
     }
 

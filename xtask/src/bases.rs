@@ -44,14 +44,50 @@ pub(crate) fn ensure() -> Result<Bases, Failure> {
     };
     fs::create_dir_all(&dir).map_err(Failure::io("create", &dir))?;
     let dir = fs::canonicalize(&dir).map_err(Failure::io("resolve", &dir))?;
-    let lock_path = dir.join("lock");
-    let lock = File::create(&lock_path).map_err(Failure::io("create", &lock_path))?;
-    lock.lock().map_err(Failure::io("lock", &lock_path))?;
-    sweep(&dir)?;
-
+    let _lock = lock(&dir)?;
     let debian = ensure_one(&dir, "debian-bookworm", debian_tree)?;
     let busybox = ensure_one(&dir, "busybox", busybox_tree)?;
     Ok(Bases { dir, debian, busybox })
+}
+
+/// Has `make` fill the directory `name` beside the base trees, unless it is there, and returns its path.
+/// Others whose names differ in the number at the end only are removed.
+///
+/// # Errors
+/// Whatever `make` reports; what it left is removed by the next call.
+pub(crate) fn ensure_dir(
+    bases: &Bases,
+    name: &str,
+    make: impl FnOnce(&Path) -> Result<(), Failure>,
+) -> Result<PathBuf, Failure> {
+    let done = bases.dir.join(name);
+    let _lock = lock(&bases.dir)?;
+    if done.exists() {
+        step::note(&format!("{} is there", done.display()));
+        return Ok(done);
+    }
+    step::note(&format!("making {}", done.display()));
+    let kind = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    for entry in fs::read_dir(&bases.dir).map_err(Failure::io("list", &bases.dir))? {
+        let path = entry.map_err(Failure::io("list", &bases.dir))?.path();
+        if path.file_name().is_some_and(|other| other.to_string_lossy().starts_with(kind)) {
+            fs::remove_dir_all(&path).map_err(Failure::io("remove", &path))?;
+        }
+    }
+    let unfinished = bases.dir.join(format!("{UNFINISHED}{name}"));
+    fs::create_dir(&unfinished).map_err(Failure::io("create", &unfinished))?;
+    make(&unfinished)?;
+    fs::rename(&unfinished, &done).map_err(Failure::io("rename", &unfinished))?;
+    Ok(done)
+}
+
+/// Keeps others from making anything there as long as the file is held, and removes what was left unfinished.
+fn lock(dir: &Path) -> Result<File, Failure> {
+    let path = dir.join("lock");
+    let lock = File::create(&path).map_err(Failure::io("create", &path))?;
+    lock.lock().map_err(Failure::io("lock", &path))?;
+    sweep(dir)?;
+    Ok(lock)
 }
 
 fn ensure_one(dir: &Path, name: &str, make: fn(&Path) -> Result<(), Failure>) -> Result<PathBuf, Failure> {

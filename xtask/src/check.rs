@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use crate::step::{self, Failure};
-use crate::{bases, fuzz, packages, users};
+use crate::{bases, fuzz, packages, users, vm};
 
 /// Cargo's own tools that the checks run: name, version, what for.
 const TOOLS: [(&str, &str, &str); 2] = [
@@ -23,9 +23,7 @@ const FUZZ_EACH: Duration = Duration::from_secs(5);
 pub(crate) fn run() -> Result<(), Failure> {
     let start = Instant::now();
     timed("Packages", "what the tests need from the distribution", || {
-        packages::ensure(&[packages::DEMO, packages::TEST])?;
-        packages::ask_for(packages::WELCOME);
-        Ok(())
+        packages::ensure(&[packages::DEMO, packages::TEST])
     })?;
     timed("Tools", "pinned versions of cargo's helpers", tools)?;
     timed("Format", "", || show(&["fmt", "--all", "--check"]))?;
@@ -38,6 +36,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     let mut dir = None;
     timed("Bases", "", || bases::ensure().map(|bases| dir = Some(bases.dir)))?;
     timed("Tests", "unit tests, then the real binary against real stores", || tests(dir.as_deref()))?;
+    timed("Machine", "what this one cannot show; `cargo xtask vm` for all of it", vm::short)?;
     if let Some(dir) = &dir {
         for (title, ids) in users::turns() {
             timed(&title, "the real binary as above, without privileges", || users::suites(ids, dir, &[]))?;

@@ -22,6 +22,7 @@ mod peers;
 mod progress;
 mod step;
 mod users;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -48,6 +49,11 @@ const TASKS: &[Task] = &[
         run: || fuzz::run(&[]),
     },
     Task {
+        name: "vm",
+        what: "the tests on a kernel with cgroup v2 and systemd; vm --power N",
+        run: || vm::run(&[]),
+    },
+    Task {
         name: "users",
         what: "tests by users without privileges: users [range|single] [NAME...]",
         run: || users::run(&[]),
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         [] => help(),
         [name, rest @ ..] if name == "fuzz" => fuzz::run(rest),
+        [name, rest @ ..] if name == "vm" => vm::run(rest),
         [name, rest @ ..] if name == "users" => users::run(rest),
         [name, what] if name == "bench" && what == "images" => bench::run_images(),
         [name, what] if name == "bench" && what == "containers" => bench::run_containers(),

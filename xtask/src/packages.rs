@@ -61,21 +61,12 @@ pub(crate) const TEST: &[Package] = packages![
     "zstd", Probe::Program("zstd"), "compresses archives that kiln must unpack";
 ];
 
-/// What some tests need besides, which not every release of a distribution has. Without it they are
-/// skipped, aloud.
-pub(crate) const WELCOME: &[Package] = packages![
-    "passt", Probe::Program("pasta"), "is the better network of a rootless RUN";
+/// What the virtual machine needs.
+pub(crate) const MACHINE: &[Package] = packages![
+    "qemu-system-x86", Probe::Program("qemu-system-x86_64"), "is the machine";
+    "e2fsprogs", Probe::Program("mke2fs"), "makes the machine's disks";
+    "binutils", Probe::Program("strip"), "makes tests small enough to carry";
 ];
-
-/// Installs what is missing and can be had, and says what cannot.
-pub(crate) fn ask_for(list: &[Package]) {
-    for package in list.iter().filter(|package| !package.is_there()) {
-        if let Err(failure) = ensure(&[std::slice::from_ref(package)]) {
-            step::warn(&format!("NOT INSTALLED: {}, which {}", package.name, package.what_for));
-            step::note(failure.to_string().lines().last().unwrap_or_default());
-        }
-    }
-}
 
 /// Installs what is missing, saying what and why.
 ///
@@ -151,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_package_stands_in_one_list_once_and_says_what_for() {
-        let all: Vec<&Package> = DEMO.iter().chain(TEST).chain(WELCOME).collect();
+        let all: Vec<&Package> = [DEMO, TEST, MACHINE].into_iter().flatten().collect();
         for (i, package) in all.iter().enumerate() {
             assert!(!package.what_for.is_empty());
             assert!(all[..i].iter().all(|other| other.name != package.name), "{} twice", package.name);

@@ -24,6 +24,8 @@ pub(crate) enum Failure {
     Output { line: String, expected: &'static str },
     /// The rebuild ran these steps although nothing had changed.
     NotCached { steps: Vec<String> },
+    /// Of the virtual machine, or of what was done in it.
+    Machine { what: String },
     /// The table of tests that a user does not run is wrong about these.
     LeftOut { tests: Vec<String>, problem: &'static str },
     /// Processes that tests have started outlived them.
@@ -44,6 +46,7 @@ impl fmt::Display for Failure {
                 write!(f, "{reason}; please install: {}", missing.join(" "))
             }
             Failure::Output { line, expected } => write!(f, "`{line}` did not print {expected}"),
+            Failure::Machine { what } => f.write_str(what),
             Failure::NotCached { steps } => {
                 write!(f, "nothing had changed, yet these steps ran again: {}", steps.join(", "))
             }

@@ -57,7 +57,6 @@ pub(crate) fn run(words: &[String]) -> Result<(), Failure> {
         }
     }
     packages::ensure(&[packages::DEMO, packages::TEST])?;
-    packages::ask_for(packages::WELCOME);
     let bases = bases::ensure()?;
     for ids in whose {
         step::heading(&format!("Tests by {}", ids.spoken()), "");

@@ -37,6 +37,7 @@ pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildReq
         wants_id: args.iidfile.is_some() || args.metadata_file.is_some(),
         target: args.target.clone(),
         no_cache: args.no_cache,
+        jobs: args.jobs,
         network: match args.network {
             NetworkMode::Default => Network::Default,
             NetworkMode::None => Network::None,
@@ -91,7 +92,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         ProgressMode::Auto if live => Shown::new(Live::new()),
         _ => Shown::new(Plain::default()),
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
     let runtime = runtime.map_err(|error| Failure::store(format!("threads cannot be started: {error}")))?;
     let progress = Arc::clone(&shown) as Arc<dyn Progress>;
     let mut engine = session.engine.clone();

@@ -51,7 +51,7 @@ fn open(session: &Session, args: ShellArgs) -> Result<u8, Failure> {
     };
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let wanted = ShellRequest { step, before: args.before, command: args.command, terminal };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
     let runtime = runtime.map_err(|error| Failure::store(format!("threads cannot be started: {error}")))?;
     let progress = Arc::new(Shown::new(Quiet));
     let ended = runtime.block_on(shell(&engine, &request, &wanted, progress, &session.cancel));

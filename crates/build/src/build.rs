@@ -1,6 +1,7 @@
 //! One build as a walk: Dockerfile, definition, solve, image, names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use kiln_frontend::{Ast, BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Ne
 use kiln_llb::{Location, Op, Source, Vertex, VertexId};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Reference, SnapshotId};
-use kiln_solver::{EventSink, Job, SolveError};
+use kiln_solver::{EventSink, Job, Limits, SolveError};
 
 use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
@@ -21,6 +22,7 @@ use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
+use crate::step_costs;
 use crate::tree::Tree;
 use crate::why::{Reason, Why};
 use crate::{BuildError, BuildRequest, Engine, OpError};
@@ -84,8 +86,9 @@ async fn carry_out(
     progress: Arc<dyn Progress>,
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
-    let solved = solve(plan, plan.lowered.result, None, !request.no_cache, progress).await;
-    let Plan { lowered, dockerfile, shared, cache } = plan;
+    let solved = solve(plan, plan.lowered.result, None, request.no_cache, progress).await;
+    plan.shared.steps.costs().save();
+    let Plan { lowered, dockerfile, shared, cache, .. } = plan;
     let tree = match solved {
         Ok(tree) => tree,
         Err(error) => {
@@ -117,7 +120,7 @@ async fn carry_out(
     last_build::note(engine, request, None);
     let Delivered { image: record, id, manifest, names, files, notes } = delivered;
     let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
-    Ok(Built { image: record, id, manifest, names, files, notes, steps_run: cache.saved() })
+    Ok(Built { image: record, id, manifest, names, files, notes, steps_run: shared.steps.runs() })
 }
 
 /// A build that only has to be solved.
@@ -126,6 +129,7 @@ pub(crate) struct Plan {
     pub(crate) dockerfile: Arc<Dockerfile>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) cache: Arc<BuildCache>,
+    jobs: Option<NonZeroUsize>,
 }
 
 /// Reads and lowers what a request asks for, and opens the contexts it needs.
@@ -164,8 +168,8 @@ pub(crate) fn plan(
         steps: StepResources::new(engine, request),
         why: Why::new(engine.store.root(), request, &lowered, &dockerfile, progress.clone()),
     });
-    let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone(), request.no_cache));
-    Ok(Plan { lowered, dockerfile, shared, cache })
+    let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone()));
+    Ok(Plan { lowered, dockerfile, shared, cache, jobs: request.jobs })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -287,15 +291,16 @@ impl From<BuildError> for Unsolved {
     }
 }
 
-/// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead.
+/// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead; with
+/// `refresh`, results of earlier builds do not count.
 pub(crate) async fn solve(
     plan: &Plan,
     target: Option<VertexId>,
     shell: Option<Arc<ShellJob>>,
-    use_cache: bool,
+    refresh: bool,
     progress: Arc<dyn Progress>,
 ) -> Result<Tree, Unsolved> {
-    let Plan { lowered, dockerfile, shared, cache } = plan;
+    let Plan { lowered, dockerfile, shared, cache, .. } = plan;
     let Some(target) = target else { return Ok(Tree::Empty) };
     let ids = || (0..lowered.definition.vertices().len()).map(VertexId);
     let titles: Vec<String> = ids().map(|id| lowered.source_map.title(id).to_owned()).collect();
@@ -314,21 +319,25 @@ pub(crate) async fn solve(
     });
     let op = |id: VertexId, vertex| match &shell {
         Some(shell) if id == target => BuildOp::with_shell(vertex, shared, shell.clone()),
-        _ => BuildOp::new(vertex, shared).at(id.0),
+        _ => BuildOp::new(vertex, shared),
     };
     let job = Job {
         vertices: ids()
             .zip(vertices)
-            .map(|(id, (vertex, title))| (Arc::new(op(id, vertex)), BuildOp::inputs(vertex), title.clone()))
+            .map(|(id, (vertex, title))| op(id, vertex).planned(vertex, id, title, refresh))
             .collect(),
         target: target.0,
         cache: cache.clone(),
-        use_cache,
-        parallelism: std::thread::available_parallelism().map_or(4, usize::from).max(4) * 8,
         cancel: Arc::new(shared.cancel.clone()),
         events,
     };
-    kiln_solver::solve(job).await.map_err(|error| match error {
+    // Steps that only wait are many: the kernel shares processors better than a limit does.
+    let many = std::thread::available_parallelism().map_or(4, usize::from).max(4) * 8;
+    let limits = Limits {
+        jobs: plan.jobs.map_or(many, NonZeroUsize::get),
+        memory_bytes: step_costs::free_memory_bytes(),
+    };
+    kiln_solver::solve(job, limits).await.map_err(|error| match error {
         SolveError::Cancelled => BuildError::Cancelled.into(),
         SolveError::Vertex { vertex: _, source: OpError::Build(inner) }
             if matches!(*inner, BuildError::Store(_)) =>

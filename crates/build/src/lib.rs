@@ -47,6 +47,8 @@ mod shell;
 mod source;
 mod ssh;
 mod stand;
+mod step_claim;
+mod step_costs;
 pub mod toolkit;
 mod tree;
 pub mod usage;

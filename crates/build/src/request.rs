@@ -1,6 +1,7 @@
 //! What to build.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// Run every step again.
     pub no_cache: bool,
+    /// `--jobs`: steps that run at once; `None`: as many as there are, within what memory allows.
+    pub jobs: Option<NonZeroUsize>,
     /// `--add-host`: name and address, or `host-gateway`.
     pub extra_hosts: Vec<(String, String)>,
     /// `--network`: of the steps that choose none.
@@ -71,6 +74,7 @@ impl BuildRequest {
             labels: BTreeMap::new(),
             target: None,
             no_cache: false,
+            jobs: None,
             extra_hosts: Vec::new(),
             network: Network::Default,
             secrets: SecretStore::default(),

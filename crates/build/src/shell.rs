@@ -103,12 +103,12 @@ pub async fn shell(
             (ShellTree::Before, gone)
         }
         (ShellStep::Number(_), _) => {
-            let after = solve(&plan, Some(id), None, true, progress.clone()).await;
+            let after = solve(&plan, Some(id), None, false, progress.clone()).await;
             (ShellTree::Of(after.map_err(|unsolved| unsolved.source)?.snapshot().cloned()), ShellState::Asked)
         }
     };
     let job = Arc::new(ShellJob::new(tree, wanted.command.clone(), wanted.terminal));
-    let solved = solve(&plan, Some(id), Some(job.clone()), true, progress).await;
+    let solved = solve(&plan, Some(id), Some(job.clone()), false, progress).await;
     solved.map_err(|unsolved| unsolved.source)?;
     let ended = job.ended().ok_or_else(|| BuildError::Bug { what: "a shell that never ran".to_owned() })?;
     Ok((ended, state))

@@ -79,7 +79,9 @@ impl Store {
         let mut removed = 0;
         for entry in fs::read_dir(&dir).map_err(Error::host("read", dir.clone()))? {
             let entry = entry.map_err(Error::host("read", dir.clone()))?;
-            if !entry.file_name().as_encoded_bytes().starts_with(b"lease-") {
+            let name = entry.file_name();
+            // Claims on steps are locked files of living processes, too.
+            if ![&b"lease-"[..], b"step-"].iter().any(|kind| name.as_encoded_bytes().starts_with(kind)) {
                 continue;
             }
             let Ok(file) = File::open(entry.path()) else { continue };

@@ -196,6 +196,37 @@ fn extra_lower_is_seen_but_not_kept() {
 }
 
 #[test]
+fn what_covers_the_parents_is_seen_and_not_kept_unless_it_is_written_to() {
+    with_each(|store, root| {
+        if store.form() == LayerForm::Tree {
+            return;
+        }
+        snapshot(store, "base", None, |tree| {
+            fs::write(at(tree, "file"), "parent's").unwrap();
+            fs::write(at(tree, "other"), "parent's").unwrap();
+        });
+        let cover = root.join("../cover");
+        fs::create_dir_all(&cover).unwrap();
+        for name in ["file", "other"] {
+            fs::write(cover.join(name), "covered").unwrap();
+        }
+        store.prepare(&key("k"), Some(&id("base"))).unwrap();
+        let options = OpenOptions { covers: vec![cover.clone()], ..OpenOptions::default() };
+        let tree = store.open_active(&key("k"), &options).unwrap();
+        assert_eq!(fs::read_to_string(at(&tree, "file")).unwrap(), "covered");
+        fs::write(at(&tree, "new"), "renamed").unwrap();
+        fs::rename(at(&tree, "new"), at(&tree, "other")).unwrap();
+        drop(tree);
+        assert_eq!(fs::read_to_string(cover.join("other")).unwrap(), "covered");
+        store.commit(&key("k"), &id("s")).unwrap();
+        let view = store.open_view(&id("s")).unwrap();
+        assert_eq!(fs::read_to_string(at(&view, "file")).unwrap(), "parent's");
+        assert_eq!(fs::read_to_string(at(&view, "other")).unwrap(), "renamed");
+        assert!(!at(&store.open_changes(&id("s")).unwrap().dir, "file").exists());
+    });
+}
+
+#[test]
 fn what_is_written_to_is_read_beside_through_a_mount_that_nobody_writes_to() {
     with_each(|store, _| {
         snapshot(store, "base", None, |tree| fs::write(at(tree, "low"), "low").unwrap());

@@ -1,6 +1,8 @@
 //! Detached overlay mounts: fsopen, fsconfig, fsmount, and no `move_mount`.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::thread;
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, openat};
@@ -10,11 +12,14 @@ use rustix::mount::{
     fsmount, fsopen,
 };
 
-use crate::Error;
 use crate::error::host;
+use crate::{Error, sys};
 
 /// `OVL_MAX_STACK`: the most lowerdirs that the kernel takes.
 pub const MAX_LOWER: usize = 500;
+
+/// Where this process's open descriptors have names.
+const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// fsconfig(2) takes strings up to 256 bytes with their NUL.
 const MAX_STRING_BYTES: usize = 255;
@@ -33,9 +38,10 @@ pub(crate) struct Stack<'a> {
 /// How lowerdirs are told to the kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LowerStyle {
-    /// One `lowerdir+` after the other (Linux 6.5).
+    /// One `lowerdir+` after the other (Linux 6.8).
     Each,
-    /// One `lowerdir` with colons.
+    /// One `lowerdir` with colons, of numbers in the directory of this process's descriptors: with whole
+    /// paths, a string has room for 15 of them.
     Joined,
 }
 
@@ -44,10 +50,31 @@ pub(crate) fn overlay(stack: &Stack<'_>) -> Result<OwnedFd, Error> {
     if stack.lower.len() > MAX_LOWER {
         return Err(Error::TooDeep { limit: MAX_LOWER });
     }
-    match mount(stack, LowerStyle::Each)? {
+    let each = if is_legacy() { None } else { mount(stack, LowerStyle::Each)? };
+    match each {
         Some(tree) => Ok(tree),
-        None => mount(stack, LowerStyle::Joined)?.ok_or_else(|| too_old(stack)),
+        None => mount_joined(stack)?.ok_or_else(|| too_old(stack)),
     }
+}
+
+/// Whether overlayfs learns its options only when it is mounted (before Linux 6.5): such a kernel takes
+/// any name, and then refuses without telling which. Two system calls in the life of this process.
+fn is_legacy() -> bool {
+    static LEGACY: OnceLock<bool> = OnceLock::new();
+    *LEGACY.get_or_init(|| {
+        fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+            .is_ok_and(|context| fsconfig_set_flag(context.as_fd(), "no-such-option").is_ok())
+    })
+}
+
+/// In a thread of its own, whose working directory is its own: the numbers are looked up from there.
+fn mount_joined(stack: &Stack<'_>) -> Result<Option<OwnedFd>, Error> {
+    let there = || {
+        sys::leave_shared_directory().map_err(host("unshare", "the working directory"))?;
+        rustix::process::chdir(DESCRIPTORS).map_err(host("chdir", DESCRIPTORS))?;
+        mount(stack, LowerStyle::Joined)
+    };
+    thread::scope(|scope| scope.spawn(there).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
 /// Returns `None` if the kernel does not know this style or cannot take so many layers in it.
@@ -74,7 +101,8 @@ fn mount(stack: &Stack<'_>, style: LowerStyle) -> Result<Option<OwnedFd>, Error>
             for path in stack.lower {
                 open_until_mounted.push(open_dir(stack.root, path)?);
             }
-            let joined = open_until_mounted.iter().map(magic_path).collect::<Vec<_>>().join(":");
+            let numbers = open_until_mounted.iter().map(|dir| dir.as_raw_fd().to_string());
+            let joined = numbers.collect::<Vec<_>>().join(":");
             if joined.len() > MAX_STRING_BYTES {
                 return Ok(None);
             }
@@ -123,11 +151,11 @@ pub(crate) fn open_dir(root: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
 
 /// A name for an open directory that is short, free of colons and cannot be swapped meanwhile.
 fn magic_path(dir: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", dir.as_raw_fd())
+    format!("{DESCRIPTORS}/{}", dir.as_raw_fd())
 }
 
 fn too_old(stack: &Stack<'_>) -> Error {
-    Error::KernelTooOld { layers: stack.lower.len(), needed: "6.5" }
+    Error::KernelTooOld { layers: stack.lower.len(), needed: "6.8" }
 }
 
 #[cfg(test)]
@@ -149,12 +177,20 @@ mod tests {
         let root = fs::File::open(temp.path()).unwrap();
         let mut lower = vec![PathBuf::from("a"), PathBuf::from("b")];
         let stack = Stack { root: root.as_fd(), lower: &lower, upper: None, durable: false };
-        let tree = mount(&stack, LowerStyle::Joined).unwrap().unwrap();
+        let here = std::env::current_dir().unwrap();
+        let tree = mount_joined(&stack).unwrap().unwrap();
+        assert_eq!(std::env::current_dir().unwrap(), here);
         assert_eq!(fs::read_to_string(format!("{}/b", magic_path(&tree))).unwrap(), "b");
 
-        lower = vec![PathBuf::from("a"); 40];
+        // More than whole paths would have room for. (No directory may be there twice.)
+        lower = (0..40).map(|number| PathBuf::from(format!("layer{number}"))).collect();
+        lower.iter().for_each(|layer| fs::create_dir(temp.path().join(layer)).unwrap());
         let stack = Stack { root: root.as_fd(), lower: &lower, upper: None, durable: false };
-        assert!(mount(&stack, LowerStyle::Joined).unwrap().is_none());
-        assert!(matches!(too_old(&stack), Error::KernelTooOld { layers: 40, .. }));
+        assert!(mount_joined(&stack).unwrap().is_some());
+
+        lower = vec![PathBuf::from("a"); 130];
+        let stack = Stack { root: root.as_fd(), lower: &lower, upper: None, durable: false };
+        assert!(mount_joined(&stack).unwrap().is_none());
+        assert!(matches!(too_old(&stack), Error::KernelTooOld { layers: 130, .. }));
     }
 }

@@ -24,3 +24,9 @@ pub(crate) fn make_read_only(fd: BorrowedFd<'_>) -> Result<(), Errno> {
         _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }
+
+/// `unshare(2)`: gives the calling thread a working directory, a root and a umask of its own.
+pub(crate) fn leave_shared_directory() -> Result<(), Errno> {
+    // SAFETY: of all flags, only the one that takes the table of descriptors away is unsound.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
+}

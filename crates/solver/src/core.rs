@@ -1,404 +1,317 @@
-//! The solver's state machine: events in, commands out, no waiting.
+//! The solver's state machine: facts in, commands out, no waiting.
 //!
-//! Demand runs from the target to the sources: a vertex is *identified* when a user needs its key,
-//! and *wanted* when a user needs its output. What nobody identifies or wants is never touched.
+//! Demand runs from a job's target to the sources: a vertex is *asked* when a user needs its key, and
+//! *wanted* when a user needs its output. What nobody asks for or wants is never touched. Read
+//! [`node`] for what a vertex can be, then [`Core::apply`], then [`resolve`] (keys and lookups),
+//! [`early`] (what is wanted before its turn) and [`jobs`] (who still waits for what).
+//!
+//! # Which ops are run
+//! The set of runs follows from graph, cache and results alone; the order of answers decides nothing:
+//! - An input's *provisional* key is all that its users see at first: that of the record that was found,
+//!   or else the one it will be saved under. A vertex is looked up by it, by definition and then by content.
+//! - Content is read only where the lookup by definition failed; the inputs that are read are made for it.
+//! - A wanted vertex that was not found wants all its inputs. When they are there and one of them turned
+//!   out to be an earlier result, the vertex is looked up once more by their *final* keys before it is run.
+//! - Vertices that are about to run under one key run once.
+
+mod early;
+mod jobs;
+mod node;
+mod resolve;
+mod schedule;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use kiln_oci::Digest;
-use petgraph::Direction;
-use petgraph::stable_graph::{NodeIndex, StableDiGraph};
-use petgraph::visit::EdgeRef;
 
-use crate::key::KeyKind;
-use crate::{CacheKey, Cached, Identity, InputUse, VertexInput};
+pub(crate) use self::jobs::{JobId, Wait};
+use self::node::{Node, Provisional, State};
+pub(crate) use self::node::{Plan, Save};
+pub use self::schedule::Limits;
+use self::schedule::Ready;
+use crate::{CacheKey, Cached, InputUse};
 
-/// What the driver shall do.
+/// What became known.
+#[derive(Debug)]
+pub(crate) enum Fact<O> {
+    /// The cache answered [`Command::Lookup`].
+    Found { vertex: usize, hit: Option<Cached<O>> },
+    /// The cache answered [`Command::Mark`].
+    Marked { vertex: usize, input: usize, known: bool },
+    /// The result is at hand, or is gone: the answer to [`Command::Load`].
+    Loaded { vertex: usize, there: bool },
+    /// The answer to [`Command::Digest`].
+    Digested { vertex: usize, input: usize, digest: Digest },
+    /// The answer to [`Command::Run`]; `canonical` is `None` when it was not to be saved.
+    Ran { vertex: usize, canonical: Option<CacheKey>, output: O },
+    /// A command did not work: nobody gets this vertex.
+    Failed { vertex: usize },
+    /// A command ended without a result because of [`Command::Stop`], or because its own job was given up.
+    Stopped { vertex: usize, digesting: Option<usize> },
+    /// A job is not waited for any more.
+    GivenUp { job: JobId },
+}
+
+/// What the driver shall do. Each but `Link`, `Stop` and `Finish` is answered by one fact.
 #[derive(Debug)]
 pub(crate) enum Command<O> {
-    /// Ask the cache; answer with [`Core::found`].
+    /// Ask the cache.
     Lookup { vertex: usize, key: CacheKey },
-    /// Take the digest of what `vertex` reads from its input; answer with [`Core::digested`].
+    /// Ask the cache whether there is anything under `key`.
+    Mark { vertex: usize, input: usize, key: CacheKey },
+    /// Make sure that a result that was found is there, and stays.
+    Load { vertex: usize, cached: Cached<O> },
+    /// Take the digest of what `vertex` reads from its input.
     Digest { vertex: usize, input: usize, output: O },
-    /// Run it; answer with [`Core::ran`].
-    Run { vertex: usize, inputs: Vec<O>, save: Option<Save> },
+    /// Run it.
+    Run { vertex: usize, inputs: Vec<O>, save: Option<Arc<Save>> },
+    /// Remember a result that was found under more keys.
+    Link { vertex: usize, keys: Vec<CacheKey>, marks: Vec<CacheKey>, cached: Cached<O> },
+    /// Nobody waits for what `vertex` is doing.
+    Stop { vertex: usize },
+    /// `vertex` has the result of `with`, or will have it.
+    Merged { vertex: usize, with: usize },
+    /// A job is over: its target's output, or the vertex that failed.
+    Finish { job: JobId, outcome: Result<O, usize> },
 }
 
-/// How to remember what a run makes.
-#[derive(Debug, Clone)]
-pub(crate) struct Save {
-    pub(crate) canonical: CacheKey,
-    pub(crate) keys: Vec<CacheKey>,
-}
-
-/// One question, one field: how far a vertex is.
-#[derive(Debug)]
-enum State<O> {
-    /// Nobody asked yet, or inputs are not identified.
-    Idle { asked: bool },
-    /// The lookup by definition key is under way.
-    Fast { key: CacheKey },
-    /// Digests of what is read are being gathered; `None` for inputs that enter by their key.
-    Content { fast: Option<CacheKey>, digests: Vec<Option<Digest>> },
-    /// The lookup by content key is under way.
-    Slow { fast: Option<CacheKey>, key: CacheKey },
-    /// Identified, but there is no result.
-    Missed { save: Option<Save>, canonical: Option<CacheKey> },
-    /// Being run.
-    Running { canonical: Option<CacheKey> },
-    /// There is a result.
-    Done { canonical: Option<CacheKey>, output: O },
-}
-
-/// What is known of a lookup that cannot be made yet, because an input it stands on has no key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Outlook {
-    /// Nothing.
-    Open,
-    /// It waits until a step below has run.
-    Late,
-    /// It will miss: a step below has a new key.
-    Lost,
-}
-
-struct Node<O> {
-    identity: Identity,
-    state: State<O>,
-    wanted: bool,
-    outlook: Outlook,
-}
-
-/// The graph with every vertex's state.
+/// The graphs of all jobs with every vertex's state.
 pub(crate) struct Core<O> {
-    graph: StableDiGraph<Node<O>, (usize, InputUse)>,
-    target: usize,
-    use_cache: bool,
+    /// By the number that commands and facts use; free places are used again.
+    nodes: Vec<Option<Node<O>>>,
+    free: Vec<usize>,
+    jobs: BTreeMap<JobId, jobs::Job>,
+    next_job: JobId,
+    /// Vertices of jobs that are over, for others that wait for what they do.
+    adopted: Vec<usize>,
+    /// Who runs, or ran, what has this key, and whether in spite of the cache.
+    runners: HashMap<(CacheKey, bool), usize>,
+    /// Vertices to look at.
+    work: Vec<usize>,
+    /// Vertices that cannot be looked up yet, with an input that is known.
+    doubtful: Vec<(usize, usize)>,
+    /// Lookups without an answer.
+    lookups: usize,
+    ready: Ready,
+    /// Vertices that failed and are asked for.
+    failures: Vec<usize>,
+    commands: Vec<Command<O>>,
 }
 
 impl<O: Clone> Core<O> {
-    /// A graph of `vertices`; inputs stand before their users.
-    pub(crate) fn new(vertices: &[(Identity, Vec<VertexInput>)], target: usize, use_cache: bool) -> Self {
-        let mut graph = StableDiGraph::with_capacity(vertices.len(), vertices.len());
-        for (identity, inputs) in vertices {
-            let state = State::Idle { asked: false };
-            let at = graph.add_node(Node {
-                identity: identity.clone(),
-                state,
-                wanted: false,
-                outlook: Outlook::Open,
-            });
-            for (position, input) in inputs.iter().enumerate() {
-                graph.add_edge(NodeIndex::new(input.vertex), at, (position, input.usage));
+    /// A core without jobs.
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self {
+            nodes: Vec::new(),
+            free: Vec::new(),
+            jobs: BTreeMap::new(),
+            next_job: 0,
+            adopted: Vec::new(),
+            runners: HashMap::new(),
+            work: Vec::new(),
+            doubtful: Vec::new(),
+            lookups: 0,
+            ready: Ready::new(limits),
+            failures: Vec::new(),
+            commands: Vec::new(),
+        }
+    }
+
+    /// Takes in what became known, and says what to do next.
+    ///
+    /// Costs what it sets in motion, all vertices of all jobs at most when a job ends.
+    pub(crate) fn apply(&mut self, fact: Fact<O>) -> Vec<Command<O>> {
+        match fact {
+            Fact::Found { vertex, hit } => {
+                self.lookups -= 1;
+                if self.answered(vertex) {
+                    self.found(vertex, hit);
+                }
+            }
+            Fact::Marked { vertex, input, known } => {
+                self.lookups -= 1;
+                if self.answered(vertex) && !known {
+                    self.is_lost_by(vertex, input);
+                }
+            }
+            Fact::Loaded { vertex, there } => {
+                if self.answered(vertex) {
+                    self.loaded(vertex, there);
+                }
+            }
+            Fact::Digested { vertex, input, digest } => {
+                if self.answered(vertex) {
+                    self.digested(vertex, input, digest);
+                }
+            }
+            Fact::Ran { vertex, canonical, output } => {
+                self.leave_slot(vertex);
+                if self.answered(vertex) {
+                    let canonical = canonical.or(self.node(vertex).provisional.key());
+                    self.done(vertex, canonical, output);
+                }
+            }
+            Fact::Failed { vertex } => {
+                self.leave_slot(vertex);
+                if self.answered(vertex) {
+                    self.failed(vertex);
+                }
+            }
+            Fact::Stopped { vertex, digesting } => {
+                self.leave_slot(vertex);
+                if self.answered(vertex) {
+                    self.stopped(vertex, digesting);
+                }
+            }
+            Fact::GivenUp { job } => self.end_job(job),
+        }
+        self.go_on()
+    }
+
+    /// Looks at all that changed until nothing more follows.
+    fn go_on(&mut self) -> Vec<Command<O>> {
+        loop {
+            while let Some(vertex) = self.work.pop() {
+                if self.nodes[vertex].as_ref().is_some_and(|node| !node.is_orphan) {
+                    self.look_at(vertex);
+                }
+            }
+            // With lookups under way the answers may tell more than marks do, and cheaper.
+            if self.lookups > 0 || !self.ask_marks() {
+                self.dispatch();
+                self.finish_jobs();
+                if self.work.is_empty() {
+                    return std::mem::take(&mut self.commands);
+                }
             }
         }
-        Self { graph, target, use_cache }
     }
 
-    /// Starts with the target.
-    pub(crate) fn start(&mut self) -> Vec<Command<O>> {
-        let mut commands = Vec::new();
-        self.want(self.target, &mut commands);
-        commands
+    fn node(&self, vertex: usize) -> &Node<O> {
+        self.nodes[vertex].as_ref().expect("a vertex with a state, users or answers to come is kept")
     }
 
-    /// The target's output, once it is there.
-    pub(crate) fn result(&self) -> Option<&O> {
-        self.output(self.target)
+    fn node_mut(&mut self, vertex: usize) -> &mut Node<O> {
+        self.nodes[vertex].as_mut().expect("a vertex with a state, users or answers to come is kept")
     }
 
-    /// The cache answered a lookup.
-    pub(crate) fn found(&mut self, vertex: usize, hit: Option<Cached<O>>) -> Vec<Command<O>> {
-        let mut commands = Vec::new();
-        if let Some(Cached { canonical, output }) = hit {
-            self.node(vertex).state = State::Done { canonical: Some(canonical), output };
-            self.advance_users(vertex, &mut commands);
-            return commands;
+    /// Notes that a command was answered; false: nobody is interested, and the vertex is dropped.
+    fn answered(&mut self, vertex: usize) -> bool {
+        let node = self.node_mut(vertex);
+        node.pending -= 1;
+        if node.is_orphan && node.pending == 0 {
+            self.remove(vertex);
+            return false;
         }
-        match &self.node(vertex).state {
-            State::Fast { key } => {
-                let fast = *key;
-                self.after_fast_miss(vertex, Some(fast), &mut commands);
-            }
-            State::Slow { fast, key } => {
-                let (fast, key) = (*fast, *key);
-                self.missed(vertex, fast, key, &mut commands);
-            }
-            _ => {}
-        }
-        commands
+        !self.node(vertex).is_orphan
     }
 
-    /// The digest of what `vertex` reads from `input` is known.
-    pub(crate) fn digested(&mut self, vertex: usize, input: usize, digest: Digest) -> Vec<Command<O>> {
-        let mut commands = Vec::new();
-        if let State::Content { digests, .. } = &mut self.node(vertex).state {
-            digests[input] = Some(digest);
-        }
-        self.advance_content(vertex, &mut commands);
-        commands
+    fn command(&mut self, vertex: usize, command: Command<O>) {
+        self.node_mut(vertex).pending += 1;
+        self.lookups += usize::from(matches!(command, Command::Lookup { .. } | Command::Mark { .. }));
+        self.commands.push(command);
     }
 
-    /// `vertex` was run.
-    pub(crate) fn ran(&mut self, vertex: usize, output: O) -> Vec<Command<O>> {
-        let mut commands = Vec::new();
-        let canonical = self.canonical(vertex);
-        self.node(vertex).state = State::Done { canonical, output };
-        self.advance_users(vertex, &mut commands);
-        commands
-    }
-
-    fn node(&mut self, vertex: usize) -> &mut Node<O> {
-        &mut self.graph[NodeIndex::new(vertex)]
-    }
-
-    /// Inputs in their order.
-    fn inputs(&self, vertex: usize) -> Vec<VertexInput> {
-        let mut inputs: Vec<(usize, VertexInput)> = self
-            .graph
-            .edges_directed(NodeIndex::new(vertex), Direction::Incoming)
-            .map(|edge| {
-                let (position, usage) = *edge.weight();
-                (position, VertexInput { vertex: edge.source().index(), usage })
-            })
-            .collect();
-        inputs.sort_unstable_by_key(|(position, _)| *position);
-        inputs.into_iter().map(|(_, input)| input).collect()
-    }
-
-    fn output(&self, vertex: usize) -> Option<&O> {
-        match &self.graph[NodeIndex::new(vertex)].state {
-            State::Done { output, .. } => Some(output),
-            _ => None,
-        }
-    }
-
-    fn is_identified(&self, vertex: usize) -> bool {
-        let state = &self.graph[NodeIndex::new(vertex)].state;
-        matches!(state, State::Missed { .. } | State::Running { .. } | State::Done { .. })
-    }
-
-    fn canonical(&self, vertex: usize) -> Option<CacheKey> {
-        match &self.graph[NodeIndex::new(vertex)].state {
-            State::Missed { canonical, .. }
-            | State::Running { canonical }
-            | State::Done { canonical, .. } => *canonical,
-            _ => None,
+    /// Somebody needs this vertex's key.
+    fn ask(&mut self, vertex: usize) {
+        // A failure is noticed by whoever asks, too: it may be the first who cannot do without.
+        let is_news = !std::mem::replace(&mut self.node_mut(vertex).asked, true);
+        if is_news || matches!(self.node(vertex).state, State::Failed) {
+            self.work.push(vertex);
         }
     }
 
     /// Somebody needs this vertex's output.
-    fn want(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        if !self.node(vertex).wanted {
-            self.node(vertex).wanted = true;
-            self.identify(vertex, commands);
-            self.hasten(vertex, commands);
-            self.try_run(vertex, commands);
+    fn want(&mut self, vertex: usize) {
+        self.ask(vertex);
+        if !std::mem::replace(&mut self.node_mut(vertex).wanted, true) {
+            self.work.push(vertex);
         }
     }
 
-    /// Wants inputs before the vertex's own turn, so that independent stages run side by side
-    /// although their copies stand on each other.
-    ///
-    /// What is read by content and has to be made will be needed, once the lookup by definition
-    /// waits for a run anyway. Where the lookup is lost, all inputs of a wanted vertex will be.
-    fn hasten(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        let Node { outlook, wanted, .. } = self.graph[NodeIndex::new(vertex)];
-        if outlook == Outlook::Open || self.is_identified(vertex) {
+    fn inputs(&self, vertex: usize) -> Arc<[(usize, InputUse)]> {
+        self.node(vertex).inputs.clone()
+    }
+
+    fn want_inputs(&mut self, vertex: usize) {
+        if !std::mem::replace(&mut self.node_mut(vertex).inputs_wanted, true) {
+            self.inputs(vertex).iter().for_each(|&(input, _)| self.want(input));
+        }
+    }
+
+    /// Wants the inputs that are read.
+    fn want_reads(&mut self, vertex: usize) {
+        if !std::mem::replace(&mut self.node_mut(vertex).reads_wanted, true) {
+            let inputs = self.inputs(vertex);
+            let read = inputs.iter().filter(|(_, usage)| *usage == InputUse::Content);
+            read.for_each(|&(input, _)| self.want(input));
+        }
+    }
+
+    /// Makes the progress that a vertex's state and the demand for it allow.
+    fn look_at(&mut self, vertex: usize) {
+        let node = self.node(vertex);
+        match &node.state {
+            State::Idle if node.asked => self.identify(vertex),
+            State::Content { .. } if node.undigested == 0 => self.know_content(vertex),
+            State::Hit { .. } if node.wanted => self.load(vertex),
+            State::Missed { .. } if node.wanted && node.missing_outputs == 0 => self.settle(vertex),
+            State::Missed { .. } if node.wanted => self.want_inputs(vertex),
+            State::Follows { runner, .. } if node.wanted => {
+                let runner = *runner;
+                self.want(runner);
+            }
+            State::Failed if node.asked => self.failures.push(vertex),
+            _ => {}
+        }
+        self.want_early(vertex);
+    }
+
+    /// From now on users may derive keys from this vertex.
+    fn identified(&mut self, vertex: usize, key: Option<CacheKey>) {
+        if self.node(vertex).provisional != Provisional::Open {
             return;
         }
-        for input in self.inputs(vertex) {
-            let is_read = input.usage == InputUse::Content && self.has_to_run(input.vertex);
-            if is_read || (wanted && outlook == Outlook::Lost) {
-                self.want(input.vertex, commands);
+        self.node_mut(vertex).provisional = key.map_or(Provisional::Never, Provisional::Key);
+        let users = std::mem::take(&mut self.node_mut(vertex).users);
+        for &(user, position) in &users {
+            let node = self.node_mut(user);
+            node.missing_keys -= 1;
+            if node.missing_keys == 0 {
+                self.work.push(user);
+            } else {
+                self.doubt(user, position);
             }
         }
+        self.node_mut(vertex).users = users;
     }
 
-    /// It was looked up in vain, or is being run.
-    fn has_to_run(&self, vertex: usize) -> bool {
-        let state = &self.graph[NodeIndex::new(vertex)].state;
-        matches!(state, State::Missed { save: Some(_), .. } | State::Running { .. })
-    }
-
-    /// Tells everything that stands on `vertex`, directly or not.
-    fn warn_users(&mut self, vertex: usize, outlook: Outlook, commands: &mut Vec<Command<O>>) {
-        let mut open = vec![vertex];
-        while let Some(vertex) = open.pop() {
-            let edges = self.graph.edges_directed(NodeIndex::new(vertex), Direction::Outgoing);
-            let standing = edges.filter(|edge| edge.weight().1 == InputUse::Definition);
-            let users: Vec<usize> = standing.map(|edge| edge.target().index()).collect();
-            for user in users {
-                if self.node(user).outlook < outlook {
-                    self.node(user).outlook = outlook;
-                    self.hasten(user, commands);
-                    open.push(user);
-                }
+    /// There is a result.
+    fn done(&mut self, vertex: usize, canonical: Option<CacheKey>, output: O) {
+        self.node_mut(vertex).state = State::Done { canonical, output: output.clone() };
+        self.identified(vertex, canonical);
+        let users = std::mem::take(&mut self.node_mut(vertex).users);
+        for &(user, position) in &users {
+            self.read(user, position);
+            let node = self.node_mut(user);
+            node.missing_outputs -= 1;
+            if node.missing_outputs == 0 {
+                self.work.push(user);
             }
         }
-    }
-
-    /// Somebody needs this vertex's key.
-    fn identify(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        match &mut self.node(vertex).state {
-            State::Idle { asked } if !*asked => *asked = true,
-            _ => return,
-        }
-        for input in self.inputs(vertex) {
-            self.identify(input.vertex, commands);
-        }
-        self.advance_identity(vertex, commands);
-    }
-
-    /// Goes on from `Idle` when all inputs are identified.
-    fn advance_identity(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        if !matches!(self.node(vertex).state, State::Idle { asked: true }) {
-            return;
-        }
-        let inputs = self.inputs(vertex);
-        if !inputs.iter().all(|input| self.is_identified(input.vertex)) {
-            return;
-        }
-        let op = match self.node(vertex).identity.clone() {
-            Identity::Cached(op) => op,
-            Identity::Source(digest) => {
-                let canonical = Some(CacheKey::derive(KeyKind::Definition, &digest, &[]));
-                self.node(vertex).state = State::Missed { save: None, canonical };
-                return self.after_identified(vertex, commands);
-            }
-            Identity::Unknown => {
-                self.node(vertex).state = State::Missed { save: None, canonical: None };
-                return self.after_identified(vertex, commands);
-            }
-        };
-        let keys: Option<Vec<Digest>> =
-            inputs.iter().map(|input| self.canonical(input.vertex).map(|key| key.0)).collect();
-        let Some(keys) = keys else {
-            return self.after_fast_miss(vertex, None, commands);
-        };
-        let key = CacheKey::derive(KeyKind::Definition, &op, &keys);
-        if self.use_cache {
-            self.node(vertex).state = State::Fast { key };
-            commands.push(Command::Lookup { vertex, key });
-        } else {
-            self.after_fast_miss(vertex, Some(key), commands);
-        }
-    }
-
-    /// No result by definition: ask by content where content is read, else it is a miss.
-    fn after_fast_miss(&mut self, vertex: usize, fast: Option<CacheKey>, commands: &mut Vec<Command<O>>) {
-        let inputs = self.inputs(vertex);
-        let reads = inputs.iter().any(|input| input.usage == InputUse::Content);
-        match fast {
-            Some(key) if !reads => self.missed(vertex, None, key, commands),
-            _ => {
-                self.node(vertex).state = State::Content { fast, digests: vec![None; inputs.len()] };
-                let is_read = |input: &&VertexInput| input.usage == InputUse::Content;
-                if inputs.iter().filter(is_read).any(|input| self.has_to_run(input.vertex)) {
-                    self.warn_users(vertex, Outlook::Late, commands);
-                }
-                for input in inputs.iter().filter(is_read) {
-                    self.want(input.vertex, commands);
-                }
-                self.ask_content(vertex, commands);
-            }
-        }
-    }
-
-    /// Asks for the digests of all inputs that are ready and not asked yet.
-    fn ask_content(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        for (position, input) in self.inputs(vertex).into_iter().enumerate() {
-            if input.usage == InputUse::Content
-                && let Some(output) = self.output(input.vertex)
-            {
-                commands.push(Command::Digest { vertex, input: position, output: output.clone() });
-            }
-        }
-    }
-
-    /// Goes on from `Content` when every digest is there.
-    fn advance_content(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        let inputs = self.inputs(vertex);
-        let node = &self.graph[NodeIndex::new(vertex)];
-        let (State::Content { fast, digests }, Identity::Cached(op)) = (&node.state, &node.identity) else {
-            return;
-        };
-        let known: Option<Vec<Digest>> = inputs
-            .iter()
-            .zip(digests)
-            .map(|(input, digest)| match input.usage {
-                InputUse::Content => *digest,
-                InputUse::Definition => self.canonical(input.vertex).map(|key| key.0),
-            })
-            .collect();
-        let Some(known) = known else { return };
-        let (fast, key) = (*fast, CacheKey::derive(KeyKind::Content, op, &known));
-        if self.use_cache {
-            self.node(vertex).state = State::Slow { fast, key };
-            commands.push(Command::Lookup { vertex, key });
-        } else {
-            self.missed(vertex, fast, key, commands);
-        }
-    }
-
-    fn missed(
-        &mut self,
-        vertex: usize,
-        fast: Option<CacheKey>,
-        canonical: CacheKey,
-        commands: &mut Vec<Command<O>>,
-    ) {
-        let keys = std::iter::once(canonical).chain(fast).collect();
-        let save = Some(Save { canonical, keys });
-        self.node(vertex).state = State::Missed { save, canonical: Some(canonical) };
-        self.warn_users(vertex, Outlook::Lost, commands);
-        self.after_identified(vertex, commands);
-    }
-
-    fn after_identified(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        self.try_run(vertex, commands);
-        self.advance_users(vertex, commands);
-    }
-
-    /// Runs a wanted vertex without result as soon as its inputs have outputs.
-    fn try_run(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        if !self.node(vertex).wanted || !matches!(self.node(vertex).state, State::Missed { .. }) {
-            return;
-        }
-        let inputs = self.inputs(vertex);
-        for input in &inputs {
-            self.want(input.vertex, commands);
-        }
-        // Wanting an input may have finished this very vertex's turn.
-        let State::Missed { save, canonical } = &self.node(vertex).state else { return };
-        let (save, canonical) = (save.clone(), *canonical);
-        let outputs: Option<Vec<O>> = inputs.iter().map(|input| self.output(input.vertex).cloned()).collect();
-        if let Some(inputs) = outputs {
-            self.node(vertex).state = State::Running { canonical };
-            commands.push(Command::Run { vertex, inputs, save });
-        }
-    }
-
-    /// A vertex was identified or got its output: its users may go on.
-    fn advance_users(&mut self, vertex: usize, commands: &mut Vec<Command<O>>) {
-        let mut users: Vec<(usize, usize, InputUse)> = self
-            .graph
-            .edges_directed(NodeIndex::new(vertex), Direction::Outgoing)
-            .map(|edge| (edge.target().index(), edge.weight().0, edge.weight().1))
-            .collect();
-        users.sort_unstable_by_key(|(user, position, _)| (*user, *position));
-        for (user, position, usage) in users {
-            if let Some(output) = self.output(vertex).cloned()
-                && usage == InputUse::Content
-                && let State::Content { digests, .. } = &self.graph[NodeIndex::new(user)].state
-                && digests[position].is_none()
-            {
-                commands.push(Command::Digest { vertex: user, input: position, output });
-            }
-            self.advance_identity(user, commands);
-            self.hasten(user, commands);
-            self.try_run(user, commands);
+        self.node_mut(vertex).users = users;
+        for follower in std::mem::take(&mut self.node_mut(vertex).followers) {
+            self.share(follower, canonical, output.clone());
         }
     }
 }
 
 #[cfg(test)]
-#[path = "core/tests.rs"]
+mod model;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod toy;

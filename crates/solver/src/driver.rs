@@ -1,28 +1,28 @@
 //! The asynchronous shell: carries out the core's commands and feeds the answers back.
+//!
+//! One task owns the [`Core`]; everybody else sends it messages. Index reads are made by that task
+//! itself, all that takes longer is made by [`task`] on threads of its own.
 
-use std::collections::VecDeque;
+mod task;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use kiln_oci::Digest;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::core::{Command, Core, Save};
-use crate::{CacheKey, CacheStore, Cached, Cancellation, Event, EventSink, Op, Scope, VertexInput};
+use self::task::{Ended, Task, TaskError, VertexCancel};
+use crate::core::{Command, Core, Fact, JobId, Limits, Plan, Wait};
+use crate::{CacheStore, Cancellation, Event, EventSink, Op, Places, Vertex};
 
 /// One solve.
 pub struct Job<O: Op, C> {
-    /// Ops with their inputs and the title under which they are remembered; inputs first.
-    pub vertices: Vec<(Arc<O>, Vec<VertexInput>, String)>,
+    /// The steps, inputs before their users.
+    pub vertices: Vec<Vertex<O>>,
     /// Whose output is wanted.
     pub target: usize,
     /// Results of earlier builds.
     pub cache: Arc<C>,
-    /// Look results up; results are saved in any case.
-    pub use_cache: bool,
-    /// How many vertices run at once.
-    pub parallelism: usize,
     /// Gives up.
     pub cancel: Arc<dyn Cancellation>,
     /// Where progress goes.
@@ -44,190 +44,456 @@ pub enum SolveError<E: std::error::Error + 'static, S: std::error::Error + 'stat
         /// Its error.
         source: E,
     },
-    /// The cache could not be read or written.
+    /// A vertex failed that another job of the same solver ran for both; that job has the error.
+    #[error("step {vertex} failed in another build that ran it for this one: {message}")]
+    Elsewhere {
+        /// Position of the vertex.
+        vertex: usize,
+        /// The error with its causes.
+        message: String,
+    },
+    /// The cache does not answer.
     #[error("the build cache failed")]
     Cache {
         /// Its error.
         source: S,
     },
-    /// A vertex's code panicked: a bug in kiln.
+    /// An op panicked.
     #[error("step {vertex} panicked: a bug in kiln")]
     Panicked {
         /// Position of the vertex.
         vertex: usize,
     },
     /// Nothing runs and nothing is done: a bug in the solver.
-    #[error("the solver has nothing left to do and no result: a bug in kiln")]
-    Stuck,
+    #[error("the solver has nothing left to do and no result: a bug in kiln ({waits})")]
+    Stuck {
+        /// What waits for what, by titles.
+        waits: String,
+    },
 }
 
 type Failure<O, C> = SolveError<<O as Op>::Error, <C as CacheStore<<O as Op>::Output>>::Error>;
+type Outcome<O, C> = Result<<O as Op>::Output, Failure<O, C>>;
 
-enum Answer<O> {
-    Digested { vertex: usize, input: usize, digest: Digest },
-    Ran { vertex: usize, output: O, save: Option<Save> },
+/// What reaches the task that owns the core.
+enum Message<O: Op, C: CacheStore<O::Output>> {
+    Start { job: Job<O, C>, reply: oneshot::Sender<Outcome<O, C>> },
+    Told { number: usize, event: Event },
+    Ended { number: usize, ended: Ended<O, C::Error> },
 }
 
-enum TaskError<E> {
-    Op { vertex: usize, source: E },
-    Panicked { vertex: usize },
-}
+/// How often a solve that waits looks whether it was given up.
+const TICK: Duration = Duration::from_millis(50);
 
-type TaskResult<O> = Result<Answer<<O as Op>::Output>, TaskError<<O as Op>::Error>>;
+/// How long nothing may happen before it is said what waits for what.
+const QUIET: Duration = Duration::from_secs(60);
 
-/// Solves `job`: the target's output, with everything that had to run run and saved.
+/// Messages on their way; a step that prints faster than they are taken waits.
+const INBOX: usize = 1024;
+
+/// Solves jobs; identical work of several runs once.
 ///
-/// After the first failure the rest is cancelled and awaited; nothing runs on when this returns.
+/// Must be made inside a tokio runtime with a clock. Dropping it lets jobs that were started go on.
+pub struct Solver<O: Op, C: CacheStore<O::Output>> {
+    inbox: mpsc::Sender<Message<O, C>>,
+}
+
+impl<O: Op, C: CacheStore<O::Output> + 'static> Solver<O, C> {
+    /// A solver without jobs.
+    pub fn new(limits: Limits) -> Self {
+        Self::watched(limits, QUIET)
+    }
+
+    /// One that says what waits for what when nothing happened for `quiet`.
+    fn watched(limits: Limits, quiet: Duration) -> Self {
+        let (inbox, messages) = mpsc::channel(INBOX);
+        // Blocking threads hold strong senders as long as they run, the task itself none.
+        tokio::spawn(Driver::new(limits, inbox.downgrade()).run(messages, quiet));
+        Self { inbox }
+    }
+
+    /// Solves `job`: the target's output, with everything that had to run run and saved.
+    ///
+    /// After the first failure the rest of the job is cancelled and awaited, except for what other jobs
+    /// of this solver wait for. Dropping the future gives the job up.
+    ///
+    /// # Errors
+    /// See [`SolveError`]; the first failure wins.
+    pub async fn solve(&self, job: Job<O, C>) -> Result<O::Output, Failure<O, C>> {
+        let (reply, outcome) = oneshot::channel();
+        let stuck = || SolveError::Stuck { waits: "the solver is gone".to_owned() };
+        self.inbox.send(Message::Start { job, reply }).await.map_err(|_| stuck())?;
+        outcome.await.map_err(|_| stuck())?
+    }
+}
+
+/// Solves one job alone; see [`Solver::solve`].
 ///
 /// # Errors
 /// See [`SolveError`]; the first failure wins.
-pub async fn solve<O, C>(job: Job<O, C>) -> Result<O::Output, Failure<O, C>>
+pub async fn solve<O, C>(job: Job<O, C>, limits: Limits) -> Result<O::Output, Failure<O, C>>
 where
     O: Op,
     C: CacheStore<O::Output> + 'static,
 {
-    let graph: Vec<_> = job.vertices.iter().map(|(op, inputs, _)| (op.identity(), inputs.clone())).collect();
-    let mut core = Core::new(&graph, job.target, job.use_cache);
-    let mut tasks: JoinSet<TaskResult<O>> = JoinSet::new();
-    let permits = Arc::new(Semaphore::new(job.parallelism.max(1)));
-    let mut commands: VecDeque<Command<O::Output>> = core.start().into();
-    let mut failure: Option<Failure<O, C>> = None;
+    Solver::new(limits).solve(job).await
+}
 
-    loop {
-        while let Some(command) = commands.pop_front() {
-            if failure.is_some() {
-                continue;
+/// A job that was started.
+struct Started<O: Op, C: CacheStore<O::Output>> {
+    job: Job<O, C>,
+    /// What the core calls its vertices.
+    numbers: Vec<usize>,
+    reply: Option<oneshot::Sender<Outcome<O, C>>>,
+    /// Set once it is over; it is told when nothing of it runs any more.
+    outcome: Option<Outcome<O, C>>,
+}
+
+/// A task on a thread of its own.
+struct Busy {
+    cancel: Arc<VertexCancel>,
+    tasks: usize,
+    /// Vertices of other jobs that get its result: job and position.
+    audience: Vec<(JobId, usize)>,
+}
+
+/// Why a vertex failed: the error for the first job that hears of it, what it says for the others.
+struct Told<O: Op, C: CacheStore<O::Output>> {
+    error: Option<TaskError<O::Error, C::Error>>,
+    message: String,
+}
+
+/// What a command is answered with, if it is answered at once; else the job whose cache does not answer.
+type Answer<O, C> =
+    Result<Option<Fact<<O as Op>::Output>>, (JobId, <C as CacheStore<<O as Op>::Output>>::Error)>;
+
+struct Driver<O: Op, C: CacheStore<O::Output>> {
+    core: Core<O::Output>,
+    jobs: BTreeMap<JobId, Started<O, C>>,
+    /// Job and position of a vertex of the core.
+    places: HashMap<usize, (JobId, usize)>,
+    busy: HashMap<usize, Busy>,
+    errors: HashMap<usize, Told<O, C>>,
+    inbox: mpsc::WeakSender<Message<O, C>>,
+}
+
+impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
+    fn new(limits: Limits, inbox: mpsc::WeakSender<Message<O, C>>) -> Self {
+        Self {
+            core: Core::new(limits),
+            jobs: BTreeMap::new(),
+            places: HashMap::new(),
+            busy: HashMap::new(),
+            errors: HashMap::new(),
+            inbox,
+        }
+    }
+
+    async fn run(mut self, mut messages: mpsc::Receiver<Message<O, C>>, quiet: Duration) {
+        let mut heard = tokio::time::Instant::now();
+        loop {
+            match tokio::time::timeout(TICK, messages.recv()).await {
+                Ok(Some(message)) => {
+                    heard = tokio::time::Instant::now();
+                    self.take(message);
+                }
+                // Nobody can start a job any more, and nothing runs.
+                Ok(None) => break,
+                Err(_) if heard.elapsed() >= quiet => {
+                    heard = tokio::time::Instant::now();
+                    self.tell_waits();
+                }
+                Err(_) => {}
             }
-            match command {
-                Command::Lookup { vertex, key } => match job.cache.lookup(&key) {
-                    Ok(hit) => {
-                        if hit.is_some() {
-                            (job.events)(Event::Cached { vertex });
-                        }
-                        commands.extend(core.found(vertex, hit));
+            self.give_up_cancelled();
+            self.give_up_stuck();
+            self.tell_outcomes();
+        }
+    }
+
+    fn take(&mut self, message: Message<O, C>) {
+        match message {
+            Message::Start { job, reply } => self.start(job, reply),
+            Message::Told { number, event } => self.tell(number, &event),
+            Message::Ended { number, ended } => {
+                if let Some(busy) = self.busy.get_mut(&number) {
+                    busy.tasks -= 1;
+                    if busy.tasks == 0 {
+                        self.busy.remove(&number);
                     }
-                    Err(source) => fail(&mut failure, &*job.cancel, SolveError::Cache { source }),
-                },
-                Command::Digest { vertex, input, output } => {
-                    let (op, runner) = (job.vertices[vertex].0.clone(), Runner::of(&job, vertex));
-                    tasks.spawn(async move {
-                        let work = move || runner.scoped(|scope| op.content(input, &output, scope));
-                        match tokio::task::spawn_blocking(work).await {
-                            Ok(Ok(digest)) => Ok(Answer::Digested { vertex, input, digest }),
-                            Ok(Err(source)) => Err(TaskError::Op { vertex, source }),
-                            Err(_) => Err(TaskError::Panicked { vertex }),
-                        }
+                }
+                let fact = match ended {
+                    Ended::Digested { input, digest } => Fact::Digested { vertex: number, input, digest },
+                    Ended::Ran { canonical, output } => Fact::Ran { vertex: number, canonical, output },
+                    Ended::Stopped { digesting } => Fact::Stopped { vertex: number, digesting },
+                    Ended::Failed { error, message } => {
+                        self.errors.insert(number, Told { error: Some(error), message });
+                        Fact::Failed { vertex: number }
+                    }
+                };
+                self.learn(fact);
+            }
+        }
+    }
+
+    fn start(&mut self, job: Job<O, C>, reply: oneshot::Sender<Outcome<O, C>>) {
+        let plan = |vertex: &Vertex<O>| Plan {
+            identity: vertex.op.identity(),
+            inputs: vertex.inputs.clone(),
+            refresh: vertex.refresh,
+            lineage: vertex.lineage,
+            cost: vertex.cost,
+        };
+        let plans: Vec<Plan> = job.vertices.iter().map(plan).collect();
+        let (id, numbers, commands) = self.core.start(&plans, job.target);
+        for (position, number) in numbers.iter().enumerate() {
+            self.places.insert(*number, (id, position));
+        }
+        self.jobs.insert(id, Started { job, numbers, reply: Some(reply), outcome: None });
+        self.carry_out(commands);
+    }
+
+    fn learn(&mut self, fact: Fact<O::Output>) {
+        let commands = self.core.apply(fact);
+        self.carry_out(commands);
+    }
+
+    fn carry_out(&mut self, commands: Vec<Command<O::Output>>) {
+        // Index reads are answered on the spot.
+        let mut open = std::collections::VecDeque::from(commands);
+        while let Some(command) = open.pop_front() {
+            match self.carry_out_one(command) {
+                Ok(Some(fact)) => open.extend(self.core.apply(fact)),
+                Ok(None) => {}
+                Err((job, source)) => {
+                    // A lookup stays without answer: nothing of the job goes on.
+                    self.end(job, Err(SolveError::Cache { source }));
+                    open.extend(self.core.apply(Fact::GivenUp { job }));
+                }
+            }
+        }
+    }
+
+    fn carry_out_one(&mut self, command: Command<O::Output>) -> Answer<O, C> {
+        let of = |vertex: usize| {
+            let (id, position) = self.places[&vertex];
+            (id, position, &self.jobs[&id].job)
+        };
+        match command {
+            Command::Lookup { vertex, key } => {
+                let (id, position, job) = of(vertex);
+                let hit = job.cache.lookup(&key).map_err(|error| (id, error))?;
+                if hit.is_some() {
+                    (job.events)(Event::Cached { vertex: position });
+                }
+                return Ok(Some(Fact::Found { vertex, hit }));
+            }
+            Command::Mark { vertex, input, key } => {
+                let (id, _, job) = of(vertex);
+                let known = job.cache.lookup(&key).map_err(|error| (id, error))?.is_some();
+                return Ok(Some(Fact::Marked { vertex, input, known }));
+            }
+            Command::Load { vertex, cached } => {
+                let (id, _, job) = of(vertex);
+                let there = job.cache.load(&cached).map_err(|error| (id, error))?;
+                return Ok(Some(Fact::Loaded { vertex, there }));
+            }
+            Command::Link { vertex, keys, marks, cached } => {
+                let (id, position, job) = of(vertex);
+                let places = Places { keys: &keys, replace: false, newest: &marks };
+                let title = &job.vertices[position].title;
+                job.cache.link(&places, &cached, title).map_err(|error| (id, error))?;
+            }
+            Command::Digest { vertex, input, output } => {
+                let op = of(vertex).2.vertices[of(vertex).1].op.clone();
+                if let Some(task) = self.task(vertex) {
+                    tokio::task::spawn_blocking(move || task.digest(&*op, input, &output));
+                }
+            }
+            Command::Run { vertex, inputs, save } => {
+                let (_, position, job) = of(vertex);
+                let (op, cache) = (job.vertices[position].op.clone(), job.cache.clone());
+                let title = job.vertices[position].title.clone();
+                if let Some(task) = self.task(vertex) {
+                    tokio::task::spawn_blocking(move || {
+                        task.run(&*op, &*cache, &title, &inputs, save.as_deref());
                     });
                 }
-                Command::Run { vertex, inputs, save } => {
-                    let (op, runner) = (job.vertices[vertex].0.clone(), Runner::of(&job, vertex));
-                    let permits = permits.clone();
-                    tasks.spawn(async move {
-                        let _permit = permits.acquire_owned().await;
-                        match tokio::task::spawn_blocking(move || runner.run(&*op, &inputs)).await {
-                            Ok(Ok(output)) => Ok(Answer::Ran { vertex, output, save }),
-                            Ok(Err(source)) => Err(TaskError::Op { vertex, source }),
-                            Err(_) => Err(TaskError::Panicked { vertex }),
-                        }
-                    });
+            }
+            Command::Stop { vertex } => {
+                if let Some(busy) = self.busy.get(&vertex) {
+                    busy.cancel.stop();
                 }
             }
+            Command::Merged { vertex, with } => self.merged(vertex, with),
+            Command::Finish { job, outcome } => {
+                let outcome = outcome.map_err(|failed| self.failure(job, failed));
+                self.end(job, outcome);
+            }
         }
-        if failure.is_none()
-            && let Some(output) = core.result()
-        {
-            return Ok(output.clone());
-        }
-        let Some(joined) = tasks.join_next().await else {
-            return Err(failure.unwrap_or(SolveError::Stuck));
-        };
-        match joined {
-            Ok(Ok(Answer::Digested { vertex, input, digest })) => {
-                commands.extend(core.digested(vertex, input, digest));
-            }
-            Ok(Ok(Answer::Ran { vertex, output, save })) => {
-                if let Err(source) = remember(&job, vertex, &output, save) {
-                    fail(&mut failure, &*job.cancel, SolveError::Cache { source });
-                }
-                commands.extend(core.ran(vertex, output));
-            }
-            Ok(Err(TaskError::Op { .. })) if job.cancel.is_cancelled() && failure.is_none() => {
-                failure = Some(SolveError::Cancelled);
-            }
-            Ok(Err(TaskError::Op { vertex, source })) => {
-                fail(&mut failure, &*job.cancel, SolveError::Vertex { vertex, source });
-            }
-            Ok(Err(TaskError::Panicked { vertex })) => {
-                fail(&mut failure, &*job.cancel, SolveError::Panicked { vertex });
-            }
-            Err(_) => fail(&mut failure, &*job.cancel, SolveError::Stuck),
-        }
-    }
-}
-
-/// The first failure stays; everything else is asked to stop.
-fn fail<E>(failure: &mut Option<E>, cancel: &dyn Cancellation, error: E) {
-    cancel.cancel();
-    failure.get_or_insert(error);
-}
-
-fn remember<O, C>(
-    job: &Job<O, C>,
-    vertex: usize,
-    output: &O::Output,
-    save: Option<Save>,
-) -> Result<(), C::Error>
-where
-    O: Op,
-    C: CacheStore<O::Output>,
-{
-    let Some(Save { canonical, keys }) = save else { return Ok(()) };
-    let keys: Vec<CacheKey> = keys;
-    job.cache.save(&keys, &Cached { canonical, output: output.clone() }, &job.vertices[vertex].2)
-}
-
-/// What a blocking task needs to know of the job.
-struct Runner {
-    vertex: usize,
-    cancel: Arc<dyn Cancellation>,
-    events: EventSink,
-}
-
-impl Runner {
-    fn of<O: Op, C>(job: &Job<O, C>, vertex: usize) -> Self {
-        Self { vertex, cancel: job.cancel.clone(), events: job.events.clone() }
+        Ok(None)
     }
 
-    fn scoped<T>(&self, work: impl FnOnce(&Scope<'_>) -> T) -> T {
-        let vertex = self.vertex;
-        let log = |stream, bytes: &[u8]| {
-            (self.events)(Event::Log { vertex, stream, bytes: bytes.to_vec() });
-        };
-        work(&Scope { cancel: &*self.cancel, log: &log })
-    }
-
-    fn run<O: Op>(&self, op: &O, inputs: &[O::Output]) -> Result<O::Output, O::Error> {
-        let vertex = self.vertex;
-        (self.events)(Event::Started { vertex });
-        let started = Instant::now();
-        let result = self.scoped(|scope| op.run(inputs, scope));
-        (self.events)(match &result {
-            Ok(_) => Event::Completed { vertex, took: started.elapsed() },
-            Err(_) if self.cancel.is_cancelled() => Event::Cancelled { vertex },
-            Err(error) => Event::Failed { vertex, message: chain(error) },
+    /// What a thread needs to know to work for `vertex`; `None`: there is nobody to answer to.
+    fn task(&mut self, vertex: usize) -> Option<Task<O, C>> {
+        let (id, position) = self.places[&vertex];
+        let started = &self.jobs[&id];
+        let busy = self.busy.entry(vertex).or_insert_with(|| Busy {
+            cancel: Arc::new(VertexCancel::new(started.job.cancel.clone())),
+            tasks: 0,
+            audience: Vec::new(),
         });
-        result
+        busy.tasks += 1;
+        let inbox = self.inbox.upgrade()?;
+        Some(Task { number: vertex, position, cancel: busy.cancel.clone(), inbox })
+    }
+
+    /// Tells the job of a vertex, and the others that get its result.
+    fn tell(&self, number: usize, event: &Event) {
+        let own = self.places.get(&number).copied();
+        let others = self.busy.get(&number).map(|busy| busy.audience.as_slice()).unwrap_or_default();
+        for (id, position) in own.iter().chain(others) {
+            if let Some(started) = self.jobs.get(id) {
+                (started.job.events)(event.at(*position));
+            }
+        }
+    }
+
+    fn merged(&mut self, vertex: usize, with: usize) {
+        let ((id, position), (runner_id, _)) = (self.places[&vertex], self.places[&with]);
+        let event = match self.busy.get_mut(&with) {
+            Some(busy) if id != runner_id => {
+                busy.cancel.adopt();
+                busy.audience.push((id, position));
+                Event::Started { vertex: position }
+            }
+            _ => Event::Cached { vertex: position },
+        };
+        (self.jobs[&id].job.events)(event);
+    }
+
+    fn failure(&mut self, job: JobId, failed: usize) -> Failure<O, C> {
+        let (id, position) = self.places[&failed];
+        let own = if id == job { position } else { self.position_behind(job, failed) };
+        let Some(Told { error, message }) = self.errors.get_mut(&failed) else {
+            return SolveError::Stuck { waits: "a step failed without an error".to_owned() };
+        };
+        match error.take() {
+            Some(TaskError::Op(source)) => SolveError::Vertex { vertex: own, source },
+            Some(TaskError::Cache(source)) => SolveError::Cache { source },
+            Some(TaskError::Panicked) => SolveError::Panicked { vertex: own },
+            None => SolveError::Elsewhere { vertex: own, message: message.clone() },
+        }
+    }
+
+    /// The vertex of `job` that got the result of a vertex of another job.
+    fn position_behind(&self, job: JobId, runner: usize) -> usize {
+        let audience = self.busy.get(&runner).map(|busy| busy.audience.as_slice()).unwrap_or_default();
+        audience.iter().find(|(id, _)| *id == job).map_or(0, |(_, position)| *position)
+    }
+
+    /// Notes the outcome of a job that the core knows no more. The first one stays.
+    fn end(&mut self, job: JobId, outcome: Outcome<O, C>) {
+        let Some(started) = self.jobs.get_mut(&job) else { return };
+        let failed = outcome.is_err();
+        started.outcome.get_or_insert(outcome);
+        let is_shared = |number: &usize| self.busy.get(number).is_some_and(|busy| busy.cancel.is_adopted());
+        if failed && !started.numbers.iter().any(is_shared) {
+            started.job.cancel.cancel();
+        }
+    }
+
+    fn give_up_cancelled(&mut self) {
+        let is_over = |started: &Started<O, C>| {
+            started.outcome.is_none()
+                && (started.job.cancel.is_cancelled()
+                    || started.reply.as_ref().is_none_or(oneshot::Sender::is_closed))
+        };
+        let over: Vec<JobId> =
+            self.jobs.iter().filter(|(_, started)| is_over(started)).map(|(id, _)| *id).collect();
+        for job in over {
+            self.end(job, Err(SolveError::Cancelled));
+            self.learn(Fact::GivenUp { job });
+        }
+    }
+
+    /// Ends jobs that nothing will ever happen to: better an error than a build that hangs.
+    fn give_up_stuck(&mut self) {
+        // Everything that is under way is either a task or was answered already.
+        if !self.busy.is_empty() {
+            return;
+        }
+        let is_stuck = |started: &Started<O, C>| started.outcome.is_none();
+        let stuck: Vec<JobId> =
+            self.jobs.iter().filter(|(_, started)| is_stuck(started)).map(|(id, _)| *id).collect();
+        for job in stuck {
+            let texts: Vec<String> = self.waits().into_iter().map(|(_, text)| text).collect();
+            self.end(job, Err(SolveError::Stuck { waits: texts.join("; ") }));
+            self.learn(Fact::GivenUp { job });
+        }
+    }
+
+    /// Answers jobs that are over and of which nothing runs any more.
+    fn tell_outcomes(&mut self) {
+        let runs = |started: &Started<O, C>| {
+            let is_own = |number: &usize| self.busy.get(number).is_some_and(|busy| !busy.cancel.is_adopted());
+            started.numbers.iter().any(is_own)
+        };
+        let told: Vec<JobId> = self
+            .jobs
+            .iter()
+            .filter(|(_, started)| started.outcome.is_some() && !runs(started))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &told {
+            let Some(started) = self.jobs.get_mut(id) else { continue };
+            if let (Some(reply), Some(outcome)) = (started.reply.take(), started.outcome.take()) {
+                // Nobody listens to a job that was dropped.
+                let _ = reply.send(outcome);
+            }
+        }
+        // A job whose work others wait for stays known until that ends.
+        let busy: BTreeSet<JobId> =
+            self.busy.keys().filter_map(|number| Some(self.places.get(number)?.0)).collect();
+        let gone = |id: &JobId, started: &Started<O, C>| started.reply.is_none() && !busy.contains(id);
+        let gone: Vec<JobId> =
+            self.jobs.iter().filter(|(id, started)| gone(id, started)).map(|(id, _)| *id).collect();
+        for id in gone {
+            for number in self.jobs.remove(&id).map(|started| started.numbers).unwrap_or_default() {
+                if self.places.get(&number).is_some_and(|(owner, _)| *owner == id) {
+                    self.places.remove(&number);
+                    self.errors.remove(&number);
+                }
+            }
+        }
+    }
+
+    /// Vertices that others wait for and that wait for no other themselves, with what they are about.
+    fn waits(&self) -> Vec<(usize, String)> {
+        let title = |number: usize| {
+            let (id, position) = self.places.get(&number)?;
+            Some(self.jobs.get(id)?.job.vertices.get(*position)?.title.as_str())
+        };
+        let waits = self.core.waits();
+        let ends = waits.iter().filter(|wait| wait.on.is_empty());
+        let text = |end: &Wait| {
+            let users = waits.iter().filter(|other| other.on.contains(&end.vertex));
+            let users: Vec<&str> = users.filter_map(|user| title(user.vertex)).collect();
+            match users.as_slice() {
+                [] => end.doing.to_owned(),
+                users => format!("it {}, and {} waits for it", end.doing, users.join(", ")),
+            }
+        };
+        ends.map(|end| (end.vertex, text(end))).collect()
+    }
+
+    /// Says what waits for what.
+    fn tell_waits(&self) {
+        for (vertex, waits) in self.waits() {
+            self.tell(vertex, &Event::Quiet { vertex, waits });
+        }
     }
 }
 
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
+#[cfg(test)]
+mod tests;

@@ -54,7 +54,29 @@ pub enum Event {
         /// Position of the vertex.
         vertex: usize,
     },
+    /// Nothing at all happened for a while, and this vertex is one of those that others wait for.
+    Quiet {
+        /// Position of the vertex.
+        vertex: usize,
+        /// What it is about, and who waits for it: titles.
+        waits: String,
+    },
 }
 
-/// Where events go; called from several threads, must not block for long.
+impl Event {
+    /// The same of another vertex.
+    pub(crate) fn at(&self, vertex: usize) -> Self {
+        match self.clone() {
+            Self::Started { .. } => Self::Started { vertex },
+            Self::Cached { .. } => Self::Cached { vertex },
+            Self::Log { stream, bytes, .. } => Self::Log { vertex, stream, bytes },
+            Self::Completed { took, .. } => Self::Completed { vertex, took },
+            Self::Failed { message, .. } => Self::Failed { vertex, message },
+            Self::Cancelled { .. } => Self::Cancelled { vertex },
+            Self::Quiet { waits, .. } => Self::Quiet { vertex, waits },
+        }
+    }
+}
+
+/// Where events go; called from one thread at a time, must not block for long.
 pub type EventSink = Arc<dyn Fn(Event) + Send + Sync>;

@@ -10,26 +10,42 @@ use sha2::{Digest as _, Sha256};
 pub struct CacheKey(pub Digest);
 
 impl CacheKey {
-    /// The key of an op with these inputs. `tag` keeps kinds of keys apart; lengths are fixed, so
+    /// The key of an op with these inputs. `kind` keeps kinds of keys apart; lengths are fixed, so
     /// no two lists of inputs hash alike.
-    pub(crate) fn derive(tag: KeyKind, op: &Digest, inputs: &[Digest]) -> Self {
+    pub(crate) fn derive(kind: KeyKind, op: &Digest, inputs: &[Digest]) -> Self {
         let mut hash = Sha256::new();
-        hash.update([tag as u8]);
+        let (tag, position) = match kind {
+            KeyKind::Definition => (1, None),
+            KeyKind::Content => (2, None),
+            KeyKind::Mark(position) => (3, Some(position as u64)),
+            KeyKind::Slot => (4, None),
+            KeyKind::Fresh => (5, None),
+        };
+        hash.update([tag]);
         hash.update(op.as_bytes());
         for input in inputs {
             hash.update(input.as_bytes());
+        }
+        if let Some(position) = position {
+            hash.update(position.to_le_bytes());
         }
         Self(Digest::from_bytes(hash.finalize().into()))
     }
 }
 
-/// How the inputs entered a key.
+/// What a key stands for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum KeyKind {
-    /// Every input by its own key.
-    Definition = 1,
-    /// Inputs that are read, by the digest of what is read.
-    Content = 2,
+    /// A result: every input by its own key.
+    Definition,
+    /// A result: inputs that are read, by the digest of what is read.
+    Content,
+    /// That some result of the op had this input at this position, whatever the others were.
+    Mark(usize),
+    /// The last result of a step on these inputs, whatever the step was.
+    Slot,
+    /// A result that was made although there was one already.
+    Fresh,
 }
 
 impl fmt::Display for CacheKey {

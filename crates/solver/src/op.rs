@@ -1,5 +1,8 @@
 //! The contract between the solver and what it solves.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use kiln_oci::Digest;
 
 use crate::{CacheKey, Stream};
@@ -7,10 +10,10 @@ use crate::{CacheKey, Stream};
 /// What a vertex does. The solver asks in this order, and only as far as it must:
 ///
 /// ```text
-/// identity ─▶ (lookup) ─▶ content of inputs that are read ─▶ (lookup) ─▶ run
+/// identity ─▶ (lookup) ─▶ content of inputs that are read ─▶ (lookup) ─▶ run ─▶ is_same
 /// ```
 ///
-/// `content` and `run` are blocking code on threads of their own.
+/// `content`, `run` and `is_same` are blocking code on threads of their own.
 pub trait Op: Send + Sync + 'static {
     /// A result: small, cloned freely; a handle on the real thing.
     type Output: Clone + Send + Sync + 'static;
@@ -26,12 +29,53 @@ pub trait Op: Send + Sync + 'static {
 
     /// Does the work. Checks [`Scope::is_cancelled`] at least once per file or process event.
     fn run(&self, inputs: &[Self::Output], scope: &Scope<'_>) -> Result<Self::Output, Self::Error>;
+
+    /// Whether what it made now may be replaced by `earlier`, the last result of the same
+    /// [`Vertex::lineage`] on the same inputs: nobody who reads either could tell them apart. Then all
+    /// that stands on the earlier one stays cached. Should tell what differs before it reads content.
+    fn is_same(
+        &self,
+        earlier: &Self::Output,
+        now: &Self::Output,
+        scope: &Scope<'_>,
+    ) -> Result<bool, Self::Error>;
+
+    /// A name that no other result has.
+    fn name(&self, output: &Self::Output) -> Digest;
+}
+
+/// A step of a job.
+pub struct Vertex<O> {
+    /// What it does.
+    pub op: Arc<O>,
+    /// What it does it with.
+    pub inputs: Vec<VertexInput>,
+    /// What its results are remembered as.
+    pub title: String,
+    /// Run it although there may be a result, which the new one replaces. What stands on it is looked up
+    /// by what comes out.
+    pub refresh: bool,
+    /// Names the step whatever it says today, for [`Op::is_same`]; `None`: its results are not compared,
+    /// because its key says all of what comes out.
+    pub lineage: Option<Digest>,
+    /// What it needed last time.
+    pub cost: Cost,
+}
+
+/// What it takes to run a vertex, as far as it is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// How long; `None`: never measured.
+    pub took: Option<Duration>,
+    /// The most memory at a time; 0: not known.
+    pub peak_memory_bytes: u64,
 }
 
 /// What an op is, inputs apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
-    /// Same digest and same inputs: same result. Looked up and saved.
+    /// Same digest and same inputs: same result. Looked up and saved. Ops with the same digest use
+    /// their inputs alike.
     Cached(Digest),
     /// Names its result by itself and is cheap to run: never looked up, never saved.
     Source(Digest),
@@ -65,7 +109,7 @@ pub struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// The solve was given up; stop soon.
+    /// Nobody waits for it any more; stop soon.
     pub fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
     }
@@ -93,14 +137,50 @@ pub struct Cached<O> {
     pub output: O,
 }
 
+/// Where a result is saved.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    /// Keys that it is looked up by. What is there stays, so that two solves at once agree, unless
+    /// `replace` is set.
+    pub keys: &'a [CacheKey],
+    /// See above.
+    pub replace: bool,
+    /// Keys that always have the newest result.
+    pub newest: &'a [CacheKey],
+}
+
 /// Results of earlier builds.
 pub trait CacheStore<O>: Send + Sync {
     /// Why the store did not answer.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// The result saved under `key`, only if it is still usable. Costs one index read.
+    /// The result saved under `key`; it may be gone. Costs one index read.
     fn lookup(&self, key: &CacheKey) -> Result<Option<Cached<O>>, Self::Error>;
 
-    /// Saves a result under all `keys` at once.
-    fn save(&self, keys: &[CacheKey], result: &Cached<O>, title: &str) -> Result<(), Self::Error>;
+    /// Whether a result that was found is there; if it is, it stays until the solve ends. If it is gone,
+    /// later lookups should not find it.
+    fn load(&self, found: &Cached<O>) -> Result<bool, Self::Error>;
+
+    /// Saves a result that was made just now, all places at once.
+    fn save(&self, places: &Places<'_>, result: &Cached<O>, title: &str) -> Result<(), Self::Error>;
+
+    /// Saves a result that was found under more keys.
+    fn link(&self, places: &Places<'_>, result: &Cached<O>, title: &str) -> Result<(), Self::Error>;
+
+    /// Waits until nobody else, of this process or another, makes what `key` names; whoever holds the
+    /// claim makes it, and saves it before the claim is dropped. `None`: given up, because
+    /// [`Scope::is_cancelled`]. Tells `scope` whom it waits for.
+    fn claim(&self, key: &CacheKey, scope: &Scope<'_>) -> Result<Option<Claim>, Self::Error>;
+}
+
+/// The right to make a result; dropped when it is saved, or cannot be made.
+pub struct Claim {
+    _guard: Box<dyn Send>,
+}
+
+impl Claim {
+    /// A claim that holds as long as `guard` is not dropped.
+    pub fn new(guard: impl Send + 'static) -> Self {
+        Self { _guard: Box::new(guard) }
+    }
 }

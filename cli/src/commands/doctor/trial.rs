@@ -54,11 +54,12 @@ pub(super) fn rungs(root: &Path) -> Vec<Rung> {
         (false, false) => Rung::new("copying", State::Limited, "each snapshot is a whole copy"),
         _ => Rung::new("copying", State::Unused, "works everywhere, slowly"),
     });
-    let tree = overlay.or(fuse).or_else(|_| mounted(&place.0, Backend::Copy));
-    rungs.extend(match tree {
-        Ok(tree) => containers(&place.0, tree),
-        Err(reason) => vec![Rung::new("sandbox", State::Blocked, format!("no snapshot opens: {reason}"))],
-    });
+    let backend = match works {
+        (true, _) => Backend::Overlay,
+        (false, true) => Backend::FuseOverlayfs,
+        (false, false) => Backend::Copy,
+    };
+    rungs.extend(containers(&place.0, backend));
     rungs
 }
 
@@ -97,20 +98,30 @@ fn mounted(place: &Path, backend: Backend) -> Result<OwnedFd, String> {
     tree().map_err(|error| chain(&error))
 }
 
+/// A new directory in one that is removed with all that is in it.
+fn tempdir_in(place: &Path) -> Result<PathBuf, String> {
+    let taken = fs::read_dir(place).map_err(|error| error.to_string())?.count();
+    let own = place.join(format!("trial-{taken}"));
+    fs::create_dir(&own).map_err(|error| format!("{}: {error}", own.display()))?;
+    Ok(own)
+}
+
 /// Starts containers as far as they go without a program.
-fn containers(place: &Path, tree: OwnedFd) -> Vec<Rung> {
+fn containers(place: &Path, backend: Backend) -> Vec<Rung> {
     let linux = match Linux::open(&place.join("state")) {
         Ok(linux) => linux,
         Err(error) => return vec![Rung::new("sandbox", State::Blocked, chain(&error))],
     };
     let start = |network: Network, resources: Option<Resources>| -> Result<(), String> {
+        // A mount goes with the container that it was the root of.
+        let own = tempdir_in(place)?;
+        let root = mounted(&own, backend).map_err(|reason| format!("no snapshot opens: {reason}"))?;
         let spec = ProcessSpec {
             args: vec!["/kiln-doctor-has-no-program".to_owned()],
             network,
             resources,
             ..ProcessSpec::default()
         };
-        let root = tree.try_clone().map_err(|error| error.to_string())?;
         let cancel = Cancel::new().map_err(|error| chain(&error))?;
         let mut silent = |_, _: &[u8]| {};
         match linux.run(root.into(), &spec, Stdio::Captured(&mut silent), &cancel) {

@@ -9,6 +9,7 @@ pub(crate) use self::shell::{ShellJob, ShellTree};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln_executor::{Authorities, Exit, Handles, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
@@ -23,6 +24,7 @@ use crate::cache_mounts::CacheMounts;
 use crate::context_files::ContextFiles;
 use crate::entitlement;
 use crate::last_build::Kept;
+use crate::step_costs::StepCosts;
 use crate::tree::Tree;
 use crate::{BuildRequest, Engine, Entitlement, OpError, SecretStore, SshAgents};
 
@@ -34,6 +36,9 @@ pub(crate) struct StepResources {
     allow: BTreeSet<Entitlement>,
     caches: CacheMounts,
     contexts: ContextFiles,
+    costs: StepCosts,
+    /// Steps that were made.
+    runs: AtomicUsize,
     /// Where the files of a step that fails go; `None`: nobody will ask for them.
     kept: Option<Kept>,
 }
@@ -52,8 +57,25 @@ impl StepResources {
             allow,
             caches: CacheMounts::new(engine.store.root(), request.no_cache),
             contexts: ContextFiles::default(),
+            costs: StepCosts::open(engine.store.root()),
+            runs: AtomicUsize::new(0),
             kept: request.origin.is_some().then(Kept::default),
         }
+    }
+
+    /// What steps took.
+    pub(crate) fn costs(&self) -> &StepCosts {
+        &self.costs
+    }
+
+    /// A step was made.
+    pub(crate) fn note_run(&self) {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many steps were made.
+    pub(crate) fn runs(&self) -> usize {
+        self.runs.load(Ordering::Relaxed)
     }
 
     /// The files that the step `op` left when it failed.
@@ -121,7 +143,7 @@ impl BuildOp {
         exec: &llb::Exec,
         inputs: &[Tree],
         scope: &Scope<'_>,
-    ) -> Result<Tree, OpError> {
+    ) -> Result<(Tree, u64), OpError> {
         let engine = &self.shared.engine;
         entitlement::check(exec, &self.shared.steps.allow)?;
         let mut mounts = StepMounts::prepare(self, exec, inputs, scope)?;
@@ -166,7 +188,7 @@ impl BuildOp {
                 if let Some(base) = base {
                     active.drop_unchanged(base, self.shared.cancel.flag())?;
                 }
-                Ok(self.commit(active)?)
+                Ok((self.commit(active)?, finished.usage.peak_memory_bytes))
             }
             exit => {
                 if let Some(kept) = self.shared.steps.kept.as_ref().filter(|_| !cancel.is_cancelled()) {

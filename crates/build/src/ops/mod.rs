@@ -4,6 +4,7 @@ mod copy;
 mod exec;
 mod file;
 mod merge;
+mod same;
 
 pub(crate) use self::exec::{ShellJob, ShellTree, StepResources};
 
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_llb as llb;
 use kiln_oci::{Digest, SnapshotId};
-use kiln_solver::{Identity, InputUse, Op, Scope, Stream, VertexInput};
+use kiln_solver::{Cost, Identity, InputUse, Op, Scope, Stream, VertexInput};
 
 use crate::cancel::BuildCancel;
 use crate::layers::Layers;
@@ -60,11 +61,6 @@ impl BuildOp {
         Self { op, shared, selections, shown: Mutex::default(), vertex: 0, shell: None }
     }
 
-    /// The same, as the vertex at this place.
-    pub(crate) fn at(self, vertex: usize) -> Self {
-        Self { vertex, ..self }
-    }
-
     /// An op that has the inputs of `vertex` and runs a command on them. It is the target of its solve:
     /// its output is nothing.
     pub(crate) fn with_shell(vertex: &llb::Vertex, shared: &Arc<Shared>, shell: Arc<ShellJob>) -> Self {
@@ -92,6 +88,30 @@ impl BuildOp {
             llb::Op::Source(_) | llb::Op::Merge(_) => false,
         };
         if is_read { InputUse::Content } else { InputUse::Definition }
+    }
+
+    /// The vertex of a job: `vertex`, done by `self`. With `refresh`, results of earlier builds do not count.
+    pub(crate) fn planned(
+        self,
+        vertex: &llb::Vertex,
+        at: llb::VertexId,
+        title: &str,
+        refresh: bool,
+    ) -> kiln_solver::Vertex<Self> {
+        // A copy makes what its key says. What a process makes may be the same although it, or what it
+        // runs on, is written down differently.
+        let is_run = matches!(vertex.op, llb::Op::Exec(_)) && self.shell.is_none();
+        let lineage = is_run.then(|| Digest::of(format!("step {}", at.0).as_bytes()));
+        let is_made = !matches!(vertex.op, llb::Op::Source(_));
+        let cost = if is_made { self.shared.steps.costs().of(&vertex.op.digest()) } else { Cost::default() };
+        kiln_solver::Vertex {
+            inputs: Self::inputs(vertex),
+            op: Arc::new(Self { vertex: at.0, ..self }),
+            title: title.to_owned(),
+            refresh,
+            lineage,
+            cost,
+        }
     }
 
     /// All copies that read from `input`, with their places among the actions.
@@ -131,6 +151,16 @@ impl BuildOp {
         let selection = Arc::new(selection);
         known()[at] = Some(selection.clone());
         Ok(selection)
+    }
+
+    /// Does the work, and remembers what it took: time, and the bytes of memory that it says.
+    fn measured(&self, work: impl FnOnce() -> Result<(Tree, u64), OpError>) -> Result<Tree, OpError> {
+        let started = std::time::Instant::now();
+        let (tree, peak_memory_bytes) = work()?;
+        let steps = &self.shared.steps;
+        steps.costs().note(&self.op.digest(), started.elapsed(), peak_memory_bytes);
+        steps.note_run();
+        Ok(tree)
     }
 
     /// Lists what it reads of `input`; `None`: nobody has looked.
@@ -194,9 +224,9 @@ impl BuildOp {
             llb::Op::Source(llb::Source::Git(git)) => {
                 Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).git(git)?.snapshot))
             }
-            llb::Op::Exec(exec) => self.run_exec(exec, inputs, scope),
-            llb::Op::File(file) => self.run_file(file, inputs, scope),
-            llb::Op::Merge(merge) => self.run_merge(merge, inputs),
+            llb::Op::Exec(exec) => self.measured(|| self.run_exec(exec, inputs, scope)),
+            llb::Op::File(file) => self.measured(|| Ok((self.run_file(file, inputs, scope)?, 0))),
+            llb::Op::Merge(merge) => self.measured(|| Ok((self.run_merge(merge, inputs)?, 0))),
         }
     }
 }
@@ -233,6 +263,7 @@ impl Op for BuildOp {
         }
         Ok(digest)
     }
+
     fn run(&self, inputs: &[Tree], scope: &Scope<'_>) -> Result<Tree, OpError> {
         if let Some(shell) = &self.shell {
             return self.run_shell(shell, inputs, scope);
@@ -247,6 +278,16 @@ impl Op for BuildOp {
             why.end(begun, made.as_ref().ok());
         }
         made
+    }
+
+    fn is_same(&self, earlier: &Tree, now: &Tree, _scope: &Scope<'_>) -> Result<bool, OpError> {
+        let (Some(earlier), Some(now)) = (earlier.snapshot(), now.snapshot()) else { return Ok(false) };
+        let Shared { engine, cancel, .. } = &*self.shared;
+        Ok(same::same_changes(&*engine.snapshots, earlier, now, cancel))
+    }
+
+    fn name(&self, output: &Tree) -> Digest {
+        Digest::of(output.snapshot().map(ToString::to_string).unwrap_or_default().as_bytes())
     }
 }
 

@@ -113,15 +113,11 @@ impl Bench {
         let vertices = self.definition.vertices().iter();
         let job = Job {
             vertices: vertices
-                .map(|vertex| {
-                    let op = Arc::new(BuildOp::new(vertex, &shared));
-                    (op, BuildOp::inputs(vertex), String::new())
-                })
+                .enumerate()
+                .map(|(at, vertex)| BuildOp::new(vertex, &shared).planned(vertex, VertexId(at), "", false))
                 .collect(),
             target: target.0,
-            cache: Arc::new(BuildCache::new(store, snapshots, false)),
-            use_cache: true,
-            parallelism: 4,
+            cache: Arc::new(BuildCache::new(store, snapshots)),
             cancel: Arc::new(shared.cancel.clone()),
             events: Arc::new(move |event| match event {
                 Event::Started { vertex } => events.lock().unwrap().0.push(vertex),
@@ -131,12 +127,15 @@ impl Bench {
                 _ => {}
             }),
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
         let result = runtime.block_on(async {
-            let solved = kiln_solver::solve(job).await.map_err(|error| match error {
-                SolveError::Vertex { source, .. } => source,
-                other => panic!("{other}"),
-            });
+            let solved = kiln_solver::solve(job, kiln_solver::Limits { jobs: 4, memory_bytes: u64::MAX })
+                .await
+                .map_err(|error| match error {
+                    SolveError::Vertex { source, .. } => source,
+                    other => panic!("{other}"),
+                });
             let id = solved?.snapshot().cloned().expect("a snapshot");
             for snapshot in self.engine.snapshots.chain(&id).unwrap() {
                 shared.layers.record(&snapshot).await.unwrap();

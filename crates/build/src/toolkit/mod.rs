@@ -10,7 +10,7 @@
 //! - Memory grows with the number of files, never with their content.
 
 mod append;
-mod compare;
+pub(crate) mod compare;
 mod copy_out;
 mod diff;
 mod error;

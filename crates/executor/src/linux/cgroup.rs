@@ -8,6 +8,7 @@
 
 mod layout;
 mod live;
+mod scope;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -56,7 +58,12 @@ impl Groups {
     pub(super) fn make(&self, limits: &Resources, freezable: bool) -> Result<Group, ExecError> {
         self.sweep();
         let layout = Layout::of_machine().map_err(no_groups)?;
-        self.make_in(&layout, &Wanted { limits, freezable })
+        let wanted = Wanted { limits, freezable };
+        if limits.parent.is_none() && !layout.is_ours_to_divide() {
+            own_part().map_err(no_groups)?;
+            return self.make_in(&Layout::of_machine().map_err(no_groups)?, &wanted);
+        }
+        self.make_in(&layout, &wanted)
     }
 
     fn make_in(&self, layout: &Layout, wanted: &Wanted<'_>) -> Result<Group, ExecError> {
@@ -87,8 +94,12 @@ impl Groups {
             None => hierarchy.own_parent(),
         };
         let dir = parent.join(name);
-        self.note(&parent);
-        make_below(hierarchy, &parent, &dir)?;
+        // systemd removes what is below a scope with the scope.
+        if !hierarchy.is_stepped_down() {
+            self.note(&parent);
+        }
+        let needed: Vec<&str> = settings.iter().map(Setting::controller).collect();
+        make_below(hierarchy, &parent, &dir, &needed)?;
         group.places.push(Place { hierarchy: hierarchy.clone(), dir: dir.clone() });
         write_all(&dir, settings)?;
         if hierarchy.has_version_1_cpu_sets() {
@@ -125,14 +136,32 @@ impl Groups {
 }
 
 /// Makes a group and the parent it needs, which somebody else's last group may take away meanwhile.
-fn make_below(hierarchy: &Hierarchy, parent: &Path, dir: &Path) -> Result<(), ExecError> {
+fn make_below(hierarchy: &Hierarchy, parent: &Path, dir: &Path, needed: &[&str]) -> Result<(), ExecError> {
     let mut tries = 0;
     loop {
-        match hierarchy.prepare(parent).and_then(|()| fs::create_dir(dir)) {
+        match hierarchy.prepare(parent, needed).and_then(|()| fs::create_dir(dir)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 100 => tries += 1,
             other => return other.map_err(|error| unusable(dir, error)),
         }
     }
+}
+
+/// Has a user's process be in a part of the tree that is his to divide; asked for once in its life.
+///
+/// # Errors
+/// When there is nobody to give one.
+fn own_part() -> io::Result<()> {
+    static RESULT: OnceLock<Result<(), String>> = OnceLock::new();
+    let result = RESULT.get_or_init(|| {
+        let begin = || {
+            scope::enter()?;
+            Layout::of_machine()?.unified().ok_or(io::ErrorKind::NotFound)?.step_down()
+        };
+        begin().map_err(|error: io::Error| error.to_string())
+    });
+    result.clone().map_err(|reason| {
+        io::Error::new(io::ErrorKind::PermissionDenied, format!("this user may not make any ({reason})"))
+    })
 }
 
 /// Removes the parent that kiln made for its groups, unless there are others in it.
@@ -251,7 +280,13 @@ impl Drop for Group {
 pub(super) fn doors_of(pid: i32) -> io::Result<Vec<String>> {
     let Ok(own) = Layout::of_machine() else { return Ok(Vec::new()) };
     let theirs = Layout::of_process(pid)?;
-    Ok(theirs.differing(&own).map(|(_, dir)| dir.join("cgroup.procs").display().to_string()).collect())
+    let made = theirs.differing(&own).filter(|(hierarchy, _)| hierarchy.is_made());
+    let doors: Vec<PathBuf> = made.map(|(_, dir)| dir.join("cgroup.procs")).collect();
+    // The kernel asks who may move a process between two groups at the one above both.
+    if !doors.is_empty() && !own.is_ours_to_divide() {
+        own_part()?;
+    }
+    Ok(doors.into_iter().map(|door| door.display().to_string()).collect())
 }
 
 /// Has this process join the groups, and makes them the root of what it sees.

@@ -103,6 +103,8 @@ fn part_of(mount: &TreeMount, input: &OwnedFd, task: &Task) -> Result<OwnedFd, E
     let tree = if mount.source.is_empty() {
         rustix::io::fcntl_dupfd_cloexec(input, 3).map_err(failed)?
     } else {
+        // Sources lie on each other there: a shared one would have peers get what lies on it.
+        sys::restrict_mount(input.as_fd(), MountAttrFlags::empty()).map_err(failed)?;
         attach_aside(input, task, "a mount's source")?;
         let part = open_inside(input.as_fd(), &mount.source, OFlags::PATH).map_err(failed)?;
         clone_tree(part, "", true).map_err(failed)?

@@ -62,11 +62,12 @@ pub(super) fn mount_all(
     let files = etc::own_files(task)?;
     let devices = dev::devices(task)?;
     let sources = open_sources(task, inputs)?;
-    if spec.security == Security::Sandbox {
+    let no_devices = match spec.security {
         // CAP_MKNOD is part of the profile: what it makes, or what an image brings, must not open.
-        sys::restrict_mount(root, MountAttrFlags::MOUNT_ATTR_NODEV)
-            .map_err(ExecError::start("attributes of the root"))?;
-    }
+        Security::Sandbox => MountAttrFlags::MOUNT_ATTR_NODEV,
+        Security::Insecure => MountAttrFlags::empty(),
+    };
+    sys::restrict_mount(root, no_devices).map_err(ExecError::start("attributes of the root"))?;
     attach_aside(root, task, "the root")?;
 
     let writable = match spec.security {

@@ -63,19 +63,26 @@ pub(super) fn mark_cloexec_from(first: RawFd) -> Result<(), Errno> {
     check(result).map(drop)
 }
 
-/// `mount_setattr(2)`: adds `attributes` to the mount behind `fd` and to all below it.
+/// `mount_setattr(2)`: adds `attributes` to the mount behind `fd` and to all below it, and keeps what is
+/// mounted there to this copy of it: of a host's mount that is shared, as all are where systemd is, a
+/// copy is a peer, and each mount in one of them appears in the other.
 pub(super) fn restrict_mount(fd: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
-    set_attributes(fd, attributes, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
+    set_attributes(fd, attributes, libc::MS_PRIVATE, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
 }
 
 /// `mount_setattr(2)`: adds `attributes` to the mount behind `fd`, and not to those below it.
 pub(super) fn restrict_one_mount(fd: BorrowedFd<'_>, attributes: MountAttrFlags) -> Result<(), Errno> {
-    set_attributes(fd, attributes, libc::AT_EMPTY_PATH)
+    set_attributes(fd, attributes, 0, libc::AT_EMPTY_PATH)
 }
 
-fn set_attributes(fd: BorrowedFd<'_>, attributes: MountAttrFlags, flags: i32) -> Result<(), Errno> {
+fn set_attributes(
+    fd: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+    propagation: libc::c_ulong,
+    flags: i32,
+) -> Result<(), Errno> {
     let attr_set = attributes.bits().into();
-    let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation, userns_fd: 0 };
     // SAFETY: the path is an empty C string, `attr` lives across the call and its size is given.
     let result = unsafe {
         libc::syscall(

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -194,7 +195,13 @@ pub(super) fn become_other(uid: u32, gid: u32) -> Result<(), ExecError> {
 pub(super) fn make_stubs(stubs: &Path) -> io::Result<()> {
     let dir = stubs.join("etc/apt/apt.conf.d");
     fs::create_dir_all(&dir)?;
-    fs::write(dir.join("99kiln-one-id"), "APT::Sandbox::User \"root\";\n")
+    let file = dir.join("99kiln-one-id");
+    fs::write(&file, "APT::Sandbox::User \"root\";\n")?;
+    // They are seen in containers: the umask has no say.
+    for (path, mode) in [(&file, 0o644), (&dir, 0o755), (&stubs.join("etc/apt"), 0o755)] {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 /// Enters the user and the mount namespace of `process`, which a [`become_root`] of the same user made, and

@@ -228,14 +228,13 @@ impl Bench {
                 .definition
                 .vertices()
                 .iter()
-                .map(|vertex| {
-                    (Arc::new(BuildOp::new(vertex, &shared)), BuildOp::inputs(vertex), String::new())
+                .enumerate()
+                .map(|(at, vertex)| {
+                    BuildOp::new(vertex, &shared).planned(vertex, VertexId(at), "", self.request.no_cache)
                 })
                 .collect(),
             target: target.0,
-            cache: Arc::new(BuildCache::new(store, snapshots, self.request.no_cache)),
-            use_cache: !self.request.no_cache,
-            parallelism: 4,
+            cache: Arc::new(BuildCache::new(store, snapshots)),
             cancel: Arc::new(shared.cancel.clone()),
             events: Arc::new(move |event| match event {
                 Event::Started { vertex } if steps[vertex] => events.lock().unwrap().0 += 1,
@@ -245,8 +244,10 @@ impl Bench {
                 _ => {}
             }),
         };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-        let result = runtime.block_on(kiln_solver::solve(job));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+        let result = runtime
+            .block_on(kiln_solver::solve(job, kiln_solver::Limits { jobs: 4, memory_bytes: u64::MAX }));
         drop((shared, runtime));
         let (ran, log) = std::mem::take(&mut *seen.lock().unwrap());
         let result = result.map(|tree| tree.snapshot().unwrap().clone()).map_err(|error| match error {

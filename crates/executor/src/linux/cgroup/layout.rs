@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::super::userns::{self, Ids};
 use crate::ExecError;
 
 /// What a container can be held to.
@@ -68,6 +69,11 @@ pub(super) struct Hierarchy {
 
 /// The group that kiln makes its containers' in.
 pub(super) const OWN_PARENT: &str = "kiln";
+
+/// How the names of groups begin that were made for a container.
+pub(super) const MADE: &str = "kiln-";
+/// The group that kiln goes to in a part of the tree that is its own.
+const OWN_PLACE: &str = "kiln-itself";
 
 /// All of a machine's.
 #[derive(Debug, PartialEq, Eq)]
@@ -136,10 +142,27 @@ impl Layout {
         Self(found)
     }
 
-    /// The group that a process is in, whose layout this is, in the hierarchy of another layout.
+    /// That of version 2.
+    pub(super) fn unified(&self) -> Option<&Hierarchy> {
+        self.0.iter().find(|hierarchy| hierarchy.unified)
+    }
+
+    /// Whether this process may make groups beside its own: always on a machine without controllers in
+    /// version 2, and as root; a user may in what was delegated to him.
+    pub(super) fn is_ours_to_divide(&self) -> bool {
+        let may_write = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+        let unified = self.unified().filter(|hierarchy| !hierarchy.controllers.is_empty());
+        userns::ids() == Ids::Host
+            || unified.is_none_or(|hierarchy| {
+                let above = hierarchy.own_parent();
+                above.parent().is_some_and(|dir| may_write(dir) && may_write(&dir.join("cgroup.procs")))
+            })
+    }
+
+    /// The group that kiln made for a process, whose layout this is, in the hierarchy of another layout.
     pub(super) fn group_in(&self, hierarchy: &Hierarchy) -> Option<PathBuf> {
         let same = self.0.iter().find(|known| known.mount == hierarchy.mount)?;
-        (same.own != hierarchy.own).then(|| same.mount.join(&same.own))
+        (same.is_made() && same.own != hierarchy.own).then(|| same.mount.join(&same.own))
     }
 
     /// The hierarchy that has a controller. On a hybrid machine each is in one of them only.
@@ -157,6 +180,14 @@ fn read_words(file: &Path) -> Vec<String> {
 }
 
 impl Hierarchy {
+    /// Whether the process is in a group that was made for a container. Where one has none, it is in
+    /// that of whoever started it, which may be another session's and is nobody's to enter.
+    pub(super) fn is_made(&self) -> bool {
+        let name = |part: std::path::Component<'_>| part.as_os_str().to_string_lossy().into_owned();
+        let mut parts = self.own.components().map(name);
+        parts.any(|part| part.starts_with(MADE) && part != OWN_PLACE && !part.ends_with(".scope"))
+    }
+
     /// The directory for groups that nobody chose a parent for. Version 1: below kiln's own group,
     /// so that limits on kiln hold for what it starts. Version 2 allows no processes beside groups:
     /// there it is a neighbour of kiln's own.
@@ -178,15 +209,16 @@ impl Hierarchy {
         Ok(self.mount.join(relative))
     }
 
-    /// Makes the parent of a group, ready to have groups with limits in it.
-    pub(super) fn prepare(&self, parent: &Path) -> io::Result<()> {
+    /// Makes the parent of a group, ready to have groups with limits in it. Version 2: limits of the
+    /// controllers `needed`, by name; memory is counted where that can be had.
+    pub(super) fn prepare(&self, parent: &Path, needed: &[&str]) -> io::Result<()> {
         fs::create_dir_all(parent)?;
         let steps = parent.strip_prefix(&self.mount).unwrap_or(Path::new(""));
         let mut dirs: Vec<&Path> = steps.ancestors().collect();
         dirs.reverse();
         let dirs = dirs.into_iter().map(|step| self.mount.join(step));
         if self.unified {
-            dirs.into_iter().try_for_each(|dir| self.hand_down(&dir))
+            dirs.into_iter().try_for_each(|dir| hand_down(&dir, needed))
         } else {
             if self.has_version_1_cpu_sets() {
                 dirs.skip(1).try_for_each(|dir| inherit_cpu_sets(&dir))?;
@@ -199,24 +231,53 @@ impl Hierarchy {
         !self.unified && self.controllers.iter().any(|name| name == "cpuset")
     }
 
-    /// Version 2: has a group's children get the controllers it has.
-    fn hand_down(&self, dir: &Path) -> io::Result<()> {
-        let there = read_words(&dir.join("cgroup.controllers"));
-        let given = read_words(&dir.join("cgroup.subtree_control"));
-        let wanted = ["memory", "cpu", "cpuset", "pids", "io"];
-        let missing: Vec<String> = wanted
-            .iter()
-            .filter(|name| {
-                there.iter().any(|known| known == *name) && !given.iter().any(|known| known == *name)
-            })
-            .map(|name| format!("+{name}"))
-            .collect();
-        if missing.is_empty() {
-            Ok(())
-        } else {
-            fs::write(dir.join("cgroup.subtree_control"), missing.join(" "))
+    /// Whether this process has done [`Hierarchy::step_down`].
+    pub(super) fn is_stepped_down(&self) -> bool {
+        self.own.file_name().is_some_and(|name| name == OWN_PLACE)
+    }
+
+    /// Version 2, when this process is alone in its group and the group is its own to divide: goes to a
+    /// group below it, so that there can be others beside that.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn step_down(&self) -> io::Result<()> {
+        let below = self.mount.join(&self.own).join(OWN_PLACE);
+        fs::create_dir_all(&below)?;
+        fs::write(below.join("cgroup.procs"), "0")
+    }
+}
+
+/// Version 2: has a group's children get the controllers `needed`, and of the others, which limits may need
+/// that are set later, those that can be had.
+fn hand_down(dir: &Path, needed: &[&str]) -> io::Result<()> {
+    let there = read_words(&dir.join("cgroup.controllers"));
+    let given = read_words(&dir.join("cgroup.subtree_control"));
+    for name in ["memory", "cpu", "cpuset", "pids", "io"] {
+        if given.iter().any(|known| known == name) {
+            continue;
+        }
+        let result = match there.iter().any(|known| known == name) {
+            // One by one: of several, none is handed down when one is refused.
+            true => fs::write(dir.join("cgroup.subtree_control"), format!("+{name}")),
+            false => Err(io::Error::other("it was not handed down to here")),
+        };
+        if needed.contains(&name) {
+            result.map_err(|error| refused(dir, name, error))?;
         }
     }
+    Ok(())
+}
+
+/// Why a group's children do not get a controller, as far as can be told.
+fn refused(dir: &Path, name: &str, error: io::Error) -> io::Error {
+    let why = match error.kind() {
+        io::ErrorKind::ResourceBusy => {
+            "there are processes in it beside groups, which version 2 does not allow".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    io::Error::new(error.kind(), format!("no controller {name} from {}: {why}", dir.display()))
 }
 
 /// Version 1: a new group has no processors and no memory nodes, and takes no process until it has.

@@ -20,6 +20,11 @@ pub(super) struct Setting {
 }
 
 impl Setting {
+    /// Version 2's name of the controller whose file it is.
+    pub(super) fn controller(&self) -> &'static str {
+        self.file.split_once('.').map_or(self.file, |(name, _)| name)
+    }
+
     fn write(&self, dir: &Path) -> Result<(), ExecError> {
         match fs::write(dir.join(self.file), &self.value) {
             Ok(()) => Ok(()),

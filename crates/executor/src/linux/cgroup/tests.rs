@@ -102,8 +102,9 @@ fn version_2_is_written_its_way() {
         doors.len() == 1 && doors[0].starts_with(&*unified.join("kiln/kiln-").to_string_lossy()),
         "{doors:?}"
     );
+    // One by one, the last here; memory was there.
     for at in [unified.clone(), unified.join("kiln")] {
-        assert_eq!(fs::read_to_string(at.join("cgroup.subtree_control")).unwrap(), "+cpu +cpuset +pids +io");
+        assert_eq!(fs::read_to_string(at.join("cgroup.subtree_control")).unwrap(), "+io");
     }
     let inside = &group.places[0].dir;
     assert_eq!(fs::read_to_string(inside.join("pids.max")).unwrap(), "50");
@@ -113,6 +114,33 @@ fn version_2_is_written_its_way() {
     let usage = group.usage(Usage { peak_memory_bytes: 1, ..Usage::default() });
     let expected = Usage { cpu: Duration::from_micros(1500), peak_memory_bytes: 4096, oom_kills: 2 };
     assert_eq!(usage, expected);
+}
+
+#[test]
+fn a_controller_that_was_not_handed_down_is_missed_only_by_who_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = fake_unified(&dir.path().join("unified"));
+    fs::write(dir.path().join("unified/kiln/cgroup.controllers"), "memory pids\n").unwrap();
+    let groups = Groups::new(dir.path());
+    let limited =
+        |wanted: Resources| groups.make_in(&layout, &Wanted { limits: &wanted, freezable: false }).map(drop);
+    limited(Resources { pids: Some(5), ..Resources::default() }).unwrap();
+    let error = limited(Resources { cpu_millionths: Some(5), ..Resources::default() }).unwrap_err();
+    assert!(error.to_string().contains("no controller cpu from"), "{error}");
+}
+
+#[test]
+fn a_group_is_entered_only_when_it_was_made_for_a_container() {
+    let mounts = "35 30 0:31 / /g rw - cgroup2 cgroup2 rw\n";
+    let doors = |theirs: &str| {
+        let (theirs, own) = (layout(mounts, theirs), layout(mounts, "0::/user.slice/2.scope\n"));
+        let made = theirs.differing(&own).filter(|(hierarchy, _)| hierarchy.is_made());
+        made.map(|(_, dir)| dir).collect::<Vec<_>>()
+    };
+    let made = "user.slice/kiln/kiln-1-2-3-0";
+    assert_eq!(doors(&format!("0::/{made}\n")), [Path::new("/g").join(made)]);
+    assert_eq!(doors("0::/user.slice/1.scope\n"), [""; 0].map(PathBuf::from));
+    assert_eq!(doors("0::/a/kiln-5.scope/kiln-itself\n"), [""; 0].map(PathBuf::from));
 }
 
 #[test]
@@ -143,8 +171,8 @@ fn limits_of_a_running_container_change_in_its_group_or_in_a_new_one() {
     let unified = dir.path().join("unified");
     let own = fake_unified(&unified);
     let mounts = format!("35 30 0:31 / {} rw - cgroup2 cgroup2 rw\n", unified.display());
-    let theirs = layout(&mounts, "0::/kiln/theirs\n");
-    fs::create_dir(unified.join("kiln/theirs")).unwrap();
+    let theirs = layout(&mounts, "0::/kiln/kiln-theirs\n");
+    fs::create_dir(unified.join("kiln/kiln-theirs")).unwrap();
     let groups = Groups::new(dir.path());
     let before = Resources { memory_bytes: Some(64 << 20), pids: Some(50), ..Resources::default() };
     let wanted = Resources {
@@ -157,7 +185,7 @@ fn limits_of_a_running_container_change_in_its_group_or_in_a_new_one() {
     let made = groups.change((&own, &theirs), &before, &wanted).unwrap();
     assert!(made.places.is_empty());
     let read = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap();
-    let at = unified.join("kiln/theirs");
+    let at = unified.join("kiln/kiln-theirs");
     assert_eq!(read(&at, "memory.max"), "134217728");
     assert_eq!(read(&at, "memory.swap.max"), "134217728");
     assert_eq!(read(&at, "memory.low"), "16777216");

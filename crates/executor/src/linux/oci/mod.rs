@@ -210,10 +210,11 @@ fn lay_out(task: &Task, root: BorrowedFd<'_>, inputs: &[OwnedFd], place: &Path) 
         .map_err(ExecError::start("private mounts"))?;
     let files = etc::own_files(task)?;
     let sources = open_sources(task, inputs)?;
-    if spec.security == Security::Sandbox {
-        sys::restrict_mount(root, MountAttrFlags::MOUNT_ATTR_NODEV)
-            .map_err(ExecError::start("attributes of the root"))?;
-    }
+    let no_devices = match spec.security {
+        Security::Sandbox => MountAttrFlags::MOUNT_ATTR_NODEV,
+        Security::Insecure => MountAttrFlags::empty(),
+    };
+    sys::restrict_mount(root, no_devices).map_err(ExecError::start("attributes of the root"))?;
     let mut ids = resolve_user(root, spec.user.as_deref().unwrap_or("0"))?;
     add_groups(root, &spec.more_groups, &mut ids)?;
     attach_aside(new_mount("tmpfs", &[("mode", "700")], SAFE)?, task, "the bundle")?;
