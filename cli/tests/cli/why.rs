@@ -242,6 +242,8 @@ impl Inputs {
     fn write(&self, context: &Context) {
         context.write("Dockerfile", &self.dockerfile());
         let _ = fs::remove_dir_all(context.at("src"));
+        // Directories stay: one that goes with its last file would be another thing that changed.
+        fs::create_dir_all(context.at("src/dir/deep")).expect("ours");
         for (name, node) in &self.files {
             match node {
                 Node::File(content, mode) => {

@@ -203,6 +203,10 @@ fn lines(bytes: &[u8]) -> (u64, Vec<&[u8]>) {
 /// Writes a build down. What cannot be written is missing when somebody asks.
 pub(crate) fn note(root: &Path, record: &BuildRecord) {
     let Ok(json) = serde_json::to_vec(record) else { return };
+    let ran = record.steps.iter().any(|step| step.state != StepState::Cached);
+    if ran && !has_room(root) {
+        return;
+    }
     let Ok(mut log) = append(&log_path(root)) else { return };
     let size = log.metadata().map_or(0, |stat| stat.len());
     let mut line = Vec::with_capacity(json.len() + 32);
@@ -235,6 +239,19 @@ fn shorten(root: &Path) {
         new.extend_from_slice(line);
     }
     let _ = replace(&log_path(root), &new);
+}
+
+/// Inodes and bytes that others may need more than the history does.
+const ROOM_INODES: u64 = 256;
+const ROOM_BYTES: u64 = 16 << 20;
+
+/// Whether there is room for more than the builds' log: on a full disk the last inodes are for whoever
+/// makes room.
+pub(crate) fn has_room(root: &Path) -> bool {
+    let Ok(stat) = rustix::fs::statvfs(root) else { return false };
+    // Some file systems make inodes as they go, and say that there are none.
+    let inodes = stat.f_files == 0 || stat.f_favail > ROOM_INODES;
+    inodes && stat.f_bavail.saturating_mul(stat.f_frsize) > ROOM_BYTES
 }
 
 /// Opens a file that grows; makes its directory when that is not there.

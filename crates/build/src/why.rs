@@ -1,4 +1,5 @@
 //! Why a step ran: what its key is made of is compared with what it was made of before.
+//! The decisions are in `docs/adr/0018-why.md`.
 //!
 //! Read `pre_image.rs` first, then `explain.rs`, `reason.rs`, and `lineage.rs` for what is kept where.
 //!
@@ -230,7 +231,7 @@ impl Why {
     /// The step is over; `result` is what it made, or that it failed.
     pub(crate) fn end(&self, begun: Begun, result: Option<&Tree>) {
         let Begun { mut image, lists } = begun;
-        for (name, list) in &lists {
+        for (name, list) in lists.iter().filter(|_| builds::has_room(&self.root)) {
             lineage::add_list(&self.root, name, list);
         }
         // A tree without files has no snapshot, and was made nevertheless.
@@ -319,7 +320,7 @@ impl Why {
         let logs = self.logs.finish();
         let mut state = self.lock();
         let new = std::mem::take(&mut state.new);
-        if !new.is_empty() {
+        if !new.is_empty() && builds::has_room(&self.root) {
             lineage::add(&self.root, &self.lineage, new);
         }
         let mut record = self.record.clone();

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::{BUILDS, dir, with_dir};
+use super::{BUILDS, dir, has_room, with_dir};
 use crate::why::forget_oldest;
 
 /// What one step may print before the rest is left out.
@@ -77,7 +77,10 @@ struct Log {
 fn pack_all(dir: &Path, pieces: &Receiver<(usize, Vec<u8>)>) -> Vec<usize> {
     let mut logs: HashMap<usize, Option<Log>> = HashMap::new();
     for (step, bytes) in pieces {
-        let log = logs.entry(step).or_insert_with(|| Log::create(&dir.join(step.to_string())).ok());
+        let log = logs.entry(step).or_insert_with(|| {
+            let has_room = dir.ancestors().nth(3).is_some_and(has_room);
+            has_room.then(|| Log::create(&dir.join(step.to_string())).ok()).flatten()
+        });
         if let Some(open) = log
             && open.push(&bytes).is_err()
         {
