@@ -99,6 +99,18 @@ fn set_attributes(
 
 /// `seccomp(SECCOMP_SET_MODE_FILTER)` for this thread, the only one.
 pub(super) fn load_filter(program: &Program) -> Result<(), Errno> {
+    set_filter(program, 0).map(drop)
+}
+
+/// The same, with a descriptor to answer from.
+pub(super) fn load_listener(program: &Program) -> Result<OwnedFd, Errno> {
+    let fd = set_filter(program, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn set_filter(program: &Program, flags: libc::c_ulong) -> Result<libc::c_long, Errno> {
     let instructions: Vec<libc::sock_filter> = program
         .0
         .iter()
@@ -110,33 +122,12 @@ pub(super) fn load_filter(program: &Program) -> Result<(), Errno> {
     };
     // Without this flag, kernels before 5.16 switch speculative stores off for filtered processes,
     // which slows them down by a tenth or more; the kernel's own default is to leave them on today.
-    let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    let flags = flags | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     // SAFETY: `program` and the instructions that it points to live across the call, which copies
     // them and writes to neither.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
-    check(result).map(drop)
-}
-
-/// `seccomp(SECCOMP_SET_MODE_FILTER)` for this thread, the only one, with a descriptor to answer from.
-pub(super) fn load_listener(program: &Program) -> Result<OwnedFd, Errno> {
-    let instructions: Vec<libc::sock_filter> = program
-        .0
-        .iter()
-        .map(|one| libc::sock_filter { code: one.0, jt: one.1, jf: one.2, k: one.3 })
-        .collect();
-    let program = libc::sock_fprog {
-        len: libc::c_ushort::try_from(instructions.len()).map_err(|_| Errno::TOOBIG)?,
-        filter: instructions.as_ptr().cast_mut(),
-    };
-    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    // SAFETY: `program` and its instructions live across the call, which copies them.
-    let fd = check(unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
-    })?;
-    let fd = RawFd::try_from(fd).map_err(|_| Errno::BADF)?;
-    // SAFETY: the kernel just made this descriptor for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    check(result)
 }
 
 /// `struct seccomp_notif`.
