@@ -126,9 +126,8 @@ pub(super) enum State<O> {
 pub(super) struct Node<O> {
     pub(super) job: JobId,
     pub(super) identity: Identity,
+    /// The graph's edges have no order; these are in the op's.
     pub(super) inputs: Arc<[(usize, InputUse)]>,
-    /// Who uses it, and as which of the user's inputs.
-    pub(super) users: Vec<(usize, usize)>,
     pub(super) refresh: bool,
     pub(super) lineage: Option<Digest>,
     pub(super) cost: Cost,
@@ -179,7 +178,6 @@ impl<O> Node<O> {
             missing_keys: count,
             missing_outputs: count,
             inputs,
-            users: Vec::new(),
             refresh: plan.refresh,
             lineage: plan.lineage,
             cost: plan.cost,

@@ -247,7 +247,7 @@ impl<'a> Sim<'a> {
             self.answer(place);
         }
         assert!(self.core.jobs.is_empty(), "nothing is left to do: {:?}", self.core.waits());
-        assert!(self.core.nodes.iter().all(Option::is_none), "nothing is kept for nobody");
+        assert!(self.core.graph.node_count() == 0, "nothing is kept for nobody");
         self.report
     }
 }
