@@ -239,6 +239,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
     fn start(&mut self, job: Job<O, C>, reply: oneshot::Sender<Outcome<O, C>>) {
         let plan = |vertex: &Vertex<O>| Plan {
             identity: vertex.op.identity(),
+            by_content: vertex.op.identity_by_content(),
             inputs: vertex.inputs.clone(),
             refresh: vertex.refresh,
             lineage: vertex.lineage,

@@ -23,6 +23,12 @@ pub trait Op: Send + Sync + 'static {
     /// What this op is, inputs apart.
     fn identity(&self) -> Identity;
 
+    /// The digest of what this op is when inputs that are read count by their content: it may leave out where
+    /// in them that stands. `None`: it is the same one. Asked only of [`Identity::Cached`].
+    fn identity_by_content(&self) -> Option<Digest> {
+        None
+    }
+
     /// Digest of the part of input number `input` that this op reads. Asked only for inputs of
     /// [`InputUse::Content`].
     fn content(&self, input: usize, output: &Self::Output, scope: &Scope<'_>) -> Result<Digest, Self::Error>;

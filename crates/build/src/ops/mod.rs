@@ -253,6 +253,10 @@ impl Op for BuildOp {
         }
     }
 
+    fn identity_by_content(&self) -> Option<Digest> {
+        self.op.digest_by_content()
+    }
+
     fn content(&self, input: usize, output: &Tree, _scope: &Scope<'_>) -> Result<Digest, OpError> {
         let digest = match &self.op {
             llb::Op::Exec(exec) => self.shown_content(exec, input, output)?,

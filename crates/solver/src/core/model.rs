@@ -131,7 +131,8 @@ impl<'a> Model<'a> {
             });
         }
         let parts: Vec<Digest> = parts.into_iter().collect::<Result<_, _>>()?;
-        let slow = CacheKey::derive(KeyKind::Content, &self.op(vertex), &parts);
+        let op = toys[vertex].plan.by_content.unwrap_or_else(|| self.op(vertex));
+        let slow = CacheKey::derive(KeyKind::Content, &op, &parts);
         if let Some(cached) = self.find(vertex, &slow) {
             fast.into_iter().for_each(|fast| self.world.put(fast, &cached, false));
             return Ok(Looked::Hit { cached, fast, slow: Some(slow) });

@@ -52,6 +52,11 @@ impl<O: Clone> Core<O> {
         }
     }
 
+    /// The op where inputs that are read count by their content.
+    fn op_by_content(&self, vertex: usize) -> Digest {
+        self.node(vertex).by_content.unwrap_or_else(|| self.op(vertex))
+    }
+
     /// Starts a round: the key by definition, and its lookup.
     fn derive(&mut self, vertex: usize) {
         let inputs = self.inputs(vertex);
@@ -126,7 +131,7 @@ impl<O: Clone> Core<O> {
         };
         let parts: Option<Vec<Digest>> = inputs.iter().enumerate().map(part).collect();
         let parts = parts.expect("whoever gathers digests has the other inputs' keys");
-        let key = CacheKey::derive(KeyKind::Content, &self.op(vertex), &parts);
+        let key = CacheKey::derive(KeyKind::Content, &self.op_by_content(vertex), &parts);
         let keys = Keys { fast, slow: Some(key) };
         if self.node(vertex).refresh {
             return self.missed(vertex, keys);
@@ -222,7 +227,13 @@ impl<O: Clone> Core<O> {
     }
 
     pub(super) fn mark(&self, vertex: usize, position: usize, key: CacheKey) -> CacheKey {
-        CacheKey::derive(KeyKind::Mark(position), &self.op(vertex), &[key.0])
+        let op = match self.node(vertex).inputs[position].1 {
+            // Where it is missing, the lookup by definition fails.
+            InputUse::Content => self.op(vertex),
+            // The one by content as well.
+            InputUse::Definition => self.op_by_content(vertex),
+        };
+        CacheKey::derive(KeyKind::Mark(position), &op, &[key.0])
     }
 
     /// How to remember the result of a run under `keys`.

@@ -37,6 +37,8 @@ struct Step {
     kind: Kind,
     inputs: Vec<(usize, InputUse)>,
     has_lineage: bool,
+    /// By content its versions that do the same are one op.
+    is_coarse: bool,
     refresh: bool,
     fails: bool,
     /// The step it repeats.
@@ -60,6 +62,8 @@ impl Step {
             Kind::Step => Identity::Cached(op),
         };
         let mut toy = toy(identity, effect, &self.inputs);
+        let by_content = [self.family.to_le_bytes(), (self.version / 2).to_le_bytes(), *b"coarsely"].concat();
+        toy.plan.by_content = self.is_coarse.then(|| Digest::of(&by_content));
         toy.plan.lineage = self.has_lineage.then(|| Digest::of(&self.family.to_le_bytes()));
         toy.plan.refresh = self.refresh;
         toy.plan.cost.peak_memory_bytes = self.family % 5;
@@ -88,6 +92,7 @@ fn any_steps(has_twins: bool, dice: &mut Dice) -> Vec<Step> {
             kind,
             inputs: Vec::new(),
             has_lineage: dice.once_in(2),
+            is_coarse: dice.once_in(2),
             refresh: false,
             fails: false,
             twin_of: None,
@@ -220,10 +225,10 @@ fn check_build(toys: &[Toy], target: usize, world: &mut World, dice: &mut Dice, 
 fn story(toys: &[Toy], target: usize, report: &Report, numbers: &[usize], seed: u64) -> String {
     let mut text = format!("history {seed}, target {target}");
     for (at, Toy { plan, fails, .. }) in toys.iter().enumerate() {
-        let Plan { identity, inputs, refresh, lineage, .. } = plan;
+        let Plan { identity, by_content, inputs, refresh, lineage, cost: _ } = plan;
         let inputs: Vec<_> = inputs.iter().map(|input| (input.vertex, input.usage)).collect();
         let lineage = lineage.is_some();
-        text += &format!("\n{at} {identity:?} {inputs:?} {refresh} {lineage} {fails}");
+        text += &format!("\n{at} {identity:?} {by_content:?} {inputs:?} {refresh} {lineage} {fails}");
     }
     for (key, vertex) in &report.ran {
         let position = numbers.iter().position(|number| number == vertex);

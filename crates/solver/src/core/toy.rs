@@ -16,7 +16,8 @@ pub(super) struct Toy {
 
 pub(super) fn toy(identity: Identity, effect: u64, inputs: &[(usize, InputUse)]) -> Toy {
     let inputs = inputs.iter().map(|&(vertex, usage)| VertexInput { vertex, usage }).collect();
-    let plan = Plan { identity, inputs, refresh: false, lineage: None, cost: Cost::default() };
+    let (by_content, lineage, cost) = (None, None, Cost::default());
+    let plan = Plan { identity, by_content, inputs, refresh: false, lineage, cost };
     Toy { plan, effect, fails: false }
 }
 
