@@ -40,6 +40,7 @@ mod gc;
 mod image;
 mod interop;
 mod interrupts;
+mod keys;
 mod kills;
 mod layers;
 mod manifests;
