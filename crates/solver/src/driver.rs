@@ -3,6 +3,7 @@
 //! One task owns the [`Core`]; everybody else sends it messages. Index reads are made by that task
 //! itself, all that takes longer is made by [`task`] on threads of its own.
 
+mod shared;
 mod task;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -498,3 +499,5 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod threads;
