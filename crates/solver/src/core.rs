@@ -37,8 +37,8 @@ use crate::{CacheKey, Cached, InputUse};
 /// What became known.
 #[derive(Debug)]
 pub(crate) enum Fact<O> {
-    /// The cache answered [`Command::Lookup`].
-    Found { vertex: usize, hit: Option<Cached<O>> },
+    /// The cache answered [`Command::Lookup`]; what is too old does not count.
+    Found { vertex: usize, hit: Option<Cached<O>>, is_old: bool },
     /// The cache answered [`Command::Mark`].
     Marked { vertex: usize, input: usize, known: bool },
     /// The result is at hand, or is gone: the answer to [`Command::Load`].
@@ -124,10 +124,12 @@ impl<O: Clone> Core<O> {
     /// Costs what it sets in motion, all vertices of all jobs at most when a job ends.
     pub(crate) fn apply(&mut self, fact: Fact<O>) -> Vec<Command<O>> {
         match fact {
-            Fact::Found { vertex, hit } => {
+            Fact::Found { vertex, hit, is_old } => {
                 self.lookups -= 1;
-                if self.answered(vertex) {
-                    self.found(vertex, hit);
+                match self.answered(vertex) {
+                    true if is_old => self.outdated(vertex),
+                    true => self.found(vertex, hit),
+                    false => {}
                 }
             }
             Fact::Marked { vertex, input, known } => {

@@ -29,6 +29,13 @@ pub trait Op: Send + Sync + 'static {
         None
     }
 
+    /// Whether a result that was found under `key` does not count any more: it is made again then, as with
+    /// [`Vertex::refresh`]. Asked for each hit, by the task that owns the solve: may cost an index read.
+    fn is_too_old(&self, key: &CacheKey, found: &Self::Output) -> bool {
+        let _ = (key, found);
+        false
+    }
+
     /// Digest of the part of input number `input` that this op reads. Asked only for inputs of
     /// [`InputUse::Content`].
     fn content(&self, input: usize, output: &Self::Output, scope: &Scope<'_>) -> Result<Digest, Self::Error>;

@@ -41,6 +41,7 @@ struct Step {
     is_coarse: bool,
     refresh: bool,
     fails: bool,
+    ages: bool,
     /// The step it repeats.
     twin_of: Option<usize>,
 }
@@ -68,6 +69,7 @@ impl Step {
         toy.plan.refresh = self.refresh;
         toy.plan.cost.peak_memory_bytes = self.family % 5;
         toy.fails = self.fails;
+        toy.ages = self.ages;
         toy
     }
 }
@@ -95,6 +97,8 @@ fn any_steps(has_twins: bool, dice: &mut Dice) -> Vec<Step> {
             is_coarse: dice.once_in(2),
             refresh: false,
             fails: false,
+            // Whether one of two that do the same finds what the other made anew depends on who comes first.
+            ages: !has_twins && dice.once_in(2),
             twin_of: None,
         };
         if kind == Kind::Step {
@@ -149,6 +153,9 @@ fn edit(steps: &mut [Step], has_twins: bool, world: &mut World, dice: &mut Dice)
             0 => drop(world.records.remove(&key)),
             1 if !has_twins => {
                 world.gone.insert(world.records[&key].output.name);
+            }
+            2 => {
+                world.old.insert(world.records[&key].output.name);
             }
             _ => {}
         }
@@ -224,11 +231,11 @@ fn check_build(toys: &[Toy], target: usize, world: &mut World, dice: &mut Dice, 
 /// Everything about a build that went wrong.
 fn story(toys: &[Toy], target: usize, report: &Report, numbers: &[usize], seed: u64) -> String {
     let mut text = format!("history {seed}, target {target}");
-    for (at, Toy { plan, fails, .. }) in toys.iter().enumerate() {
+    for (at, Toy { plan, fails, ages, .. }) in toys.iter().enumerate() {
         let Plan { identity, by_content, inputs, refresh, lineage, cost: _ } = plan;
         let inputs: Vec<_> = inputs.iter().map(|input| (input.vertex, input.usage)).collect();
         let lineage = lineage.is_some();
-        text += &format!("\n{at} {identity:?} {by_content:?} {inputs:?} {refresh} {lineage} {fails}");
+        text += &format!("\n{at} {identity:?} {by_content:?} {inputs:?} {refresh} {lineage} {fails} {ages}");
     }
     for (key, vertex) in &report.ran {
         let position = numbers.iter().position(|number| number == vertex);

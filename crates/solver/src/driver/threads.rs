@@ -4,7 +4,7 @@
 //! one. The loop here does what the driver does without tokio.
 
 // The driver's own use of it is not here.
-#[allow(dead_code, reason = "the same file serves the driver")]
+#[allow(dead_code, clippy::duplicate_mod, reason = "the same file serves the driver")]
 #[path = "task.rs"]
 mod task;
 
@@ -265,7 +265,7 @@ impl Solve {
             let fact = match command {
                 Command::Lookup { vertex, key } => {
                     let Ok(hit) = self.store.lookup(&key);
-                    Fact::Found { vertex, hit }
+                    Fact::Found { vertex, hit, is_old: false }
                 }
                 Command::Mark { vertex, input, key } => {
                     let Ok(known) = self.store.lookup(&key);
