@@ -44,6 +44,7 @@ mod keys;
 mod kills;
 mod layers;
 mod manifests;
+mod no_cache;
 mod outputs;
 mod power;
 mod reflink;

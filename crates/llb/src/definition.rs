@@ -46,6 +46,11 @@ impl Definition {
         }
         let digest = Digest::from_bytes(hash.finalize().into());
         if let Some(known) = self.known.get(&digest) {
+            if let (Op::Exec(known), Op::Exec(other)) = (&mut self.vertices[known.0].op, &vertex.op) {
+                // Whoever wants it newer gets it newer.
+                let ttls = known.cache_ttl.into_iter().chain(other.cache_ttl);
+                known.cache_ttl = ttls.min();
+            }
             return *known;
         }
         let id = VertexId(self.vertices.len());
@@ -88,6 +93,9 @@ impl fmt::Display for Definition {
             if let Op::Exec(exec) = &vertex.op {
                 for (name, value) in &exec.unkeyed_env {
                     writeln!(f, "    not in the key: env {name} {value:?}")?;
+                }
+                if let Some(ttl) = exec.cache_ttl {
+                    writeln!(f, "    not in the key: cache ttl {ttl:?}")?;
                 }
                 for (name, address) in &exec.extra_hosts {
                     writeln!(f, "    not in the key: host {name} {address:?}")?;

@@ -4,6 +4,7 @@
 //! `match` without `_`: a variant without a row fails the test.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use kiln_oci::Digest;
 
@@ -104,6 +105,7 @@ fn exec() -> Exec {
         security: Security::Sandbox,
         mounts: vec![Mount { target: text("/a"), kind: MountKind::Bind(bind()) }],
         secret_env: vec![secret_env()],
+        cache_ttl: None,
     }
 }
 
@@ -192,6 +194,8 @@ fn run() {
         security: Both => [insecure],
         mounts: Both => [Vec::new(), vec![bind(slot(1)), bind(slot(1))], vec![bind(slot(2))]],
         secret_env: Both => [Vec::new(), vec![secret_env(), secret_env()]],
+        // It says which results count, not what they are.
+        cache_ttl: Neither => [Some(Duration::from_secs(1))],
     });
     let other_address = Exec { extra_hosts: pairs([("db", "10.0.0.2")]), ..exec() };
     let row = Row { field: text("the address of a host"), key: Neither, changed: Op::Exec(other_address) };

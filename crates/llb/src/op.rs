@@ -1,5 +1,7 @@
 //! What a vertex does.
 
+use std::time::Duration;
+
 use kiln_oci::{Digest, Reference};
 
 use crate::Mode;
@@ -135,6 +137,8 @@ pub struct Exec {
     pub mounts: Vec<Mount>,
     /// Secrets as environment variables.
     pub secret_env: Vec<SecretEnv>,
+    /// How long a result counts; `None`: for ever. No part of the key.
+    pub cache_ttl: Option<Duration>,
 }
 
 /// What network a process sees.
@@ -500,6 +504,7 @@ impl Exec {
             security,
             mounts,
             secret_env,
+            cache_ttl: _,
         } = self;
         let mut out = vec![component("op", "exec"), component("base", slot(*base))];
         out.extend(args.iter().map(|arg| component("arg", arg)));
