@@ -70,4 +70,5 @@ mod toolkit_image;
 mod toolkit_layer;
 mod toolkit_mutate;
 mod universal;
+mod watch;
 mod why;

@@ -53,6 +53,7 @@ mod step_costs;
 pub mod toolkit;
 mod tree;
 pub mod usage;
+mod watch;
 pub mod why;
 mod world;
 
@@ -80,3 +81,4 @@ pub use secrets::{Secret, SecretSpec, SecretStore, SpecError};
 pub use shell::{ShellRequest, ShellState, ShellStep, StepNumber, shell};
 pub use source::{Fault, NoSecrets, SecretSource, SourceError, SourceOptions};
 pub use ssh::{SshAgents, SshSpec};
+pub use watch::{News, Reads, WatchError, Watcher, reads};
