@@ -4,12 +4,14 @@
 //! next one once nothing was written for a moment.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kiln_build::export::{ArchiveOutput, Dest, Output, TreeOutput};
 use kiln_build::{BuildCancel, BuildError, BuildRequest, News, Reads, WatchError, Watcher, reads};
+use kiln_executor::ExecError;
 use kiln_solver::Cancellation;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -36,15 +38,33 @@ struct Wish {
     news: News,
     /// The last change.
     at: Instant,
-    /// Gives it up.
+    turn: Turn,
+}
+
+/// One build, for both threads.
+#[derive(Clone)]
+struct Turn {
     cancel: BuildCancel,
+    /// There is news since; a build that failed by itself is cancelled as well.
+    overtaken: Arc<AtomicBool>,
+}
+
+impl Turn {
+    fn new() -> Result<Self, ExecError> {
+        Ok(Self { cancel: BuildCancel::new()?, overtaken: Arc::default() })
+    }
+
+    fn overtake(&self) {
+        self.overtaken.store(true, Ordering::SeqCst);
+        self.cancel.cancel();
+    }
 }
 
 /// What both threads see.
 struct Watched {
     watcher: Mutex<Watcher>,
-    /// Gives up the build that is under way or about to begin.
-    current: Mutex<BuildCancel>,
+    /// The build that is under way or about to begin.
+    current: Mutex<Turn>,
 }
 
 impl Watched {
@@ -53,7 +73,7 @@ impl Watched {
         self.watcher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn current(&self) -> MutexGuard<'_, BuildCancel> {
+    fn current(&self) -> MutexGuard<'_, Turn> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -62,21 +82,20 @@ impl Watched {
 pub(super) fn run(session: &Session, args: &BuildArgs, request: BuildRequest) -> Result<u8, Failure> {
     let written = written(args, &request);
     let look = || reads(&session.engine, &request, &written, &session.cancel);
-    let first = BuildCancel::new()?;
+    let mut turn = Turn::new().map_err(BuildError::from)?;
     let watched =
-        Arc::new(Watched { watcher: Mutex::new(Watcher::new()?), current: Mutex::new(first.clone()) });
+        Arc::new(Watched { watcher: Mutex::new(Watcher::new()?), current: Mutex::new(turn.clone()) });
     // What changes from here on is news.
     watch(&watched, look()?)?;
     let (sender, messages) = channel();
     listen(watched.clone(), session.cancel.clone(), sender);
-    let mut cancel = first;
     for number in 2_u64.. {
-        let outcome = once(session, args, &request, &cancel);
+        let outcome = once(session, args, &request, &turn.cancel);
         if session.cancel.is_cancelled() {
             break;
         }
         match outcome {
-            Err(_) if cancel.is_cancelled() => {}
+            Err(_) if turn.overtaken.load(Ordering::SeqCst) => {}
             Ok(_) => waiting(&watched),
             Err(failure) => {
                 say(&failure.render());
@@ -93,7 +112,7 @@ pub(super) fn run(session: &Session, args: &BuildArgs, request: BuildRequest) ->
             News::Lost => "much changed".to_owned(),
         };
         say(&format!("watch: build {number}, {} ms after {what}\n", wish.at.elapsed().as_millis()));
-        cancel = wish.cancel;
+        turn = wish.turn;
     }
     Err(BuildError::Cancelled.into())
 }
@@ -137,7 +156,7 @@ fn listen(watched: Arc<Watched>, session: BuildCancel, messages: Sender<Message>
             Ok(()) => Message::Stop,
             Err(error) => Message::Failed(error),
         };
-        watched.current().cancel();
+        watched.current().overtake();
         // Nobody listens once the command is over.
         let _ = messages.send(last);
     });
@@ -166,18 +185,18 @@ fn listen_on(watched: &Watched, session: &BuildCancel, messages: &Sender<Message
         if let Some(news) = watched.watcher().read()? {
             let first = pending.take().map(|(first, _)| first);
             pending = Some((first.unwrap_or(news), Instant::now()));
-            watched.current().cancel();
+            watched.current().overtake();
         }
         if pending.as_ref().is_some_and(|(_, at)| at.elapsed() >= QUIET)
             && let Some((news, at)) = pending.take()
         {
             // From here on it can be overtaken itself.
-            let cancel = BuildCancel::new().map_err(|error| WatchError::Failed {
+            let turn = Turn::new().map_err(|error| WatchError::Failed {
                 path: "files".into(),
                 source: std::io::Error::other(error),
             })?;
-            *watched.current() = cancel.clone();
-            if messages.send(Message::Build(Wish { news, at, cancel })).is_err() {
+            *watched.current() = turn.clone();
+            if messages.send(Message::Build(Wish { news, at, turn })).is_err() {
                 return Ok(());
             }
         }

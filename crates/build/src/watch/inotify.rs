@@ -25,7 +25,9 @@ const EVENTS: WatchFlags = WatchFlags::CLOSE_WRITE
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ONLYDIR)
-    .union(WatchFlags::DONT_FOLLOW);
+    .union(WatchFlags::DONT_FOLLOW)
+    // What has no name yet, or no more, is no file of the directory.
+    .union(WatchFlags::EXCL_UNLINK);
 
 /// Events after which there are other directories.
 const MOVES: ReadFlags = ReadFlags::CREATE
