@@ -4,7 +4,7 @@ use std::io::{self, BufReader, PipeReader, Read, Write};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use kiln_content::{LayerRecord, PackedRecord};
+use kiln_content::{Ingest, LayerRecord, PackedRecord};
 use kiln_layer::{
     ApplyError, Codec, CopyFault, DiffError, Limits, RepackError, RepackOptions, Times, copy_hashed, decoder,
     estargz, repack,
@@ -12,6 +12,7 @@ use kiln_layer::{
 use kiln_oci::image::{Descriptor, media_type};
 use kiln_oci::{DiffId, Digest, SnapshotId};
 
+use super::archive::{Drafts, ImageWriter};
 use super::packing::{Compress, Packing};
 use crate::layers::write_tar;
 use crate::{BuildError, Engine};
@@ -60,7 +61,7 @@ fn oci_type(packing: Packing) -> &'static str {
 }
 
 /// Makes `layer` ready to leave. Costs reading and packing all of it when it must be packed and never
-/// was; a look-up otherwise.
+/// was, and `writer` has it then, too; a look-up otherwise.
 ///
 /// # Errors
 /// [`BuildError::LayerChanged`] when what is stored is damaged; that of the store.
@@ -70,6 +71,7 @@ pub(crate) fn ready(
     compress: &Compress,
     times: Times,
     cancel: &AtomicBool,
+    writer: Option<&mut ImageWriter<'_>>,
 ) -> Result<ReadyLayer, BuildError> {
     let Compress { packing, level_given, force } = *compress;
     if times == Times::Keep {
@@ -94,7 +96,7 @@ pub(crate) fn ready(
     let record = match engine.store.packed(&layer.diff_id, &name)? {
         Some(record) => record,
         None => {
-            let record = pack(engine, layer, packing, times, cancel)?;
+            let record = pack(engine, layer, packing, times, cancel, writer)?;
             engine.store.put_packed(&name, &record)?;
             record
         }
@@ -107,48 +109,102 @@ pub(crate) fn ready(
     Ok(ReadyLayer { descriptor, diff_id: record.packed_diff_id, content: LayerContent::Blob })
 }
 
-/// Packs `layer` into a blob of the store.
+/// Packs `layer` into a blob of the store, and into `writer` at the same time.
 fn pack(
     engine: &Engine,
     layer: &LayerRecord,
     packing: Packing,
     times: Times,
     cancel: &AtomicBool,
+    mut writer: Option<&mut ImageWriter<'_>>,
 ) -> Result<PackedRecord, BuildError> {
-    let failed = |source| {
+    let host_failed = |source| {
         let path = engine.store.root().join("ingest");
         BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
     };
-    let mut ingest = engine.store.ingest()?;
+    let draft = match writer.as_deref_mut().and_then(ImageWriter::drafts) {
+        Some(draft) => {
+            draft.begin().map_err(|source| draft.failed(source))?;
+            Some(draft)
+        }
+        None => None,
+    };
+    let mut out = Tee { ingest: engine.store.ingest()?, draft, draft_fault: None };
+    let packed = pack_into(engine, layer, packing, times, cancel, &mut out, host_failed);
+    let Tee { ingest, draft, draft_fault } = out;
+    let (packed_diff_id, tar_size_bytes, toc) = match (packed, draft, draft_fault) {
+        // Whatever else came of it.
+        (Err(_), Some(draft), Some(fault)) => return Err(draft.failed(fault)),
+        (packed, ..) => packed?,
+    };
+    let (blob, size_bytes) = ingest.commit(None)?;
+    if let Some(writer) = writer {
+        writer.keep_draft(&blob, size_bytes)?;
+    }
+    Ok(PackedRecord { diff_id: layer.diff_id, blob, size_bytes, packed_diff_id, tar_size_bytes, toc })
+}
+
+/// Diff ID and size in bytes of the tar inside, and the digest of its table of contents.
+fn pack_into(
+    engine: &Engine,
+    layer: &LayerRecord,
+    packing: Packing,
+    times: Times,
+    cancel: &AtomicBool,
+    mut out: impl Write,
+    failed: impl Fn(io::Error) -> BuildError,
+) -> Result<(DiffId, u64, Option<Digest>), BuildError> {
     let options = RepackOptions { times, below: None, limits: Limits::checked(), cancel };
-    let (packed_diff_id, tar_size_bytes, toc) = match packing {
+    match packing {
         Packing::Stream(codec) => {
-            let mut encoder = codec.encoder(&mut ingest).map_err(failed)?;
+            let mut encoder = codec.encoder(&mut out).map_err(&failed)?;
             let tar = if times == Times::Keep {
-                write_layer(engine, layer, &mut encoder, cancel).map_err(|error| error.named(failed))?;
+                write_layer(engine, layer, &mut encoder, cancel).map_err(|error| error.named(&failed))?;
                 (layer.diff_id, layer.size_bytes, None)
             } else {
                 let repacked = piped(
                     |tar| write_layer(engine, layer, tar, cancel),
                     |tar| repack(tar, &mut encoder, &options),
-                    failed,
+                    &failed,
                 )?;
                 (repacked.diff_id, repacked.tar_size_bytes, None)
             };
-            encoder.finish().map_err(failed)?;
-            tar
+            encoder.finish().map_err(&failed)?;
+            Ok(tar)
         }
         Packing::Estargz { level } => {
             let made = piped(
                 |tar| write_layer(engine, layer, tar, cancel),
-                |tar| estargz(tar, &mut ingest, level, &options),
-                failed,
+                |tar| estargz(tar, &mut out, level, &options),
+                &failed,
             )?;
-            (made.diff_id, made.tar_size_bytes, Some(made.toc))
+            Ok((made.diff_id, made.tar_size_bytes, Some(made.toc)))
         }
-    };
-    let (blob, size_bytes) = ingest.commit(None)?;
-    Ok(PackedRecord { diff_id: layer.diff_id, blob, size_bytes, packed_diff_id, tar_size_bytes, toc })
+    }
+}
+
+/// A blob on its way into the store, and into an archive.
+struct Tee<'a, 'd> {
+    ingest: Ingest<'a>,
+    draft: Option<&'d mut dyn Drafts>,
+    draft_fault: Option<io::Error>,
+}
+
+impl Write for Tee<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.ingest.write(bytes)?;
+        if let Some(draft) = &mut self.draft
+            && let Err(fault) = draft.write_all(&bytes[..length])
+        {
+            self.draft_fault = Some(fault);
+            return Err(io::Error::other("the archive does not take it"));
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.ingest.flush()
+    }
 }
 
 /// Why something could not be written, before anybody knows what it was written to.

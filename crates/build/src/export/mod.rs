@@ -21,7 +21,7 @@ mod save;
 mod tree;
 
 pub use archive::ArchiveFormat;
-pub use file::{Dest, NewFile, write_whole};
+pub use file::{Dest, NewFile, Target, write_whole};
 pub use output::{
     Annotations, ArchiveOutput, ImageFormat, ImageOutput, LocalMode, Output, OutputError, TreeOutput,
 };
