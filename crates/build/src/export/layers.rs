@@ -1,6 +1,6 @@
 //! Layers as they leave: reused as they came, remembered from the last time, or packed now.
 
-use std::io::{self, BufReader, PipeReader, Read, Write};
+use std::io::{self, BufReader, BufWriter, PipeReader, Read, Write};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
@@ -130,7 +130,12 @@ fn pack(
         None => None,
     };
     let mut out = Tee { ingest: engine.store.ingest()?, draft, draft_fault: None };
-    let packed = pack_into(engine, layer, packing, times, cancel, &mut out, host_failed);
+    // Compressors give what they have, which is little at a time.
+    let mut buffered = BufWriter::with_capacity(256 << 10, &mut out);
+    let packed = pack_into(engine, layer, packing, times, cancel, &mut buffered, host_failed);
+    let packed = packed.and_then(|packed| buffered.flush().map(|()| packed).map_err(host_failed));
+    // After an error nothing more is written.
+    let (_, _) = buffered.into_parts();
     let Tee { ingest, draft, draft_fault } = out;
     let (packed_diff_id, tar_size_bytes, toc) = match (packed, draft, draft_fault) {
         // Whatever else came of it.
@@ -151,13 +156,13 @@ fn pack_into(
     packing: Packing,
     times: Times,
     cancel: &AtomicBool,
-    mut out: impl Write,
+    out: &mut dyn Write,
     failed: impl Fn(io::Error) -> BuildError,
 ) -> Result<(DiffId, u64, Option<Digest>), BuildError> {
     let options = RepackOptions { times, below: None, limits: Limits::checked(), cancel };
     match packing {
         Packing::Stream(codec) => {
-            let mut encoder = codec.encoder(&mut out).map_err(&failed)?;
+            let mut encoder = codec.encoder(&mut *out).map_err(&failed)?;
             let tar = if times == Times::Keep {
                 write_layer(engine, layer, &mut encoder, cancel).map_err(|error| error.named(&failed))?;
                 (layer.diff_id, layer.size_bytes, None)
@@ -175,7 +180,7 @@ fn pack_into(
         Packing::Estargz { level } => {
             let made = piped(
                 |tar| write_layer(engine, layer, tar, cancel),
-                |tar| estargz(tar, &mut out, level, &options),
+                |tar| estargz(tar, &mut *out, level, &options),
                 &failed,
             )?;
             Ok((made.diff_id, made.tar_size_bytes, Some(made.toc)))
