@@ -47,7 +47,8 @@ impl Places {
         ensure_dir(CWD, root, 0o700)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, root, flags, Mode::empty()).map_err(host("open", root))?;
-        let places = Self { path: root.to_owned(), root: dir, discarded: AtomicU64::new(0), known: Mutex::default() };
+        let places =
+            Self { path: root.to_owned(), root: dir, discarded: AtomicU64::new(0), known: Mutex::default() };
         match form_of(root)? {
             Some(found) if found != form => return Err(Error::OtherForm { path: root.to_owned(), found }),
             Some(_) => {}
