@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use crate::beneath::{self, BeneathError};
 use crate::index::{Entry, EntryKind, Timestamp};
+use crate::looked_at::LookedAt;
 use crate::marks;
 use crate::node::{self, Attributes, CallError, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath, PathError};
@@ -21,8 +22,9 @@ mod content;
 pub struct CopyRequest<'a> {
     /// Root of the source tree.
     pub from: BorrowedFd<'a>,
-    /// The source cannot have changed since the scan (a committed snapshot): it is not looked at again.
-    pub frozen: bool,
+    /// When the scan of the entries began; `None`: the source cannot have changed since (a committed
+    /// snapshot), and is not looked at again.
+    pub looked_at: Option<LookedAt>,
     /// The selected entries, in the order of a scan.
     pub entries: &'a [Entry],
     /// Paths of directories among the entries that were not selected themselves, only something
@@ -57,7 +59,7 @@ impl<'a> CopyRequest<'a> {
     ) -> Self {
         Self {
             from,
-            frozen: true,
+            looked_at: None,
             entries,
             passed: None,
             strip: b"",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use rustix::fs::{self, FileType, OFlags, Stat};
 
 use crate::beneath::{self, BeneathError};
+use crate::looked_at::LookedAt;
 use crate::marks::{self, Record};
 use crate::node::{self, CallError, Named, Xattrs};
 use crate::path::{self, EntryPath, PathError};
@@ -316,13 +317,21 @@ impl Entry {
         }
     }
 
-    /// Whether the file that `file` has open is in the state in which it was scanned. The scan must
-    /// have been of the same mount: overlayfs gives each its own device number.
+    /// Whether `file`, open to be read, still has the content that a scan found which began at
+    /// `looked_at`. The scan must have been of the same mount: overlayfs gives each its own device
+    /// number. Costs an `fstat(2)`, or a read of the whole file where that says nothing.
     ///
     /// # Errors
-    /// When the kernel does not answer `fstat(2)`.
-    pub fn is_as_scanned(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
-        Ok(self.is_as(&fs::fstat(file)?))
+    /// When the file cannot be read.
+    pub fn is_as_scanned(&self, mut file: &File, looked_at: LookedAt) -> io::Result<bool> {
+        if looked_at.is_settled(self.mtime.unix_ns(), self.ctime.unix_ns()) && self.is_as(&fs::fstat(file)?) {
+            return Ok(true);
+        }
+        let EntryKind::File { content: Some(expected), .. } = &self.kind else { return Ok(false) };
+        file.seek(SeekFrom::Start(0))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file)?;
+        Ok(hasher.finalize() == *expected)
     }
 
     pub(crate) fn is_as(&self, stat: &Stat) -> bool {
@@ -344,13 +353,12 @@ fn file_kind(stat: &Stat, content: Option<[u8; 32]>) -> EntryKind {
 
 impl FileStat {
     pub(crate) fn of(stat: &Stat) -> Self {
-        let ns = |time: Timestamp| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
         Self {
             dev: stat.st_dev,
             ino: stat.st_ino,
             size: stat.st_size.unsigned_abs(),
-            mtime_ns: ns(mtime(stat)),
-            ctime_ns: ns(ctime(stat)),
+            mtime_ns: mtime(stat).unix_ns(),
+            ctime_ns: ctime(stat).unix_ns(),
             mode: stat.st_mode,
         }
     }
@@ -499,6 +507,31 @@ mod tests {
             _ => Visit::Descend,
         };
         check("", Some(&upper), &["", "a"]);
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_all_the_time_is_not_read() {
+        use std::os::unix::fs::FileExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("log")).unwrap();
+        file.write_all_at(&[0; 100_000], 0).unwrap();
+        let (stop, never) = (AtomicBool::new(false), AtomicBool::new(false));
+        let root = File::open(dir.path()).unwrap();
+        let hash = |buffer: &mut [u8]| hash_file(root.as_fd(), b"log", buffer, &never);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    file.write_all_at(b"x", 0).unwrap();
+                }
+            });
+            // Byte by byte: long enough for the other thread to have its turn.
+            let read = hash(&mut [0]);
+            stop.store(true, Ordering::Relaxed);
+            assert!(matches!(read, Err(ScanError::ChangedWhileReading { .. })), "{read:?}");
+        });
+        let (_, content) = hash(&mut [0; 4096]).unwrap();
+        assert_eq!(content, *blake3::hash(&std::fs::read(dir.path().join("log")).unwrap()).as_bytes());
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod marks;
 mod node;
 
 mod index;
+mod looked_at;
 mod stat_cache;
 mod tree_digest;
 mod walk;
@@ -62,6 +63,7 @@ pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
     Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
+pub use looked_at::LookedAt;
 pub use marks::{copy_record, give, has_single_id, opaque_attribute, uses_user_attributes};
 pub use node::is_private_xattr;
 pub use owners::record_owner;

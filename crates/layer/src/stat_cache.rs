@@ -5,9 +5,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
 use crate::index::{FileStat, StatCache};
+use crate::looked_at::LookedAt;
 
 const MAGIC: &[u8; 8] = b"kilnstat";
 const VERSION: u32 = 1;
@@ -16,17 +16,15 @@ const HEADER: usize = 12;
 /// dev, ino, size, mtime, ctime, mode, content.
 const RECORD: usize = 8 + 8 + 8 + 16 + 16 + 4 + 32;
 const CHECKSUM: usize = 32;
-/// File systems stamp changes with the tick of a coarse clock, up to 10 ms wide.
-const GRANULARITY_NS: i128 = 10_000_000;
 /// Files not seen lately are kept up to this many beyond twice those seen.
 const SPARE: usize = 10_000;
 
 /// A [`StatCache`] in one file.
 ///
-/// Follows git's racy rule: a file that changed no earlier than one clock tick before this cache
-/// was loaded may change again without its times showing it, so it is never remembered.
+/// A file that changed about when this cache was loaded is not remembered ([`LookedAt`]): it may change
+/// again without its times showing it.
 pub struct FileStatCache {
-    loaded_at_ns: i128,
+    loaded_at: LookedAt,
     state: Mutex<State>,
 }
 
@@ -47,10 +45,10 @@ impl FileStatCache {
     /// Reads the cache at `path`; a missing or damaged file is an empty cache.
     pub fn load(path: &Path) -> Self {
         // The clock is read before any file is looked at.
-        let loaded_at_ns = now_ns();
+        let loaded_at = LookedAt::now();
         let bytes = fs::read(path).unwrap_or_default();
         let records = decode(&bytes).unwrap_or_default();
-        Self { loaded_at_ns, state: Mutex::new(State { records, changed: false, newer: is_newer(&bytes) }) }
+        Self { loaded_at, state: Mutex::new(State { records, changed: false, newer: is_newer(&bytes) }) }
     }
 
     /// Writes the cache to `path` in one step, if anything was learned since it was loaded.
@@ -91,19 +89,12 @@ impl StatCache for FileStatCache {
     }
 
     fn put(&self, stat: &FileStat, content: [u8; 32]) {
-        if stat.ctime_ns.max(stat.mtime_ns) >= self.loaded_at_ns - GRANULARITY_NS {
+        if !self.loaded_at.is_settled(stat.mtime_ns, stat.ctime_ns) {
             return;
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.records.insert((stat.dev, stat.ino), Record { stat: *stat, content, used: true });
         state.changed = true;
-    }
-}
-
-fn now_ns() -> i128 {
-    match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(since) => since.as_nanos() as i128,
-        Err(before) => -(before.duration().as_nanos() as i128),
     }
 }
 
@@ -184,7 +175,8 @@ mod tests {
     #[test]
     fn a_file_changed_within_the_last_tick_is_not_remembered() {
         let cache = FileStatCache::load(Path::new("/nonexistent"));
-        let fresh = FileStat { ctime_ns: now_ns() - 1_000_000, ..OLD };
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as i128;
+        let fresh = FileStat { ctime_ns: now - 1_000_000, ..OLD };
         cache.put(&fresh, [7; 32]);
         assert_eq!(cache.get(&fresh), None);
     }

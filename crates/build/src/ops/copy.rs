@@ -5,7 +5,8 @@ use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_layer::{
-    CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, bounded_decoder, is_tar,
+    CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, LookedAt, TopDir, beneath, bounded_decoder,
+    is_tar,
 };
 use kiln_llb as llb;
 use kiln_solver::{Scope, Stream};
@@ -75,7 +76,9 @@ impl BuildOp {
         let mode = |bits: u32, is_dir: bool| copy.mode.as_ref().map_or(bits, |mode| mode.apply(bits, is_dir));
         let mut one_file = false;
         for found in &selection.matches {
-            if copy.unpack == llb::Unpack::Archives && self.unpack(found, from, source, &target, copy)? {
+            if copy.unpack == llb::Unpack::Archives
+                && self.unpack(found, selection.looked_at, source, &target, copy)?
+            {
                 continue;
             }
             // Looked up anew each time: the match before may have made it.
@@ -95,7 +98,7 @@ impl BuildOp {
             };
             kiln_layer::copy(&CopyRequest {
                 from: source,
-                frozen: matches!(from, Tree::Snapshot(_)),
+                looked_at: selection.looked_at,
                 entries: &found.entries,
                 passed: Some(&found.passed),
                 strip: &found.path,
@@ -118,7 +121,7 @@ impl BuildOp {
     fn unpack(
         &self,
         found: &Match,
-        from: &Tree,
+        looked_at: Option<LookedAt>,
         source: BorrowedFd<'_>,
         target: &Target<'_>,
         copy: &llb::Copy,
@@ -133,25 +136,26 @@ impl BuildOp {
         let file = beneath::open_file(source, &found.path, flags)
             .map_err(|source| OpError::Mkdir { path: path(), source })?;
         // The key names the content that was scanned: only that may be unpacked.
-        let check = |file: BorrowedFd<'_>| match from {
-            Tree::Context(_) if !entry.is_as_scanned(file).map_err(host)? => {
+        let check = |file: &File| match looked_at {
+            Some(looked_at) if !entry.is_as_scanned(file, looked_at).map_err(host)? => {
                 Err(CopyError::ChangedWhileReading { path: entry.path.as_slice().into() }.into())
             }
             _ => Ok::<(), OpError>(()),
         };
+        let file = File::from(file);
         let watched = file.try_clone().map_err(host)?;
         let limits = self.shared.engine.limits;
-        let Some(tar) = archive(File::from(file), &limits).map_err(host)? else { return Ok(false) };
+        let Some(tar) = archive(file, &limits).map_err(host)? else { return Ok(false) };
         let owner = if matches!(copy.owner, llb::Owner::Named(_)) { target.owner } else { None };
         let destination = target.real_path()?;
         make_dirs(target.root, &destination, 0o755, owner.unwrap_or((0, 0)))?;
         let below = beneath::open_file(target.root, &destination, OFlags::RDONLY | OFlags::DIRECTORY)
             .map_err(|error| path_error(&destination, error))?;
         let options = ExtractOptions { owner, limits, cancel: self.shared.cancel.flag() };
-        kiln_layer::extract(tar, below.as_fd(), &options)
-            .map_err(|source| OpError::Unpack { path: path(), source })?;
-        // Equal to the scan's at the end means the same content at every moment between.
-        check(watched.as_fd())?;
+        let extracted = kiln_layer::extract(tar, below.as_fd(), &options);
+        // Whatever came of it: one that changed under the reader may be anything.
+        check(&watched)?;
+        extracted.map_err(|source| OpError::Unpack { path: path(), source })?;
         Ok(true)
     }
 }

@@ -57,7 +57,7 @@ fn run_with(
     let (source, target) = (File::open(from.path()).unwrap(), File::open(to.path()).unwrap());
     copy(&CopyRequest {
         from: source.as_fd(),
-        frozen: false,
+        looked_at: Some(LookedAt::now()),
         entries,
         passed: Some(&passed),
         strip: strip.as_bytes(),
@@ -168,6 +168,23 @@ fn a_file_that_changed_since_the_scan_is_an_error_unless_its_content_is_the_same
     write(&path, "two").unwrap();
     let error = run(&from, &entries, "x", &to, "other", None).unwrap_err();
     assert!(matches!(error, CopyError::ChangedWhileReading { .. }), "{error}");
+}
+
+#[test]
+fn a_file_that_changed_in_the_tick_in_which_it_was_scanned_is_noticed() {
+    let (from, to) = dirs();
+    let path = from.path().join("x");
+    write(&path, "one").unwrap();
+    let mut entries = entries_of(&from, "x");
+    write(&path, "two").unwrap();
+    // A clock of 10 ms says the same of both.
+    let [now] = &entries_of(&from, "x")[..] else { panic!("one file") };
+    (entries[0].mtime, entries[0].ctime) = (now.mtime, now.ctime);
+    let error = run(&from, &entries, "x", &to, "other", None).unwrap_err();
+    assert!(matches!(error, CopyError::ChangedWhileReading { .. }), "{error}");
+    let (file, looked_at) = (File::open(&path).unwrap(), LookedAt::now());
+    assert!(!entries[0].is_as_scanned(&file, looked_at).unwrap());
+    assert!(now.is_as_scanned(&file, looked_at).unwrap());
 }
 
 #[test]
