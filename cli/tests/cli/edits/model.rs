@@ -64,7 +64,7 @@ const LINKED: &str = "COPY --link lib /linked/";
 /// Shows names, modes and content of files in front, and the directory's own mode; what is deeper it mounts
 /// and does not look at.
 const SUM: &str = "RUN --network=none --mount=type=bind,source=bound,target=/b [\"/bin/busybox\", \"sh\", \"-c\", \
-     \"cd /b && for f in *; do if busybox test -f $f; then busybox stat -c '%n %a' $f; busybox cat $f; fi; done > /sum; \
+     \"cd /b && for f in *; do if ! busybox test -L $f && busybox test -f $f; then busybox stat -c '%n %a' $f; busybox cat $f; fi; done > /sum; \
      busybox stat -c %a . >> /sum\"]";
 const AGAIN: &str = "RUN --network=none [\"/bin/busybox\", \"cp\", \"/sum\", \"/sum2\"]";
 
