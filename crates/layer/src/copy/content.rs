@@ -28,13 +28,14 @@ impl Copier<'_> {
     ) -> Result<(), CopyError> {
         // Read too: the copy is what gets hashed when the source has changed.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made =
-            make(parent, name, path, "openat", || fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR))?;
+        // With the mask of most processes that is what it has to have in the end.
+        let mode = Mode::from_raw_mode(attributes.mode & 0o777);
+        let made = make(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))?;
         let mut made = File::from(made);
         for _ in 0..ATTEMPTS {
             if let Some(bytes) = self.attempt(&mut made, entry, path)? {
                 self.copied.bytes += bytes;
-                return node::set_on_fd(made.as_fd(), attributes).map_err(host(path));
+                return node::set_on_new(made.as_fd(), attributes).map_err(host(path));
             }
             // Somebody is writing: with luck the same content again, which is the one to wait for.
             let fault = |call| move |source| CopyError::Host { call, path: path.into(), source };

@@ -62,6 +62,9 @@ fn run_with(
         passed: Some(&passed),
         strip: strip.as_bytes(),
         to: target.as_fd(),
+        below: None,
+        earlier: None,
+        note_made: false,
         destination: destination.as_bytes(),
         owner: options.owner,
         mode: options.mode,
@@ -86,7 +89,7 @@ fn a_tree_keeps_modes_times_links_and_attributes() {
     hard_link(at("sub/file"), at("again")).unwrap();
     symlink("/etc/shadow", at("link")).unwrap();
     let copied = copy_path(&from, "src", &to, "a/b").unwrap();
-    assert_eq!(copied, Copied { bytes: 300_000, entries: 5 });
+    assert_eq!(copied, Copied { bytes: 300_000, entries: 5, ..Copied::default() });
     let made = |name: &str| fs::symlink_metadata(to.path().join("a/b").join(name)).unwrap();
     let (file, original) = (made("sub/file"), fs::metadata(at("sub/file")).unwrap());
     assert_eq!((file.mode(), file.nlink()), (original.mode(), 2));
