@@ -20,6 +20,7 @@ mod content;
 mod earlier;
 mod over;
 
+pub use content::LARGE_FILE_BYTES;
 pub use earlier::Earlier;
 pub use over::make_dirs_over;
 
@@ -27,6 +28,9 @@ pub use over::make_dirs_over;
 pub struct CopyRequest<'a> {
     /// Root of the source tree.
     pub from: BorrowedFd<'a>,
+    /// The directories that overlayfs shows as the source, highest first: where file systems share blocks
+    /// they do it between files of theirs, not with what a mount shows of them. May be empty.
+    pub from_layers: &'a [OwnedFd],
     /// When the scan of the entries began; `None`: the source cannot have changed since (a committed
     /// snapshot), and is not looked at again.
     pub looked_at: Option<LookedAt>,
@@ -73,6 +77,7 @@ impl<'a> CopyRequest<'a> {
     ) -> Self {
         Self {
             from,
+            from_layers: &[],
             looked_at: None,
             entries,
             passed: None,

@@ -53,7 +53,9 @@ pub use compression::{
     Codec, CodecError, Compression, CopyFault, Encoder, Estargz, copy_hashed, decoder, detect, estargz,
     is_tar,
 };
-pub use copy::{Copied, CopyError, CopyRequest, Earlier, ModeChange, TopDir, copy, make_dirs_over};
+pub use copy::{
+    Copied, CopyError, CopyRequest, Earlier, LARGE_FILE_BYTES, ModeChange, TopDir, copy, make_dirs_over,
+};
 pub use density::{DensityError, bounded_decoder};
 pub use diff::{
     DiffError, DiffOptions, TreeForm, Written, copied_up, diff, diff_trees, drop_unchanged, is_opaque,

@@ -5,8 +5,8 @@ use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_layer::{
-    CopyError, CopyRequest, Earlier, EntryKind, EntryPath, ExtractOptions, Limits, LookedAt, TopDir, beneath,
-    bounded_decoder, is_tar, make_dirs_over,
+    CopyError, CopyRequest, Earlier, Entry, EntryKind, EntryPath, ExtractOptions, LARGE_FILE_BYTES, Limits,
+    LookedAt, TopDir, beneath, bounded_decoder, is_tar, make_dirs_over,
 };
 use kiln_llb as llb;
 use kiln_oci::SnapshotId;
@@ -29,6 +29,8 @@ pub(super) struct Root<'a> {
     to: BorrowedFd<'a>,
     /// What it stands on, when `to` is a bare upperdir.
     below: Option<BorrowedFd<'a>>,
+    /// Of the source: [`CopyRequest::from_layers`].
+    from_layers: &'a [OwnedFd],
     earlier: Option<&'a Earlier>,
     note_made: bool,
 }
@@ -36,7 +38,7 @@ pub(super) struct Root<'a> {
 impl<'a> Root<'a> {
     /// One that shows all there is.
     pub(super) fn seen(to: BorrowedFd<'a>) -> Self {
-        Self { to, below: None, earlier: None, note_made: false }
+        Self { to, below: None, from_layers: &[], earlier: None, note_made: false }
     }
 
     /// Where links lead and users are known.
@@ -96,11 +98,13 @@ impl BuildOp {
         let upper = engine.snapshots.open_layer(active.key())?;
         let below = base.map(|base| engine.snapshots.open_view(base)).transpose()?;
         let files = selection.matches.iter().map(|found| found.entries.len()).sum();
+        let from_layers = self.layers_of(from, &selection)?;
         let last = LastCopy::of(engine, &self.op.digest(), from, files);
         let earlier = last.as_ref().and_then(|last| last.open(engine));
         let root = Root {
             to: upper.as_fd(),
             below: below.as_ref().map(AsFd::as_fd),
+            from_layers: &from_layers,
             earlier: earlier.as_ref(),
             note_made: last.is_some(),
         };
@@ -111,6 +115,17 @@ impl BuildOp {
             last.save(id, &made);
         }
         Ok(tree)
+    }
+
+    /// The directories of a stage's layers, highest first, if some file is large enough to be looked for.
+    fn layers_of(&self, from: &Tree, selection: &Selection) -> Result<Vec<OwnedFd>, OpError> {
+        let is_large =
+            |entry: &Entry| matches!(entry.kind, EntryKind::File { size, .. } if size >= LARGE_FILE_BYTES);
+        let is_worth_it = selection.matches.iter().any(|found| found.entries.iter().any(is_large));
+        let Some(top) = from.snapshot().filter(|_| is_worth_it) else { return Ok(Vec::new()) };
+        let snapshots = &self.shared.engine.snapshots;
+        let dir = |id| Ok(snapshots.open_changes(&id)?.dir);
+        snapshots.chain(top)?.into_iter().rev().map(dir).collect()
     }
 
     /// Does `copy`; the digests of the files that it made, if `root` wants them.
@@ -179,6 +194,7 @@ impl BuildOp {
             };
             let copied = kiln_layer::copy(&CopyRequest {
                 from: source,
+                from_layers: root.from_layers,
                 looked_at: selection.looked_at,
                 entries: &found.entries,
                 passed: Some(&found.passed),

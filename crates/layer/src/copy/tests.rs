@@ -57,6 +57,7 @@ fn run_with(
     let (source, target) = (File::open(from.path()).unwrap(), File::open(to.path()).unwrap());
     copy(&CopyRequest {
         from: source.as_fd(),
+        from_layers: &[],
         looked_at: Some(LookedAt::now()),
         entries,
         passed: Some(&passed),
