@@ -131,13 +131,22 @@ pub struct FileStat {
     pub mode: u32,
 }
 
-/// Remembers the digests of file contents by what `stat(2)` says of the file.
-pub trait StatCache {
-    /// The BLAKE3 of a file in exactly this state, if it is known for certain.
-    fn get(&self, stat: &FileStat) -> Option<[u8; 32]>;
+/// What is known of a file besides what `stat(2)` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownFile {
+    /// BLAKE3 of its content.
+    pub content: [u8; 32],
+    /// It has no extended attributes but SELinux's, which describe the host.
+    pub is_bare: bool,
+}
 
-    /// Learns the BLAKE3 of a file that had this state before and after it was read.
-    fn put(&self, stat: &FileStat, content: [u8; 32]);
+/// Remembers files by what `stat(2)` says of them: who changes content or attributes changes that.
+pub trait StatCache {
+    /// A file in exactly this state, if it is known for certain.
+    fn get(&self, stat: &FileStat) -> Option<KnownFile>;
+
+    /// Learns of a file that had this state before and after it was read.
+    fn put(&self, stat: &FileStat, known: KnownFile);
 }
 
 /// Why a tree could not be read.
@@ -191,8 +200,8 @@ impl ScanError {
 /// Reads the tree at and below `start` (empty: the root).
 ///
 /// Sorted by component, so a directory stands before what is in it. A link at `start` is itself an
-/// entry. Costs one `stat` and one `listxattr` per entry; content is read only where `hash` is set
-/// and the cache does not know it.
+/// entry. Costs one `stat` and one `listxattr` per entry, the latter not for bare files that the cache
+/// knows; content is read only where `hash` is set and the cache does not know it.
 pub fn scan(root: BorrowedFd<'_>, start: &[u8], options: &ScanOptions<'_>) -> Result<Vec<Entry>, ScanError> {
     let start = match start.strip_suffix(b"/").unwrap_or(start) {
         b"." => b"",
@@ -253,10 +262,14 @@ impl Scan<'_> {
     fn entry(&self, found: &Found<'_>) -> Result<Entry, ScanError> {
         let is_file = node::kind(&found.stat) == FileType::RegularFile;
         let known = self.options.stat_cache.filter(|_| self.options.hash && is_file);
-        let content = known.and_then(|cache| cache.get(&FileStat::of(&found.stat)));
-        let xattrs = node::xattrs(found.parent, found.name);
-        let xattrs = xattrs.map_err(|error| ScanError::host(found.path, error))?;
-        Entry::new(found, content, xattrs)
+        let known = known.and_then(|cache| cache.get(&FileStat::of(&found.stat)));
+        let xattrs = match known {
+            Some(KnownFile { is_bare: true, .. }) => Xattrs::new(),
+            _ => {
+                node::xattrs(found.parent, found.name).map_err(|error| ScanError::host(found.path, error))?
+            }
+        };
+        Entry::new(found, known.map(|known| known.content), xattrs)
     }
 }
 
@@ -393,6 +406,8 @@ fn hash_files(
         .collect::<Result<_, ScanError>>()?;
     for (at, stat, content) in hashed {
         let entry = &mut entries[at];
+        // The attributes were listed before the content was read: in this state, if the times say so.
+        let is_bare = entry.is_as(&stat) && entry.xattrs.keys().all(|name| name == b"security.selinux");
         entry.kind = file_kind(&stat, Some(content));
         entry.mode = stat.st_mode & 0o7777;
         if !marks::uses_user_attributes() {
@@ -401,7 +416,7 @@ fn hash_files(
         }
         (entry.mtime, entry.ctime) = (mtime(&stat), ctime(&stat));
         if let Some(cache) = options.stat_cache {
-            cache.put(&FileStat::of(&stat), content);
+            cache.put(&FileStat::of(&stat), KnownFile { content, is_bare });
         }
     }
     Ok(())
@@ -532,6 +547,47 @@ mod tests {
         });
         let (_, content) = hash(&mut [0; 4096]).unwrap();
         assert_eq!(content, *blake3::hash(&std::fs::read(dir.path().join("log")).unwrap()).as_bytes());
+    }
+
+    #[test]
+    fn attributes_of_a_file_that_the_cache_knows_are_seen_when_they_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write(&path, "text").unwrap();
+        // Coarse clocks may not tell the changes of this test apart.
+        let touch = |seconds: u64| {
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        /// Believes that no time is too young, as a cache of another day may.
+        #[derive(Default)]
+        struct Trusting(std::sync::Mutex<std::collections::HashMap<u64, (FileStat, KnownFile)>>);
+        impl StatCache for Trusting {
+            fn get(&self, stat: &FileStat) -> Option<KnownFile> {
+                let known = self.0.lock().unwrap().get(&stat.ino).copied();
+                known.filter(|(then, _)| then == stat).map(|(_, known)| known)
+            }
+            fn put(&self, stat: &FileStat, known: KnownFile) {
+                self.0.lock().unwrap().insert(stat.ino, (*stat, known));
+            }
+        }
+        let (cache, cancel) = (Trusting::default(), AtomicBool::new(false));
+        let root = File::open(dir.path()).unwrap();
+        let xattrs = || {
+            let options = ScanOptions { hash: true, filter: None, stat_cache: Some(&cache), cancel: &cancel };
+            scan(root.as_fd(), b"x", &options).unwrap().remove(0).xattrs
+        };
+        assert_eq!((xattrs().len(), xattrs().len()), (0, 0));
+        let bare = |cache: &Trusting| cache.0.lock().unwrap().values().all(|(_, known)| known.is_bare);
+        assert!(bare(&cache));
+        let none = fs::XattrFlags::empty();
+        fs::setxattr(&path, "user.a", b"1", none).unwrap();
+        touch(1);
+        assert_eq!((xattrs().len(), xattrs().len()), (1, 1));
+        assert!(!bare(&cache));
+        fs::removexattr(&path, "user.a").unwrap();
+        touch(2);
+        assert_eq!(xattrs().len(), 0);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub use diff::{
 };
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
-    Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
+    Entry, EntryKind, FileStat, Filter, KnownFile, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
 pub use looked_at::LookedAt;
 pub use marks::{copy_record, give, has_single_id, opaque_attribute, uses_user_attributes};

@@ -365,12 +365,12 @@ fn a_digest_covers_what_would_be_made_and_nothing_else() {
 struct Meddler<'m>(&'m dyn Fn(u64));
 
 impl StatCache for Meddler<'_> {
-    fn get(&self, stat: &kiln_layer::FileStat) -> Option<[u8; 32]> {
+    fn get(&self, stat: &kiln_layer::FileStat) -> Option<kiln_layer::KnownFile> {
         (self.0)(stat.size);
         None
     }
 
-    fn put(&self, _: &kiln_layer::FileStat, _: [u8; 32]) {}
+    fn put(&self, _: &kiln_layer::FileStat, _: kiln_layer::KnownFile) {}
 }
 
 fn select_while(dir: &Path, meddle: &dyn Fn(u64)) -> Result<Selection, OpError> {
