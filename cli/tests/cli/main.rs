@@ -33,6 +33,7 @@ mod copy;
 mod crash;
 mod differential;
 mod du;
+mod edits;
 mod faults;
 mod fsck;
 mod full_disk;
