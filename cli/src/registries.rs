@@ -1,10 +1,12 @@
 //! The registries of the command line: whose configuration, whose credentials, whose certificates.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use kiln_build::registry::{Bases, PullPolicy, Registries};
-use kiln_registry::{Client, CredentialSource, DockerConfig, NoCredentials, Settings};
+use kiln_registry::{
+    Client, Credential, CredentialError, CredentialSource, DockerConfig, NoCredentials, Settings,
+};
 
 use crate::args::registry::BaseArgs;
 use crate::config::Config;
@@ -30,19 +32,32 @@ pub(crate) fn settings(config: &Config) -> Settings {
     settings
 }
 
-/// Registries, with the user's credentials.
+/// Registries, with the user's credentials. Reads nothing before the first request.
 pub(crate) fn registries(config: &Config) -> Arc<Registries> {
     let credentials: Arc<dyn CredentialSource> = match docker_config() {
-        Some(file) => {
-            if file.is_open_to_others() && file.keys().is_ok_and(|keys| !keys.is_empty()) {
-                let path = file.path().display();
-                say(&format!("warning: others can read the credentials in {path}; `chmod 600` helps\n"));
-            }
-            Arc::new(file)
-        }
+        Some(file) => Arc::new(Watched { file, told: Once::new() }),
         None => Arc::new(NoCredentials),
     };
     Arc::new(Registries::new(Client::new(settings(config), credentials)))
+}
+
+/// Says once that others can read the credentials.
+struct Watched {
+    file: DockerConfig,
+    told: Once,
+}
+
+impl CredentialSource for Watched {
+    fn credential(&self, key: &str) -> Result<Option<Credential>, CredentialError> {
+        let found = self.file.credential(key)?;
+        if self.file.is_open_to_others() && self.file.keys().is_ok_and(|keys| !keys.is_empty()) {
+            self.told.call_once(|| {
+                let path = self.file.path().display();
+                say(&format!("warning: others can read the credentials in {path}; `chmod 600` helps\n"));
+            });
+        }
+        Ok(found)
+    }
 }
 
 /// Where a build takes images from, and pushes to.

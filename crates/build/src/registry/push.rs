@@ -211,7 +211,7 @@ impl Load {
     }
 }
 
-/// Repositories of the same registry that have layers of this push: those of other images of the store that
+/// Repositories of the same registry that have blobs of this push: those of other images of the store that
 /// have a name there.
 fn repositories_of(
     engine: &Engine,
@@ -234,8 +234,9 @@ fn repositories_of(
         // A manifest that is damaged helps nobody here.
         let Ok(json) = engine.store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) else { continue };
         let Ok(manifest) = parse_json::<Manifest>("manifest", &image.manifest, &json) else { continue };
-        for layer in manifest.layers.iter().filter(|layer| wanted.contains(&layer.digest)) {
-            let known = found.entry(layer.digest).or_default();
+        let parts = manifest.layers.iter().chain([&manifest.config]);
+        for part in parts.filter(|part| wanted.contains(&part.digest)) {
+            let known = found.entry(part.digest).or_default();
             known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
         }
     }
