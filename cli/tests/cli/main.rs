@@ -49,6 +49,7 @@ mod no_cache;
 mod outputs;
 mod power;
 mod reflink;
+mod registry;
 mod remote;
 mod remote_add;
 mod remote_contexts;

@@ -30,5 +30,7 @@ pub use packing::{Compress, Packing, PackingError};
 pub use save::{SaveOptions, SavedImage, save};
 pub use tree::export_tree;
 
-pub(crate) use image::Assembled;
+pub(crate) use image::{Assembled, ReadyImage, Style, make_ready};
+pub(crate) use index::whole_index;
+pub(crate) use layers::{LayerContent, write_plain};
 pub(crate) use run::{Delivered, Delivery, deliver};
