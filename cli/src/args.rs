@@ -7,6 +7,7 @@ pub(crate) mod containers;
 pub(crate) mod images;
 pub(crate) mod limits;
 pub(crate) mod network;
+pub(crate) mod registry;
 pub(crate) mod store;
 pub(crate) mod toolkit;
 
@@ -38,7 +39,7 @@ pub(crate) struct Cli {
 #[command(defer = true)]
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Run a shell, or a command, where a step of the last build failed
     Shell(ShellArgs),
     /// Make an image out of a root file system
@@ -80,6 +81,14 @@ pub(crate) enum Command {
     Save(images::SaveArgs),
     /// Read images from a docker or OCI archive or an OCI layout directory
     Load(images::LoadArgs),
+    /// Fetch images from registries
+    Pull(registry::PullArgs),
+    /// Send images to registries
+    Push(registry::PushArgs),
+    /// Keep credentials for a registry, as docker does, after trying them
+    Login(registry::LoginArgs),
+    /// Forget the credentials for a registry
+    Logout(registry::LogoutArgs),
     /// Write the files of a container or an image as a tar
     Export(images::ExportArgs),
     /// Look into the layers of an image
@@ -138,6 +147,8 @@ pub(crate) struct BuildArgs {
     /// Run the steps of these stages again; names that the Dockerfile does not have are passed by
     #[arg(long, value_name = "STAGE[,STAGE…]", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
+    #[command(flatten)]
+    pub(crate) bases: registry::BaseArgs,
     /// Run at most this many steps at once [default: all that can, as far as memory goes]
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<std::num::NonZeroUsize>,
@@ -176,14 +187,14 @@ pub(crate) struct BuildArgs {
     /// Print only the image ID
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// What to leave, instead of an image in the store: DIR, - or type=image|oci|docker|tar|local|
-    /// cacheonly with attributes; may be given several times
+    /// What to leave, instead of an image in the store: DIR, - or type=image|registry|oci|docker|tar|
+    /// local|cacheonly with attributes; may be given several times
     #[arg(short, long, value_name = "DIR|-|type=TYPE[,NAME=VALUE…]")]
     pub(crate) output: Vec<Output>,
     /// Leave an image in the store, beside what --output says
     #[arg(long)]
     pub(crate) load: bool,
-    /// Push the image: not yet
+    /// Push the image under its names, and keep it in the store; the same as --output type=registry
     #[arg(long)]
     pub(crate) push: bool,
     /// Annotation for the image's manifest

@@ -12,6 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kiln-solver", &["kiln-oci"]),
     ("kiln-layer", &["kiln-oci"]),
     ("kiln-content", &["kiln-oci"]),
+    ("kiln-registry", &["kiln-oci"]),
     ("kiln-snapshotter", &["kiln-oci", "kiln-layer"]),
     ("kiln-executor", &["kiln-oci"]),
     (
@@ -23,6 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "kiln-solver",
             "kiln-layer",
             "kiln-content",
+            "kiln-registry",
             "kiln-snapshotter",
             "kiln-executor",
         ],
@@ -37,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "kiln-solver",
             "kiln-layer",
             "kiln-content",
+            "kiln-registry",
             "kiln-snapshotter",
             "kiln-executor",
             "kiln-build",

@@ -13,15 +13,22 @@ use kiln_llb::Network;
 use super::call::{check, outline, targets};
 use super::containers::join::host;
 use super::outputs::{forget_id, outputs, write_results};
+use super::push::told;
 use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, NoCacheOf, OnError, ProgressMode};
 use crate::config::{self, Config};
 use crate::errors::{Failure, say};
 use crate::progress::{Live, Plain, Quiet, Shown};
+use crate::registries::bases;
 use crate::session::Session;
 
 /// What a command line asks for.
-pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildRequest, Failure> {
+pub(super) fn request(
+    args: &BuildArgs,
+    outputs: Vec<Output>,
+    config: &Config,
+) -> Result<BuildRequest, Failure> {
+    let pushes = outputs.iter().any(|output| matches!(output, Output::Image(image) if image.push));
     let context = ContextSource::parse(&args.context).map_err(BuildError::from)?;
     let contexts = args
         .build_context
@@ -47,6 +54,7 @@ pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildReq
         ssh: SshAgents::new(args.ssh.clone()).map_err(|error| Failure::usage(format!("--ssh {error}")))?,
         authorities: config::authorities(&args.ca_cert)?,
         allow: args.allow.iter().copied().collect(),
+        bases: bases(&args.bases, config, pushes)?,
         ..BuildRequest::new(Default::default())
     };
     for text in &args.build_arg {
@@ -85,8 +93,9 @@ fn no_cache(args: &BuildArgs) -> NoCache {
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     crate::rootless::warn_of_network(matches!(args.network, NetworkMode::Default));
+    let config = Config::read()?;
     let outputs = outputs(&args)?;
-    let mut request = request(&args, outputs)?;
+    let mut request = request(&args, outputs, &config)?;
     let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
     match call.method {
         Method::Build => {}
@@ -99,9 +108,9 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         if to_stdout(&request) {
             return Err(Failure::usage("--watch cannot write one file after the other to standard output"));
         }
-        return super::watch::run(session, &args, request);
+        return super::watch::run(session, &args, &request, &config);
     }
-    once(session, &args, &request, &session.cancel)
+    once(session, &args, &request, &config, &session.cancel)
 }
 
 fn to_stdout(request: &BuildRequest) -> bool {
@@ -113,9 +122,9 @@ pub(super) fn once(
     session: &Session,
     args: &BuildArgs,
     request: &BuildRequest,
+    config: &Config,
     cancel: &BuildCancel,
 ) -> Result<u8, Failure> {
-    let config = Config::read()?.gc;
     forget_id(args)?;
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
     let quiet = args.quiet || args.progress == ProgressMode::Quiet;
@@ -155,7 +164,7 @@ pub(super) fn once(
         print(&text)?;
     }
     if made_something {
-        super::gc::after_build(session, &config);
+        super::gc::after_build(session, &config.gc);
     }
     Ok(0)
 }
@@ -169,6 +178,9 @@ fn report(built: &Built) -> String {
     };
     for name in &built.names {
         text.push_str(&format!("named {}\n", name.familiar()));
+    }
+    for pushed in &built.pushed {
+        text.push_str(&told(pushed));
     }
     for file in &built.files {
         text.push_str(&format!("wrote {}\n", file.display()));

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::build::once;
 use crate::args::BuildArgs;
+use crate::config::Config;
 use crate::errors::{Failure, say};
 use crate::session::Session;
 
@@ -79,9 +80,14 @@ impl Watched {
 }
 
 /// Builds until it is interrupted.
-pub(super) fn run(session: &Session, args: &BuildArgs, request: BuildRequest) -> Result<u8, Failure> {
-    let written = written(args, &request);
-    let look = || reads(&session.engine, &request, &written, &session.cancel);
+pub(super) fn run(
+    session: &Session,
+    args: &BuildArgs,
+    request: &BuildRequest,
+    config: &Config,
+) -> Result<u8, Failure> {
+    let written = written(args, request);
+    let look = || reads(&session.engine, request, &written, &session.cancel);
     let mut turn = Turn::new().map_err(BuildError::from)?;
     let watched =
         Arc::new(Watched { watcher: Mutex::new(Watcher::new()?), current: Mutex::new(turn.clone()) });
@@ -90,7 +96,7 @@ pub(super) fn run(session: &Session, args: &BuildArgs, request: BuildRequest) ->
     let (sender, messages) = channel();
     listen(watched.clone(), session.cancel.clone(), sender);
     for number in 2_u64.. {
-        let outcome = once(session, args, &request, &turn.cancel);
+        let outcome = once(session, args, request, config, &turn.cancel);
         if session.cancel.is_cancelled() {
             break;
         }

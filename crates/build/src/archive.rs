@@ -6,9 +6,12 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Take};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kiln_content::Store;
 use kiln_layer::beneath;
+use kiln_oci::Digest;
 use kiln_oci::document::DocumentError;
 use rustix::fs::{Mode, OFlags, open};
 
@@ -72,6 +75,13 @@ pub(crate) struct Archive {
 enum Backing {
     Tar { file: File, places: HashMap<String, Place> },
     Directory(OwnedFd),
+    Blobs { store: Arc<Store>, source: Box<dyn Blobs> },
+}
+
+/// Where blobs come from that are not in the store yet.
+pub(crate) trait Blobs: Send + Sync {
+    /// Waits until the blob is in the store, as what it is named after.
+    fn bring(&self, digest: &Digest) -> Result<(), BuildError>;
 }
 
 impl Archive {
@@ -140,6 +150,18 @@ impl Archive {
         Ok(Self { path, backing, read_bytes: AtomicU64::new(0), heals: false })
     }
 
+    /// The blobs that `source` brings into `store`; `path` is for messages.
+    pub(crate) fn of_blobs(path: &Path, store: Arc<Store>, source: impl Blobs + 'static) -> Self {
+        let (path, source) = (path.to_owned(), Box::new(source));
+        let backing = Backing::Blobs { store, source };
+        Self { path, backing, read_bytes: AtomicU64::new(0), heals: false }
+    }
+
+    /// Whether what is read is in the store already, as a blob.
+    pub(crate) fn is_in_store(&self) -> bool {
+        matches!(self.backing, Backing::Blobs { .. })
+    }
+
     /// The same, to mend with what it has what is damaged in the store.
     pub(crate) fn healing(self) -> Self {
         Self { heals: true, ..self }
@@ -162,6 +184,7 @@ impl Archive {
             Backing::Directory(root) => {
                 beneath::open_file(root.as_fd(), clean(name).as_bytes(), OFlags::PATH).is_ok()
             }
+            Backing::Blobs { .. } => blob_digest(name).is_some(),
         }
     }
 
@@ -171,6 +194,13 @@ impl Archive {
         let (own_file, places) = match &self.backing {
             Backing::Tar { file, places } => (file, places),
             Backing::Directory(root) => return self.read_file(root.as_fd(), &name),
+            Backing::Blobs { store, source } => {
+                let digest = blob_digest(&name)
+                    .ok_or_else(|| broken(&self.path, &format!("{name} is not the name of a blob")))?;
+                source.bring(&digest)?;
+                let (file, size_bytes) = store.open_blob(&digest)?;
+                return Ok((BufReader::with_capacity(256 << 10, file.take(size_bytes)), size_bytes));
+            }
         };
         for _ in 0..MAX_LINKS {
             match places.get(&name) {
@@ -258,6 +288,11 @@ impl Archive {
 
 pub(crate) fn broken(path: &Path, reason: &str) -> BuildError {
     BuildError::Archive { path: path.to_owned(), reason: reason.to_owned() }
+}
+
+/// The digest in `blobs/sha256/HEX`.
+fn blob_digest(name: &str) -> Option<Digest> {
+    format!("sha256:{}", name.strip_prefix("blobs/sha256/")?).parse().ok()
 }
 
 fn parent(name: &str) -> &str {

@@ -39,6 +39,7 @@ mod named_context;
 mod no_cache;
 mod ops;
 mod redact;
+pub mod registry;
 mod remote_context;
 mod request;
 mod reread;

@@ -9,6 +9,7 @@
 //! - A file has its name only when it is whole; after an error nothing is left of it.
 
 mod archive;
+mod behind;
 mod file;
 mod image;
 mod index;
@@ -21,7 +22,7 @@ mod save;
 mod tree;
 
 pub use archive::ArchiveFormat;
-pub use file::{Dest, NewFile, write_whole};
+pub use file::{Dest, NewFile, Target, write_whole};
 pub use output::{
     Annotations, ArchiveOutput, ImageFormat, ImageOutput, LocalMode, Output, OutputError, TreeOutput,
 };
@@ -29,5 +30,7 @@ pub use packing::{Compress, Packing, PackingError};
 pub use save::{SaveOptions, SavedImage, save};
 pub use tree::export_tree;
 
-pub(crate) use image::Assembled;
+pub(crate) use image::{Assembled, ReadyImage, Style, make_ready};
+pub(crate) use index::whole_index;
+pub(crate) use layers::{LayerContent, write_plain};
 pub(crate) use run::{Delivered, Delivery, deliver};

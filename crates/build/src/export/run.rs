@@ -7,16 +7,18 @@ use kiln_content::ImageRecord;
 use kiln_oci::image::{Descriptor, Manifest, media_type};
 use kiln_oci::{Digest, Platform, Reference, SnapshotId};
 
-use super::archive::{ArchiveFormat, Outgoing, TarShelf, write_images};
-use super::file::{Dest, NewFile};
+use super::archive::{ArchiveFormat, ImageWriter, Outgoing, TarShelf};
+use super::file::{Dest, NewFile, Target};
 use super::image::{Assembled, ReadyImage, Style, make_ready};
 use super::layout::DirShelf;
 use super::output::{ArchiveOutput, ImageFormat, ImageOutput, Output, TreeOutput};
 use super::packing::{Compress, Packing};
+use super::save::{Leaving, write_archive, write_ready};
 use super::tree::{TreeStyle, left_out_note, write_local, write_tar};
 use crate::archive::Archive;
 use crate::image::{parse_json, store_image};
 use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
+use crate::registry::{PushedName, Registries, push_ready};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// What a build made, before anything of it has left.
@@ -30,6 +32,8 @@ pub(crate) struct Delivery<'a> {
     /// `SOURCE_DATE_EPOCH`
     pub(crate) epoch: Option<i64>,
     pub(crate) platform: &'a Platform,
+    /// `None`: nothing can be pushed.
+    pub(crate) registries: Option<&'a Registries>,
     pub(crate) cancel: &'a BuildCancel,
 }
 
@@ -45,12 +49,16 @@ pub(crate) struct Delivered {
     pub(crate) names: Vec<Reference>,
     /// Files and directories that were written.
     pub(crate) files: Vec<PathBuf>,
+    /// Names that registries have now.
+    pub(crate) pushed: Vec<PushedName>,
     /// What the user should know.
     pub(crate) notes: Vec<String>,
+    /// What is to be pushed once all files are written.
+    outgoing: Vec<(ReadyImage, Vec<Reference>)>,
 }
 
-/// Writes all `outputs`. Files get their names only when every output is written; names in the store
-/// come last.
+/// Writes all `outputs`. Files get their names only when every output is written, and what is to be pushed
+/// is; names in the store come last.
 ///
 /// # Errors
 /// [`BuildError`]; of files nothing is left then, and no name has moved.
@@ -78,8 +86,9 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
             Output::Archive(output) => delivery.archive(output, &mut files, &mut delivered)?,
             Output::Tar(output) => {
                 let style = delivery.tree_style(output);
-                delivery.write_to(&output.dest, &mut files, &mut |path, out| {
-                    write_tar(delivery.engine, delivery.top, &style, path, out, delivery.cancel.flag())
+                delivery.write_to(&output.dest, &mut files, &mut |target| {
+                    let (engine, cancel) = (delivery.engine, delivery.cancel.flag());
+                    write_tar(engine, delivery.top, &style, target.path, target.out, cancel)
                 })?;
             }
             Output::Local(output) => {
@@ -92,6 +101,12 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
             }
             Output::CacheOnly => {}
         }
+    }
+    for (ready, names) in std::mem::take(&mut delivered.outgoing) {
+        let none = || BuildError::Bug { what: "there are no registries to push to".to_owned() };
+        let registries = delivery.registries.ok_or_else(none)?;
+        let pushed = push_ready(delivery.engine, registries, &ready, None, &names, delivery.cancel)?;
+        delivered.pushed.extend(pushed);
     }
     for file in files {
         delivered.files.push(file.path().to_owned());
@@ -109,6 +124,10 @@ impl Delivered {
         if !self.names.contains(name) {
             self.names.push(name.clone());
         }
+    }
+
+    fn seen_first(&mut self, made: &[ReadyImage]) {
+        made.iter().for_each(|image| self.seen(image.config, &image.descriptor));
     }
 
     fn seen(&mut self, id: Digest, manifest: &Descriptor) {
@@ -149,7 +168,12 @@ impl Delivery<'_> {
     fn image(&self, output: &ImageOutput, delivered: &mut Delivered) -> Result<ImageRecord, BuildError> {
         let image = self.assembled()?;
         let Assembled { config_json, layers, top, .. } = image;
-        let format = &output.format;
+        let mut format = output.format.clone();
+        if output.push {
+            // What the registry gets is what the store says the image is.
+            format.compress.get_or_insert(Compress::new(Packing::GZIP));
+        }
+        let format = &format;
         let plain = ImageFormat { rewrite_timestamp: format.rewrite_timestamp, ..ImageFormat::default() };
         let style = self.style(format, delivered);
         if *format == plain && style.newest.is_none() {
@@ -166,8 +190,15 @@ impl Delivery<'_> {
         }
         // Without a request layers are written anew only where they must.
         let compress = format.compress.unwrap_or(Compress::new(Packing::UNCOMPRESSED));
-        let ready = make_ready(self.engine, image, &Style { compress, ..style }, self.cancel.flag())?;
+        let ready = make_ready(self.engine, image, &Style { compress, ..style }, self.cancel.flag(), None)?;
         delivered.seen(ready.config, &ready.descriptor);
+        if output.push {
+            let names = output.names.iter().map(|name| match output.by_digest {
+                true => with_digest(name, &ready.descriptor.digest),
+                false => Ok(name.clone()),
+            });
+            delivered.outgoing.push((ready.clone(), names.collect::<Result<_, _>>()?));
+        }
         if ready.config == Digest::of(config_json) {
             let made = Some(&*ready.manifest_json);
             return store_image(self.engine, config_json, layers, top.clone(), made);
@@ -180,10 +211,12 @@ impl Delivery<'_> {
         let path = Path::new("the image");
         let failed = |source| BuildError::Output { path: path.to_owned(), source };
         let mut spool = self.engine.store.spool()?;
-        let outgoing = [Outgoing { image: ready, names: Vec::new(), index: None }];
+        let outgoing = Outgoing { image: ready, names: &[], index: None };
         let mut out = BufWriter::with_capacity(256 << 10, &spool);
-        let mut shelf = TarShelf::new(&mut out, path);
-        write_images(self.engine, &outgoing, ArchiveFormat::Oci, &mut shelf, self.cancel.flag())?;
+        let mut shelf = TarShelf::new(Target { path, out: &mut out, file: None });
+        let mut writer = ImageWriter::new(self.engine, ArchiveFormat::Oci, &mut shelf, self.cancel.flag());
+        writer.image(&outgoing)?;
+        writer.finish()?;
         shelf.finish()?;
         out.into_inner().map_err(|error| failed(error.into_error()))?;
         spool.seek(SeekFrom::Start(0)).map_err(failed)?;
@@ -192,18 +225,14 @@ impl Delivery<'_> {
 
     /// The names that an image gets in the store.
     fn names(&self, output: &ImageOutput, record: &ImageRecord) -> Result<Vec<Reference>, BuildError> {
-        let with_digest = |name: &Reference| {
-            let text = format!("{}@{}", name.familiar_name(), record.manifest);
-            text.parse::<Reference>().map_err(|error| BuildError::Bug { what: error.to_string() })
-        };
         let mut names = output.names.clone();
         if output.canonical {
             for name in &output.names {
-                names.push(with_digest(name)?);
+                names.push(with_digest(name, &record.manifest)?);
             }
         }
         if let (Some(prefix), true) = (&output.dangling_prefix, output.names.is_empty()) {
-            names.push(with_digest(prefix)?);
+            names.push(with_digest(prefix, &record.manifest)?);
         }
         Ok(names)
     }
@@ -215,20 +244,20 @@ impl Delivery<'_> {
         delivered: &mut Delivered,
     ) -> Result<(), BuildError> {
         let style = self.style(&output.format, delivered);
-        let image = make_ready(self.engine, self.assembled()?, &style, self.cancel.flag())?;
-        delivered.seen(image.config, &image.descriptor);
         output.names.iter().for_each(|name| delivered.add_name(name));
-        let outgoing = [Outgoing { image, names: output.names.clone(), index: None }];
         let (engine, cancel) = (self.engine, self.cancel.flag());
+        let leaving = [Leaving { image: self.assembled()?, names: &output.names, index: None }];
         if let (Dest::Path(dir), true) = (&output.dest, output.directory) {
-            write_images(engine, &outgoing, output.kind, &mut DirShelf::new(dir)?, cancel)?;
+            let mut shelf = DirShelf::new(dir)?;
+            let made = write_ready(engine, &leaving, &style, output.kind, &mut shelf, cancel)?;
+            delivered.seen_first(&made);
             delivered.files.push(dir.clone());
             return Ok(());
         }
-        self.write_to(&output.dest, files, &mut |path, out| {
-            let mut shelf = TarShelf::new(out, path);
-            write_images(engine, &outgoing, output.kind, &mut shelf, cancel)?;
-            shelf.finish()
+        self.write_to(&output.dest, files, &mut |target| {
+            let made = write_archive(engine, &leaving, &style, output.kind, target, cancel)?;
+            delivered.seen_first(&made);
+            Ok(())
         })
     }
 
@@ -237,23 +266,27 @@ impl Delivery<'_> {
         &self,
         dest: &Dest,
         files: &mut Vec<NewFile>,
-        write: &mut dyn FnMut(&Path, &mut dyn Write) -> Result<(), BuildError>,
+        write: &mut dyn FnMut(&mut Target<'_>) -> Result<(), BuildError>,
     ) -> Result<(), BuildError> {
         match dest {
             Dest::Stdout => {
                 let path = Path::new("standard output");
                 let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
-                write(path, &mut out)?;
+                write(&mut Target { path, out: &mut out, file: None })?;
                 out.flush().map_err(|source| BuildError::Output { path: path.to_owned(), source })
             }
             Dest::Path(path) => {
                 let new = NewFile::create(path)?;
-                let mut out = BufWriter::with_capacity(256 << 10, new.file());
-                write(path, &mut out)?;
-                out.into_inner().map_err(|error| new.failed(error.into_error()))?;
+                new.write_by(write)?;
                 files.push(new);
                 Ok(())
             }
         }
     }
+}
+
+/// `name`, without its tag and with this digest.
+fn with_digest(name: &Reference, digest: &Digest) -> Result<Reference, BuildError> {
+    let text = format!("{}@{digest}", name.familiar_name());
+    text.parse().map_err(|error: kiln_oci::ReferenceError| BuildError::Bug { what: error.to_string() })
 }

@@ -1,6 +1,7 @@
 //! The ops' implementations: what the solver runs.
 
 mod copy;
+mod earlier;
 mod exec;
 mod file;
 mod merge;
