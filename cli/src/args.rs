@@ -206,6 +206,9 @@ pub(crate) struct BuildArgs {
     /// Write digests and names of the result to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<PathBuf>,
+    /// Build again whenever something that the build read changes, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["check", "call", "on_error"])]
+    pub(crate) watch: bool,
     /// What to do when a step fails, on a terminal: open a shell in its state, as `kiln shell` does
     #[arg(long, value_enum, default_value_t = OnError::Fail, value_name = "WHAT")]
     pub(crate) on_error: OnError,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use kiln_build::export::Output;
 use kiln_build::{
-    BuildError, BuildRequest, Built, ContextSource, DockerfileSource, NamedContext, NoCache, Progress,
-    SecretStore, SshAgents, build,
+    BuildCancel, BuildError, BuildRequest, Built, ContextSource, DockerfileSource, NamedContext, NoCache,
+    Progress, SecretStore, SshAgents, build,
 };
 use kiln_llb::Network;
 
@@ -95,7 +95,6 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     crate::rootless::warn_of_network(matches!(args.network, NetworkMode::Default));
     let config = Config::read()?;
     let outputs = outputs(&args)?;
-    let to_stdout = outputs.iter().any(Output::is_stdout);
     let mut request = request(&args, outputs, &config)?;
     let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
     match call.method {
@@ -104,8 +103,29 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         Method::Outline => return outline(session, &request, call.json),
         Method::Targets => return targets(session, &request, call.json),
     }
-    forget_id(&args)?;
     request.origin = super::shell::origin();
+    if args.watch {
+        if to_stdout(&request) {
+            return Err(Failure::usage("--watch cannot write one file after the other to standard output"));
+        }
+        return super::watch::run(session, &args, &request, &config);
+    }
+    once(session, &args, &request, &config, &session.cancel)
+}
+
+fn to_stdout(request: &BuildRequest) -> bool {
+    request.outputs.iter().any(Output::is_stdout)
+}
+
+/// One build, and what it prints.
+pub(super) fn once(
+    session: &Session,
+    args: &BuildArgs,
+    request: &BuildRequest,
+    config: &Config,
+    cancel: &BuildCancel,
+) -> Result<u8, Failure> {
+    forget_id(args)?;
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
     let quiet = args.quiet || args.progress == ProgressMode::Quiet;
     let shown = Arc::new(match args.progress {
@@ -120,7 +140,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     if let Some(name) = &args.runtime {
         engine.executor = session.linux_with(super::runtime(name)?)?;
     }
-    let built = runtime.block_on(build(&engine, &request, progress, &session.cancel));
+    let built = runtime.block_on(build(&engine, request, progress, cancel));
     if !quiet {
         shown.finish();
     }
@@ -131,13 +151,13 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         other => other?,
     };
     let made_something = built.steps_run > 0;
-    write_results(&args, &built)?;
+    write_results(args, &built)?;
     for note in &built.notes {
         say(&format!("warning: {note}\n"));
     }
     let text =
         if args.quiet { built.id.map(|id| format!("{id}\n")).unwrap_or_default() } else { report(&built) };
-    if to_stdout {
+    if to_stdout(request) {
         // The output itself is there.
         say(&text);
     } else {

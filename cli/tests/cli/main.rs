@@ -72,4 +72,5 @@ mod toolkit_image;
 mod toolkit_layer;
 mod toolkit_mutate;
 mod universal;
+mod watch;
 mod why;

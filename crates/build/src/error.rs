@@ -11,6 +11,7 @@ use kiln_llb::Location;
 use kiln_oci::document::DocumentError;
 use kiln_oci::{DiffId, Digest, Platform, Reference};
 
+use crate::watch::WatchError;
 use crate::{Dockerfile, Entitlement, SourceError};
 
 /// Why a build, import, load or export ended without a result.
@@ -144,6 +145,9 @@ pub enum BuildError {
     /// The step that a shell was asked for is not in the build any more, or never was.
     #[error("there is no step {what} in this build")]
     NoStep { what: String, steps: Vec<String> },
+    /// What a build reads cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// There is nothing before a step that a shell could be opened in.
     #[error("{title} stands on nothing")]
     NothingBefore { title: String },

@@ -54,6 +54,7 @@ mod step_costs;
 pub mod toolkit;
 mod tree;
 pub mod usage;
+mod watch;
 pub mod why;
 mod world;
 
@@ -81,3 +82,4 @@ pub use secrets::{Secret, SecretSpec, SecretStore, SpecError};
 pub use shell::{ShellRequest, ShellState, ShellStep, StepNumber, shell};
 pub use source::{Fault, NoSecrets, SecretSource, SourceError, SourceOptions};
 pub use ssh::{SshAgents, SshSpec};
+pub use watch::{News, Reads, WatchError, Watcher, reads};
