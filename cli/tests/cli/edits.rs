@@ -15,7 +15,7 @@ use self::world::{Depth, World};
 use crate::harness::needs_root;
 
 /// Sequences in the test command.
-const SEQUENCES: usize = 60;
+const SEQUENCES: usize = 40;
 /// Sequences on one context and one store.
 const ON_ONE: usize = 15;
 /// In the test command the empty store builds after so many: what was wrong is wrong still, most often.
