@@ -69,6 +69,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("bit_rot::", CAMPAIGN),
     both("concurrency::", CAMPAIGN),
     both("differential::", CAMPAIGN),
+    both("edits::", CAMPAIGN),
     both("faults::", CAMPAIGN),
     both("full_disk::", CAMPAIGN),
     both("interrupts::", CAMPAIGN),
