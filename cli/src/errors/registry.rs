@@ -32,10 +32,10 @@ pub(super) fn code(error: &Error) -> Code {
 
 pub(super) fn hint(error: &Error) -> Option<String> {
     Some(match error {
-        Error::Denied { host, known: false, .. } => format!("`kiln login {host}` may help"),
-        Error::Denied { host, .. } => {
-            format!("the credentials for {host} are wrong or not enough; `kiln login {host}` replaces them")
-        }
+        Error::Denied { registry, known: false, .. } => format!("`kiln login {registry}` may help"),
+        Error::Denied { registry, .. } => format!(
+            "the credentials for {registry} are wrong or not enough; `kiln login {registry}` replaces them"
+        ),
         Error::NotFound { .. } => {
             "look for a mistake in the name or the tag; some registries say this of what needs a login, too"
                 .to_owned()

@@ -26,6 +26,8 @@ pub enum Error {
         path: String,
         status: u16,
         said: String,
+        /// The registry that it is about, as references name it; `host` may be its token server.
+        registry: Box<str>,
         /// Whether there were credentials to show.
         known: bool,
     },
