@@ -154,11 +154,12 @@ pub(crate) fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// Whether it is the certificate that is wrong. rustls's own words: no type of its errors leaves reqwest.
+/// Whether it is a certificate that is wrong, or missing. rustls's own words: no type of its errors leaves
+/// reqwest.
 pub(crate) fn is_certificate(error: &reqwest::Error) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
-        if error.to_string().contains("certificate") {
+        if error.to_string().contains("ertificate") {
             return true;
         }
         cause = error.source();
