@@ -21,6 +21,7 @@ use crate::image::{read_config, with_layers};
 use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
+use crate::no_cache::MadeAgain;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::registry::{PushedName, base_image};
 use crate::step_costs;
@@ -89,7 +90,7 @@ async fn carry_out(
     progress: Arc<dyn Progress>,
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
-    let solved = solve(plan, plan.lowered.result, None, request.no_cache, progress).await;
+    let solved = solve(plan, plan.lowered.result, None, progress).await;
     plan.shared.steps.costs().save();
     let Plan { lowered, dockerfile, shared, cache, .. } = plan;
     let tree = match solved {
@@ -134,6 +135,7 @@ pub(crate) struct Plan {
     pub(crate) dockerfile: Arc<Dockerfile>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) cache: Arc<BuildCache>,
+    again: Arc<MadeAgain>,
     jobs: Option<NonZeroUsize>,
 }
 
@@ -161,6 +163,7 @@ pub(crate) fn plan(
         return Err(BuildError::Warnings { count: found });
     }
 
+    let again = Arc::new(MadeAgain::find(&request.no_cache, &lowered)?);
     let dockerfile = dockerfile.clone();
     let used: BTreeSet<&str> = lowered.definition.vertices().iter().filter_map(local_name).collect();
     let contexts = input.trees(&engine.store.root().join("state"), |name| used.contains(name))?;
@@ -171,10 +174,10 @@ pub(crate) fn plan(
         sources: request.source_options(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
-        why: Why::new(engine.store.root(), request, &lowered, &dockerfile, progress.clone()),
+        why: Why::new(engine.store.root(), request, &lowered, &dockerfile, &again, progress.clone()),
     });
     let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone()));
-    Ok(Plan { lowered, dockerfile, shared, cache, jobs: request.jobs })
+    Ok(Plan { lowered, dockerfile, shared, cache, again, jobs: request.jobs })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -334,13 +337,11 @@ impl From<BuildError> for Unsolved {
     }
 }
 
-/// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead; with
-/// `refresh`, results of earlier builds do not count.
+/// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead.
 pub(crate) async fn solve(
     plan: &Plan,
     target: Option<VertexId>,
     shell: Option<Arc<ShellJob>>,
-    refresh: bool,
     progress: Arc<dyn Progress>,
 ) -> Result<Tree, Unsolved> {
     let Plan { lowered, dockerfile, shared, cache, .. } = plan;
@@ -367,7 +368,9 @@ pub(crate) async fn solve(
     let job = Job {
         vertices: ids()
             .zip(vertices)
-            .map(|(id, (vertex, title))| op(id, vertex).planned(vertex, id, title, refresh))
+            .map(|(id, (vertex, title))| {
+                op(id, vertex).planned(vertex, id, title, plan.again.reason(id.0).is_some())
+            })
             .collect(),
         target: target.0,
         cache: cache.clone(),

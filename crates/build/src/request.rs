@@ -12,8 +12,8 @@ use kiln_oci::{Platform, Reference};
 use crate::export::Output;
 use crate::registry::Bases;
 use crate::{
-    BuildOrigin, ContextSource, DockerfileSource, Entitlement, NamedContext, SecretStore, SourceOptions,
-    SshAgents, StandardInput,
+    BuildOrigin, ContextSource, DockerfileSource, Entitlement, NamedContext, NoCache, SecretStore,
+    SourceOptions, SshAgents, StandardInput,
 };
 
 /// What to build.
@@ -39,8 +39,8 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// `--target`; `None`: the last stage.
     pub target: Option<String>,
-    /// Run every step again.
-    pub no_cache: bool,
+    /// `--no-cache`, `--no-cache-filter`: what to run again.
+    pub no_cache: NoCache,
     /// `--jobs`: steps that run at once; `None`: as many as there are, within what memory allows.
     pub jobs: Option<NonZeroUsize>,
     /// `--add-host`: name and address, or `host-gateway`.
@@ -76,7 +76,7 @@ impl BuildRequest {
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),
             target: None,
-            no_cache: false,
+            no_cache: NoCache::default(),
             jobs: None,
             extra_hosts: Vec::new(),
             network: Network::Default,

@@ -3,6 +3,8 @@
 //! One task owns the [`Core`]; everybody else sends it messages. Index reads are made by that task
 //! itself, all that takes longer is made by [`task`] on threads of its own.
 
+mod shared;
+#[allow(clippy::duplicate_mod, reason = "tests compile it once more")]
 mod task;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -239,6 +241,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
     fn start(&mut self, job: Job<O, C>, reply: oneshot::Sender<Outcome<O, C>>) {
         let plan = |vertex: &Vertex<O>| Plan {
             identity: vertex.op.identity(),
+            by_content: vertex.op.identity_by_content(),
             inputs: vertex.inputs.clone(),
             refresh: vertex.refresh,
             lineage: vertex.lineage,
@@ -283,10 +286,12 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
             Command::Lookup { vertex, key } => {
                 let (id, position, job) = of(vertex);
                 let hit = job.cache.lookup(&key).map_err(|error| (id, error))?;
-                if hit.is_some() {
+                let op = &job.vertices[position].op;
+                let is_old = hit.as_ref().is_some_and(|found| op.is_too_old(&key, &found.output));
+                if hit.is_some() && !is_old {
                     (job.events)(Event::Cached { vertex: position });
                 }
-                return Ok(Some(Fact::Found { vertex, hit }));
+                return Ok(Some(Fact::Found { vertex, hit, is_old }));
             }
             Command::Mark { vertex, input, key } => {
                 let (id, _, job) = of(vertex);
@@ -497,3 +502,5 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod threads;
