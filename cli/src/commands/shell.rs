@@ -102,7 +102,7 @@ fn command_line(record: &LastBuild) -> Result<BuildArgs, Failure> {
         )
         .hint("build from files"));
     }
-    Ok(args)
+    Ok(*args)
 }
 
 /// How this process was asked for; `None`: nobody could ask the same again.
