@@ -169,10 +169,10 @@ impl<O: Clone> Core<O> {
     }
 
     /// The result that was found is at hand, or is gone.
-    pub(super) fn loaded(&mut self, vertex: usize, there: bool) {
+    pub(super) fn loaded(&mut self, vertex: usize, output: Option<O>) {
         let State::Loading { cached, keys } = &self.node(vertex).state else { return };
-        let (Cached { canonical, output }, keys) = (cached.clone(), *keys);
-        if there {
+        let (canonical, keys) = (cached.canonical, *keys);
+        if let Some(output) = output {
             return self.done(vertex, Some(canonical), output);
         }
         match keys.slow {
