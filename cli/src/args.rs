@@ -133,6 +133,14 @@ pub(crate) struct BuildArgs {
     /// Run every step again
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// Look for results here, too: an image of the store, or type=local,src=DIR|s3|gcs|azblob with
+    /// attributes; may be given several times
+    #[arg(long, value_name = "NAME|type=TYPE[,NAME=VALUE…]")]
+    pub(crate) cache_from: Vec<String>,
+    /// Leave results for other machines: type=local,dest=DIR|inline|s3|gcs|azblob with attributes
+    /// (mode=max: of all steps, not only of those in the image); may be given several times
+    #[arg(long, value_name = "type=TYPE[,NAME=VALUE…]")]
+    pub(crate) cache_to: Vec<String>,
     /// Run at most this many steps at once [default: all that can, as far as memory goes]
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<std::num::NonZeroUsize>,

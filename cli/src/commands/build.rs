@@ -1,6 +1,8 @@
 //! `kiln build`
 
+use std::fmt::Display;
 use std::io::IsTerminal;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use kiln_build::export::Output;
@@ -37,6 +39,8 @@ pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildReq
         wants_id: args.iidfile.is_some() || args.metadata_file.is_some(),
         target: args.target.clone(),
         no_cache: args.no_cache,
+        cache_from: caches(&args.cache_from, "--cache-from")?,
+        cache_to: caches(&args.cache_to, "--cache-to")?,
         jobs: args.jobs,
         network: match args.network {
             NetworkMode::Default => Network::Default,
@@ -68,6 +72,12 @@ pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildReq
         request.labels.insert(name.to_owned(), value.to_owned());
     }
     Ok(request)
+}
+
+/// What `--cache-from` or `--cache-to` say. There may be passwords in it, so no message repeats it.
+fn caches<T: FromStr<Err: Display>>(texts: &[String], flag: &str) -> Result<Vec<T>, Failure> {
+    let parse = |text: &String| text.parse().map_err(|error| Failure::usage(format!("{flag}: {error}")));
+    texts.iter().map(parse).collect()
 }
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {

@@ -38,6 +38,7 @@ mod load_oci;
 mod named_context;
 mod ops;
 mod redact;
+mod remote_cache;
 mod remote_context;
 mod request;
 mod reread;
@@ -72,6 +73,7 @@ pub use last_build::{BuildOrigin, FailedStep, LastBuild, WhichBuild, last_build}
 pub use layout::{LayoutImage, load_layout};
 pub use load::{ARCHIVE_BYTES, Loaded, load};
 pub use named_context::{NamedContext, NamedContextError, NamedSource};
+pub use remote_cache::{CacheSource, CacheTarget};
 pub use remote_context::{ContextOpener, ContextSource, MainContext, TreeContext};
 pub use request::BuildRequest;
 pub use secrets::{Secret, SecretSpec, SecretStore, SpecError};

@@ -11,7 +11,7 @@ use kiln_oci::{Platform, Reference};
 
 use crate::export::Output;
 use crate::{
-    BuildOrigin, ContextSource, DockerfileSource, Entitlement, NamedContext, SecretStore, SourceOptions,
+    BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement, NamedContext, SecretStore, SourceOptions,
     SshAgents, StandardInput,
 };
 
@@ -40,6 +40,10 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// Run every step again.
     pub no_cache: bool,
+    /// `--cache-from`: where to look for results that are not in the store.
+    pub cache_from: Vec<CacheSource>,
+    /// `--cache-to`: where to leave results.
+    pub cache_to: Vec<CacheTarget>,
     /// `--jobs`: steps that run at once; `None`: as many as there are, within what memory allows.
     pub jobs: Option<NonZeroUsize>,
     /// `--add-host`: name and address, or `host-gateway`.
@@ -74,6 +78,8 @@ impl BuildRequest {
             labels: BTreeMap::new(),
             target: None,
             no_cache: false,
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             jobs: None,
             extra_hosts: Vec::new(),
             network: Network::Default,

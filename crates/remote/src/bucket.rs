@@ -31,6 +31,17 @@ pub enum Provider {
     Azure,
 }
 
+impl Provider {
+    /// Whether it has an option of this name.
+    pub fn knows(self, option: &str) -> bool {
+        match self {
+            Self::S3 => option.parse::<AmazonS3ConfigKey>().is_ok(),
+            Self::Gcs => option.parse::<GoogleConfigKey>().is_ok(),
+            Self::Azure => option.parse::<AzureConfigKey>().is_ok(),
+        }
+    }
+}
+
 /// Where a bucket is, and who asks. What is not said comes from the environment, as each provider's own
 /// tools have it (`AWS_ACCESS_KEY_ID`, `GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, …).
 #[derive(Clone, PartialEq, Eq)]

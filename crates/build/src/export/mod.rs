@@ -30,4 +30,6 @@ pub use save::{SaveOptions, SavedImage, save};
 pub use tree::export_tree;
 
 pub(crate) use image::Assembled;
+pub(crate) use layers::{LayerContent, ReadyLayer, ready, write_layer};
+pub(crate) use output::Attributes;
 pub(crate) use run::{Delivered, Delivery, deliver};

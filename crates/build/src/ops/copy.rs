@@ -15,7 +15,7 @@ use super::BuildOp;
 use super::file::{is_dir, make_dirs, path_error, relative, resolve_owner};
 use crate::OpError;
 use crate::select::{Match, join};
-use crate::tree::Tree;
+use crate::tree::{Tree, not_here};
 
 /// Bytes of a tar header.
 const HEADER: usize = 512;
@@ -59,6 +59,7 @@ impl BuildOp {
                 view.as_fd()
             }
             Tree::Empty => return Ok(()),
+            Tree::Far(_) => return Err(not_here().into()),
         };
         let target = Target {
             root: to,

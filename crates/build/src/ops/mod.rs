@@ -20,7 +20,7 @@ use crate::cancel::BuildCancel;
 use crate::layers::Layers;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
-use crate::tree::Tree;
+use crate::tree::{Tree, not_here};
 use crate::why::{Listing, Why};
 use crate::{BuildError, Engine, OpError};
 
@@ -139,6 +139,7 @@ impl BuildOp {
                 let root = self.shared.engine.snapshots.open_view(id)?;
                 select(&Place { root: root.as_fd(), ignore: None, digests: None, cancel }, copy)?
             }
+            Tree::Far(_) => return Err(not_here().into()),
             Tree::Empty => match copy.sources.iter().find(|source| !matches!(source.as_str(), "" | ".")) {
                 None => Selection::default(),
                 Some(source) => {
