@@ -80,7 +80,11 @@ impl Outcome {
                 seen.push((number, title));
             }
         }
-        let cached = |number: &str| self.stderr.lines().any(|line| line == format!("#{number} CACHED"));
+        let is_cached = |line: &str, number: &str| {
+            let rest = line.strip_prefix(&format!("#{number} CACHED"));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(" from "))
+        };
+        let cached = |number: &str| self.stderr.lines().any(|line| is_cached(line, number));
         seen.iter().map(|(number, title)| (title.clone(), cached(number))).collect()
     }
 

@@ -48,6 +48,7 @@ mod power;
 mod reflink;
 mod remote;
 mod remote_add;
+mod remote_cache;
 mod remote_contexts;
 mod remote_git;
 mod remote_git_contexts;

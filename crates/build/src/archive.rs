@@ -70,7 +70,10 @@ pub(crate) struct Archive {
 }
 
 enum Backing {
-    Tar { file: File, places: HashMap<String, Place> },
+    Tar {
+        file: File,
+        places: HashMap<String, Place>,
+    },
     Directory(OwnedFd),
     /// Files that may have no name.
     Files(HashMap<String, File>),

@@ -21,10 +21,10 @@ use crate::image::{read_config, with_layers};
 use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
+use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::remote_cache::{
     CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
 };
-use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::step_costs;
 use crate::tree::Tree;
 use crate::why::{Reason, Why};

@@ -100,7 +100,11 @@ impl CacheStore<Tree> for BuildCache {
 
     fn lookup(&self, key: &CacheKey) -> Result<Option<Cached<Tree>>, BuildError> {
         let Some(record) = self.store.cache_get(&key.0)? else {
-            return Ok(self.remote.as_ref().and_then(|remote| remote.known(&key.0)).map(|far| self.far(key, far)));
+            return Ok(self
+                .remote
+                .as_ref()
+                .and_then(|remote| remote.known(&key.0))
+                .map(|far| self.far(key, far)));
         };
         let mut seen = self.lock();
         seen.created.insert(record.snapshot.clone(), record.created_unix);

@@ -11,8 +11,8 @@ use kiln_oci::{Platform, Reference};
 
 use crate::export::Output;
 use crate::{
-    BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement, NamedContext, SecretStore, SourceOptions,
-    SshAgents, StandardInput,
+    BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement, NamedContext,
+    SecretStore, SourceOptions, SshAgents, StandardInput,
 };
 
 /// What to build.

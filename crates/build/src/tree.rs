@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use kiln_oci::SnapshotId;
 
-use crate::context::Context;
 use crate::BuildError;
+use crate::context::Context;
 use crate::remote_cache::FarResult;
 
 /// A vertex's output: a handle on a file tree.

@@ -12,8 +12,8 @@ use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-    PutPayload, RetryConfig,
+    BackoffConfig, ClientOptions, GetOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload, RetryConfig,
 };
 use tokio::runtime::Runtime;
 
@@ -97,7 +97,8 @@ impl Bucket {
     /// [`RemoteError::Options`] for options that the provider does not know, or that do not suffice.
     pub fn new(config: &BucketConfig, stop: Stop) -> Result<Self, RemoteError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = runtime.map_err(|error| RemoteError::Options(format!("threads cannot be started: {error}")))?;
+        let runtime =
+            runtime.map_err(|error| RemoteError::Options(format!("threads cannot be started: {error}")))?;
         let store = store(config)?;
         let prefix = config.prefix.trim_matches('/').to_owned();
         Ok(Self { store, prefix, parallel: config.parallel.max(1), stop, runtime: Some(runtime) })
@@ -182,9 +183,9 @@ impl Bucket {
                 match self.store.put_opts(path, PutPayload::from(bytes.clone()), options).await {
                     Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(true),
                     // Not every server can put only what is not there.
-                    Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => {
-                        Ok(false)
-                    }
+                    Err(
+                        object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. },
+                    ) => Ok(false),
                     Err(error) => Err(error),
                 }
             };
@@ -245,7 +246,8 @@ fn sending(bytes: u64) -> Duration {
 }
 
 fn read_exactly(content: &mut Exactly<'_>, length: u64) -> Result<Bytes, RemoteError> {
-    let length = usize::try_from(length).map_err(|_| RemoteError::Content(io::ErrorKind::FileTooLarge.into()))?;
+    let length =
+        usize::try_from(length).map_err(|_| RemoteError::Content(io::ErrorKind::FileTooLarge.into()))?;
     let mut bytes = vec![0; length];
     content.read_exact(&mut bytes).map_err(RemoteError::Content)?;
     Ok(Bytes::from(bytes))
@@ -286,7 +288,8 @@ fn store(config: &BucketConfig) -> Result<Box<dyn ObjectStore>, RemoteError> {
                 let key: GoogleConfigKey = name.parse().map_err(|_| unknown(name))?;
                 builder = builder.with_config(key, value);
             }
-            let plain = config.options.iter().any(|(name, url)| name == "base_url" && url.starts_with("http://"));
+            let plain =
+                config.options.iter().any(|(name, url)| name == "base_url" && url.starts_with("http://"));
             let builder = builder.with_retry(retry).with_client_options(client.with_allow_http(plain));
             Box::new(builder.build().map_err(|error| wrong(&error))?)
         }
@@ -364,7 +367,8 @@ impl RemoteStore for Bucket {
             }
         };
         self.block_on(async {
-            let answers: Vec<_> = stream::iter(names.iter().map(size)).buffered(self.parallel * 8).collect().await;
+            let answers: Vec<_> =
+                stream::iter(names.iter().map(size)).buffered(self.parallel * 8).collect().await;
             answers.into_iter().collect()
         })
     }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, linkat, mkdirat, openat2, renameat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, Mode, OFlags, ResolveFlags, linkat, mkdirat, openat2, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use crate::store::Exactly;
@@ -41,7 +43,8 @@ impl Directory {
             fs::create_dir_all(path).map_err(|error| host("mkdir", error))?;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| host("open", errno.into()))?;
+        let root =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| host("open", errno.into()))?;
         let store = Self { path: path.to_owned(), root, stop };
         if create {
             store.sweep();
@@ -237,7 +240,12 @@ mod tests {
         ObjectName::Record { scope: Scope::default(), key: Digest::of(key.as_bytes()) }
     }
 
-    fn put(store: &Directory, name: &ObjectName, bytes: &[u8], existing: Existing) -> Result<(), RemoteError> {
+    fn put(
+        store: &Directory,
+        name: &ObjectName,
+        bytes: &[u8],
+        existing: Existing,
+    ) -> Result<(), RemoteError> {
         store.put(name, &mut &bytes[..], bytes.len() as u64, existing)
     }
 
@@ -284,7 +292,8 @@ mod tests {
                     let store = open(path);
                     for existing in [Existing::Keep, Existing::Replace] {
                         put(&store, name, &vec![nth; 50_000], existing).unwrap();
-                        let found = store.get_many(std::slice::from_ref(name), 100_000).unwrap().remove(0).unwrap();
+                        let found =
+                            store.get_many(std::slice::from_ref(name), 100_000).unwrap().remove(0).unwrap();
                         assert_eq!(found, vec![found[0]; 50_000]);
                     }
                 });

@@ -192,7 +192,10 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written() {
         assert_eq!(decode(&record()), Ok(record()));
-        assert_eq!(Record::new(Digest::of(b"key"), Digest::of(b"c"), 0, &"ü".repeat(501), Vec::new()).title.len(), 1000);
+        assert_eq!(
+            Record::new(Digest::of(b"key"), Digest::of(b"c"), 0, &"ü".repeat(501), Vec::new()).title.len(),
+            1000
+        );
     }
 
     #[test]
@@ -206,7 +209,10 @@ mod tests {
         assert_eq!(refused(&|r| r.key = Digest::of(b"other")), "it is the record of another key");
         assert_eq!(refused(&|r| r.created_unix = -1), "its time cannot be right");
         assert_eq!(refused(&|r| r.title = "\u{1b}[31m".to_owned()), "its title cannot be right");
-        assert_eq!(refused(&|r| r.layers[0].media_type = "text/plain".to_owned()), "its media type cannot be right");
+        assert_eq!(
+            refused(&|r| r.layers[0].media_type = "text/plain".to_owned()),
+            "its media type cannot be right"
+        );
         assert_eq!(refused(&|r| r.layers[0].created_unix = Some(i64::MAX)), "its time cannot be right");
         assert_eq!(refused(&|r| r.layers[0].size_bytes = u64::MAX), "its sizes cannot be right");
         assert_eq!(

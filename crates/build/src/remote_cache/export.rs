@@ -8,7 +8,9 @@ use kiln_content::LayerRecord;
 use kiln_layer::Times;
 use kiln_oci::image::Descriptor;
 use kiln_oci::{ChainId, Digest, SnapshotId};
-use kiln_remote::{Existing, MAX_LAYERS, MAX_RECORD_BYTES, ObjectName, Record, RecordLayer, RemoteError, RemoteStore};
+use kiln_remote::{
+    Existing, MAX_LAYERS, MAX_RECORD_BYTES, ObjectName, Record, RecordLayer, RemoteError, RemoteStore,
+};
 
 use super::files::{Checked, at_once};
 use super::pull::chains;
@@ -83,7 +85,13 @@ pub(crate) async fn export(
         }
     };
     for target in targets {
-        let sender = Sender { engine, target, cancel, is_refresh: results.is_refresh, damaged: results.cache.damaged() };
+        let sender = Sender {
+            engine,
+            target,
+            cancel,
+            is_refresh: results.is_refresh,
+            damaged: results.cache.damaged(),
+        };
         let sent = tokio::task::block_in_place(|| sender.send(&gathered));
         match sent {
             Ok(()) => {}
@@ -183,8 +191,12 @@ impl Sender<'_> {
         let is_wanted = |result: &&Found<'_>| {
             self.target.all || in_image(&chains(result.layers.iter().map(|layer| layer.diff_id)))
         };
-        let wanted: BTreeMap<&Digest, &Found<'_>> =
-            results.near.iter().map(|(key, result)| (key, result)).filter(|(_, result)| is_wanted(result)).collect();
+        let wanted: BTreeMap<&Digest, &Found<'_>> = results
+            .near
+            .iter()
+            .map(|(key, result)| (key, result))
+            .filter(|(_, result)| is_wanted(result))
+            .collect();
         let mut packed: HashMap<SnapshotId, Descriptor> = HashMap::new();
         let mut layers: HashMap<Digest, ReadyLayer> = HashMap::new();
         for layer in wanted.values().flat_map(|result| &*result.layers) {

@@ -66,7 +66,9 @@ pub(super) fn pull_blob(
         out.write_all(piece)
     });
     match found {
-        _ if is_long => return Err(PullError::Damaged(format!("blob {digest} has more than {size_bytes} bytes"))),
+        _ if is_long => {
+            return Err(PullError::Damaged(format!("blob {digest} has more than {size_bytes} bytes")));
+        }
         Ok(true) => {}
         Ok(false) => return Err(PullError::Damaged(format!("blob {digest} is missing"))),
         Err(RemoteError::Content(error)) => return Err(PullError::Here(error)),
@@ -74,7 +76,9 @@ pub(super) fn pull_blob(
     }
     let (_, actual, actual_bytes) = out.finish();
     if (actual, actual_bytes) != (*digest, size_bytes) {
-        return Err(PullError::Damaged(format!("blob {digest} is another one, {actual} of {actual_bytes} bytes")));
+        return Err(PullError::Damaged(format!(
+            "blob {digest} is another one, {actual} of {actual_bytes} bytes"
+        )));
     }
     Ok(())
 }

@@ -22,15 +22,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kiln_oci::Digest;
-use kiln_remote::{
-    Bucket, Directory, MAX_RECORD_BYTES, ObjectName, Record, RemoteError, RemoteStore, Stop,
-};
+use kiln_remote::{Bucket, Directory, MAX_RECORD_BYTES, ObjectName, Record, RemoteError, RemoteStore, Stop};
 use kiln_solver::Cancellation;
 
 pub(crate) use self::export::{Results, export};
 pub(crate) use self::inline::{INLINE_KEY, describe_inline};
-pub use self::spec::{CacheSource, CacheTarget};
 use self::spec::Place;
+pub use self::spec::{CacheSource, CacheTarget};
 use crate::build::Progress;
 use crate::{BuildCancel, Engine};
 
@@ -221,7 +219,8 @@ impl RemoteCache {
         match told {
             1..=TOLD => {
                 let record = &key.hex()[..16];
-                self.progress.note(&format!("a result in the cache of {label} is not used: {why} (record {record})"));
+                self.progress
+                    .note(&format!("a result in the cache of {label} is not used: {why} (record {record})"));
             }
             more if more == TOLD + 1 => self.progress.note("more results in caches are not used"),
             _ => {}
@@ -242,4 +241,3 @@ fn open(
         Place::Image(name) => Box::new(inline::InlineRecords::open(engine, name.as_ref())?),
     })
 }
-

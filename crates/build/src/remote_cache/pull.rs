@@ -11,9 +11,9 @@ use kiln_remote::RemoteError;
 
 use super::files::{PullError, at_once, pull_blob};
 use super::{FarResult, RemoteCache};
+use crate::BuildError;
 use crate::archive::Archive;
 use crate::load_layers::{LayerSource, Promised, load_layers};
-use crate::BuildError;
 
 /// Blobs that are fetched at a time.
 const PARALLEL: usize = 4;
@@ -115,7 +115,12 @@ impl RemoteCache {
         engine.store.cache_put(&keys, &found, false).map_err(BuildError::from)?;
         let times = record.layers.iter().map(|layer| layer.created_unix);
         let snapshots = records.iter().map(|layer| layer.snapshot.clone());
-        Ok(Fetched { snapshot: top.snapshot.clone(), created: snapshots.zip(times).collect(), record: found, keys })
+        Ok(Fetched {
+            snapshot: top.snapshot.clone(),
+            created: snapshots.zip(times).collect(),
+            record: found,
+            keys,
+        })
     }
 
     /// How many of the layers, from the lowest, are snapshots of this store; they stay.

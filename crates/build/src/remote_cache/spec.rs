@@ -162,11 +162,11 @@ fn bucket(attributes: &mut Attributes, kind: &str) -> Result<Place, OutputError>
     let prefix = attributes.take("prefix").unwrap_or_default();
     let parallel = match attributes.take("upload_parallelism") {
         None => PARALLEL,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|count| (1..=MAX_PARALLEL).contains(count))
-            .ok_or_else(|| wrong(format!("upload_parallelism={text} is no number from 1 to {MAX_PARALLEL}")))?,
+        Some(text) => {
+            text.parse().ok().filter(|count| (1..=MAX_PARALLEL).contains(count)).ok_or_else(|| {
+                wrong(format!("upload_parallelism={text} is no number from 1 to {MAX_PARALLEL}"))
+            })?
+        }
     };
     let mut options = Vec::new();
     if let Some(is_path) = attributes.flag("use_path_style")? {
@@ -235,7 +235,10 @@ mod tests {
         assert_eq!(source("type=s3,bucket=b,region=r,prefix=/a/,name=n"), "s3://b/a @n");
         assert_eq!(source("type=s3,bucket=b,access_key_id=ID,secret_access_key=SECRET"), "s3://b @default");
         assert_eq!(source("type=gcs,bucket=b"), "gs://b @default");
-        assert_eq!(source("type=azblob,account_url=https://me.blob.core.windows.net,container=c"), "az://c @default");
+        assert_eq!(
+            source("type=azblob,account_url=https://me.blob.core.windows.net,container=c"),
+            "az://c @default"
+        );
     }
 
     #[test]

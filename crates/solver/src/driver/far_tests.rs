@@ -8,8 +8,8 @@ use kiln_oci::Digest;
 
 use super::{Job, Limits, solve};
 use crate::{
-    CacheKey, CacheStore, Cached, Cancellation, Claim, Cost, Event, Identity, InputUse, Op, Places, Scope, Vertex,
-    VertexInput,
+    CacheKey, CacheStore, Cached, Cancellation, Claim, Cost, Event, Identity, InputUse, Op, Places, Scope,
+    Vertex, VertexInput,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +147,11 @@ fn build(length: usize, cache: TwoPlaces) -> Came {
     let (runs, cache) = (Arc::<AtomicUsize>::default(), Arc::new(cache));
     let vertex = |nth: usize| Vertex {
         op: Arc::new(Add { name: format!("step {nth}"), runs: runs.clone() }),
-        inputs: nth.checked_sub(1).map(|vertex| VertexInput { vertex, usage: InputUse::Definition }).into_iter().collect(),
+        inputs: nth
+            .checked_sub(1)
+            .map(|vertex| VertexInput { vertex, usage: InputUse::Definition })
+            .into_iter()
+            .collect(),
         title: String::new(),
         refresh: false,
         lineage: None,
@@ -166,7 +170,8 @@ fn build(length: usize, cache: TwoPlaces) -> Came {
             }
         }),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let limits = Limits { jobs: 8, memory_bytes: u64::MAX };
     let output = runtime.block_on(solve(job, limits)).unwrap();
     let count = |count: &AtomicUsize| count.load(Ordering::SeqCst);

@@ -161,8 +161,7 @@ impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {
             return Ok(Some((Some(earlier.canonical), earlier.output)));
         }
         let canonical = save.canonical(&op.name(&output));
-        let places =
-            Places { keys: &save.keys, replace: save.refresh, marks: &save.marks, slot: save.slot };
+        let places = Places { keys: &save.keys, replace: save.refresh, marks: &save.marks, slot: save.slot };
         let result = Cached { canonical, output };
         cache.save(&places, &result, title).map_err(TaskError::Cache)?;
         Ok(Some((Some(canonical), result.output)))
