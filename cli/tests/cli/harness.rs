@@ -84,7 +84,11 @@ impl Outcome {
             let rest = line.strip_prefix(&format!("#{number} CACHED"));
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(" from "))
         };
-        let cached = |number: &str| self.stderr.lines().any(|line| is_cached(line, number));
+        // What was found elsewhere and could not be fetched is run after all.
+        let was_run =
+            |number: &str| self.stderr.lines().any(|line| line.starts_with(&format!("#{number} DONE")));
+        let cached =
+            |number: &str| self.stderr.lines().any(|line| is_cached(line, number)) && !was_run(number);
         seen.iter().map(|(number, title)| (title.clone(), cached(number))).collect()
     }
 

@@ -104,6 +104,7 @@ async fn carry_out(
             return Err(error.source);
         }
     };
+    cache.adopt()?;
     for tree in shared.contexts.values() {
         if let Tree::Context(context) = tree {
             context.save_digests();

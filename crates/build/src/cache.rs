@@ -10,7 +10,7 @@ use kiln_solver::{CacheKey, CacheStore, Cached, Claim, Places, Scope};
 
 use crate::BuildError;
 use crate::engine::now_unix;
-use crate::remote_cache::{FarResult, RemoteCache};
+use crate::remote_cache::{FarResult, Fetched, RemoteCache};
 use crate::step_claim;
 use crate::tree::Tree;
 
@@ -47,7 +47,7 @@ struct Seen {
     created: HashMap<SnapshotId, i64>,
     /// Results by their keys, if they are exported.
     entries: BTreeMap<Digest, CacheRecord>,
-    /// Keys whose results are on other machines, if they are exported.
+    /// Keys whose results were found on other machines, and not fetched.
     far: BTreeMap<Digest, Arc<FarResult>>,
 }
 
@@ -72,6 +72,41 @@ impl BuildCache {
             (*key, Entry { canonical, snapshot, created_unix, title: description, times })
         };
         seen.entries.iter().map(entry).collect()
+    }
+
+    /// Saves what was found on other machines and is here although nobody fetched it: the lower layers of
+    /// what was fetched are results, too. So the next build of this store needs nobody else.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) fn adopt(&self) -> Result<(), BuildError> {
+        let Some(remote) = &self.remote else { return Ok(()) };
+        for (_, far) in self.far_entries() {
+            if let Some(fetched) = remote.find_here(&far)? {
+                self.arrived(fetched);
+            }
+        }
+        Ok(())
+    }
+
+    /// A result is here now.
+    fn arrived(&self, fetched: Fetched) -> SnapshotId {
+        let Fetched { created, record, keys } = fetched;
+        let mut seen = self.lock();
+        for (snapshot, unix) in created {
+            if let Some(unix) = unix {
+                seen.created.insert(snapshot, unix);
+            }
+        }
+        let snapshot = record.snapshot.clone();
+        seen.created.insert(snapshot.clone(), record.created_unix);
+        for key in keys {
+            seen.far.remove(&key);
+            if self.is_exported {
+                seen.entries.insert(key, record.clone());
+            }
+        }
+        snapshot
     }
 
     /// Results that are on other machines still, by their keys.
@@ -131,21 +166,7 @@ impl CacheStore<Tree> for BuildCache {
 
     fn fetch(&self, found: &Cached<Tree>, _scope: &Scope<'_>) -> Result<Option<Tree>, BuildError> {
         let (Some(remote), Tree::Far(far)) = (&self.remote, &found.output) else { return Ok(None) };
-        let Some(fetched) = remote.fetch(far) else { return Ok(None) };
-        let mut seen = self.lock();
-        for (snapshot, unix) in fetched.created {
-            if let Some(unix) = unix {
-                seen.created.insert(snapshot, unix);
-            }
-        }
-        seen.created.insert(fetched.snapshot.clone(), fetched.record.created_unix);
-        if self.is_exported {
-            for key in fetched.keys {
-                seen.far.remove(&key);
-                seen.entries.insert(key, fetched.record.clone());
-            }
-        }
-        Ok(Some(Tree::Snapshot(fetched.snapshot)))
+        Ok(remote.fetch(far).map(|fetched| Tree::Snapshot(self.arrived(fetched))))
     }
 
     fn origin(&self, found: &Cached<Tree>) -> Option<Arc<str>> {
@@ -185,9 +206,7 @@ impl CacheStore<Tree> for BuildCache {
 impl BuildCache {
     /// A result on another machine that is the answer to `key`.
     fn far(&self, key: &CacheKey, far: Arc<FarResult>) -> Cached<Tree> {
-        if self.is_exported {
-            self.lock().far.insert(key.0, far.clone());
-        }
+        self.lock().far.insert(key.0, far.clone());
         Cached { canonical: CacheKey(*far.canonical()), output: Tree::Far(far) }
     }
 
@@ -201,9 +220,7 @@ impl BuildCache {
         if let Tree::Far(far) = &result.output {
             // Saved when it is here.
             let keys = places.keys.iter().chain(places.marks).map(|key| key.0);
-            if self.is_exported {
-                self.lock().far.extend(keys.clone().map(|key| (key, far.clone())));
-            }
+            self.lock().far.extend(keys.clone().map(|key| (key, far.clone())));
             far.link(keys);
             return Ok(());
         }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::task::{Ended, Question, Task, TaskError, VertexCancel};
 use crate::core::{Command, Core, Fact, JobId, Limits, Plan, Wait};
-use crate::{CacheKey, CacheStore, Cancellation, Event, EventSink, Op, Places, Vertex};
+use crate::{CacheKey, CacheStore, Cached, Cancellation, Event, EventSink, Op, Places, Vertex};
 
 /// One solve.
 pub struct Job<O: Op, C> {
@@ -239,10 +239,8 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
                         Fact::Marked { vertex: number, input, known: hit.is_some() }
                     }
                     Ended::Asked { question: Question::Result, hit } => {
-                        if let (Some(hit), Some((id, vertex))) = (&hit, self.places.get(&number))
-                            && let Some(Started { job, .. }) = self.jobs.get(id)
-                        {
-                            (job.events)(Event::Cached { vertex: *vertex, from: job.cache.origin(hit) });
+                        if let Some(hit) = &hit {
+                            self.found(number, hit);
                         }
                         Fact::Found { vertex: number, hit }
                     }
@@ -299,6 +297,19 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
         self.ask_far(far);
     }
 
+    /// Tells that a result was found. What is far is told its marks: nobody saved them here.
+    fn found(&self, number: usize, hit: &Cached<O::Output>) {
+        let Some((id, vertex)) = self.places.get(&number) else { return };
+        let Some(Started { job, .. }) = self.jobs.get(id) else { return };
+        (job.events)(Event::Cached { vertex: *vertex, from: job.cache.origin(hit) });
+        if job.cache.is_far(hit) {
+            let marks = self.core.marks_of(number);
+            let places = Places { keys: &[], replace: false, marks: &marks, slot: None };
+            // Without marks steps may run that need not.
+            let _ = job.cache.link(&places, hit, &job.vertices[*vertex].title);
+        }
+    }
+
     /// Asks the caches of all jobs that have something far, on a thread each.
     fn ask_far(&mut self, far: Vec<Far>) {
         let mut by_job: BTreeMap<JobId, Vec<Far>> = BTreeMap::new();
@@ -334,12 +345,10 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
         };
         match command {
             Command::Lookup { vertex, key } => {
-                let (id, position, job) = of(vertex);
+                let (id, _, job) = of(vertex);
                 let hit = job.cache.lookup(&key).map_err(|error| (id, error))?;
                 match &hit {
-                    Some(hit) => {
-                        (job.events)(Event::Cached { vertex: position, from: job.cache.origin(hit) });
-                    }
+                    Some(hit) => self.found(vertex, hit),
                     None if job.cache.may_be_far(&key) => {
                         far.push(Far { vertex, key, question: Question::Result });
                         return Ok(None);

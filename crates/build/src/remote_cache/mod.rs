@@ -27,6 +27,7 @@ use kiln_solver::Cancellation;
 
 pub(crate) use self::export::{Results, export};
 pub(crate) use self::inline::{INLINE_KEY, describe_inline};
+pub(crate) use self::pull::Fetched;
 use self::spec::Place;
 pub use self::spec::{CacheSource, CacheTarget};
 use crate::build::Progress;
@@ -58,6 +59,7 @@ impl FarResult {
     /// Everything that it is the answer to.
     fn keys(&self) -> Vec<Digest> {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not `canonical`: a hostile record may say any key there, and would be the answer to it from then on.
         std::iter::once(*self.record.key()).chain(links.iter().copied()).collect()
     }
 }

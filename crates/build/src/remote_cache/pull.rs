@@ -5,9 +5,9 @@ use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
-use kiln_content::{CacheRecord, LayerRecord};
+use kiln_content::CacheRecord;
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
-use kiln_remote::RemoteError;
+use kiln_remote::{Record, RemoteError};
 
 use super::files::{PullError, at_once, pull_blob};
 use super::{FarResult, RemoteCache};
@@ -20,7 +20,6 @@ const PARALLEL: usize = 4;
 
 /// A result that was fetched.
 pub(crate) struct Fetched {
-    pub(crate) snapshot: SnapshotId,
     /// All that it consists of, with the time it was made where a step made it.
     pub(crate) created: Vec<(SnapshotId, Option<i64>)>,
     /// What it was found as.
@@ -98,44 +97,57 @@ impl RemoteCache {
         let Some(top) = records.last() else {
             return Err(Refused::Damaged("it has no layers".to_owned()));
         };
-        let mut chain: Option<ChainId> = None;
-        for LayerRecord { snapshot, diff_id, .. } in &records {
-            let next = chain.map_or(ChainId(diff_id.0), |chain| chain.push(diff_id));
-            engine.store.put_chain(&next, snapshot).map_err(BuildError::from)?;
-            chain = Some(next);
+        for (chain, layer) in chains(records.iter().map(|layer| layer.diff_id)).iter().zip(&records) {
+            engine.store.put_chain(chain, &layer.snapshot).map_err(BuildError::from)?;
         }
-        let found = CacheRecord {
-            canonical: record.canonical,
-            snapshot: top.snapshot.clone(),
-            created_unix: record.created_unix,
-            description: record.title.clone(),
+        let snapshots: Vec<SnapshotId> = records.iter().map(|layer| layer.snapshot.clone()).collect();
+        Ok(self.save(result, top.snapshot.clone(), &snapshots)?)
+    }
+
+    /// A result that is here although nobody fetched it: as the lower part of another one. Saves it, too.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) fn find_here(&self, result: &FarResult) -> Result<Option<Fetched>, BuildError> {
+        let Some(chain) = chains(result.record.layers.iter().map(|layer| layer.diff_id)).pop() else {
+            return Ok(None);
+        };
+        let found = self.engine.store.snapshot_by_chain(&chain)?;
+        let Some(snapshot) = found.filter(|id| self.engine.snapshots.contains(id)) else { return Ok(None) };
+        let snapshots = self.engine.snapshots.chain(&snapshot)?;
+        self.save(result, snapshot, &snapshots).map(Some)
+    }
+
+    fn save(
+        &self,
+        result: &FarResult,
+        snapshot: SnapshotId,
+        chain: &[SnapshotId],
+    ) -> Result<Fetched, BuildError> {
+        let Record { canonical, created_unix, title, layers, .. } = &result.record;
+        let record = CacheRecord {
+            canonical: *canonical,
+            snapshot,
+            created_unix: *created_unix,
+            description: title.clone(),
         };
         let keys = result.keys();
         // What is here stays.
-        engine.store.cache_put(&keys, &found, false).map_err(BuildError::from)?;
-        let times = record.layers.iter().map(|layer| layer.created_unix);
-        let snapshots = records.iter().map(|layer| layer.snapshot.clone());
-        Ok(Fetched {
-            snapshot: top.snapshot.clone(),
-            created: snapshots.zip(times).collect(),
-            record: found,
-            keys,
-        })
+        self.engine.store.cache_put(&keys, &record, false)?;
+        let times = layers.iter().map(|layer| layer.created_unix);
+        Ok(Fetched { created: chain.iter().cloned().zip(times).collect(), record, keys })
     }
 
     /// How many of the layers, from the lowest, are snapshots of this store; they stay.
     fn layers_here(&self, layers: &[Promised]) -> Result<usize, BuildError> {
         let engine = &self.engine;
-        let mut chain: Option<ChainId> = None;
-        for (nth, layer) in layers.iter().enumerate() {
-            let next = chain.map_or(ChainId(layer.diff_id.0), |chain| chain.push(&layer.diff_id));
-            let found = engine.store.snapshot_by_chain(&next)?;
+        for (nth, chain) in chains(layers.iter().map(|layer| layer.diff_id)).iter().enumerate() {
+            let found = engine.store.snapshot_by_chain(chain)?;
             let Some(snapshot) = found.filter(|id| engine.snapshots.contains(id)) else { return Ok(nth) };
             let Some(record) = engine.store.layer(&snapshot)? else { return Ok(nth) };
             if record.blob.is_some_and(|blob| !engine.store.has_blob(&blob.digest)) {
                 return Ok(nth);
             }
-            chain = Some(next);
         }
         Ok(layers.len())
     }

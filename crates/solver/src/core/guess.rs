@@ -8,6 +8,11 @@ use crate::key::KeyKind;
 use crate::{CacheKey, Identity};
 
 impl<O: Clone> Core<O> {
+    /// Marks of what `vertex` is being looked up with; see [`KeyKind::Mark`].
+    pub(crate) fn marks_of(&self, vertex: usize) -> Vec<CacheKey> {
+        self.marks(vertex)
+    }
+
     /// Keys by definition of what stands on `asked` (vertices with the keys they are looked up by), as if each
     /// result were found under the key it would be saved under. At most `limit`; a guess may be wrong.
     pub(crate) fn next_keys(&self, asked: &[(usize, CacheKey)], limit: usize) -> Vec<CacheKey> {

@@ -210,7 +210,7 @@ impl<O: Clone> Core<O> {
     }
 
     /// Marks of the inputs' present keys; see [`KeyKind::Mark`]. Only where they may be asked for.
-    fn marks(&self, vertex: usize) -> Vec<CacheKey> {
+    pub(super) fn marks(&self, vertex: usize) -> Vec<CacheKey> {
         let inputs = self.inputs(vertex);
         let has_mark = |&(_, &(input, _)): &(usize, &(usize, InputUse))| {
             inputs.len() > 1 && matches!(self.node(input).identity, Identity::Cached(_))
