@@ -49,6 +49,7 @@ mod reflink;
 mod remote;
 mod remote_add;
 mod remote_cache;
+mod remote_cache_s3;
 mod remote_contexts;
 mod remote_git;
 mod remote_git_contexts;

@@ -29,7 +29,7 @@ fn project() -> Context {
 }
 
 /// Four steps.
-fn small() -> Context {
+pub(crate) fn small() -> Context {
     let dockerfile = "FROM busybox\nCOPY a /a\nRUN --network=none echo b > /b\n\
          RUN --network=none cp /b /c\nCOPY a /d\n";
     Context::new(&[("Dockerfile", dockerfile), ("a", "a\n")])
@@ -90,12 +90,12 @@ fn list(dir: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-fn id(build: &Outcome) -> String {
+pub(crate) fn id(build: &Outcome) -> String {
     let line = build.stdout.lines().find_map(|line| line.strip_prefix("image "));
     line.and_then(|line| line.split([',', ' ']).next()).expect("the build says its ID").to_owned()
 }
 
-fn build(store: &Store, context: &Context, flags: &[&str]) -> Outcome {
+pub(crate) fn build(store: &Store, context: &Context, flags: &[&str]) -> Outcome {
     store.build(context, flags).expect(0)
 }
 
@@ -107,7 +107,7 @@ fn from_nothing(cache: &Cache, context: &Context, from: &str) -> (Store, Outcome
 }
 
 /// Every sentence that a build warns with.
-fn warnings(build: &Outcome) -> Vec<&str> {
+pub(crate) fn warnings(build: &Outcome) -> Vec<&str> {
     build.stderr.lines().filter_map(|line| line.strip_prefix("warning: ")).collect()
 }
 

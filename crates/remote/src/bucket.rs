@@ -86,6 +86,8 @@ pub struct Bucket {
     prefix: String,
     parallel: usize,
     stop: Stop,
+    /// How long a server may say nothing.
+    stall: Duration,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -101,7 +103,14 @@ impl Bucket {
             runtime.map_err(|error| RemoteError::Options(format!("threads cannot be started: {error}")))?;
         let store = store(config)?;
         let prefix = config.prefix.trim_matches('/').to_owned();
-        Ok(Self { store, prefix, parallel: config.parallel.max(1), stop, runtime: Some(runtime) })
+        Ok(Self {
+            store,
+            prefix,
+            parallel: config.parallel.max(1),
+            stop,
+            stall: STALL,
+            runtime: Some(runtime),
+        })
     }
 
     fn path(&self, name: &ObjectName) -> Path {
@@ -130,7 +139,7 @@ impl Bucket {
             () = stopped => Err(RemoteError::Stopped),
             answer = tokio::time::timeout(limit, work) => match answer {
                 Ok(answer) => answer.map_err(|error| server(&error)),
-                Err(_) => Err(RemoteError::Server(format!("no answer for {} s", limit.as_secs()))),
+                Err(_) => Err(RemoteError::Server(format!("no answer for {limit:?}"))),
             },
         }
     }
@@ -164,11 +173,11 @@ impl Bucket {
                 other => other.map(Some),
             }
         };
-        let Some(found) = self.bounded(STALL, found).await? else { return Ok(false) };
+        let Some(found) = self.bounded(self.stall, found).await? else { return Ok(false) };
         let mut pieces = found.into_stream();
         loop {
             let next = async { pieces.next().await.transpose() };
-            match self.bounded(STALL, next).await? {
+            match self.bounded(self.stall, next).await? {
                 None => return Ok(true),
                 Some(piece) => out(&piece).map_err(RemoteError::Content)?,
             }
@@ -176,7 +185,7 @@ impl Bucket {
     }
 
     async fn put_small(&self, path: &Path, bytes: Bytes, existing: Existing) -> Result<(), RemoteError> {
-        let limit = sending(bytes.len() as u64);
+        let limit = sending(self.stall, bytes.len() as u64);
         if existing == Existing::Keep {
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
             let created = async {
@@ -202,10 +211,10 @@ impl Bucket {
         content: &mut Exactly<'_>,
         size_bytes: u64,
     ) -> Result<(), RemoteError> {
-        let mut upload = self.bounded(STALL, self.store.put_multipart(path)).await?;
+        let mut upload = self.bounded(self.stall, self.store.put_multipart(path)).await?;
         let sent = self.send_parts(&mut *upload, content, size_bytes).await;
         match sent {
-            Ok(()) => self.bounded(sending(size_bytes), upload.complete()).await.map(drop),
+            Ok(()) => self.bounded(sending(self.stall, size_bytes), upload.complete()).await.map(drop),
             Err(error) => {
                 // What is left of it is the bucket's own rule for uploads that were never completed.
                 let _ = tokio::time::timeout(CONNECT, upload.abort()).await;
@@ -233,7 +242,7 @@ impl Bucket {
                 parts.push(upload.put_part(PutPayload::from(read_exactly(content, length)?)));
                 left_bytes -= length;
             }
-            let limit = sending(part_bytes * parts.len() as u64);
+            let limit = sending(self.stall, part_bytes * parts.len() as u64);
             self.bounded(limit, futures_util::future::try_join_all(parts)).await?;
         }
         at_end(content)
@@ -241,8 +250,8 @@ impl Bucket {
 }
 
 /// How long sending so much may take.
-fn sending(bytes: u64) -> Duration {
-    STALL + Duration::from_secs(bytes / SLOWEST_BYTES)
+fn sending(stall: Duration, bytes: u64) -> Duration {
+    stall + Duration::from_secs(bytes / SLOWEST_BYTES)
 }
 
 fn read_exactly(content: &mut Exactly<'_>, length: u64) -> Result<Bytes, RemoteError> {
@@ -363,7 +372,7 @@ impl RemoteStore for Bucket {
                         Err(error) => Err(error),
                     }
                 };
-                self.bounded(STALL, asked).await
+                self.bounded(self.stall, asked).await
             }
         };
         self.block_on(async {
@@ -429,29 +438,48 @@ mod tests {
         assert!(!format!("{config:?}").contains("SECRET"));
     }
 
+    fn config(address: &str) -> BucketConfig {
+        let option = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let options = vec![
+            option("bucket", "b"),
+            option("region", "r"),
+            option("endpoint_url", &format!("http://{address}")),
+            option("access_key_id", "id"),
+            option("secret_access_key", "SECRET"),
+        ];
+        BucketConfig { provider: Provider::S3, options, prefix: "/a//b/".to_owned(), parallel: 2 }
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_is_waited_for_no_longer_than_it_may_take() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let config = config(&silent.local_addr().unwrap().to_string());
+        let mut bucket = Bucket::new(&config, std::sync::Arc::new(|| false)).unwrap();
+        bucket.stall = Duration::from_millis(100);
+        let name = ObjectName::Blob(kiln_oci::Digest::of(b"x"));
+        let names = std::slice::from_ref(&name);
+        let said = |error: RemoteError| error.to_string();
+        assert_eq!(bucket.get_many(names, 10).map_err(said), Err("no answer for 100ms".to_owned()));
+        assert_eq!(bucket.sizes(names).map_err(said), Err("no answer for 100ms".to_owned()));
+        assert_eq!(bucket.read(&name, &mut |_| Ok(())).map_err(said), Err("no answer for 100ms".to_owned()));
+        let put = bucket.put(&name, &mut &b"x"[..], 1, Existing::Keep);
+        assert_eq!(put.map_err(said), Err("no answer for 100ms".to_owned()));
+        // Nor is it waited for when nobody waits any more, however long it may take.
+        let stopped = Bucket::new(&config, std::sync::Arc::new(|| true)).unwrap();
+        assert!(matches!(stopped.sizes(names), Err(RemoteError::Stopped)));
+    }
+
     #[test]
     fn a_server_that_is_not_there_is_an_error_and_not_a_miss() {
         // Nobody listens on a port that was bound and given back.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let option = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let config = BucketConfig {
-            provider: Provider::S3,
-            options: vec![
-                option("bucket", "b"),
-                option("region", "r"),
-                option("endpoint_url", &format!("http://127.0.0.1:{port}")),
-                option("access_key_id", "id"),
-                option("secret_access_key", "SECRET"),
-            ],
-            prefix: "/a//b/".to_owned(),
-            parallel: 2,
-        };
+        let config = config(&format!("127.0.0.1:{port}"));
         let bucket = Bucket::new(&config, std::sync::Arc::new(|| false)).unwrap();
         let name = ObjectName::Blob(kiln_oci::Digest::of(b"x"));
         assert!(bucket.path(&name).to_string().starts_with("a/b/kiln-cache-1/blobs/"));
         let error = bucket.sizes(&[name]).unwrap_err();
         assert!(matches!(&error, RemoteError::Server(text) if !text.contains("SECRET")), "{error}");
-        let wrong = BucketConfig { options: vec![option("regoin", "x")], ..config };
+        let wrong = BucketConfig { options: vec![("regoin".to_owned(), "x".to_owned())], ..config };
         let error = Bucket::new(&wrong, std::sync::Arc::new(|| false)).err().unwrap();
         assert_eq!(error.to_string(), "there is no attribute \"regoin\"");
     }
