@@ -38,7 +38,7 @@ pub(crate) struct Cli {
 #[command(defer = true)]
 pub(crate) enum Command {
     /// Build an image from a Dockerfile
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Run a shell, or a command, where a step of the last build failed
     Shell(ShellArgs),
     /// Make an image out of a root file system

@@ -100,7 +100,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         session.engine.limits = config::limits(args.max_layer, session.engine.store.root())?;
     }
     match cli.command {
-        Command::Build(args) => commands::build::run(&session, args),
+        Command::Build(args) => commands::build::run(&session, *args),
         Command::Shell(args) => commands::shell::run(&session, args),
         Command::Import(args) => commands::import::run(&session, args),
         Command::Images(args) => commands::images::run(&session, &args),

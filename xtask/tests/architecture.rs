@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kiln-content", &["kiln-oci"]),
     ("kiln-snapshotter", &["kiln-oci", "kiln-layer"]),
     ("kiln-executor", &["kiln-oci"]),
+    ("kiln-remote", &["kiln-oci"]),
     (
         "kiln-build",
         &[
@@ -25,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "kiln-content",
             "kiln-snapshotter",
             "kiln-executor",
+            "kiln-remote",
         ],
     ),
     ("kiln-containers", &["kiln-oci", "kiln-content", "kiln-snapshotter", "kiln-executor"]),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::harness::{Context, Store, needs_root, text};
-use crate::remote_cache::{build, id, small, warnings};
+use crate::remote_cache::{build, id, list, small, warnings};
 
 /// A server with a bucket `cache`; it dies with this value.
 struct S3 {
@@ -93,6 +93,12 @@ fn place(address: SocketAddr, more: &str) -> String {
     )
 }
 
+fn files_below(dir: &std::path::Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    list(dir, &mut files);
+    files
+}
+
 /// The image that all stores build on.
 struct Base(tempfile::TempDir);
 
@@ -143,6 +149,12 @@ fn an_empty_store_runs_nothing_with_a_bucket() {
     let known = store.ok(&["why"]).stdout + &store.ok(&["history", "builds", "--json"]).stdout;
     assert!(known.contains("cached, from s3://cache/some/where"), "{known}");
     assert!(!known.contains("SECRET") && !again.stderr.contains("SECRET"));
+    for part in ["state", "builds"] {
+        for file in files_below(&store.root().join(part)) {
+            let bytes = std::fs::read(&file).expect("ours");
+            assert!(!String::from_utf8_lossy(&bytes).contains("SECRET"), "{}", file.display());
+        }
+    }
 }
 
 /// Stands before a server, and dies with all connections at the chosen piece of what it is sent.
@@ -218,7 +230,7 @@ fn a_server_that_dies_costs_time_and_nothing_else() {
     build(&base.store(), &context, &["--cache-to", &place(server.address, ",mode=max")]);
     // `KILN_REMOTE_CACHE=all`: at every piece.
     let all = env::var_os("KILN_REMOTE_CACHE").is_some_and(|value| value == "all");
-    let pieces: Vec<usize> = if all { (0..60).collect() } else { vec![0, 3, 7, 12] };
+    let pieces: Vec<usize> = if all { (0..60).collect() } else { vec![0, 5, 11] };
     let (mut died, mut lived) = (0, 0);
     for pieces in pieces {
         let proxy = Mortal::new(server.address, pieces);
@@ -246,5 +258,5 @@ fn a_server_that_dies_costs_time_and_nothing_else() {
         assert_eq!(store.shell("app", "cat /a /b /c /d /e"), "a\nb\nb\na\ne", "{pieces}");
         assert_eq!(store.sound(), Ok(()), "{pieces}");
     }
-    assert!(died >= 3 && (lived > 0 || !all), "{died} died, {lived} lived");
+    assert!(died >= 2 && (lived > 0 || !all), "{died} died, {lived} lived");
 }

@@ -74,6 +74,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const STALL: Duration = Duration::from_secs(15);
 /// What is sent in one go may take longer than that: so many bytes a second are expected.
 const SLOWEST_BYTES: u64 = 64 << 10;
+/// What comes slower than so many bytes a second is not waited for.
+const TRICKLE_BYTES: u64 = 8 << 10;
 /// Larger objects are sent in parts of this size, or of a size of which ten thousand suffice.
 const PART_BYTES: u64 = 8 << 20;
 const MAX_PARTS: u64 = 9_000;
@@ -175,11 +177,19 @@ impl Bucket {
         };
         let Some(found) = self.bounded(self.stall, found).await? else { return Ok(false) };
         let mut pieces = found.into_stream();
+        let (started, mut received_bytes) = (tokio::time::Instant::now(), 0);
         loop {
             let next = async { pieces.next().await.transpose() };
             match self.bounded(self.stall, next).await? {
                 None => return Ok(true),
-                Some(piece) => out(&piece).map_err(RemoteError::Content)?,
+                Some(piece) => {
+                    received_bytes += piece.len() as u64;
+                    // A byte now and then is as bad as silence.
+                    if started.elapsed() > self.stall + Duration::from_secs(received_bytes / TRICKLE_BYTES) {
+                        return Err(RemoteError::Server("it is slower than 8 KiB a second".to_owned()));
+                    }
+                    out(&piece).map_err(RemoteError::Content)?;
+                }
             }
         }
     }

@@ -191,12 +191,8 @@ impl Sender<'_> {
         let is_wanted = |result: &&Found<'_>| {
             self.target.all || in_image(&chains(result.layers.iter().map(|layer| layer.diff_id)))
         };
-        let wanted: BTreeMap<&Digest, &Found<'_>> = results
-            .near
-            .iter()
-            .map(|(key, result)| (key, result))
-            .filter(|(_, result)| is_wanted(result))
-            .collect();
+        let wanted: BTreeMap<&Digest, &Found<'_>> =
+            results.near.iter().filter(|(_, result)| is_wanted(result)).collect();
         let mut packed: HashMap<SnapshotId, Descriptor> = HashMap::new();
         let mut layers: HashMap<Digest, ReadyLayer> = HashMap::new();
         for layer in wanted.values().flat_map(|result| &*result.layers) {
