@@ -12,12 +12,14 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "bucket")]
 mod bucket;
 mod directory;
 mod name;
 mod record;
 mod store;
 
+#[cfg(feature = "bucket")]
 pub use bucket::{Bucket, BucketConfig, Provider};
 pub use directory::Directory;
 pub use name::{ObjectName, Scope};
