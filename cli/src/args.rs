@@ -7,6 +7,7 @@ pub(crate) mod containers;
 pub(crate) mod images;
 pub(crate) mod limits;
 pub(crate) mod network;
+pub(crate) mod registry;
 pub(crate) mod store;
 pub(crate) mod toolkit;
 
@@ -80,6 +81,14 @@ pub(crate) enum Command {
     Save(images::SaveArgs),
     /// Read images from a docker or OCI archive or an OCI layout directory
     Load(images::LoadArgs),
+    /// Fetch images from registries
+    Pull(registry::PullArgs),
+    /// Send images to registries
+    Push(registry::PushArgs),
+    /// Keep credentials for a registry, as docker does, after trying them
+    Login(registry::LoginArgs),
+    /// Forget the credentials for a registry
+    Logout(registry::LogoutArgs),
     /// Write the files of a container or an image as a tar
     Export(images::ExportArgs),
     /// Look into the layers of an image
@@ -133,14 +142,16 @@ pub(crate) struct BuildArgs {
     /// Run every step again
     #[arg(long)]
     pub(crate) no_cache: bool,
-    /// Look for results here, too: an image of the store, or type=local,src=DIR|s3|gcs|azblob with
-    /// attributes; may be given several times
+    /// Look for results here, too: an image of the store, or type=local,src=DIR|registry|s3|gcs|
+    /// azblob with attributes; may be given several times
     #[arg(long, value_name = "NAME|type=TYPE[,NAME=VALUE…]")]
     pub(crate) cache_from: Vec<String>,
-    /// Leave results for other machines: type=local,dest=DIR|inline|s3|gcs|azblob with attributes
+    /// Leave results for other machines: type=local,dest=DIR|inline|registry|s3|gcs|azblob with attributes
     /// (mode=max: of all steps, not only of those in the image); may be given several times
     #[arg(long, value_name = "type=TYPE[,NAME=VALUE…]")]
     pub(crate) cache_to: Vec<String>,
+    #[command(flatten)]
+    pub(crate) bases: registry::BaseArgs,
     /// Run at most this many steps at once [default: all that can, as far as memory goes]
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<std::num::NonZeroUsize>,
@@ -179,14 +190,14 @@ pub(crate) struct BuildArgs {
     /// Print only the image ID
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// What to leave, instead of an image in the store: DIR, - or type=image|oci|docker|tar|local|
-    /// cacheonly with attributes; may be given several times
+    /// What to leave, instead of an image in the store: DIR, - or type=image|registry|oci|docker|tar|
+    /// local|cacheonly with attributes; may be given several times
     #[arg(short, long, value_name = "DIR|-|type=TYPE[,NAME=VALUE…]")]
     pub(crate) output: Vec<Output>,
     /// Leave an image in the store, beside what --output says
     #[arg(long)]
     pub(crate) load: bool,
-    /// Push the image: not yet
+    /// Push the image under its names, and keep it in the store; the same as --output type=registry
     #[arg(long)]
     pub(crate) push: bool,
     /// Annotation for the image's manifest

@@ -5,6 +5,11 @@
 //! max-layer = "100GB"     # unpack layers and archives of up to this size
 //! ca-certificates = ["/etc/corp-ca.pem"]   # trusted by RUN steps and containers as well
 //!
+//! [registries]
+//! insecure = ["host:5000"]     # may speak plain http, and show any certificate
+//! token-hosts = ["auth.corp"]  # may get credentials as a token server of another host
+//! tag-ttl = "1d"          # look up a pulled tag again after so long, when a build stands on it
+//!
 //! [gc]                    # garbage collection, after builds as well
 //! max-store = "50GB"      # or a part of the file system: "20%"
 //! min-free = "10%"
@@ -34,7 +39,19 @@ pub(crate) struct Config {
     #[serde(default)]
     pub(crate) ca_certificates: Vec<PathBuf>,
     #[serde(default)]
+    pub(crate) registries: RegistriesConfig,
+    #[serde(default)]
     pub(crate) gc: GcConfig,
+}
+
+/// `[registries]`
+#[derive(Debug, Default, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(crate) struct RegistriesConfig {
+    pub(crate) insecure: Vec<String>,
+    pub(crate) token_hosts: Vec<String>,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) tag_ttl: Option<Duration>,
 }
 
 /// `[gc]`

@@ -1,5 +1,6 @@
 //! Errors as users see them: text, hint, exit code.
 
+mod registry;
 mod shortage;
 mod toolkit;
 
@@ -116,7 +117,7 @@ impl Failure {
     /// There is no such image.
     pub(crate) fn no_image(name: &str) -> Self {
         Self::new(exit::SOURCE, format!("there is no image {name:?} in the store")).hint(
-            "`kiln images` lists what is there; `kiln build`, `kiln import` and `kiln load` make images",
+            "`kiln images` lists what is there; `kiln build`, `kiln pull`, `kiln import` and `kiln load` make images",
         )
     }
 
@@ -218,10 +219,22 @@ impl Failure {
                 let name = reference.familiar();
                 let meant = similar.as_ref().map(|near| format!("did you mean `{near}`? If not, "));
                 Failure { code: exit::SOURCE, text: frame(message, at.as_ref()), hint: None }.hint(format!(
-                    "{}bring it in with `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`",
+                    "{}bring it in with `kiln pull {name}`, `kiln load -i ARCHIVE` or `kiln import ROOTFS.tar {name}`",
                     meant.unwrap_or_default()
                 ))
             }
+            BuildError::Pull { reference, at, similar, source } => {
+                let message =
+                    format!("base image {} is not in the store, and cannot be pulled", reference.familiar());
+                let within = Self::of_build(source);
+                let text = format!("{}{}", frame(message, at.as_ref()), causes(source));
+                let hint = match similar {
+                    Some(near) => Some(format!("did you mean `{near}`?")),
+                    None => within.hint,
+                };
+                Failure { code: within.code, text, hint }
+            }
+            BuildError::Registry(inner) => registry::of_registry(inner),
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
             BuildError::Warnings { .. } => {
                 plain(exit::DOCKERFILE).hint("mend what is warned of, or remove `error=true`")
@@ -245,9 +258,8 @@ impl Failure {
                 plain(exit::SOURCE).hint("save the image with all of its layers where it comes from")
             }
             BuildError::LargeDocument { .. } => plain(exit::LIMIT).hint(FROM_ELSEWHERE),
-            BuildError::NoPlatform { .. } => {
-                plain(exit::NETWORK).hint("`kiln load --platform` chooses one of those that are there")
-            }
+            BuildError::NoPlatform { .. } => plain(exit::NETWORK)
+                .hint("`--platform` of `kiln load` and `kiln pull` chooses one of those that are there"),
             BuildError::Layer { source, .. } => {
                 let Failure { code, hint, .. } = Self::of_build(source);
                 let host = matches!(**source, BuildError::Apply(kiln_layer::ApplyError::Host { .. }));

@@ -8,6 +8,7 @@ mod config;
 mod errors;
 mod escape;
 mod progress;
+mod registries;
 mod rootless;
 mod session;
 mod template;
@@ -79,6 +80,7 @@ fn limits_of(command: &Command) -> Option<&LimitArgs> {
         Command::Build(args) => Some(&args.limits),
         Command::Import(args) => Some(&args.limits),
         Command::Load(args) => Some(&args.limits),
+        Command::Pull(args) => Some(&args.limits),
         Command::Mutate(args) => Some(&args.limits),
         Command::CacheMount(args) => args.limits(),
         _ => None,
@@ -92,6 +94,12 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     }
     if let Command::Doctor(args) = &cli.command {
         return commands::doctor::run(&cli, args);
+    }
+    match &cli.command {
+        // Credentials are the user's, not the store's.
+        Command::Login(args) => return commands::login::login(args),
+        Command::Logout(args) => return commands::login::logout(args),
+        _ => {}
     }
     rootless::enter(cli.root.as_deref())?;
     let anew = matches!(&cli.command, Command::Fsck(args) if args.rebuild);
@@ -124,6 +132,8 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Network(args) => commands::containers::network::run(&session, &args),
         Command::Save(args) => commands::save::run(&session, &args),
         Command::Load(args) => commands::load::run(&session, &args),
+        Command::Pull(args) => commands::pull::run(&session, &args),
+        Command::Push(args) => commands::push::run(&session, &args),
         Command::Export(args) => commands::export::run(&session, &args),
         Command::Layer(args) => commands::layer::run(&session, args.command),
         Command::Diff(args) => commands::diff::run(&session, &args),
@@ -134,8 +144,8 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Du(args) => commands::du::run(&session, &args),
         Command::Gc(args) => commands::gc::run(&session, &args),
         Command::Prune(args) => commands::prune::run(&session, &args),
-        // It has no store either.
-        Command::Doctor(_) => Ok(0),
+        // They have no store either.
+        Command::Doctor(_) | Command::Login(_) | Command::Logout(_) => Ok(0),
         Command::Selftest(args) => commands::selftest::run(&session, &args),
         Command::Fsck(args) => commands::fsck::run(&session, &args),
     }

@@ -47,6 +47,8 @@ pub(crate) const TEST: &[Package] = packages![
     "skopeo", Probe::Program("skopeo"), "must accept what kiln saves";
     "umoci", Probe::Program("umoci"), "must unpack the OCI form of what kiln saves";
     "buildah", Probe::Program("buildah"), "builds images that kiln must load";
+    "docker-registry", Probe::Program("docker-registry"), "is the registry that kiln pushes to and pulls from";
+    "openssl", Probe::Program("openssl"), "makes the certificates of that registry";
     "nftables", Probe::Program("nft"), "shows the rules that a RUN's network adds";
     "iptables", Probe::Program("iptables"), "sets the FORWARD policy that other engines set";
     "iproute2", Probe::Program("ip"), "makes the network that a RUN is tested in";

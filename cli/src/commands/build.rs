@@ -15,15 +15,22 @@ use kiln_llb::Network;
 use super::call::{check, outline, targets};
 use super::containers::join::host;
 use super::outputs::{forget_id, outputs, write_results};
+use super::push::told;
 use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, OnError, ProgressMode};
 use crate::config::{self, Config};
 use crate::errors::{Failure, say};
 use crate::progress::{Live, Plain, Quiet, Shown};
+use crate::registries::bases;
 use crate::session::Session;
 
 /// What a command line asks for.
-pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildRequest, Failure> {
+pub(super) fn request(
+    args: &BuildArgs,
+    outputs: Vec<Output>,
+    config: &Config,
+) -> Result<BuildRequest, Failure> {
+    let pushes = outputs.iter().any(|output| matches!(output, Output::Image(image) if image.push));
     let context = ContextSource::parse(&args.context).map_err(BuildError::from)?;
     let contexts = args
         .build_context
@@ -51,6 +58,7 @@ pub(super) fn request(args: &BuildArgs, outputs: Vec<Output>) -> Result<BuildReq
         ssh: SshAgents::new(args.ssh.clone()).map_err(|error| Failure::usage(format!("--ssh {error}")))?,
         authorities: config::authorities(&args.ca_cert)?,
         allow: args.allow.iter().copied().collect(),
+        bases: bases(&args.bases, config, pushes)?,
         ..BuildRequest::new(Default::default())
     };
     for text in &args.build_arg {
@@ -82,10 +90,10 @@ fn caches<T: FromStr<Err: Display>>(texts: &[String], flag: &str) -> Result<Vec<
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     crate::rootless::warn_of_network(matches!(args.network, NetworkMode::Default));
-    let config = Config::read()?.gc;
+    let config = Config::read()?;
     let outputs = outputs(&args)?;
     let to_stdout = outputs.iter().any(Output::is_stdout);
-    let mut request = request(&args, outputs)?;
+    let mut request = request(&args, outputs, &config)?;
     let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
     match call.method {
         Method::Build => {}
@@ -133,7 +141,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         print(&text)?;
     }
     if made_something {
-        super::gc::after_build(session, &config);
+        super::gc::after_build(session, &config.gc);
     }
     Ok(0)
 }
@@ -147,6 +155,9 @@ fn report(built: &Built) -> String {
     };
     for name in &built.names {
         text.push_str(&format!("named {}\n", name.familiar()));
+    }
+    for pushed in &built.pushed {
+        text.push_str(&told(pushed));
     }
     for file in &built.files {
         text.push_str(&format!("wrote {}\n", file.display()));

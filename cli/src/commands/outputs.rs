@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use kiln_build::Built;
-use kiln_build::export::{Output, write_whole};
+use kiln_build::export::{ImageOutput, Output, write_whole};
 use serde_json::{Map, Value, json};
 
 use crate::args::BuildArgs;
@@ -13,10 +13,17 @@ use crate::errors::Failure;
 
 /// The outputs that a command line asks for; none: an image in the store.
 pub(super) fn outputs(args: &BuildArgs) -> Result<Vec<Output>, Failure> {
-    if args.push {
-        return Err(Failure::usage("--push: pushing to registries is not part of kiln yet"));
-    }
     let mut outputs = args.output.clone();
+    if args.push {
+        let image = outputs.iter_mut().find_map(|output| match output {
+            Output::Image(image) => Some(image),
+            _ => None,
+        });
+        match image {
+            Some(image) => image.push = true,
+            None => outputs.push(Output::Image(ImageOutput { push: true, ..ImageOutput::default() })),
+        }
+    }
     let wants_image = args.load || (outputs.is_empty() && !args.annotation.is_empty());
     if wants_image && !outputs.iter().any(|output| matches!(output, Output::Image(_))) {
         outputs.push(Output::image(&[]));
@@ -27,6 +34,10 @@ pub(super) fn outputs(args: &BuildArgs) -> Result<Vec<Output>, Failure> {
             let Some(format) = output.format_mut() else { continue };
             format.annotations.add_flag(text).map_err(|error| Failure::usage(error.to_string()))?;
         }
+    }
+    let nameless = |output: &Output| matches!(output, Output::Image(ImageOutput { push: true, names, .. }) if names.is_empty());
+    if outputs.iter().any(nameless) {
+        return Err(Failure::usage("a push needs a name: `-t HOST/NAME:TAG`"));
     }
     match outputs.iter().filter(|output| output.is_stdout()).count() {
         0 => {}

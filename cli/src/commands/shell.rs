@@ -12,6 +12,7 @@ use kiln_build::{
 use super::run::shell_code;
 use crate::args::{BuildArgs, Cli, Command, ShellArgs};
 use crate::config;
+use crate::config::Config;
 use crate::errors::{Failure, exit, say};
 use crate::progress::{Quiet, Shown};
 use crate::session::Session;
@@ -42,7 +43,7 @@ fn open(session: &Session, args: ShellArgs) -> Result<u8, Failure> {
     if let Some(name) = &build.runtime {
         engine.executor = session.linux_with(super::runtime(name)?)?;
     }
-    let mut request = super::build::request(&build, Vec::new())?;
+    let mut request = super::build::request(&build, Vec::new(), &Config::read()?)?;
     request.build_args = record.build_args;
     let step = match (args.step, record.failed) {
         (Some(number), _) => ShellStep::Number(number),

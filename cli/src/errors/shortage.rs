@@ -66,7 +66,9 @@ pub(super) fn shortage(error: &(dyn Error + 'static)) -> Option<Shortage> {
         (Some(BuildError::Store(inner)), _, _) => shortage(inner),
         (Some(BuildError::Snapshots(inner)), _, _) => shortage(inner),
         (Some(BuildError::Step { source, .. }), _, _) => shortage(source.as_ref()),
-        (Some(BuildError::Layer { source, .. }), _, _) => shortage(source.as_ref()),
+        (Some(BuildError::Layer { source, .. } | BuildError::Pull { source, .. }), _, _) => {
+            shortage(source.as_ref())
+        }
         (_, Some(OpError::Build(inner)), _) => shortage(inner.as_ref()),
         (_, _, Some(SourceError::Build(inner))) => shortage(inner.as_ref()),
         _ => None,

@@ -46,6 +46,7 @@ mod manifests;
 mod outputs;
 mod power;
 mod reflink;
+mod registry;
 mod remote;
 mod remote_add;
 mod remote_cache;

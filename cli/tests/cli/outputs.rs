@@ -234,8 +234,8 @@ fn after_an_error_nothing_is_left() {
     assert!(names(&dir).is_empty(), "{:?}", names(&dir));
     store.kiln(&["inspect", "app"]).expect(4);
     build(&store, &context, &["type=tar,dest=/dev/full"], &[]).expect(8).says(&["/dev/full"]);
-    build(&store, &context, &["type=registry,name=x"], &[]).expect(2).says(&["not part of kiln yet"]);
-    build(&store, &context, &[], &["--push"]).expect(2).says(&["not part of kiln yet"]);
+    build(&store, &context, &["type=registry"], &[]).expect(2).says(&["a push needs a name"]);
+    build(&store, &context, &[], &["--push"]).expect(2).says(&["a push needs a name"]);
     build(&store, &context, &["type=oci,colour=red"], &[]).expect(2).says(&["no attribute \"colour\""]);
 }
 

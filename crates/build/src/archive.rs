@@ -6,9 +6,12 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Take};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kiln_content::Store;
 use kiln_layer::beneath;
+use kiln_oci::Digest;
 use kiln_oci::document::DocumentError;
 use rustix::fs::{Mode, OFlags, open};
 
@@ -77,6 +80,16 @@ enum Backing {
     Directory(OwnedFd),
     /// Files that may have no name.
     Files(HashMap<String, File>),
+    Blobs {
+        store: Arc<Store>,
+        source: Box<dyn Blobs>,
+    },
+}
+
+/// Where blobs come from that are not in the store yet.
+pub(crate) trait Blobs: Send + Sync {
+    /// Waits until the blob is in the store, as what it is named after.
+    fn bring(&self, digest: &Digest) -> Result<(), BuildError>;
 }
 
 impl Archive {
@@ -151,6 +164,18 @@ impl Archive {
         Self { path, backing, read_bytes: AtomicU64::new(0), heals: false }
     }
 
+    /// The blobs that `source` brings into `store`; `path` is for messages.
+    pub(crate) fn of_blobs(path: &Path, store: Arc<Store>, source: impl Blobs + 'static) -> Self {
+        let (path, source) = (path.to_owned(), Box::new(source));
+        let backing = Backing::Blobs { store, source };
+        Self { path, backing, read_bytes: AtomicU64::new(0), heals: false }
+    }
+
+    /// Whether what is read is in the store already, as a blob.
+    pub(crate) fn is_in_store(&self) -> bool {
+        matches!(self.backing, Backing::Blobs { .. })
+    }
+
     /// The same, to mend with what it has what is damaged in the store.
     pub(crate) fn healing(self) -> Self {
         Self { heals: true, ..self }
@@ -174,6 +199,7 @@ impl Archive {
             Backing::Directory(root) => {
                 beneath::open_file(root.as_fd(), clean(name).as_bytes(), OFlags::PATH).is_ok()
             }
+            Backing::Blobs { .. } => blob_digest(name).is_some(),
         }
     }
 
@@ -190,6 +216,13 @@ impl Archive {
                 let own = own_file(file).map_err(unreadable)?;
                 let size_bytes = own.metadata().map_err(unreadable)?.len();
                 return Ok((BufReader::with_capacity(256 << 10, own.take(size_bytes)), size_bytes));
+            }
+            Backing::Blobs { store, source } => {
+                let digest = blob_digest(&name)
+                    .ok_or_else(|| broken(&self.path, &format!("{name} is not the name of a blob")))?;
+                source.bring(&digest)?;
+                let (file, size_bytes) = store.open_blob(&digest)?;
+                return Ok((BufReader::with_capacity(256 << 10, file.take(size_bytes)), size_bytes));
             }
         };
         for _ in 0..MAX_LINKS {
@@ -274,12 +307,17 @@ impl Archive {
 }
 
 /// The same file once more: readers must not move each other's position.
-fn own_file(file: &File) -> io::Result<File> {
+pub(crate) fn own_file(file: &File) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)))
 }
 
 pub(crate) fn broken(path: &Path, reason: &str) -> BuildError {
     BuildError::Archive { path: path.to_owned(), reason: reason.to_owned() }
+}
+
+/// The digest in `blobs/sha256/HEX`.
+fn blob_digest(name: &str) -> Option<Digest> {
+    format!("sha256:{}", name.strip_prefix("blobs/sha256/")?).parse().ok()
 }
 
 fn parent(name: &str) -> &str {

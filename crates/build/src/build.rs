@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
-use kiln_frontend::{Ast, BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Need, Options};
+use kiln_frontend::{Ast, BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Need, Options, Severity};
 use kiln_llb::{Location, Op, Source, Vertex, VertexId};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Reference, SnapshotId};
@@ -22,6 +22,7 @@ use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
+use crate::registry::{PushedName, base_image};
 use crate::remote_cache::{
     CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
 };
@@ -56,6 +57,8 @@ pub struct Built {
     pub manifest: Option<Descriptor>,
     /// Names that the image got, in the store or in archives.
     pub names: Vec<Reference>,
+    /// Names that registries have now.
+    pub pushed: Vec<PushedName>,
     /// Files and directories that were written.
     pub files: Vec<PathBuf>,
     /// What the user should know.
@@ -120,16 +123,24 @@ async fn carry_out(
     let platform = request.platform();
     let (epoch, top, image) = (lowered.epoch, tree.snapshot(), image.as_ref());
     let wants_manifest = request.wants_id;
-    let delivery = Delivery { engine, image, top, wants_manifest, epoch, platform: &platform, cancel };
+    let registries = request.bases.registries.as_deref();
+    let delivery =
+        Delivery { engine, image, top, wants_manifest, epoch, platform: &platform, registries, cancel };
     let delivered = tokio::task::block_in_place(|| deliver(&delivery, outputs))?;
     engine.store.barrier()?;
     engine.store.note_use(now_unix())?;
     last_build::note(engine, request, None);
-    let Delivered { image: record, id, manifest, names, files, notes } = delivered;
-    let results = Results { cache, layers: &shared.layers, top, is_refresh: request.no_cache };
+    let Delivered { image: record, id, manifest, names, files, notes, pushed, .. } = delivered;
+    let results = Results {
+        cache,
+        layers: &shared.layers,
+        top,
+        is_refresh: request.no_cache,
+        registries: request.bases.registries.as_ref(),
+    };
     export_cache(engine, &request.cache_to, &results, cancel, &*progress).await?;
     let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
-    Ok(Built { image: record, id, manifest, names, files, notes, steps_run: shared.steps.runs() })
+    Ok(Built { image: record, id, manifest, names, pushed, files, notes, steps_run: shared.steps.runs() })
 }
 
 /// A build that only has to be solved.
@@ -177,8 +188,10 @@ pub(crate) fn plan(
         steps: StepResources::new(engine, request),
         why: Why::new(engine.store.root(), request, &lowered, &dockerfile, progress.clone()),
     });
-    let remote = (!request.cache_from.is_empty())
-        .then(|| RemoteCache::new(engine, &request.cache_from, cancel, progress.clone()));
+    let remote = (!request.cache_from.is_empty()).then(|| {
+        let registries = request.bases.registries.clone();
+        RemoteCache::new(engine, &request.cache_from, registries, cancel, progress.clone())
+    });
     let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
     let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
     Ok(Plan { lowered, dockerfile, shared, cache, jobs: request.jobs })
@@ -238,8 +251,13 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
             }
             Lowering::NeedsTime(asked) => options.epoch = EpochTime::At(reader.time_of(input, &asked)?),
             Lowering::Needs(needs) => {
-                for Need { reference, span, stages } in needs {
-                    let image = match engine.store.resolve(&reference)? {
+                for need in needs {
+                    let found = match purpose {
+                        Purpose::Build => find_base(reader, dockerfile, &ast, &need, &mut warnings)?,
+                        Purpose::Look | Purpose::Check => engine.store.resolve(&need.reference)?,
+                    };
+                    let Need { reference, span, stages } = need;
+                    let image = match found {
                         Some(record) => {
                             let config = read_config(engine, &record.config)?;
                             BaseImage { config_digest: record.config, config, unknown: false }
@@ -265,6 +283,39 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
         }
     }
     Err(BuildError::Bug { what: "the frontend keeps asking for base images".to_owned() })
+}
+
+/// The image that a FROM or a `from` means.
+fn find_base(
+    reader: &Reader<'_>,
+    dockerfile: &Arc<Dockerfile>,
+    ast: &Ast,
+    need: &Need,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<Option<ImageRecord>, BuildError> {
+    let Reader { engine, request, cancel } = *reader;
+    let Need { reference, span, stages } = need;
+    let span = *span;
+    // Whoever misspells a stage wants to hear that, not what a registry says.
+    let bare = reference.familiar();
+    let bare = bare.strip_suffix(":latest").unwrap_or(&bare);
+    let stages = stages.iter().flatten().map(String::as_str);
+    if kiln_frontend::nearest(bare, stages).is_some() {
+        return Ok(engine.store.resolve(reference)?);
+    }
+    let mut note = |message| {
+        warnings.push(Diagnostic { severity: Severity::Warning, span, message, hint: None, rule: None });
+    };
+    match base_image(engine, &request.bases, reference, &request.platform(), cancel, &mut note) {
+        Err(BuildError::Cancelled) => Err(BuildError::Cancelled),
+        Err(error) => {
+            let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
+            let similar = similar_name(engine, ast, reference)?;
+            let (reference, source) = (Box::new(reference.clone()), Box::new(error));
+            Err(BuildError::Pull { reference, at, similar, source })
+        }
+        found => found,
+    }
 }
 
 /// A stage or an image of the store whose name is close, or that has another tag.

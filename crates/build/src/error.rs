@@ -60,6 +60,18 @@ pub enum BuildError {
         /// The stage or image that was meant, perhaps.
         similar: Option<String>,
     },
+    /// A base image could not be pulled.
+    #[error("base image {} is not in the store and cannot be pulled", reference.familiar())]
+    Pull {
+        reference: Box<Reference>,
+        at: Option<(Arc<Dockerfile>, Location)>,
+        /// The stage or image that was meant, perhaps.
+        similar: Option<String>,
+        source: Box<BuildError>,
+    },
+    /// A registry.
+    #[error(transparent)]
+    Registry(Arc<kiln_registry::Error>),
     /// Standard input cannot be the context and the Dockerfile.
     #[error("standard input cannot be both the context and the Dockerfile")]
     StdinTwice,

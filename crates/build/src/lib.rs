@@ -38,6 +38,7 @@ mod load_oci;
 mod named_context;
 mod ops;
 mod redact;
+pub mod registry;
 mod remote_cache;
 mod remote_context;
 mod request;

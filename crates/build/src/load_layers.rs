@@ -49,7 +49,15 @@ struct Unpacked<'a> {
     active: Active,
     applied: Applied,
     /// `None`: the tree is all there is to keep.
-    blob: Option<(Ingest<'a>, &'static str)>,
+    blob: Option<(Packed<'a>, &'static str)>,
+}
+
+/// The blob of a layer.
+enum Packed<'a> {
+    /// On its way in.
+    Coming(Ingest<'a>),
+    /// Part of the store already, verified.
+    There { digest: Digest, size_bytes: u64 },
 }
 
 /// Loads `layers`, lowest first, as far as the store does not have them.
@@ -226,12 +234,15 @@ fn read_layer<'a>(
     cancel: &BuildCancel,
 ) -> Outcome<'a> {
     let name = &layer.source.name;
-    let (mut reader, _) = archive.read(name)?;
+    let (mut reader, size_bytes) = archive.read(name)?;
+    // What was pulled is not written a second time.
+    let there = layer.source.expected.filter(|_| archive.is_in_store());
+    let there = there.map(|(digest, _)| Packed::There { digest, size_bytes });
     let unreadable = |error| broken(archive.path(), &format!("{name} cannot be read ({error})"));
     let is_plain = detect(reader.fill_buf().map_err(unreadable)?) == Compression::None;
     // Of a whole tree nobody can tell what the layer added to it.
     let tree_may_do = is_plain && engine.snapshots.form() == LayerForm::Changes;
-    let mut ingest = if tree_may_do { None } else { Some(engine.store.ingest()?) };
+    let mut ingest = if tree_may_do || there.is_some() { None } else { Some(engine.store.ingest()?) };
     let mut tee = Tee { reader, out: ingest.as_mut(), failed: None };
     let active = prepare_layer(engine, parent)?;
     let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee), &engine.limits)
@@ -254,13 +265,19 @@ fn read_layer<'a>(
         let root = engine.snapshots.open_layer(active.key())?;
         tree_gives(root.as_fd(), &applied, cancel)?
     };
-    if tree_may_do && !tree_does {
+    if tree_does {
+        return Ok(Unpacked { active, applied, blob: None });
+    }
+    if let Some(there) = there {
+        return Ok(Unpacked { active, applied, blob: Some((there, media_type)) });
+    }
+    if tree_may_do {
         let mut copy = engine.store.ingest()?;
         let (mut reader, _) = archive.read(name)?;
         io::copy(&mut reader, &mut copy).map_err(|error| not_written(engine, error))?;
         ingest = Some(copy);
     }
-    Ok(Unpacked { active, applied, blob: ingest.map(|ingest| (ingest, media_type)) })
+    Ok(Unpacked { active, applied, blob: ingest.map(|ingest| (Packed::Coming(ingest), media_type)) })
 }
 
 pub(crate) fn not_written(engine: &Engine, source: io::Error) -> BuildError {
@@ -323,7 +340,10 @@ fn publish(
     let is_plain = blob.as_ref().is_none_or(|(_, media_type)| *media_type == media_type::OCI_LAYER);
     let expected = promised(layer, &applied, is_plain).map_err(|error| in_layer(archive, layer, error))?;
     let blob = match blob {
-        Some((ingest, media_type)) => {
+        Some((Packed::There { digest, size_bytes }, media_type)) => {
+            Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })
+        }
+        Some((Packed::Coming(ingest), media_type)) => {
             let committed = ingest.commit(expected);
             let (digest, size_bytes) = committed.map_err(|error| in_layer(archive, layer, error.into()))?;
             Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })

@@ -23,7 +23,7 @@ const MAX_MANIFESTS_BYTES: usize = 64 << 20;
 /// A manifest that was chosen, as it came.
 pub(crate) struct Picked {
     json: Vec<u8>,
-    manifest: Manifest,
+    pub(crate) manifest: Manifest,
     /// The entry of `index.json` that led to it.
     root: Descriptor,
 }

@@ -10,6 +10,7 @@ use kiln_llb::Network;
 use kiln_oci::{Platform, Reference};
 
 use crate::export::Output;
+use crate::registry::Bases;
 use crate::{
     BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement, NamedContext,
     SecretStore, SourceOptions, SshAgents, StandardInput,
@@ -58,6 +59,8 @@ pub struct BuildRequest {
     pub authorities: Authorities,
     /// `--allow`; [`Network::Host`] in `network` allows that to all steps as well.
     pub allow: BTreeSet<Entitlement>,
+    /// Where images come from that the build stands on, and go to that it pushes.
+    pub bases: Bases,
     /// How it was asked for; noted down, with what a step that fails has written, for
     /// [`shell`](crate::shell()). `None`: nothing is noted.
     pub origin: Option<BuildOrigin>,
@@ -87,6 +90,7 @@ impl BuildRequest {
             ssh: SshAgents::default(),
             authorities: Authorities::default(),
             allow: BTreeSet::new(),
+            bases: Bases::default(),
             origin: None,
         }
     }

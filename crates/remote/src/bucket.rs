@@ -395,7 +395,7 @@ impl RemoteStore for Bucket {
     fn read(
         &self,
         name: &ObjectName,
-        out: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        out: &mut (dyn FnMut(&[u8]) -> io::Result<()> + Send),
     ) -> Result<bool, RemoteError> {
         self.block_on(self.stream(name, out))
     }

@@ -182,7 +182,7 @@ impl RemoteStore for Directory {
     fn read(
         &self,
         name: &ObjectName,
-        out: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        out: &mut (dyn FnMut(&[u8]) -> io::Result<()> + Send),
     ) -> Result<bool, RemoteError> {
         let Some((mut file, _)) = self.file(name)? else { return Ok(false) };
         let mut piece = vec![0; 256 << 10];

@@ -39,7 +39,7 @@ pub trait RemoteStore: Send + Sync {
     fn read(
         &self,
         name: &ObjectName,
-        out: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        out: &mut (dyn FnMut(&[u8]) -> io::Result<()> + Send),
     ) -> Result<bool, RemoteError>;
 
     /// Puts an object of `size_bytes`. When `content` fails, or has another length, the object is not

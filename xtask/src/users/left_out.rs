@@ -76,6 +76,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("power::", CAMPAIGN),
     both("interop::", PEERS),
     both("remote_cache_s3::", CAMPAIGN),
+    both("registry::transfer::", PEERS),
     both("layers::implied::umoci_unpacks_what_kiln_loads_to_the_same_tree", PEERS),
     both("toolkit_mutate::other_tools_unpack_the_new_images_to_the_same_tree", PEERS),
     both("build_process::a_run_reaches_the_network_through_nat_although_forward_is_dropped", BRIDGES),

@@ -29,7 +29,8 @@ pub use packing::{Compress, Packing, PackingError};
 pub use save::{SaveOptions, SavedImage, save};
 pub use tree::export_tree;
 
-pub(crate) use image::Assembled;
-pub(crate) use layers::{LayerContent, ReadyLayer, ready, write_layer};
+pub(crate) use image::{Assembled, ReadyImage, Style, make_ready};
+pub(crate) use index::whole_index;
+pub(crate) use layers::{LayerContent, ReadyLayer, ready, write_layer, write_plain};
 pub(crate) use output::Attributes;
 pub(crate) use run::{Delivered, Delivery, deliver};

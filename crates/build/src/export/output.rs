@@ -126,6 +126,10 @@ pub struct ImageOutput {
     pub dangling_prefix: Option<Reference>,
     /// `name-canonical`: every name with the digest behind it, too.
     pub canonical: bool,
+    /// `push`, `type=registry`: to the registries that its names say, too.
+    pub push: bool,
+    /// `push-by-digest`: without the tags.
+    pub by_digest: bool,
 }
 
 /// A file or directory with an image in it.
@@ -372,7 +376,11 @@ impl Attributes {
                 Ok(Output::Local(TreeOutput { dest, platform_split: self.split()?, mode }))
             }
             "cacheonly" => Ok(Output::CacheOnly),
-            "registry" => Err(not_yet("type=registry")),
+            "registry" => {
+                self.values.retain(|(key, _)| key != "push");
+                self.values.push(("push".to_owned(), "true".to_owned()));
+                self.image()
+            }
             other => Err(OutputError(format!(
                 "type={other} is none of image, docker, oci, tar, local, cacheonly, registry"
             ))),
@@ -385,15 +393,10 @@ impl Attributes {
     }
 
     fn image(&mut self) -> Result<Output, OutputError> {
-        for push in ["push", "push-by-digest"] {
-            if self.flag(push)? == Some(true) {
-                return Err(not_yet(push));
-            }
-        }
+        let by_digest = self.flag("push-by-digest")?.unwrap_or(false);
+        let push = self.flag("push")?.unwrap_or(by_digest);
         if self.flag("store")? == Some(false) {
-            return Err(OutputError(
-                "store=false leaves nothing without a push: use type=cacheonly".to_owned(),
-            ));
+            return Err(OutputError("store=false: an image is always kept in the store, too".to_owned()));
         }
         let prefix = self.take("dangling-name-prefix").map(|prefix| reference(&prefix)).transpose()?;
         Ok(Output::Image(ImageOutput {
@@ -401,6 +404,8 @@ impl Attributes {
             dangling_prefix: prefix,
             canonical: self.flag("name-canonical")?.unwrap_or(false),
             format: self.format()?,
+            push,
+            by_digest,
         }))
     }
 
@@ -454,10 +459,6 @@ fn annotation(key: &str) -> Option<(String, &str)> {
         None => return None,
     };
     (!key.is_empty()).then_some((kind, key))
-}
-
-fn not_yet(what: &str) -> OutputError {
-    OutputError(format!("{what}: pushing to registries is not part of kiln yet"))
 }
 
 fn reference(name: &str) -> Result<Reference, OutputError> {

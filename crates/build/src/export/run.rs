@@ -17,6 +17,7 @@ use super::tree::{TreeStyle, left_out_note, write_local, write_tar};
 use crate::archive::Archive;
 use crate::image::{parse_json, store_image};
 use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
+use crate::registry::{PushedName, Registries, push_ready};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// What a build made, before anything of it has left.
@@ -30,6 +31,8 @@ pub(crate) struct Delivery<'a> {
     /// `SOURCE_DATE_EPOCH`
     pub(crate) epoch: Option<i64>,
     pub(crate) platform: &'a Platform,
+    /// `None`: nothing can be pushed.
+    pub(crate) registries: Option<&'a Registries>,
     pub(crate) cancel: &'a BuildCancel,
 }
 
@@ -45,12 +48,16 @@ pub(crate) struct Delivered {
     pub(crate) names: Vec<Reference>,
     /// Files and directories that were written.
     pub(crate) files: Vec<PathBuf>,
+    /// Names that registries have now.
+    pub(crate) pushed: Vec<PushedName>,
     /// What the user should know.
     pub(crate) notes: Vec<String>,
+    /// What is to be pushed once all files are written.
+    outgoing: Vec<(ReadyImage, Vec<Reference>)>,
 }
 
-/// Writes all `outputs`. Files get their names only when every output is written; names in the store
-/// come last.
+/// Writes all `outputs`. Files get their names only when every output is written, and what is to be pushed
+/// is; names in the store come last.
 ///
 /// # Errors
 /// [`BuildError`]; of files nothing is left then, and no name has moved.
@@ -92,6 +99,12 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
             }
             Output::CacheOnly => {}
         }
+    }
+    for (ready, names) in std::mem::take(&mut delivered.outgoing) {
+        let none = || BuildError::Bug { what: "there are no registries to push to".to_owned() };
+        let registries = delivery.registries.ok_or_else(none)?;
+        let pushed = push_ready(delivery.engine, registries, &ready, None, &names, delivery.cancel)?;
+        delivered.pushed.extend(pushed);
     }
     for file in files {
         delivered.files.push(file.path().to_owned());
@@ -149,7 +162,12 @@ impl Delivery<'_> {
     fn image(&self, output: &ImageOutput, delivered: &mut Delivered) -> Result<ImageRecord, BuildError> {
         let image = self.assembled()?;
         let Assembled { config_json, layers, top, .. } = image;
-        let format = &output.format;
+        let mut format = output.format.clone();
+        if output.push {
+            // What the registry gets is what the store says the image is.
+            format.compress.get_or_insert(Compress::new(Packing::GZIP));
+        }
+        let format = &format;
         let plain = ImageFormat { rewrite_timestamp: format.rewrite_timestamp, ..ImageFormat::default() };
         let style = self.style(format, delivered);
         if *format == plain && style.newest.is_none() {
@@ -168,6 +186,13 @@ impl Delivery<'_> {
         let compress = format.compress.unwrap_or(Compress::new(Packing::UNCOMPRESSED));
         let ready = make_ready(self.engine, image, &Style { compress, ..style }, self.cancel.flag())?;
         delivered.seen(ready.config, &ready.descriptor);
+        if output.push {
+            let names = output.names.iter().map(|name| match output.by_digest {
+                true => with_digest(name, &ready.descriptor.digest),
+                false => Ok(name.clone()),
+            });
+            delivered.outgoing.push((ready.clone(), names.collect::<Result<_, _>>()?));
+        }
         if ready.config == Digest::of(config_json) {
             let made = Some(&*ready.manifest_json);
             return store_image(self.engine, config_json, layers, top.clone(), made);
@@ -192,18 +217,14 @@ impl Delivery<'_> {
 
     /// The names that an image gets in the store.
     fn names(&self, output: &ImageOutput, record: &ImageRecord) -> Result<Vec<Reference>, BuildError> {
-        let with_digest = |name: &Reference| {
-            let text = format!("{}@{}", name.familiar_name(), record.manifest);
-            text.parse::<Reference>().map_err(|error| BuildError::Bug { what: error.to_string() })
-        };
         let mut names = output.names.clone();
         if output.canonical {
             for name in &output.names {
-                names.push(with_digest(name)?);
+                names.push(with_digest(name, &record.manifest)?);
             }
         }
         if let (Some(prefix), true) = (&output.dangling_prefix, output.names.is_empty()) {
-            names.push(with_digest(prefix)?);
+            names.push(with_digest(prefix, &record.manifest)?);
         }
         Ok(names)
     }
@@ -256,4 +277,10 @@ impl Delivery<'_> {
             }
         }
     }
+}
+
+/// `name`, without its tag and with this digest.
+fn with_digest(name: &Reference, digest: &Digest) -> Result<Reference, BuildError> {
+    let text = format!("{}@{digest}", name.familiar_name());
+    text.parse().map_err(|error: kiln_oci::ReferenceError| BuildError::Bug { what: error.to_string() })
 }

@@ -20,6 +20,7 @@ use crate::build::Progress;
 use crate::cache::{BuildCache, Entry};
 use crate::export::{LayerContent, ReadyLayer, ready, write_layer};
 use crate::layers::Layers;
+use crate::registry::Registries;
 use crate::{BuildCancel, BuildError, Engine};
 
 /// Why an export ended early; never why a build fails.
@@ -48,6 +49,8 @@ pub(crate) struct Results<'a> {
     pub(crate) top: Option<&'a SnapshotId>,
     /// Every step was run again: its result replaces what is there.
     pub(crate) is_refresh: bool,
+    /// The way to registries, if there is one.
+    pub(crate) registries: Option<&'a Arc<Registries>>,
 }
 
 /// Everything that is left by all `--cache-to`.
@@ -85,7 +88,9 @@ pub(crate) async fn export(
         }
     };
     for target in targets {
+        let registries = results.registries;
         let sender = Sender {
+            registries,
             engine,
             target,
             cancel,
@@ -147,6 +152,7 @@ async fn gather<'a>(
 /// One `--cache-to`.
 struct Sender<'a> {
     engine: &'a Engine,
+    registries: Option<&'a Arc<Registries>>,
     target: &'a CacheTarget,
     cancel: &'a BuildCancel,
     /// Every step was run again: its result replaces what is there.
@@ -158,7 +164,7 @@ struct Sender<'a> {
 impl Sender<'_> {
     /// Blobs first, then the records that lead to them.
     fn send(&self, results: &Gathered<'_>) -> Result<(), ExportError> {
-        let store = open(self.engine, &self.target.place, self.cancel, true)?;
+        let store = open(self.engine, self.registries, &self.target.place, self.cancel, true)?;
         let records = self.records(results)?;
         let existing = self.existing(&*store, records.near.iter().chain(&records.far))?;
         let is_new = |record: &&Record| existing.get(record.key()) != Some(&Kept::Stays);

@@ -137,7 +137,7 @@ impl RemoteStore for InlineRecords {
     fn read(
         &self,
         _name: &ObjectName,
-        _out: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        _out: &mut (dyn FnMut(&[u8]) -> io::Result<()> + Send),
     ) -> Result<bool, RemoteError> {
         Ok(false)
     }

@@ -15,6 +15,7 @@ mod export;
 mod files;
 mod inline;
 mod pull;
+mod registry;
 mod spec;
 
 use std::collections::{HashMap, HashSet};
@@ -31,6 +32,7 @@ pub(crate) use self::pull::Fetched;
 use self::spec::Place;
 pub use self::spec::{CacheSource, CacheTarget};
 use crate::build::Progress;
+use crate::registry::Registries;
 use crate::{BuildCancel, Engine};
 
 /// So many damaged results are spoken of.
@@ -89,6 +91,7 @@ pub(crate) struct RemoteCache {
     engine: Engine,
     cancel: BuildCancel,
     progress: Arc<dyn Progress>,
+    registries: Option<Arc<Registries>>,
     sources: Vec<Source>,
     state: Mutex<State>,
     /// Layers of several results are often the same: one result at a time.
@@ -105,6 +108,7 @@ impl RemoteCache {
     pub(crate) fn new(
         engine: &Engine,
         sources: &[CacheSource],
+        registries: Option<Arc<Registries>>,
         cancel: &BuildCancel,
         progress: Arc<dyn Progress>,
     ) -> Self {
@@ -116,7 +120,15 @@ impl RemoteCache {
         };
         let sources = sources.iter().map(source).collect();
         let (engine, cancel) = (engine.clone(), cancel.clone());
-        Self { engine, cancel, progress, sources, state: Mutex::default(), pulling: Mutex::default() }
+        Self {
+            engine,
+            cancel,
+            progress,
+            registries,
+            sources,
+            state: Mutex::default(),
+            pulling: Mutex::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -189,13 +201,14 @@ impl RemoteCache {
         if source.is_off.load(Ordering::Relaxed) {
             return None;
         }
-        let open = || match open(&self.engine, &source.spec.place, &self.cancel, false) {
-            Ok(store) => Some(store),
-            Err(error) => {
-                self.turn_off(source, &error);
-                None
-            }
-        };
+        let open =
+            || match open(&self.engine, self.registries.as_ref(), &source.spec.place, &self.cancel, false) {
+                Ok(store) => Some(store),
+                Err(error) => {
+                    self.turn_off(source, &error);
+                    None
+                }
+            };
         source.store.get_or_init(open).as_deref()
     }
 
@@ -233,6 +246,7 @@ impl RemoteCache {
 /// Opens what a spec names; `create`: makes a directory.
 fn open(
     engine: &Engine,
+    registries: Option<&Arc<Registries>>,
     place: &Place,
     cancel: &BuildCancel,
     create: bool,
@@ -240,6 +254,7 @@ fn open(
     Ok(match place {
         Place::Directory(path) => Box::new(Directory::open(path, create, stop(cancel))?),
         Place::Bucket(config, _) => Box::new(Bucket::new(config, stop(cancel))?),
+        Place::Registry(name) => Box::new(registry::RegistryStore::new(engine, registries, name, cancel)?),
         Place::Image(name) => Box::new(inline::InlineRecords::open(engine, name.as_ref())?),
     })
 }

@@ -15,6 +15,8 @@ pub(super) enum Place {
     Directory(PathBuf),
     /// `type=s3`, `type=gcs`, `type=azblob`
     Bucket(BucketConfig, String),
+    /// `type=registry`: a repository.
+    Registry(Reference),
     /// `type=inline`: in the config of an image.
     Image(Option<Reference>),
 }
@@ -25,6 +27,7 @@ impl Place {
         match self {
             Self::Directory(path) => format!("directory {}", path.display()),
             Self::Bucket(_, label) => label.clone(),
+            Self::Registry(name) => format!("registry {}", name.familiar()),
             Self::Image(Some(name)) => format!("image {}", name.familiar()),
             Self::Image(None) => "the image".to_owned(),
         }
@@ -77,12 +80,11 @@ impl FromStr for CacheSource {
         let scope = scope(&mut attributes)?;
         let place = match kind.as_str() {
             "local" => Place::Directory(needed(&mut attributes, "src", &kind)?.into()),
-            // An image that a registry has may be here as well.
-            "inline" | "registry" => {
+            "inline" => {
                 let name = needed(&mut attributes, "ref", &kind)?;
-                attributes.flag("registry.insecure")?;
                 Place::Image(Some(name.parse().map_err(|error| wrong(format!("{error}")))?))
             }
+            "registry" => registry(&mut attributes)?,
             _ => bucket(&mut attributes, &kind)?,
         };
         attributes.finish(&kind, &WITHOUT_EFFECT)?;
@@ -119,7 +121,7 @@ impl FromStr for CacheTarget {
                 return Err(wrong("type=inline has the results that the image consists of: no mode=max"));
             }
             "inline" => Place::Image(None),
-            "registry" => return Err(wrong("type=registry: pushing to registries is not part of kiln yet")),
+            "registry" => registry(&mut attributes)?,
             _ => bucket(&mut attributes, &kind)?,
         };
         if let Place::Bucket(config, _) = &place {
@@ -140,6 +142,16 @@ impl CacheTarget {
 fn needed(attributes: &mut Attributes, name: &str, kind: &str) -> Result<String, OutputError> {
     let found = attributes.take(name).filter(|value| !value.is_empty());
     found.ok_or_else(|| wrong(format!("type={kind} needs {name}=…")))
+}
+
+fn registry(attributes: &mut Attributes) -> Result<Place, OutputError> {
+    let name = needed(attributes, "ref", "registry")?;
+    if attributes.flag("registry.insecure")? == Some(true) {
+        return Err(wrong(
+            "registry.insecure: list the registry under [registries] insecure in the configuration file",
+        ));
+    }
+    Ok(Place::Registry(name.parse().map_err(|error| wrong(format!("{error}")))?))
 }
 
 /// `scope`, or `name` as docker calls it for buckets.
@@ -231,7 +243,7 @@ mod tests {
         assert_eq!(source("type=local,src=/x"), "directory /x @default");
         assert_eq!(source("type=local,src=/x,scope=feature/y"), "directory /x @feature/y");
         assert_eq!(source("app:1"), "image app:1 @default");
-        assert_eq!(source("type=registry,ref=app:1"), "image app:1 @default");
+        assert_eq!(source("type=registry,ref=app:1"), "registry app:1 @default");
         assert_eq!(source("type=s3,bucket=b,region=r,prefix=/a/,name=n"), "s3://b/a @n");
         assert_eq!(source("type=s3,bucket=b,access_key_id=ID,secret_access_key=SECRET"), "s3://b @default");
         assert_eq!(source("type=gcs,bucket=b"), "gs://b @default");

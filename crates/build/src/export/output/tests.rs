@@ -99,8 +99,7 @@ fn mistakes_are_named() {
     check_error("type=oci,compression=rar", "\"rar\" is none of uncompressed, gzip, zstd, estargz");
     check_error("type=oci,compression-level=x", "compression-level=x is no number");
     check_error("type=oci,force-compression=maybe", "force-compression=maybe is neither true nor false");
-    check_error("type=registry,name=a", "type=registry: pushing to registries is not part of kiln yet");
-    check_error("type=image,push=true", "push: pushing to registries is not part of kiln yet");
+    check_error("type=registry,push=maybe,nonsense=1", "type=registry has no attribute \"nonsense\"");
     let types = "type=rpm is none of image, docker, oci, tar, local, cacheonly, registry";
     check_error("type=rpm", types);
     check_error("\"type=oci", "\"\\\"type=oci\": quotes stand around a whole field, or twice inside them");

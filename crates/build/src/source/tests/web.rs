@@ -42,6 +42,11 @@ impl Web {
                 let (answer, log) = (answer.clone(), log.clone());
                 std::thread::spawn(move || {
                     let Ok(mut stream) = stream else { return };
+                    // TLS begins with 0x16; whoever tries it first hears at once that nobody speaks it.
+                    let mut first = [0];
+                    if stream.peek(&mut first).is_err() || first[0] == 0x16 {
+                        return;
+                    }
                     let Some(request) = read_request(&mut stream) else { return };
                     log.lock().unwrap().push(request.clone());
                     // A client that went away has what it wanted.

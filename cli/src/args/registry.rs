@@ -1,0 +1,75 @@
+//! Arguments of the commands that speak with registries.
+
+use clap::Args;
+use kiln_build::registry::PullPolicy;
+use kiln_oci::{Platform, Reference};
+
+use super::images::CompressionArgs;
+use super::store::LimitArgs;
+
+/// When the images that a build stands on are looked for in registries.
+#[derive(Args)]
+pub(crate) struct BaseArgs {
+    /// Ask registries for base images: always, missing (those that are not in the store) or never; alone
+    /// it means always [default: missing]
+    #[arg(
+        long,
+        value_name = "WHEN",
+        env = "KILN_PULL",
+        hide_env = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always"
+    )]
+    pub(crate) pull: Option<PullPolicy>,
+    /// Ask no registry for anything; RUN steps and ADD of URLs are as they are
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PullArgs {
+    /// The image for this platform [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+    /// Print only the name
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    /// Image names
+    #[arg(value_name = "NAME[:TAG|@DIGEST]", required = true)]
+    pub(crate) names: Vec<Reference>,
+}
+
+#[derive(Args)]
+pub(crate) struct PushArgs {
+    #[command(flatten)]
+    pub(crate) compression: CompressionArgs,
+    /// Print only the digest
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Image name in the store; its registry gets it
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub(crate) names: Vec<Reference>,
+}
+
+#[derive(Args)]
+pub(crate) struct LoginArgs {
+    /// User [default: asked for on a terminal]
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) username: Option<String>,
+    /// Read the password, or a token that stands for one, from standard input
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+    /// The registry
+    #[arg(value_name = "HOST[:PORT]", default_value = "docker.io")]
+    pub(crate) registry: String,
+}
+
+#[derive(Args)]
+pub(crate) struct LogoutArgs {
+    /// The registry
+    #[arg(value_name = "HOST[:PORT]", default_value = "docker.io")]
+    pub(crate) registry: String,
+}

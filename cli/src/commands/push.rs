@@ -1,0 +1,39 @@
+//! `kiln push`
+
+use kiln_build::export::Packing;
+use kiln_build::registry::{PushRequest, PushedName, push};
+
+use super::{human_size, print};
+use crate::args::registry::PushArgs;
+use crate::config::Config;
+use crate::errors::Failure;
+use crate::registries::registries;
+use crate::session::Session;
+
+pub(crate) fn run(session: &Session, args: &PushArgs) -> Result<u8, Failure> {
+    let compress = args.compression.compress(Packing::GZIP);
+    let compress = compress.map_err(|error| Failure::usage(error.to_string()))?;
+    let registries = registries(&Config::read()?);
+    for name in &args.names {
+        let found = session.engine.store.resolve(name)?;
+        let image = found.ok_or_else(|| Failure::no_image(&name.familiar()))?;
+        let request = PushRequest { image, names: vec![name.clone()], compress };
+        for pushed in push(&session.engine, &registries, &request, &session.cancel)? {
+            let text = if args.quiet { format!("{}\n", pushed.digest) } else { told(&pushed) };
+            print(&text)?;
+        }
+    }
+    Ok(0)
+}
+
+/// What a push has done, a line or two.
+pub(super) fn told(pushed: &PushedName) -> String {
+    let PushedName { name, digest, sent: (blobs, bytes), mounted } = pushed;
+    let mounted = if *mounted > 0 { format!(", {mounted} mounted") } else { String::new() };
+    let sent = match blobs {
+        0 => "nothing to send".to_owned(),
+        1 => format!("1 blob sent, {}", human_size(*bytes)),
+        blobs => format!("{blobs} blobs sent, {}", human_size(*bytes)),
+    };
+    format!("pushed {} ({sent}{mounted})\ndigest {digest}\n", name.familiar())
+}

@@ -1,0 +1,69 @@
+//! Errors of registries as users see them.
+
+use kiln_registry::{CredentialError, Error, Fault};
+
+use super::{Code, FROM_ELSEWHERE, Failure, chain, exit};
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        of_registry(&error)
+    }
+}
+
+/// The error with its code, and what helps.
+pub(super) fn of_registry(error: &Error) -> Failure {
+    let failure = Failure { code: code(error), text: format!("error: {}", chain(error)), hint: None };
+    match hint(error) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+pub(super) fn code(error: &Error) -> Code {
+    match error.fault() {
+        Fault::Network => exit::NETWORK,
+        Fault::Integrity | Fault::Store => exit::STORE,
+        Fault::Refused => exit::POLICY,
+        Fault::Limit => exit::LIMIT,
+        // docker's file, a helper, a certificate: what the user has configured.
+        Fault::Configuration => exit::USAGE,
+    }
+}
+
+pub(super) fn hint(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::Denied { host, known: false, .. } => format!("`kiln login {host}` may help"),
+        Error::Denied { host, .. } => {
+            format!("the credentials for {host} are wrong or not enough; `kiln login {host}` replaces them")
+        }
+        Error::NotFound { .. } => {
+            "look for a mistake in the name or the tag; some registries say this of what needs a login, too"
+                .to_owned()
+        }
+        Error::Transfer { host, source, .. } if is_certificate(source) => format!(
+            "put the registry's authority into /etc/docker/certs.d/{host}/ca.crt, or name it as \
+             ca-certificates in the configuration file"
+        ),
+        Error::Transfer { host, source, .. } if source.is_connect() => format!(
+            "is {host} the right name? A registry that speaks plain http is listed under [registries] \
+             insecure in the configuration file"
+        ),
+        Error::Limited { .. } => "a login often raises the limit".to_owned(),
+        Error::Refused { reason, .. } if reason.contains("encryption") => {
+            "list the registry under [registries] insecure in the configuration file if that is meant"
+                .to_owned()
+        }
+        Error::Mismatch { .. } | Error::Size { .. } | Error::Misnamed { .. } | Error::Document { .. } => {
+            FROM_ELSEWHERE.to_owned()
+        }
+        Error::Credentials(CredentialError::NoHelper { program }) => {
+            format!("install {program}, or take it out of docker's config.json")
+        }
+        _ => return None,
+    })
+}
+
+/// rustls says so in words; no type of its errors leaves the client.
+fn is_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.to_string().contains("certificate") || error.source().is_some_and(is_certificate)
+}

@@ -1,0 +1,7 @@
+//! Images from and to registries: Debian's `docker-registry`, and one that lies.
+
+mod bases;
+mod hostile;
+mod login;
+mod server;
+mod transfer;

@@ -1,0 +1,112 @@
+//! Images from and to registries.
+//!
+//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for) and `push.rs`.
+//! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
+
+mod base;
+mod pull;
+mod push;
+
+use std::fmt;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use kiln_registry::{Client, Repository};
+use kiln_solver::Cancellation;
+use tokio::runtime::Runtime;
+
+use crate::{BuildCancel, BuildError};
+
+pub(crate) use base::base_image;
+pub use base::{Bases, PullPolicy};
+pub use pull::{Pulled, pull};
+pub(crate) use push::push_ready;
+pub use push::{PushRequest, PushedName, push};
+
+/// How soon a cancelled command is noticed.
+const POLL: Duration = Duration::from_millis(100);
+/// Blobs on their way at once.
+const AT_ONCE: usize = 4;
+
+/// The way to registries, for threads that may wait. Nothing is opened before the first request.
+pub struct Registries {
+    client: Client,
+    runtime: OnceLock<Runtime>,
+}
+
+impl fmt::Debug for Registries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registries").finish_non_exhaustive()
+    }
+}
+
+impl Registries {
+    /// Registries by way of `client`, which nobody else has used.
+    pub fn new(client: Client) -> Self {
+        Self { client, runtime: OnceLock::new() }
+    }
+
+    /// The client, for futures that [`Registries::wait`] gets.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn runtime(&self) -> Result<&Runtime, BuildError> {
+        if let Some(runtime) = self.runtime.get() {
+            return Ok(runtime);
+        }
+        let made = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("registry")
+            .enable_all()
+            .build()
+            .map_err(|source| kiln_registry::Error::Local { what: "starting threads", source })?;
+        // Whoever came first has made it; two that came at once drop one.
+        if let Err(spare) = self.runtime.set(made) {
+            spare.shutdown_background();
+        }
+        self.runtime.get().ok_or_else(|| BuildError::Bug { what: "no runtime for registries".to_owned() })
+    }
+
+    /// Waits for `future`, unless somebody cancels. Not for threads that drive futures themselves.
+    ///
+    /// # Errors
+    /// [`BuildError::Cancelled`], and those of `future`.
+    pub fn wait<T, E: Into<BuildError>>(
+        &self,
+        cancel: &BuildCancel,
+        future: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, BuildError> {
+        self.runtime()?.block_on(async {
+            let mut future = pin!(future);
+            loop {
+                if let Ok(done) = tokio::time::timeout(POLL, future.as_mut()).await {
+                    return done.map_err(Into::into);
+                }
+                if cancel.is_cancelled() {
+                    return Err(BuildError::Cancelled);
+                }
+            }
+        })
+    }
+
+    fn repository(&self, reference: &kiln_oci::Reference) -> Repository {
+        self.client.repository(reference)
+    }
+}
+
+impl Drop for Registries {
+    fn drop(&mut self) {
+        // It may be dropped where nobody may wait.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl From<kiln_registry::Error> for BuildError {
+    fn from(error: kiln_registry::Error) -> Self {
+        BuildError::Registry(Arc::new(error))
+    }
+}

@@ -1,0 +1,299 @@
+//! `kiln pull`: an image of a registry becomes one of the store.
+//!
+//! Blobs come several at once, lowest layers first, and are unpacked as soon as they are there, by what
+//! unpacks archives (`load_layers.rs`): to it, the registry is an archive whose files take a while.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use kiln_content::{ImageRecord, SourceRecord};
+use kiln_oci::image::{Descriptor, ImageConfig};
+use kiln_oci::{ChainId, Digest, Platform, Reference, document};
+use kiln_registry::{Repository, Which};
+use kiln_solver::Cancellation;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use super::{AT_ONCE, POLL, Registries};
+use crate::archive::{Archive, Blobs};
+use crate::engine::now_unix;
+use crate::image::MAX_CONFIG_BYTES;
+use crate::load::{blob_name, load_picked, pick_manifest};
+use crate::source::key_of;
+use crate::{BuildCancel, BuildError, Engine};
+
+/// An image that is in the store now.
+#[derive(Debug)]
+pub struct Pulled {
+    /// The image.
+    pub image: ImageRecord,
+    /// Digest of the manifest or index that the name leads to.
+    pub digest: Digest,
+    /// It was there already, under this name.
+    pub known: bool,
+}
+
+/// Pulls the image `reference` for `platform` and gives it that name. `note` hears a line about what is
+/// fetched.
+///
+/// Costs one request when the image is in the store.
+///
+/// # Errors
+/// [`BuildError::Registry`], [`BuildError::NoPlatform`] and those of unpacking; no name has moved then.
+pub fn pull(
+    engine: &Engine,
+    registries: &Arc<Registries>,
+    reference: &Reference,
+    platform: &Platform,
+    cancel: &BuildCancel,
+    note: &dyn Fn(&str),
+) -> Result<Pulled, BuildError> {
+    let repository = registries.repository(reference);
+    // From here on it is this one, whatever the tag leads to meanwhile.
+    let root = registries.wait(cancel, repository.manifest(Which::from(reference)))?;
+    let digest = root.digest;
+    if let Some(image) = known(engine, reference, platform, &digest)? {
+        engine.store.set_name(reference, &image)?;
+        remember(engine, reference, platform, &image, digest)?;
+        return Ok(Pulled { image, digest, known: true });
+    }
+    engine.store.put_blob(&root.bytes)?;
+    let fetch = Fetch::new(engine, registries, repository, cancel);
+    fetch.set(digest, State::There);
+    let _abort = Abort(fetch.clone());
+    let shown = reference.familiar();
+    let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), fetch.clone());
+    let picked = pick_manifest(&archive, &root.descriptor(), platform, 0)?;
+    let (config, layers) = (&picked.manifest.config, &picked.manifest.layers);
+    for blob in layers.iter().chain([config]) {
+        fetch.set(blob.digest, State::Known(blob.clone()));
+    }
+    let name = blob_name(&config.digest);
+    let json = archive.read_small(&name, MAX_CONFIG_BYTES)?;
+    let parsed = archive.parse(&name, &json, |json| document::read_config(json, layers.len()))?;
+    let mut missing: Vec<&Descriptor> = Vec::new();
+    for layer in &layers[layers_there(engine, &parsed)?..] {
+        engine.store.hold_blob(&layer.digest)?;
+        if !engine.store.has_blob(&layer.digest) && missing.iter().all(|known| known.digest != layer.digest) {
+            missing.push(layer);
+        }
+    }
+    if !missing.is_empty() {
+        let bytes: u64 = missing.iter().fold(0, |sum, layer| sum.saturating_add(layer.size));
+        note(&format!("{shown}: fetching {} of {} layers, {bytes} bytes", missing.len(), layers.len()));
+    }
+    for layer in missing {
+        fetch.start(layer)?;
+    }
+    let image = load_picked(engine, &archive, &picked, false, cancel)?;
+    engine.store.set_name(reference, &image)?;
+    remember(engine, reference, platform, &image, digest)?;
+    engine.store.barrier()?;
+    Ok(Pulled { image, digest, known: false })
+}
+
+/// What is remembered of a name of a registry: for this platform.
+fn key(reference: &Reference, platform: &Platform) -> Digest {
+    key_of(&["registry", &reference.to_string(), &platform.to_string()])
+}
+
+/// Notes down that `reference` leads to `digest`, and that this is `image`, now.
+pub(super) fn remember(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+    image: &ImageRecord,
+    digest: Digest,
+) -> Result<(), BuildError> {
+    // An image without files has no record; it is looked up each time.
+    let Some(snapshot) = image.snapshot.clone() else { return Ok(()) };
+    let record = SourceRecord {
+        snapshot,
+        content: Some(digest),
+        etag: Some(image.config.to_string()),
+        last_modified: None,
+        created_unix: now_unix(),
+    };
+    Ok(engine.store.put_source(&key(reference, platform), &record)?)
+}
+
+/// What `reference` led to, and when that was, if it is `image` that it led to.
+pub(super) fn remembered(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+    image: &ImageRecord,
+) -> Result<Option<(Digest, i64)>, BuildError> {
+    let record = engine.store.source(&key(reference, platform))?;
+    let config = image.config.to_string();
+    let record = record.filter(|record| record.etag.as_ref() == Some(&config));
+    Ok(record.and_then(|record| Some((record.content?, record.created_unix))))
+}
+
+/// The image of this name, if it is what the registry has under `digest`, and whole.
+fn known(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+    digest: &Digest,
+) -> Result<Option<ImageRecord>, BuildError> {
+    let Some(image) = engine.store.resolve(reference)? else { return Ok(None) };
+    let led_here =
+        remembered(engine, reference, platform, &image)?.is_some_and(|(known, _)| known == *digest);
+    let there = image.snapshot.as_ref().is_none_or(|snapshot| engine.snapshots.contains(snapshot));
+    let blobs = engine.store.has_blob(&image.config) && engine.store.has_blob(&image.manifest);
+    Ok((led_here && there && blobs).then_some(image))
+}
+
+/// So many of the image's layers, from the lowest, are in the store, unpacked.
+fn layers_there(engine: &Engine, config: &ImageConfig) -> Result<usize, BuildError> {
+    let mut chain: Option<ChainId> = None;
+    for (count, diff_id) in config.rootfs.diff_ids.iter().enumerate() {
+        let next = chain.map_or(ChainId(diff_id.0), |chain| chain.push(diff_id));
+        let known = engine.store.snapshot_by_chain(&next)?.filter(|id| engine.snapshots.contains(id));
+        let record = known.map(|snapshot| engine.store.layer(&snapshot)).transpose()?.flatten();
+        let is_whole =
+            record.is_some_and(|record| record.blob.is_none_or(|blob| engine.store.has_blob(&blob.digest)));
+        if !is_whole {
+            return Ok(count);
+        }
+        chain = Some(next);
+    }
+    Ok(config.rootfs.diff_ids.len())
+}
+
+/// Where a blob is.
+enum State {
+    /// At the registry.
+    Known(Descriptor),
+    Coming,
+    /// In the store.
+    There,
+    Failed(Arc<kiln_registry::Error>),
+    /// The store did not take it; told once.
+    Refused(Option<kiln_content::Error>),
+}
+
+/// Blobs of one repository on their way into the store.
+struct Fetch {
+    engine: Engine,
+    registries: Arc<Registries>,
+    repository: Repository,
+    cancel: BuildCancel,
+    states: Mutex<HashMap<Digest, State>>,
+    arrived: Condvar,
+    running: Mutex<Vec<AbortHandle>>,
+    room: Semaphore,
+}
+
+/// Ends what is still on its way when the pull has ended.
+struct Abort(Arc<Fetch>);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        for task in self.0.running.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Fetch {
+    fn new(
+        engine: &Engine,
+        registries: &Arc<Registries>,
+        repository: Repository,
+        cancel: &BuildCancel,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            engine: engine.clone(),
+            registries: registries.clone(),
+            repository,
+            cancel: cancel.clone(),
+            states: Mutex::default(),
+            arrived: Condvar::new(),
+            running: Mutex::default(),
+            room: Semaphore::new(AT_ONCE),
+        })
+    }
+
+    fn states(&self) -> MutexGuard<'_, HashMap<Digest, State>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, digest: Digest, state: State) {
+        self.states().insert(digest, state);
+        self.arrived.notify_all();
+    }
+
+    /// Fetches `blob` on threads of its own.
+    fn start(self: &Arc<Self>, blob: &Descriptor) -> Result<(), BuildError> {
+        self.set(blob.digest, State::Coming);
+        let (fetch, blob) = (self.clone(), blob.clone());
+        let task = self.registries.runtime()?.spawn(async move {
+            let _room = fetch.room.acquire().await;
+            let state = fetch.download(&blob).await;
+            fetch.set(blob.digest, state);
+        });
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).push(task.abort_handle());
+        Ok(())
+    }
+
+    /// Brings `blob` into the store: verified, and only then part of it.
+    async fn download(&self, blob: &Descriptor) -> State {
+        let store = &self.engine.store;
+        let mut ingest = match store.ingest() {
+            Ok(ingest) => ingest,
+            Err(error) => return State::Refused(Some(error)),
+        };
+        if let Err(error) = self.repository.fetch_blob(blob, &mut ingest).await {
+            return State::Failed(Arc::new(error));
+        }
+        match tokio::task::block_in_place(|| ingest.commit(Some((blob.digest, blob.size)))) {
+            Ok(_) => State::There,
+            Err(error) => State::Refused(Some(error)),
+        }
+    }
+}
+
+impl Blobs for Arc<Fetch> {
+    fn bring(&self, digest: &Digest) -> Result<(), BuildError> {
+        loop {
+            let mut states = self.states();
+            let blob = match states.get_mut(digest) {
+                Some(State::There) => return Ok(()),
+                Some(State::Failed(error)) => return Err(BuildError::Registry(error.clone())),
+                Some(State::Refused(error)) => {
+                    let again = || BuildError::Bug { what: format!("{digest} was refused by the store") };
+                    return Err(error.take().map_or_else(again, BuildError::from));
+                }
+                Some(State::Coming) => {
+                    drop(self.arrived.wait_timeout(states, POLL));
+                    if self.cancel.is_cancelled() {
+                        return Err(BuildError::Cancelled);
+                    }
+                    continue;
+                }
+                Some(State::Known(blob)) => Some(blob.clone()),
+                None => None,
+            };
+            drop(states);
+            match blob {
+                Some(blob) => {
+                    self.engine.store.hold_blob(digest)?;
+                    match self.engine.store.has_blob(digest) {
+                        true => self.set(*digest, State::There),
+                        false => self.start(&blob)?,
+                    }
+                }
+                // Only manifests are asked for before anybody has named them as blobs.
+                None => {
+                    let manifest = self.repository.manifest(Which::Digest(digest));
+                    let manifest = self.registries.wait(&self.cancel, manifest)?;
+                    self.engine.store.put_blob(&manifest.bytes)?;
+                    self.set(*digest, State::There);
+                }
+            }
+        }
+    }
+}

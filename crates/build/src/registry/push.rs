@@ -1,0 +1,280 @@
+//! `kiln push`: an image of the store becomes one of a registry.
+//!
+//! The registry is asked first what it has: a push of what is there sends nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use kiln_content::{ImageRecord, Store};
+use kiln_oci::image::{Descriptor, Index, Manifest, media_type};
+use kiln_oci::{Digest, Reference, document};
+use kiln_registry::{BlobSource, Error, Pushed, Repository, Which};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::{AT_ONCE, Registries};
+use crate::export::{
+    Assembled, Compress, LayerContent, ReadyImage, Style, make_ready, whole_index, write_plain,
+};
+use crate::image::parse_json;
+use crate::load::MAX_MANIFEST_BYTES;
+use crate::{BuildCancel, BuildError, Engine};
+
+/// What to push.
+#[derive(Debug, Clone)]
+pub struct PushRequest {
+    /// The image.
+    pub image: ImageRecord,
+    /// Under which names.
+    pub names: Vec<Reference>,
+    /// How layers that were made here are packed.
+    pub compress: Compress,
+}
+
+/// A name that a registry has now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushedName {
+    /// The name.
+    pub name: Reference,
+    /// What it leads to.
+    pub digest: Digest,
+    /// Blobs that were sent, and their bytes.
+    pub sent: (usize, u64),
+    /// Blobs that the registry took from another repository of its own.
+    pub mounted: usize,
+}
+
+/// Pushes an image under its names, with the other platforms that it came with, if they are all in the store.
+///
+/// # Errors
+/// [`BuildError::Registry`]; those of packing. Names that were pushed before stay.
+pub fn push(
+    engine: &Engine,
+    registries: &Registries,
+    request: &PushRequest,
+    cancel: &BuildCancel,
+) -> Result<Vec<PushedName>, BuildError> {
+    let style = Style::new(request.compress);
+    let assembled = Assembled::stored(engine, &request.image)?;
+    let ready = make_ready(engine, &assembled, &style, cancel.flag())?;
+    let index = whole_index(engine, &request.image, &ready.descriptor.digest)?;
+    let root = index.map(|index| index.descriptor);
+    push_ready(engine, registries, &ready, root.as_ref(), &request.names, cancel)
+}
+
+/// Pushes `ready`, or the index `root` that it is part of, under `names`.
+pub(crate) fn push_ready(
+    engine: &Engine,
+    registries: &Registries,
+    ready: &ReadyImage,
+    root: Option<&Descriptor>,
+    names: &[Reference],
+    cancel: &BuildCancel,
+) -> Result<Vec<PushedName>, BuildError> {
+    let load = Load::of(engine, ready, root, cancel)?;
+    let mut pushed = Vec::with_capacity(names.len());
+    for name in names {
+        let repository = registries.repository(name);
+        let root =
+            &load.manifests.last().ok_or_else(|| BuildError::Bug { what: "no manifest".to_owned() })?.0;
+        // A digest behind the name would be another image's, or this one's.
+        let which = name.tag().map_or(Which::Digest(&root.digest), Which::Tag);
+        let there = async {
+            match repository.resolve(which).await {
+                Ok(there) => Ok(Some(there.digest)),
+                Err(Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let mut done = PushedName { name: name.clone(), digest: root.digest, sent: (0, 0), mounted: 0 };
+        if registries.wait(cancel, there)? != Some(root.digest) {
+            let elsewhere = repositories_of(engine, name, &load)?;
+            registries.wait(cancel, load.send(repository, which, elsewhere, &mut done))?;
+        }
+        pushed.push(done);
+    }
+    Ok(pushed)
+}
+
+/// Everything that a push consists of.
+struct Load {
+    blobs: Vec<(Descriptor, Arc<dyn BlobSource>)>,
+    /// Each after what it names; the last is what the name leads to.
+    manifests: Vec<(Descriptor, Vec<u8>)>,
+}
+
+impl Load {
+    fn of(
+        engine: &Engine,
+        ready: &ReadyImage,
+        root: Option<&Descriptor>,
+        cancel: &BuildCancel,
+    ) -> Result<Self, BuildError> {
+        let mut load = Self { blobs: Vec::new(), manifests: Vec::new() };
+        for layer in &ready.layers {
+            let source: Arc<dyn BlobSource> = match &layer.content {
+                LayerContent::Blob => {
+                    Arc::new(Stored { store: engine.store.clone(), digest: layer.descriptor.digest })
+                }
+                LayerContent::Plain(record) => {
+                    let mut spool = engine.store.spool()?;
+                    write_plain(engine, record, &mut spool, cancel.flag())?;
+                    Arc::new(Spooled(Arc::new(spool)))
+                }
+            };
+            load.add_blob(layer.descriptor.clone(), source);
+        }
+        let size = ready.config_json.len() as u64;
+        let config = Descriptor::new(media_type::OCI_CONFIG, ready.config, size);
+        load.add_blob(config, Arc::new(ready.config_json.clone()));
+        load.manifests.push((ready.descriptor.clone(), ready.manifest_json.clone()));
+        if let Some(root) = root {
+            load.add_tree(engine, root, &mut HashSet::from([ready.descriptor.digest]))?;
+        }
+        Ok(load)
+    }
+
+    fn add_blob(&mut self, blob: Descriptor, source: Arc<dyn BlobSource>) {
+        if self.blobs.iter().all(|(known, _)| known.digest != blob.digest) {
+            self.blobs.push((blob, source));
+        }
+    }
+
+    /// Adds what `descriptor` leads to, all of which is in the store.
+    fn add_tree(
+        &mut self,
+        engine: &Engine,
+        descriptor: &Descriptor,
+        seen: &mut HashSet<Digest>,
+    ) -> Result<(), BuildError> {
+        if !seen.insert(descriptor.digest) {
+            return Ok(());
+        }
+        let (digest, kind) = (descriptor.digest, descriptor.media_type.as_str());
+        let read = || engine.store.read_blob(&digest, MAX_MANIFEST_BYTES);
+        if document::is_index(kind) {
+            let json = read()?;
+            let index: Index = parse_json("index", &digest, &json)?;
+            index.manifests.iter().try_for_each(|below| self.add_tree(engine, below, seen))?;
+            self.manifests.push((descriptor.clone(), json));
+        } else if document::is_manifest(kind) {
+            let json = read()?;
+            let manifest: Manifest = parse_json("manifest", &digest, &json)?;
+            for blob in manifest.layers.into_iter().chain([manifest.config]) {
+                self.add_tree(engine, &blob, seen)?;
+            }
+            self.manifests.push((descriptor.clone(), json));
+        } else {
+            self.add_blob(descriptor.clone(), Arc::new(Stored { store: engine.store.clone(), digest }));
+        }
+        Ok(())
+    }
+
+    /// Sends what the repository does not have, blobs several at once, then the manifests.
+    async fn send(
+        &self,
+        repository: Repository,
+        which: Which<'_>,
+        elsewhere: BTreeMap<Digest, Vec<String>>,
+        done: &mut PushedName,
+    ) -> Result<(), Error> {
+        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let mut tasks = JoinSet::new();
+        for (blob, source) in &self.blobs {
+            let (repository, blob, source, room) =
+                (repository.clone(), blob.clone(), source.clone(), room.clone());
+            let elsewhere = elsewhere.get(&blob.digest).cloned().unwrap_or_default();
+            tasks.spawn(async move {
+                let _room = room.acquire().await;
+                let pushed = repository.push_blob(&blob, &*source, &elsewhere).await?;
+                Ok::<_, Error>((pushed, blob.size))
+            });
+        }
+        // The first error ends the others: dropping the set stops them.
+        while let Some(ended) = tasks.join_next().await {
+            let joined = |error| Error::Local { what: "sending a blob", source: io::Error::other(error) };
+            match ended.map_err(joined)?? {
+                (Pushed::Sent, bytes) => done.sent = (done.sent.0 + 1, done.sent.1 + bytes),
+                (Pushed::Mounted(_), _) => done.mounted += 1,
+                (Pushed::Known, _) => {}
+            }
+        }
+        for (nth, (descriptor, json)) in self.manifests.iter().enumerate() {
+            let is_root = nth + 1 == self.manifests.len();
+            let which = if is_root { which } else { Which::Digest(&descriptor.digest) };
+            repository.put_manifest(which, &descriptor.media_type, json).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Repositories of the same registry that have blobs of this push: those of other images of the store that
+/// have a name there.
+fn repositories_of(
+    engine: &Engine,
+    name: &Reference,
+    load: &Load,
+) -> Result<BTreeMap<Digest, Vec<String>>, BuildError> {
+    let wanted: BTreeSet<Digest> = load.blobs.iter().map(|(blob, _)| blob.digest).collect();
+    let mut found: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
+    for image in engine.store.images()? {
+        let names = engine.store.names_of(&image.config)?;
+        let mut paths: Vec<String> = names
+            .iter()
+            .filter(|other| other.domain() == name.domain() && other.path() != name.path())
+            .map(|other| other.path().to_owned())
+            .collect();
+        paths.dedup();
+        if paths.is_empty() {
+            continue;
+        }
+        // A manifest that is damaged helps nobody here.
+        let Ok(json) = engine.store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) else { continue };
+        let Ok(manifest) = parse_json::<Manifest>("manifest", &image.manifest, &json) else { continue };
+        let parts = manifest.layers.iter().chain([&manifest.config]);
+        for part in parts.filter(|part| wanted.contains(&part.digest)) {
+            let known = found.entry(part.digest).or_default();
+            known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
+        }
+    }
+    Ok(found)
+}
+
+/// A blob of the store.
+struct Stored {
+    store: Arc<Store>,
+    digest: Digest,
+}
+
+impl BlobSource for Stored {
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        let (file, _) = self.store.open_blob(&self.digest).map_err(io::Error::other)?;
+        Ok(Box::new(From { file: Arc::new(file), at: offset }))
+    }
+}
+
+/// A file without a name.
+struct Spooled(Arc<File>);
+
+impl BlobSource for Spooled {
+    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(From { file: self.0.clone(), at: offset }))
+    }
+}
+
+/// Reads a file that others read as well.
+struct From {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl Read for From {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}

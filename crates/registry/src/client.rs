@@ -1,0 +1,219 @@
+//! A client of registries, and one repository of one of them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+
+use kiln_oci::{Digest, Reference};
+use reqwest::Method;
+
+use crate::auth::{Authority, Scope};
+use crate::exchange::{Ask, Document, Tries};
+use crate::host::{self, Host, is_loopback};
+use crate::{Clock, CredentialSource, Error, Settings, SystemClock};
+
+/// A token server's answer, a list of tags, or an error that is read for its text.
+pub(crate) const MAX_LIST_BYTES: u64 = 4 << 20;
+
+/// Connections, tokens and what is known of registries. Cloned for the price of a counter; the clones share
+/// all of it.
+///
+/// Its futures need a tokio runtime with time and I/O, and a client belongs to the runtime that it was first
+/// used on. A future that is dropped ends what it was doing.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) settings: Settings,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) credentials: Arc<dyn CredentialSource>,
+    pub(crate) authority: Authority,
+    hosts: tokio::sync::Mutex<HashMap<String, Arc<Host>>>,
+    /// For wherever registries redirect to.
+    elsewhere: std::sync::Mutex<Option<reqwest::Client>>,
+}
+
+/// One repository: `library/debian` at `docker.io`.
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) client: Client,
+    pub(crate) domain: String,
+    pub(crate) path: String,
+}
+
+/// Which manifest of a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// The one that the tag leads to now.
+    Tag(&'a str),
+    /// This one.
+    Digest(&'a Digest),
+}
+
+impl fmt::Display for Which<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => f.write_str(tag),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+impl<'a> From<&'a Reference> for Which<'a> {
+    /// A digest wins over a tag, as with docker.
+    fn from(reference: &'a Reference) -> Self {
+        match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => Self::Digest(digest),
+            (None, tag) => Self::Tag(tag.unwrap_or("latest")),
+        }
+    }
+}
+
+impl Client {
+    /// A client that has asked nobody yet.
+    pub fn new(settings: Settings, credentials: Arc<dyn CredentialSource>) -> Self {
+        Self::with_clock(settings, credentials, Arc::new(SystemClock::default()))
+    }
+
+    /// The same with another clock.
+    pub fn with_clock(
+        settings: Settings,
+        credentials: Arc<dyn CredentialSource>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let (hosts, elsewhere, authority) = Default::default();
+        Self { inner: Arc::new(Inner { settings, clock, credentials, authority, hosts, elsewhere }) }
+    }
+
+    /// The repository of `reference`.
+    pub fn repository(&self, reference: &Reference) -> Repository {
+        let (domain, path) = (reference.domain().to_owned(), reference.path().to_owned());
+        Repository { client: self.clone(), domain, path }
+    }
+
+    /// Asks the registry `domain` whether it is one and takes the credentials that there are for it.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] when it does not.
+    pub async fn check(&self, domain: &str) -> Result<(), Error> {
+        let host = self.host(domain).await?;
+        let ask = Ask::new(Method::GET, host.base.clone(), &[]);
+        self.document(&host, &ask, MAX_LIST_BYTES).await.map(drop)
+    }
+
+    /// Where the registry is and how it speaks. Asks it once when it may speak plain http: https first.
+    pub(crate) async fn host(&self, domain: &str) -> Result<Arc<Host>, Error> {
+        let Inner { settings, hosts, .. } = &*self.inner;
+        let mut hosts = hosts.lock().await;
+        if let Some(host) = hosts.get(domain) {
+            return Ok(host.clone());
+        }
+        let made = |plain| -> Result<Host, Error> {
+            let (name, base) = (domain.to_owned(), host::base(domain, plain)?);
+            Ok(Host { name, base, client: host::client(settings, Some(domain))? })
+        };
+        let mut host = made(false)?;
+        if is_loopback(domain) || settings.insecure.contains(domain) {
+            let (mut tries, mut plain) = (Tries::of_document(self, domain, host.base.path()), made(true)?);
+            loop {
+                match self.greet(&host).await {
+                    Ok(_) => break,
+                    // A server of TLS answers 400 to plain http: then the certificate is what is wrong.
+                    Err(error) => match self.greet(&plain).await {
+                        Ok(status) if status != 400 => {
+                            std::mem::swap(&mut host, &mut plain);
+                            break;
+                        }
+                        _ => tries.again(error).await?,
+                    },
+                }
+            }
+        }
+        let host = Arc::new(host);
+        hosts.insert(domain.to_owned(), host.clone());
+        Ok(host)
+    }
+
+    /// Whether anybody is there; the status of the answer. Without credentials.
+    async fn greet(&self, host: &Host) -> Result<u16, Error> {
+        let request = host.client.get(host.base.clone()).send();
+        Ok(self.wait(&host.base, &Method::GET, request, None).await?.status().as_u16())
+    }
+
+    /// Connections to where registries redirect.
+    pub(crate) fn elsewhere(&self) -> Result<reqwest::Client, Error> {
+        let mut elsewhere = self.inner.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = &*elsewhere {
+            return Ok(client.clone());
+        }
+        Ok(elsewhere.insert(host::client(&self.inner.settings, None)?).clone())
+    }
+}
+
+impl Repository {
+    /// Its registry, as references write it.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// Its name at the registry.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) async fn host(&self) -> Result<Arc<Host>, Error> {
+        self.client.host(&self.domain).await
+    }
+
+    /// `https://host/v2/NAME/` and what follows.
+    pub(crate) fn url(&self, host: &Host, rest: &str) -> Result<reqwest::Url, Error> {
+        let url = host.base.join(&format!("{}/{rest}", self.path));
+        url.map_err(|_| Error::Host { host: self.domain.clone() })
+    }
+
+    pub(crate) fn pull(&self) -> [Scope; 1] {
+        [Scope { path: self.path.clone(), push: false }]
+    }
+
+    pub(crate) fn push(&self) -> [Scope; 1] {
+        [Scope { path: self.path.clone(), push: true }]
+    }
+
+    pub(crate) async fn document(&self, host: &Host, ask: &Ask<'_>, limit: u64) -> Result<Document, Error> {
+        self.client.document(host, ask, limit).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::NoCredentials;
+
+    #[test]
+    fn what_a_client_does_can_move_between_threads() {
+        fn check(_: impl Send) {}
+        let client = Client::new(Settings::default(), Arc::new(NoCredentials));
+        let repository = client.repository(&"h.example/x".parse().unwrap());
+        let blob = kiln_oci::image::Descriptor::new("x", Digest::of(b""), 0);
+        let (source, mut out) = (Vec::new(), Vec::new());
+        check(repository.manifest(Which::Tag("x")));
+        check(repository.resolve(Which::Tag("x")));
+        check(repository.put_manifest(Which::Tag("x"), "", b""));
+        check(repository.push_blob(&blob, &source, &[]));
+        check(repository.fetch_blob(&blob, &mut out));
+        check(repository.tags());
+        check(client.check("h.example"));
+    }
+
+    #[test]
+    fn a_digest_wins_over_a_tag() {
+        let digest = Digest::of(b"x");
+        let reference: Reference = format!("h.example/x:v1@{digest}").parse().unwrap();
+        assert_eq!(Which::from(&reference), Which::Digest(&digest));
+        assert_eq!(Which::from(&"x".parse::<Reference>().unwrap()), Which::Tag("latest"));
+    }
+}

@@ -1,0 +1,171 @@
+//! Blobs on their way here: gone on with at the byte where they broke off, and verified.
+
+use std::io::{self, Write};
+
+use kiln_oci::image::Descriptor;
+use kiln_oci::{Digest, Sha256Writer};
+use reqwest::Method;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue, RANGE};
+
+use crate::exchange::{Ask, Tries, shown_host, shown_path};
+use crate::host::Host;
+use crate::{Error, Repository};
+
+/// Tries count anew after so many bytes: a server that gives one each time is not waited for.
+const PROGRESS_BYTES: u64 = 256 << 10;
+
+impl Repository {
+    /// The size in bytes of a blob that the registry has; `None`: it has not.
+    ///
+    /// # Errors
+    /// Those of every request.
+    pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let host = self.host().await?;
+        let scopes = self.pull();
+        let mut ask = Ask::new(Method::HEAD, self.url(&host, &format!("blobs/{digest}"))?, &scopes);
+        ask.also = &[404];
+        let head = self.document(&host, &ask, 0).await?;
+        if head.status == 404 {
+            return Ok(None);
+        }
+        let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        Ok(Some(length.unwrap_or(0)))
+    }
+
+    /// Writes the blob that `blob` names, by digest and size, to `out`, from its beginning and each byte once.
+    /// Where a connection breaks, the next one goes on.
+    ///
+    /// `out` has bytes that nobody vouches for until this returns: use them only then.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`], [`Error::Size`], [`Error::NotFound`] and those of every request;
+    /// [`Error::Local`] when `out` takes no more.
+    pub async fn fetch_blob(&self, blob: &Descriptor, out: &mut (dyn Write + Send)) -> Result<(), Error> {
+        let host = self.host().await?;
+        let url = self.url(&host, &format!("blobs/{}", blob.digest))?;
+        let mut tries = Tries::of_blob(&self.client, &shown_host(&url), &shown_path(&url));
+        let scopes = self.pull();
+        let mut ask = Ask::new(Method::GET, url, &scopes);
+        // 416 is what some answer to a range behind the end of a blob that they have less of.
+        ask.also = &[416];
+        let mut writer = Sha256Writer::new(out);
+        loop {
+            let before = writer.size_bytes();
+            match self.fetch_rest(&host, &mut ask, blob, &mut writer, &tries).await {
+                Ok(()) => break,
+                Err(error) => {
+                    if writer.size_bytes() - before >= PROGRESS_BYTES {
+                        tries.progress();
+                    }
+                    tries.again(error).await?;
+                }
+            }
+        }
+        let (_, actual, actual_bytes) = writer.finish();
+        let (host, expected, expected_bytes) = (shown_host(&ask.url), blob.digest, blob.size);
+        if (actual, actual_bytes) != (expected, expected_bytes) {
+            return Err(Error::Mismatch { host, expected, expected_bytes, actual, actual_bytes });
+        }
+        Ok(())
+    }
+
+    /// What is missing of the blob, over one connection.
+    async fn fetch_rest(
+        &self,
+        host: &Host,
+        ask: &mut Ask<'_>,
+        blob: &Descriptor,
+        writer: &mut Sha256Writer<&mut (dyn Write + Send)>,
+        tries: &Tries,
+    ) -> Result<(), Error> {
+        let from = writer.size_bytes();
+        if from == blob.size && from > 0 {
+            return Ok(());
+        }
+        if from > 0 {
+            let range = HeaderValue::from_str(&format!("bytes={from}-"));
+            ask.headers.insert(RANGE, range.expect("digits are fit for a header"));
+        }
+        let mut answer = self.client.ask(host, ask).await?;
+        let mut skip = match answer.status() {
+            206 if from > 0 => {
+                let range = answer.header(CONTENT_RANGE).unwrap_or_default();
+                if !is_rest(range, from, blob.size) {
+                    return Err(answer.protocol("with another range than it was asked for"));
+                }
+                0
+            }
+            // The whole again: what is there already is read past.
+            200 => from,
+            status => return Err(answer.protocol(format!("with {status}, in the place of the blob"))),
+        };
+        let url = answer.response.url().clone();
+        let size = |actual_bytes| Error::Size {
+            host: shown_host(&url),
+            expected: blob.digest,
+            expected_bytes: blob.size,
+            actual_bytes,
+        };
+        if let Some(length) = answer.response.content_length() {
+            let whole = length + from - skip;
+            if whole != blob.size {
+                return Err(size(whole));
+            }
+        }
+        while let Some(piece) = answer.chunk().await? {
+            tries.check()?;
+            let known = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
+            skip -= known as u64;
+            let new = &piece[known..];
+            if writer.size_bytes() + new.len() as u64 > blob.size {
+                return Err(size(writer.size_bytes() + new.len() as u64));
+            }
+            writer.write_all(new).map_err(local)?;
+        }
+        let actual = writer.size_bytes();
+        if actual < blob.size {
+            let (host, path) = (shown_host(&url), shown_path(&url));
+            return Err(Error::CutOff { host, path, expected: blob.size, actual });
+        }
+        Ok(())
+    }
+}
+
+fn local(source: io::Error) -> Error {
+    Error::Local { what: "writing a blob", source }
+}
+
+/// Whether `bytes FROM-TO/SIZE` is the rest of a blob of this size.
+fn is_rest(range: &str, from: u64, size: u64) -> bool {
+    let parse = || {
+        let (ends, whole) = range.trim().strip_prefix("bytes ")?.split_once('/')?;
+        let (first, last) = ends.split_once('-')?;
+        let first: u64 = first.trim().parse().ok()?;
+        let last: u64 = last.trim().parse().ok()?;
+        Some(
+            first == from && last.checked_add(1) == Some(size) && (whole == "*" || whole.parse() == Ok(size)),
+        )
+    };
+    parse().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_rest_is_the_rest() {
+        assert!(is_rest("bytes 5-9/10", 5, 10) && is_rest("bytes 5-9/*", 5, 10));
+        for range in [
+            "bytes 0-9/10",
+            "bytes 5-8/10",
+            "bytes 5-9/11",
+            "5-9/10",
+            "",
+            "bytes */10",
+            "bytes 5-18446744073709551615/10",
+        ] {
+            assert!(!is_rest(range, 5, 10), "{range}");
+        }
+    }
+}

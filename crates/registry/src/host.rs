@@ -1,0 +1,212 @@
+//! Where a registry is, and the connections to it.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, Identity, Url, redirect};
+
+use crate::{Error, Settings};
+
+/// A registry, once it is known how it speaks.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    /// As it is written in references: `docker.io`.
+    pub(crate) name: String,
+    /// `https://registry-1.docker.io/v2/`
+    pub(crate) base: Url,
+    pub(crate) client: Client,
+}
+
+/// What credentials of a registry are kept under, as docker does: the host with its port, and
+/// `https://index.docker.io/v1/` for Docker Hub.
+pub fn credential_key(domain: &str) -> &str {
+    match domain {
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" => "https://index.docker.io/v1/",
+        other => other,
+    }
+}
+
+/// The host, without the port, of `host[:port]`.
+pub(crate) fn bare(domain: &str) -> &str {
+    if let Some(end) = domain.strip_prefix('[').and_then(|inside| inside.find(']')) {
+        return &domain[1..=end];
+    }
+    domain.rsplit_once(':').map_or(domain, |(host, _)| host)
+}
+
+/// Whether `host[:port]` is this machine: `localhost`, 127.0.0.0/8 or `::1`. Such a registry may speak
+/// plain http.
+pub fn is_loopback(domain: &str) -> bool {
+    let host = bare(domain);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Whether this is an address that only machines next to each other have, such as that of a cloud's
+/// server of secrets.
+pub(crate) fn is_link_local(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    match bare(host).parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => ip.is_link_local(),
+        Ok(IpAddr::V6(ip)) => match ip.to_ipv4_mapped() {
+            Some(ip) => ip.is_link_local(),
+            None => ip.is_unicast_link_local() || ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+        },
+        Err(_) => false,
+    }
+}
+
+/// `https://host/v2/`, or `http://`.
+pub(crate) fn base(domain: &str, plain: bool) -> Result<Url, Error> {
+    let host = if domain == "docker.io" { "registry-1.docker.io" } else { domain };
+    let scheme = if plain { "http" } else { "https" };
+    let url = Url::parse(&format!("{scheme}://{host}/v2/"));
+    url.ok().filter(Url::has_host).ok_or_else(|| Error::Host { host: domain.to_owned() })
+}
+
+/// Whether two URLs lead to one server.
+pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme()
+        && a.host_str() == b.host_str()
+        && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// Connections to `domain`; `None`: to wherever a registry redirects, with nothing of one registry.
+pub(crate) fn client(settings: &Settings, domain: Option<&str>) -> Result<Client, Error> {
+    let insecure = domain.is_some_and(|domain| settings.insecure.contains(domain));
+    let loopback = domain.is_some_and(is_loopback);
+    let mut builder = Client::builder()
+        .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(if loopback {
+            settings.connect.min(Duration::from_secs(5))
+        } else {
+            settings.connect
+        })
+        // Followed by hand, where credentials and schemes are looked at.
+        .redirect(redirect::Policy::none())
+        // Tried again by hand, where it is counted.
+        .retry(reqwest::retry::never())
+        .tls_danger_accept_invalid_certs(insecure)
+        .tls_danger_accept_invalid_hostnames(insecure);
+    if loopback {
+        // No proxy knows this machine.
+        builder = builder.no_proxy();
+    }
+    let mut certificates = Vec::new();
+    for file in &settings.ca_files {
+        certificates.extend(read_certificates(file)?);
+    }
+    if let Some(domain) = domain {
+        for dir in settings.cert_dirs.iter().map(|dir| dir.join(domain)) {
+            let (trusted, identity) = read_dir(&dir)?;
+            certificates.extend(trusted);
+            if let Some(identity) = identity {
+                builder = builder.identity(identity);
+            }
+        }
+    }
+    builder = builder.tls_certs_merge(certificates);
+    builder.build().map_err(|error| Error::Certificates {
+        path: "the system's directory".to_owned(),
+        source: io::Error::other(error),
+    })
+}
+
+fn unusable(path: &Path, source: io::Error) -> Error {
+    Error::Certificates { path: path.display().to_string(), source }
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<Certificate>, Error> {
+    let pem = fs::read(path).map_err(|error| unusable(path, error))?;
+    let found =
+        Certificate::from_pem_bundle(&pem).map_err(|error| unusable(path, io::Error::other(error)))?;
+    if found.is_empty() {
+        let none = io::Error::new(io::ErrorKind::InvalidData, "there is none in it");
+        return Err(unusable(path, none));
+    }
+    Ok(found)
+}
+
+/// What is in a directory of docker's layout; nothing when it is not there.
+fn read_dir(dir: &Path) -> Result<(Vec<Certificate>, Option<Identity>), Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok((Vec::new(), None));
+        }
+        Err(error) => return Err(unusable(dir, error)),
+    };
+    let mut files: Vec<PathBuf> = Vec::new();
+    for entry in entries {
+        files.push(entry.map_err(|error| unusable(dir, error))?.path());
+    }
+    files.sort();
+    let (mut trusted, mut identity) = (Vec::new(), None);
+    for file in files {
+        match file.extension().and_then(|extension| extension.to_str()) {
+            Some("crt") => trusted.extend(read_certificates(&file)?),
+            Some("cert") if identity.is_none() => {
+                let key = file.with_extension("key");
+                let mut pem = fs::read(&file).map_err(|error| unusable(&file, error))?;
+                pem.push(b'\n');
+                pem.extend(fs::read(&key).map_err(|error| unusable(&key, error))?);
+                let made = Identity::from_pem(&pem);
+                identity = Some(made.map_err(|error| unusable(&file, io::Error::other(error)))?);
+            }
+            _ => {}
+        }
+    }
+    Ok((trusted, identity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_this_machine_and_nobody_else() {
+        for domain in ["localhost", "localhost:5000", "127.0.0.1", "127.8.9.1:80", "[::1]:5000", "[::1]"] {
+            assert!(is_loopback(domain), "{domain}");
+        }
+        for domain in ["docker.io", "localhost.example", "128.0.0.1", "[::2]:5000", "127.0.0.1.example:1"] {
+            assert!(!is_loopback(domain), "{domain}");
+        }
+    }
+
+    #[test]
+    fn docker_hub_is_elsewhere_than_its_name_says() {
+        assert_eq!(base("docker.io", false).unwrap().as_str(), "https://registry-1.docker.io/v2/");
+        assert_eq!(base("[::1]:5000", true).unwrap().as_str(), "http://[::1]:5000/v2/");
+        assert_eq!(credential_key("docker.io"), "https://index.docker.io/v1/");
+        assert_eq!(credential_key("h:5000"), "h:5000");
+    }
+
+    #[test]
+    fn link_local_addresses_are_known_in_all_their_forms() {
+        for url in [
+            "http://169.254.169.254/x",
+            "http://[fe80::1]/",
+            "http://[::ffff:169.254.169.254]/",
+            "http://2852039166/",
+        ] {
+            assert!(is_link_local(&Url::parse(url).unwrap()), "{url}");
+        }
+        assert!(!is_link_local(&Url::parse("http://192.168.1.1/").unwrap()));
+    }
+
+    #[test]
+    fn a_certificate_directory_is_read_or_its_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trusted, identity) = read_dir(&dir.path().join("absent")).unwrap();
+        assert!(trusted.is_empty() && identity.is_none());
+        fs::write(dir.path().join("ca.crt"), "no certificate").unwrap();
+        let error = read_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("ca.crt"), "{error}");
+        fs::remove_file(dir.path().join("ca.crt")).unwrap();
+        fs::write(dir.path().join("client.cert"), "x").unwrap();
+        let error = read_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("client.key"), "{error}");
+    }
+}

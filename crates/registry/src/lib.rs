@@ -1,0 +1,37 @@
+//! Images and blobs in registries: OCI's distribution specification 1.1 and docker's schema 2.
+//!
+//! Read [`Client`] first: it holds connections and tokens. A [`Repository`] of it reads and writes
+//! manifests (`manifest.rs`), reads blobs (`download.rs`), writes blobs (`upload.rs`) and lists tags
+//! (`list.rs`). Below them `exchange.rs` sends one request as often as it takes, `auth.rs` answers the
+//! registry's challenges, `host.rs` knows where a registry is and whom to trust there.
+//!
+//! # Invariants
+//! - Registries are hostile: every answer has a limit in bytes and in time, and what a digest names is
+//!   given out as verified only after the digest was compared.
+//! - Credentials go to the registry they are for and to its token server, never to where either
+//!   redirects, and never over plain http unless the registry is configured so.
+//! - No message holds a credential, a token or a URL's query.
+//! - `urls` in descriptors are never asked.
+
+#![forbid(unsafe_code)]
+
+mod auth;
+mod challenge;
+mod client;
+pub mod credentials;
+mod download;
+mod error;
+mod exchange;
+mod host;
+mod list;
+mod manifest;
+mod settings;
+mod upload;
+
+pub use client::{Client, Repository, Which};
+pub use credentials::{Credential, CredentialError, CredentialSource, DockerConfig, NoCredentials};
+pub use error::{Error, Fault};
+pub use host::{credential_key, is_loopback};
+pub use manifest::ManifestBytes;
+pub use settings::{Clock, Settings, SystemClock};
+pub use upload::{BlobSource, Pushed};

@@ -1,0 +1,6 @@
+//! The client beside registries that do what registries do, and what they should not.
+
+mod auth;
+mod pull;
+mod push;
+mod server;
