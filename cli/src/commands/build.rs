@@ -61,6 +61,16 @@ pub(super) fn request(
         bases: bases(&args.bases, config, pushes)?,
         ..BuildRequest::new(Default::default())
     };
+    if args.bases.offline {
+        let skip = |away: Option<String>| {
+            if let Some(label) = &away {
+                say(&format!("warning: --offline: {label} is not asked\n"));
+            }
+            away.is_none()
+        };
+        request.cache_from.retain(|source| skip(source.away()));
+        request.cache_to.retain(|target| skip(target.away()));
+    }
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);
     }

@@ -71,6 +71,9 @@ pub(super) fn pull_blob(
         }
         Ok(true) => {}
         Ok(false) => return Err(PullError::Damaged(format!("blob {digest} is missing"))),
+        Err(RemoteError::Content(error)) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(PullError::Damaged(error.to_string()));
+        }
         Err(RemoteError::Content(error)) => return Err(PullError::Here(error)),
         Err(error) => return Err(PullError::Remote(error)),
     }

@@ -19,8 +19,9 @@ mod registry;
 mod spec;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use kiln_oci::Digest;
 use kiln_remote::{Bucket, Directory, MAX_RECORD_BYTES, ObjectName, Record, RemoteError, RemoteStore, Stop};
@@ -74,7 +75,12 @@ struct Source {
     store: OnceLock<Option<Box<dyn RemoteStore>>>,
     /// It did not answer, and is not asked again.
     is_off: AtomicBool,
+    /// What it took to find that results are damaged.
+    wasted_ms: AtomicU64,
 }
+
+/// A source that has cost so much, and given nothing for it, is not asked again.
+const WASTE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
 struct State {
@@ -117,6 +123,7 @@ impl RemoteCache {
             label: spec.place.label().into(),
             store: OnceLock::new(),
             is_off: AtomicBool::new(false),
+            wasted_ms: AtomicU64::new(0),
         };
         let sources = sources.iter().map(source).collect();
         let (engine, cancel) = (engine.clone(), cancel.clone());
@@ -219,6 +226,16 @@ impl RemoteCache {
         }
         let why = crate::error::in_one_line(error);
         self.progress.note(&format!("the build goes on without the cache of {}: {why}", source.label));
+    }
+
+    /// So much time went into a result that is none.
+    fn wasted(&self, source: &Source, time: Duration) {
+        let more = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let all = source.wasted_ms.fetch_add(more, Ordering::Relaxed).saturating_add(more);
+        if Duration::from_millis(all) > WASTE {
+            let why = "it is slow, and what it gives is of no use".to_owned();
+            self.turn_off(source, &RemoteError::Server(why));
+        }
     }
 
     /// A result of a source is not what it should be: it is as if there were none.

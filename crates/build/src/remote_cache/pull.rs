@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use kiln_content::CacheRecord;
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
@@ -62,10 +63,14 @@ impl RemoteCache {
     pub(crate) fn fetch(&self, result: &FarResult) -> Option<Fetched> {
         let _turn = self.pulling.lock().unwrap_or_else(PoisonError::into_inner);
         let key = *result.record.key();
+        let started = Instant::now();
         match self.try_fetch(result) {
             Ok(fetched) => return Some(fetched),
             Err(Refused::Cancelled) => {}
-            Err(Refused::Damaged(why)) => self.is_damaged(result.source, &key, &why),
+            Err(Refused::Damaged(why)) => {
+                self.is_damaged(result.source, &key, &why);
+                self.wasted(&self.sources[result.source], started.elapsed());
+            }
             Err(Refused::Remote(error)) => self.turn_off(&self.sources[result.source], &error),
         }
         // Nobody finds it again.

@@ -22,6 +22,11 @@ pub(super) enum Place {
 }
 
 impl Place {
+    /// Whether it takes a network to get there.
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Bucket(..) | Self::Registry(_))
+    }
+
     /// As messages call it, without credentials.
     pub(super) fn label(&self) -> String {
         match self {
@@ -132,7 +137,19 @@ impl FromStr for CacheTarget {
     }
 }
 
+impl CacheSource {
+    /// What it is called without credentials, if it takes a network to get there.
+    pub fn away(&self) -> Option<String> {
+        self.place.is_away().then(|| self.place.label())
+    }
+}
+
 impl CacheTarget {
+    /// What it is called without credentials, if it takes a network to get there.
+    pub fn away(&self) -> Option<String> {
+        self.place.is_away().then(|| self.place.label())
+    }
+
     /// Whether the results go into the image's config.
     pub(crate) fn is_inline(&self) -> bool {
         matches!(self.place, Place::Image(_))
