@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_build::export::Output;
-use kiln_build::{Entitlement, SecretSpec, SshSpec, StepNumber};
+use kiln_build::{Entitlement, SecretSpec, SshSpec, StepChoice, StepNumber};
 use kiln_oci::Reference;
 use kiln_snapshotter::Backend;
 
@@ -139,9 +139,14 @@ pub(crate) struct BuildArgs {
     /// Build this stage [default: the last]
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
-    /// Run every step again
-    #[arg(long)]
-    pub(crate) no_cache: bool,
+    /// Run every step again, or only this one, by stage, by number in [STAGE N/M] or by line; may be given
+    /// several times
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(value_name = "STAGE|[STAGE:]N|line:N")]
+    pub(crate) no_cache: Vec<NoCacheOf>,
+    /// Run the steps of these stages again; names that the Dockerfile does not have are passed by
+    #[arg(long, value_name = "STAGE[,STAGE…]", value_delimiter = ',')]
+    pub(crate) no_cache_filter: Vec<String>,
     /// Look for results here, too: an image of the store, or type=local,src=DIR|registry|s3|gcs|
     /// azblob with attributes; may be given several times
     #[arg(long, value_name = "NAME|type=TYPE[,NAME=VALUE…]")]
@@ -253,6 +258,26 @@ pub(crate) enum Method {
     Check,
     Outline,
     Targets,
+}
+
+/// `--no-cache[=WHAT]`; docker's own spelling has a truth value there.
+#[derive(Debug, Clone)]
+pub(crate) enum NoCacheOf {
+    All,
+    Nothing,
+    Step(StepChoice),
+}
+
+impl std::str::FromStr for NoCacheOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "true" => Ok(Self::All),
+            "false" => Ok(Self::Nothing),
+            _ => text.parse().map(Self::Step),
+        }
+    }
 }
 
 impl std::str::FromStr for Call {

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use kiln_build::{ARCHIVE_BYTES, BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
 use kiln_executor::{AuthorityError, ExecError};
 use kiln_frontend::{Diagnostic, Severity, Span};
+use kiln_layer::{CopyError, ScanError};
 use kiln_llb::Location;
 use kiln_oci::document::DocumentError;
 
@@ -392,6 +393,11 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
                 Some(hint) => failure.hint(hint),
                 None => failure,
             }
+        }
+        OpError::Scan(ScanError::ChangedWhileReading { path })
+        | OpError::Copy(CopyError::ChangedWhileReading { path }) => {
+            let advice = "build again when it rests, or list it in .dockerignore";
+            plain(exit::SOURCE).hint(format!("something writes to {path}: {advice}"))
         }
         OpError::Owner { .. } => plain(exit::DOCKERFILE),
         OpError::ManyToOne { destination } => plain(exit::DOCKERFILE)

@@ -5,6 +5,9 @@ use std::process::Command;
 
 use crate::step::{self, Failure};
 
+/// One file that runs anywhere, at a fixed address: see `docs/adr/0019-fixed-address.md`.
+const FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+
 /// Builds `kiln` in release mode, linked statically, and returns its path.
 ///
 /// With `--target`, the flags reach only kiln's own code and not build scripts, and the result has
@@ -13,8 +16,8 @@ pub(crate) fn release() -> Result<PathBuf, Failure> {
     let triple = host_triple()?;
     let mut build = step::cargo();
     build.args(["build", "--release", "-p", "kiln", "--target", &triple]);
-    build.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    step::note("with RUSTFLAGS='-C target-feature=+crt-static'");
+    build.env("RUSTFLAGS", FLAGS);
+    step::note(&format!("with RUSTFLAGS='{FLAGS}'"));
     step::show(&mut build)?;
     Ok(step::target_dir()?.join(triple).join("release").join("kiln"))
 }

@@ -40,6 +40,11 @@ const TASKS: &[Task] = &[
     Task { name: "demo", what: "build, run and rebuild a real application image", run: demo::run },
     Task { name: "test", what: "everything that CI checks", run: check::run },
     Task {
+        name: "release",
+        what: "build the binary to be installed: one static file",
+        run: || binary::release().map(|path| println!("{}", path.display())),
+    },
+    Task {
         name: "bench",
         what: "measure rebuilds and RUN steps, beside buildah and podman",
         run: bench::run,

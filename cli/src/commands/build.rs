@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use kiln_build::export::Output;
 use kiln_build::{
-    BuildError, BuildRequest, Built, ContextSource, DockerfileSource, NamedContext, Progress, SecretStore,
-    SshAgents, build,
+    BuildError, BuildRequest, Built, ContextSource, DockerfileSource, NamedContext, NoCache, Progress,
+    SecretStore, SshAgents, build,
 };
 use kiln_llb::Network;
 
@@ -17,7 +17,7 @@ use super::containers::join::host;
 use super::outputs::{forget_id, outputs, write_results};
 use super::push::told;
 use super::{pair, print};
-use crate::args::{BuildArgs, Call, Method, NetworkMode, OnError, ProgressMode};
+use crate::args::{BuildArgs, Call, Method, NetworkMode, NoCacheOf, OnError, ProgressMode};
 use crate::config::{self, Config};
 use crate::errors::{Failure, say};
 use crate::progress::{Live, Plain, Quiet, Shown};
@@ -45,7 +45,7 @@ pub(super) fn request(
         outputs,
         wants_id: args.iidfile.is_some() || args.metadata_file.is_some(),
         target: args.target.clone(),
-        no_cache: args.no_cache,
+        no_cache: no_cache(args),
         cache_from: caches(&args.cache_from, "--cache-from")?,
         cache_to: caches(&args.cache_to, "--cache-to")?,
         jobs: args.jobs,
@@ -96,6 +96,19 @@ pub(super) fn request(
 fn caches<T: FromStr<Err: Display>>(texts: &[String], flag: &str) -> Result<Vec<T>, Failure> {
     let parse = |text: &String| text.parse().map_err(|error| Failure::usage(format!("{flag}: {error}")));
     texts.iter().map(parse).collect()
+}
+
+/// What all the options together say; the last of `--no-cache=true` and `=false` counts.
+fn no_cache(args: &BuildArgs) -> NoCache {
+    let mut no_cache = NoCache { stages: args.no_cache_filter.clone(), ..NoCache::default() };
+    for of in &args.no_cache {
+        match of {
+            NoCacheOf::All => no_cache.all = true,
+            NoCacheOf::Nothing => no_cache.all = false,
+            NoCacheOf::Step(step) => no_cache.steps.push(step.clone()),
+        }
+    }
+    no_cache
 }
 
 pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {

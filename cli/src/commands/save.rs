@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
 
 use kiln_build::BuildError;
-use kiln_build::export::{Dest, NewFile, SaveOptions, SavedImage, save};
+use kiln_build::export::{Dest, NewFile, SaveOptions, SavedImage, Target, save};
 use kiln_oci::Reference;
 
 use crate::args::images::SaveArgs;
@@ -30,8 +30,8 @@ pub(crate) fn run(session: &Session, args: &SaveArgs) -> Result<u8, Failure> {
     let options = SaveOptions { format: args.format.archive(), compress };
     let dest = args.output.as_deref().map(|path| Dest::parse(&path.to_string_lossy()));
     let path = args.output.as_deref();
-    write_to(dest, path, "an archive", &mut |path, out| {
-        save(&session.engine, &images, &options, path, out, &session.cancel)
+    write_to(dest, path, "an archive", &mut |target| {
+        save(&session.engine, &images, &options, target, &session.cancel)
     })
 }
 
@@ -41,14 +41,12 @@ pub(super) fn write_to(
     dest: Option<Dest>,
     path: Option<&Path>,
     what: &str,
-    write: &mut dyn FnMut(&Path, &mut dyn Write) -> Result<(), BuildError>,
+    write: &mut dyn FnMut(&mut Target<'_>) -> Result<(), BuildError>,
 ) -> Result<u8, Failure> {
     match (dest, path) {
         (Some(Dest::Path(_)), Some(path)) => {
             let new = NewFile::create(path)?;
-            let mut out = BufWriter::with_capacity(256 << 10, new.file());
-            write(path, &mut out)?;
-            out.into_inner().map_err(|error| new.failed(error.into_error()))?;
+            new.write_by(write)?;
             new.finish()?;
         }
         (None, _) if io::stdout().is_terminal() => {
@@ -56,7 +54,7 @@ pub(super) fn write_to(
         }
         _ => {
             let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
-            write(Path::new("standard output"), &mut out)?;
+            write(&mut Target { path: Path::new("standard output"), out: &mut out, file: None })?;
             out.flush().map_err(|error| Failure::output(&error))?;
         }
     }

@@ -493,3 +493,31 @@ fn unchanged_context_is_not_read_again() {
     assert!(watch.opened().contains(&"b".to_owned()));
     assert_eq!(store.shell("x", "cat /d/a /d/b"), "aanother b");
 }
+
+#[test]
+fn a_file_that_never_rests_is_named_and_not_built() {
+    needs_root!();
+    use std::os::unix::fs::FileExt;
+
+    let store = Store::empty();
+    let context = Context::new(&[("Dockerfile", "FROM scratch\nCOPY busy.log /\n")]);
+    let log = fs::File::create(context.at("busy.log")).expect("ours to write");
+    log.set_len(24 << 20).expect("a sparse file takes no room");
+    let stop = AtomicBool::new(false);
+    let build = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                log.write_all_at(b"line", 0).expect("ours to write");
+            }
+        });
+        let build = store.build(&context, &["-t", "x"]);
+        stop.store(true, Ordering::Relaxed);
+        build
+    });
+    build.expect(4).says(&[
+        "busy.log\" changed while it was read",
+        "Dockerfile:2",
+        "hint: something writes to",
+    ]);
+    store.build(&context, &["-t", "x"]).expect(0);
+}

@@ -2,7 +2,7 @@
 //! archive is.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -186,4 +186,106 @@ fn an_archive_that_ends_too_soon_is_named() {
         .expect("ours");
     let outcome = store.build_bounded(&context, &["-t", "x"]).expect(6);
     outcome.says(&["Dockerfile:2:1", "cannot unpack \"cut\""]);
+}
+
+/// How many files of committed layers have so many names.
+fn files_with_names(store: &Store, names: u64) -> usize {
+    let mut open = vec![store.root().join("snapshots/committed")];
+    let mut inodes = std::collections::HashSet::new();
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).expect("layers are readable").flatten() {
+            let stat = fs::symlink_metadata(entry.path()).expect("layers do not change");
+            if stat.is_dir() {
+                open.push(entry.path());
+            } else if stat.is_file() && stat.nlink() == names {
+                inodes.insert(stat.ino());
+            }
+        }
+    }
+    inodes.len()
+}
+
+#[test]
+fn a_copy_with_one_changed_file_shares_the_others_with_the_last_one() {
+    needs_root!();
+    let (store, cold) = (Store::with_busybox(), Store::with_busybox());
+    // /etc is there, and a link to it.
+    let dockerfile = "FROM busybox\nRUN --network=none ln -s /etc /there\nCOPY files /there/app\n";
+    let context = Context::new(&[("Dockerfile", dockerfile)]);
+    for nth in 0..100 {
+        context.write(&format!("files/d{}/{nth}", nth % 3), &format!("content {nth}"));
+    }
+    let tagged = |store: &Store, tag: &str| {
+        store.build(&context, &["-t", tag, "--build-arg", "SOURCE_DATE_EPOCH=1000"]).expect(0);
+    };
+    let layer = |store: &Store, tag: &str| {
+        let layers = store.inspect(tag)["RootFS"]["Layers"].as_array().expect("a list").clone();
+        layers.last().expect("a COPY has one").clone()
+    };
+    let listing = |tag: &str| {
+        store.shell(tag, "cd /etc/app && find . | sort | xargs stat -c '%n %a %u %g %s %Y' && cat d*/*")
+    };
+    let linked = || files_with_names(&store, 2);
+    tagged(&store, "one");
+    let before = (listing("one"), layer(&store, "one"), linked());
+    context.write("files/d1/1", "CONTENT 1");
+    fs::remove_file(context.at("files/d0/0")).expect("ours");
+    context.write("files/d2/new", "new");
+    tagged(&store, "two");
+    if crate::harness::test_as().is_none() {
+        assert_eq!((before.2, linked()), (0, 98));
+    }
+    let two = listing("two");
+    assert!(two.contains("CONTENT 1") && two.contains("new") && !two.contains("content 1\n"), "{two}");
+    // What a step does to such a file it does to a copy of its own.
+    store.shell("two", "echo more >> /etc/app/d1/4 && chmod 600 /etc/app/d1/7");
+    store
+        .image("three", "FROM two\nRUN --network=none echo more >> /etc/app/d1/4; chmod 600 /etc/app/d1/7\n");
+    assert_eq!((listing("one"), layer(&store, "one")), (before.0, before.1));
+    assert_eq!(listing("two"), two);
+    // The layer is that of a builder that has never seen the first one.
+    let stand_at = |tag: &str, store: &Store| {
+        store
+            .build(
+                &context,
+                &[
+                    "-o",
+                    "type=image,rewrite-timestamp=true",
+                    "-t",
+                    tag,
+                    "--build-arg",
+                    "SOURCE_DATE_EPOCH=1000",
+                ],
+            )
+            .expect(0);
+        layer(store, tag)
+    };
+    assert_eq!(stand_at("warm", &store), stand_at("cold", &cold));
+    store.sound().expect("sound");
+    // Without the first one all is there still.
+    store.ok(&["rmi", "one"]);
+    store.ok(&["prune", "--force"]);
+    assert_eq!(listing("two"), two);
+    store.sound().expect("sound");
+}
+
+#[test]
+fn a_copy_does_not_hide_a_directory_behind_a_file_nor_a_file_behind_a_directory() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let base = "FROM busybox\nRUN --network=none mkdir -p /d/file && echo x > /d/dir && chmod 750 /d && touch -d @77 /d\n";
+    let context = Context::new(&[("a/file", "1"), ("b/dir/x", "2"), ("c/new", "3")]);
+    let build = |copy: &str| {
+        context.write("Dockerfile", &format!("{base}{copy}\n"));
+        store.build(&context, &["-t", "x"])
+    };
+    build("COPY a /d/").expect(4).says(&["cannot replace directory \"d/file\" with a file"]);
+    build("COPY b /d/").expect(4).says(&["cannot copy to non-directory \"d/dir\""]);
+    build("COPY c /d/dir/").expect(4).says(&["cannot copy to non-directory \"/d/dir\""]);
+    build("COPY c /d/dir/below/").expect(4).says(&["cannot copy to non-directory"]);
+    // What is there keeps owner, mode and files; parents that nothing was put into keep their time.
+    build("COPY c /d/more/").expect(0);
+    build("COPY c /d/file/").expect(0);
+    let shown = store.shell("x", "stat -c '%a %Y' /d; ls /d /d/file; cat /d/file/new /d/dir");
+    assert_eq!(shown, "750 77\n/d:\ndir\nfile\n\n/d/file:\nnew\n3x");
 }

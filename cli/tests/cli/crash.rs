@@ -4,10 +4,14 @@ use rustix::process::Signal;
 
 use crate::harness::{Context, Running, Store, needs_root, processes_with};
 
-/// A RUN that says `ready` and then sleeps for `seconds`, a number nobody else sleeps for.
-fn sleeping(seconds: &str) -> Context {
+/// Steps before the one that sleeps: helpers of later ones are forked, not executed.
+const BEFORE: [&str; 2] = ["", "RUN true\n"];
+
+/// After the steps `before`, a RUN that says `ready` and then sleeps for `seconds`, a number nobody else
+/// sleeps for.
+fn sleeping(before: &str, seconds: &str) -> Context {
     // The title of the step must not contain the mark that the step prints.
-    let run = format!("FROM busybox\nRUN echo half > /half; echo re\"\"ady; sleep {seconds}\n");
+    let run = format!("FROM busybox\n{before}RUN echo half > /half; echo re\"\"ady; sleep {seconds}\n");
     Context::new(&[("Dockerfile", &run)])
 }
 
@@ -21,32 +25,41 @@ fn check_nothing_is_left(store: &Store, argument: &str) {
 #[test]
 fn after_a_sigkill_in_a_run_the_next_build_succeeds_and_nothing_is_left() {
     needs_root!();
-    let store = Store::with_busybox();
-    let context = sleeping("31536017");
-    let mut build = Running::start(store.command(&["build", "--progress", "plain", context.path()]));
-    build.wait_for("ready");
-    assert!(!processes_with("31536017").is_empty(), "the step does not run");
-    build.signal(Signal::KILL);
-    assert_eq!(build.end().code, None);
+    for before in BEFORE {
+        let store = Store::with_busybox();
+        let context = sleeping(before, "31536017");
+        let mut build = Running::start(store.command(&["build", "--progress", "plain", context.path()]));
+        build.wait_for("ready");
+        assert!(!processes_with("31536017").is_empty(), "the step does not run");
+        build.signal(Signal::KILL);
+        assert_eq!(build.end().code, None);
 
-    context.write("Dockerfile", "FROM busybox\nRUN test ! -e /half && echo whole > /whole\n");
-    store.build(&context, &["-t", "after"]).expect(0);
-    check_nothing_is_left(&store, "31536017");
-    assert_eq!(store.shell("after", "cat /whole"), "whole");
+        context.write("Dockerfile", "FROM busybox\nRUN test ! -e /half && echo whole > /whole\n");
+        store.build(&context, &["-t", "after"]).expect(0);
+        check_nothing_is_left(&store, "31536017");
+        assert_eq!(store.shell("after", "cat /whole"), "whole");
+    }
 }
 
 #[test]
 fn ctrl_c_ends_a_run_with_130_and_nothing_is_left() {
     needs_root!();
-    let store = Store::with_busybox();
-    let context = sleeping("31536018");
-    let before = store.holds();
-    let mut build = Running::start(store.command(&["build", "--progress", "plain", context.path()]));
-    build.wait_for("ready");
-    build.signal(Signal::INT);
-    build.end().expect(130);
-    check_nothing_is_left(&store, "31536018");
-    assert_eq!(store.holds(), before);
+    for before in BEFORE {
+        let store = Store::with_busybox();
+        // What stays of a build that is stopped is what was finished.
+        store.build(&Context::new(&[("Dockerfile", &format!("FROM busybox\n{before}"))]), &[]).expect(0);
+        let held = store.holds();
+        let context = sleeping(before, "31536018");
+        let args = ["build", "--no-cache", "--progress", "plain", context.path()];
+        let mut build = Running::start(store.command(&args));
+        build.wait_for("ready");
+        build.signal(Signal::INT);
+        build.end().expect(130);
+        check_nothing_is_left(&store, "31536018");
+        if before.is_empty() {
+            assert_eq!(store.holds(), held);
+        }
+    }
 }
 
 #[test]

@@ -142,6 +142,36 @@ fn several_images_go_through_a_pipe() {
 }
 
 #[test]
+fn a_file_and_a_pipe_get_the_same_bytes_packed_now_or_before() {
+    needs_root!();
+    let store = Store::with_busybox();
+    app(&store, "app:1");
+    // The same changes twice: one blob, which the second image must not bring again.
+    let more = "FROM app:1\nRUN seq 300000 > /more\nRUN seq 300000 > /more\n";
+    let context = Context::new(&[("Dockerfile", more)]);
+    store.build(&context, &["-t", "app:2", "--build-arg", "SOURCE_DATE_EPOCH=1"]).expect(0);
+    for packing in ["gzip", "zstd", "estargz"] {
+        let words = ["--format", "oci", "--compression", packing, "app:2", "busybox", "app:1"];
+        let packed_now = fs::read(save(&store, &words)).expect("written");
+        let packed_before = fs::read(save(&store, &words)).expect("written");
+        let piped = store.command(&[&["save"], &words[..]].concat()).output().expect("kiln starts");
+        assert!(packed_now == packed_before, "{packing}: {} {}", packed_now.len(), packed_before.len());
+        assert!(packed_now == piped.stdout, "{packing}: {} {}", packed_now.len(), piped.stdout.len());
+        let mut names: Vec<_> = entries(&packed_now);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), entries(&packed_now).len(), "{packing}: a blob is there twice");
+    }
+}
+
+/// Names of all entries.
+fn entries(tar: &[u8]) -> Vec<String> {
+    let mut archive = tar::Archive::new(tar);
+    let entries = archive.entries().expect("a tar");
+    entries.map(|entry| entry.expect("a tar").path().expect("UTF-8").to_string_lossy().into_owned()).collect()
+}
+
+#[test]
 fn damage_is_found_before_it_leaves_and_no_file_is_left() {
     needs_root!();
     let store = Store::with_busybox();

@@ -21,6 +21,7 @@ use crate::image::{read_config, with_layers};
 use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
+use crate::no_cache::MadeAgain;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::registry::{PushedName, base_image};
 use crate::remote_cache::{
@@ -94,7 +95,7 @@ async fn carry_out(
     progress: Arc<dyn Progress>,
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
-    let solved = solve(plan, plan.lowered.result, None, request.no_cache, progress.clone()).await;
+    let solved = solve(plan, plan.lowered.result, None, progress.clone()).await;
     plan.shared.steps.costs().save();
     let Plan { lowered, dockerfile, shared, cache, .. } = plan;
     let is_inline = request.cache_to.iter().any(CacheTarget::is_inline);
@@ -131,13 +132,8 @@ async fn carry_out(
     engine.store.note_use(now_unix())?;
     last_build::note(engine, request, None);
     let Delivered { image: record, id, manifest, names, files, notes, pushed, .. } = delivered;
-    let results = Results {
-        cache,
-        layers: &shared.layers,
-        top,
-        is_refresh: request.no_cache,
-        registries: request.bases.registries.as_ref(),
-    };
+    let results =
+        Results { cache, layers: &shared.layers, top, registries: request.bases.registries.as_ref() };
     export_cache(engine, &request.cache_to, &results, cancel, &*progress).await?;
     let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
     Ok(Built { image: record, id, manifest, names, pushed, files, notes, steps_run: shared.steps.runs() })
@@ -149,6 +145,7 @@ pub(crate) struct Plan {
     pub(crate) dockerfile: Arc<Dockerfile>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) cache: Arc<BuildCache>,
+    again: Arc<MadeAgain>,
     jobs: Option<NonZeroUsize>,
 }
 
@@ -176,6 +173,7 @@ pub(crate) fn plan(
         return Err(BuildError::Warnings { count: found });
     }
 
+    let again = Arc::new(MadeAgain::find(&request.no_cache, &lowered)?);
     let dockerfile = dockerfile.clone();
     let used: BTreeSet<&str> = lowered.definition.vertices().iter().filter_map(local_name).collect();
     let contexts = input.trees(&engine.store.root().join("state"), |name| used.contains(name))?;
@@ -186,7 +184,7 @@ pub(crate) fn plan(
         sources: request.source_options(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
-        why: Why::new(engine.store.root(), request, &lowered, &dockerfile, progress.clone()),
+        why: Why::new(engine.store.root(), request, &lowered, &dockerfile, &again, progress.clone()),
     });
     let remote = (!request.cache_from.is_empty()).then(|| {
         let registries = request.bases.registries.clone();
@@ -194,7 +192,7 @@ pub(crate) fn plan(
     });
     let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
     let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
-    Ok(Plan { lowered, dockerfile, shared, cache, jobs: request.jobs })
+    Ok(Plan { lowered, dockerfile, shared, cache, again, jobs: request.jobs })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -354,13 +352,11 @@ impl From<BuildError> for Unsolved {
     }
 }
 
-/// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead; with
-/// `refresh`, results of earlier builds do not count.
+/// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead.
 pub(crate) async fn solve(
     plan: &Plan,
     target: Option<VertexId>,
     shell: Option<Arc<ShellJob>>,
-    refresh: bool,
     progress: Arc<dyn Progress>,
 ) -> Result<Tree, Unsolved> {
     let Plan { lowered, dockerfile, shared, cache, .. } = plan;
@@ -387,7 +383,9 @@ pub(crate) async fn solve(
     let job = Job {
         vertices: ids()
             .zip(vertices)
-            .map(|(id, (vertex, title))| op(id, vertex).planned(vertex, id, title, refresh))
+            .map(|(id, (vertex, title))| {
+                op(id, vertex).planned(vertex, id, title, plan.again.reason(id.0).is_some())
+            })
             .collect(),
         target: target.0,
         cache: cache.clone(),

@@ -47,6 +47,8 @@ struct Seen {
     created: HashMap<SnapshotId, i64>,
     /// Results by their keys, if they are exported.
     entries: BTreeMap<Digest, CacheRecord>,
+    /// Keys whose results were made in spite of earlier ones, if they are exported.
+    replaced: HashSet<Digest>,
     /// Keys whose results were found on other machines, and not fetched.
     far: BTreeMap<Digest, Arc<FarResult>>,
 }
@@ -114,9 +116,12 @@ impl BuildCache {
         self.lock().far.iter().map(|(key, far)| (*key, far.clone())).collect()
     }
 
-    /// Keys whose results, on other machines, are not what they should be.
-    pub(crate) fn damaged(&self) -> HashSet<Digest> {
-        self.remote.as_ref().map(RemoteCache::damaged).unwrap_or_default()
+    /// Keys whose results on other machines go when they have others: they are not what they should be, or were
+    /// made again on purpose.
+    pub(crate) fn outdated(&self) -> HashSet<Digest> {
+        let mut keys = self.remote.as_ref().map(RemoteCache::damaged).unwrap_or_default();
+        keys.extend(&self.lock().replaced);
+        keys
     }
 
     /// When `snapshot` was made, for one that this build found or made.
@@ -248,6 +253,9 @@ impl BuildCache {
         if self.is_exported {
             // What was the last result of a step says nothing to a machine that has other results.
             let keys = places.keys.iter().chain(places.marks);
+            if places.replace {
+                seen.replaced.extend(places.keys.iter().map(|key| key.0));
+            }
             seen.entries.extend(keys.map(|key| (key.0, record.clone())));
         }
         Ok(())

@@ -40,6 +40,11 @@ impl Context {
         self.root.as_fd()
     }
 
+    /// What stands for its path in names of files.
+    pub(crate) fn name(&self) -> &str {
+        self.digests_file.file_name().and_then(|name| name.to_str()).expect("it was made of hex digits")
+    }
+
     pub(crate) fn ignore(&self) -> &Patterns {
         &self.ignore
     }

@@ -75,7 +75,7 @@ impl Part {
         let selection = self.selection(cancel)?;
         let active = engine.prepare(None)?;
         let to = engine.snapshots.open_layer(active.key())?;
-        let from = Files { root: self.context.root(), frozen: false, owner: Some((0, 0)) };
+        let from = Files { root: self.context.root(), owner: Some((0, 0)) };
         copy_selection(&selection, &from, to.as_fd(), cancel)?;
         let copy = Arc::new(active);
         *known = Some(copy.clone());
@@ -113,7 +113,8 @@ pub(crate) fn select_path(place: &Place<'_>, source: &str) -> Result<Selection, 
         exclude: Vec::new(),
         unpack: llb::Unpack::Never,
     };
-    select(place, &copy).map_err(|error| match error {
+    let selected = select(place, &copy).map(|selection| Selection { whole: true, ..selection });
+    selected.map_err(|error| match error {
         OpError::NoSource { place, ignored_by, similar, .. } => {
             OpError::NoSource { path: source.to_owned(), place, ignored_by, similar }
         }
@@ -124,8 +125,6 @@ pub(crate) fn select_path(place: &Place<'_>, source: &str) -> Result<Selection, 
 /// Where selected files are copied from.
 pub(crate) struct Files<'a> {
     pub(crate) root: BorrowedFd<'a>,
-    /// A committed snapshot: cannot have changed since it was scanned.
-    pub(crate) frozen: bool,
     /// Owner of the copies; `None` keeps those of the files.
     pub(crate) owner: Option<(u32, u32)>,
 }
@@ -140,7 +139,7 @@ pub(crate) fn copy_selection(
 ) -> Result<(), OpError> {
     for found in &selection.matches {
         kiln_layer::copy(&CopyRequest {
-            frozen: from.frozen,
+            looked_at: selection.looked_at,
             passed: Some(&found.passed),
             strip: &found.path,
             destination: if found.is_dir() { b"" } else { FILE.as_bytes() },

@@ -68,7 +68,7 @@ impl Engine {
 
     /// Removes active snapshots and half-written blobs whose owner is dead: what `kill -9` left.
     fn sweep(&self) -> Result<(), BuildError> {
-        for key in self.snapshots.list()?.1 {
+        for key in self.snapshots.active()? {
             if self.store.is_key_live(&key) {
                 continue;
             }

@@ -211,7 +211,7 @@ impl<'a> Check<'a> {
         // Records first: data comes before its record, so that there is data for all of these.
         let survey = engine.store.survey()?;
         let mut parents = BTreeMap::new();
-        for id in engine.snapshots.list()?.0 {
+        for id in engine.snapshots.committed()? {
             let parent = match engine.snapshots.parent(&id) {
                 Ok(parent) => Some(parent),
                 Err(kiln_snapshotter::Error::NoSnapshot(_)) => continue,

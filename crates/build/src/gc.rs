@@ -298,7 +298,7 @@ impl<'a> Collection<'a> {
 
     /// Sees snapshots that were committed since the last look.
     fn look_again(&mut self) -> Result<(), BuildError> {
-        for id in self.engine.snapshots.list()?.0 {
+        for id in self.engine.snapshots.committed()? {
             if self.parents.contains_key(&id) {
                 continue;
             }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use kiln_content::ImageRecord;
-use kiln_layer::{ApplyOptions, CopyRequest, Limits, ScanOptions, Whiteouts, bounded_decoder};
+use kiln_layer::{ApplyOptions, CopyRequest, Limits, LookedAt, ScanOptions, Whiteouts, bounded_decoder};
 use kiln_oci::image::{History, ImageConfig};
 use kiln_oci::{Platform, Reference};
 use kiln_snapshotter::OpenOptions;
@@ -109,12 +109,13 @@ fn copy_dir(
     let unreadable = |source_error| BuildError::Unreadable { path: source.to_owned(), source: source_error };
     let from = open(source, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| unreadable(errno.into()))?;
+    let looked_at = LookedAt::now();
     let options = ScanOptions { hash: false, filter: None, stat_cache: None, cancel: cancel.flag() };
     let entries =
         kiln_layer::scan(from.as_fd(), b"", &options).map_err(|error| unreadable(io::Error::other(error)))?;
     // Somebody may be writing to it.
     let copy = CopyRequest::tree(from.as_fd(), &entries, root, cancel.flag());
-    kiln_layer::copy(&CopyRequest { frozen: false, ..copy })
+    kiln_layer::copy(&CopyRequest { looked_at: Some(looked_at), ..copy })
         .map_err(|error| unreadable(io::Error::other(error)))?;
     Ok(())
 }

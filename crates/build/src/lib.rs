@@ -36,6 +36,7 @@ mod load;
 mod load_layers;
 mod load_oci;
 mod named_context;
+mod no_cache;
 mod ops;
 mod redact;
 pub mod registry;
@@ -74,6 +75,7 @@ pub use last_build::{BuildOrigin, FailedStep, LastBuild, WhichBuild, last_build}
 pub use layout::{LayoutImage, load_layout};
 pub use load::{ARCHIVE_BYTES, Loaded, load};
 pub use named_context::{NamedContext, NamedContextError, NamedSource};
+pub use no_cache::{NoCache, StepChoice};
 pub use remote_cache::{CacheSource, CacheTarget};
 pub use remote_context::{ContextOpener, ContextSource, MainContext, TreeContext};
 pub use request::BuildRequest;

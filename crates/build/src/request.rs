@@ -13,7 +13,7 @@ use crate::export::Output;
 use crate::registry::Bases;
 use crate::{
     BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement, NamedContext,
-    SecretStore, SourceOptions, SshAgents, StandardInput,
+    NoCache, SecretStore, SourceOptions, SshAgents, StandardInput,
 };
 
 /// What to build.
@@ -39,8 +39,8 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// `--target`; `None`: the last stage.
     pub target: Option<String>,
-    /// Run every step again.
-    pub no_cache: bool,
+    /// `--no-cache`, `--no-cache-filter`: what to run again.
+    pub no_cache: NoCache,
     /// `--cache-from`: where to look for results that are not in the store.
     pub cache_from: Vec<CacheSource>,
     /// `--cache-to`: where to leave results.
@@ -80,7 +80,7 @@ impl BuildRequest {
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),
             target: None,
-            no_cache: false,
+            no_cache: NoCache::default(),
             cache_from: Vec::new(),
             cache_to: Vec::new(),
             jobs: None,

@@ -8,9 +8,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 
 use kiln_frontend::ignore::Patterns;
-use kiln_layer::{Entry, EntryKind, ScanOptions, StatCache, Visit, scan, tree_digest};
+use kiln_layer::{
+    Entry, EntryKind, LookedAt, ScanError, ScanOptions, StatCache, TopDir, Visit, scan, tree_digest,
+};
 use kiln_llb as llb;
 use kiln_oci::Digest;
+use rustix::io::Errno;
 
 use self::find::{Found, find, is_dir, missing};
 use crate::OpError;
@@ -27,6 +30,10 @@ pub(crate) struct Place<'a> {
 /// What the sources of one `COPY` matched.
 #[derive(Debug, Default)]
 pub(crate) struct Selection {
+    /// When the scan began; `None`: what was scanned does not change.
+    pub(crate) looked_at: Option<LookedAt>,
+    /// Whether a matched directory is meant itself, and not only what is in it: it is mounted.
+    pub(crate) whole: bool,
     pub(crate) matches: Vec<Match>,
     /// What no build takes out of a context: sockets, FIFOs and overlayfs's whiteouts.
     pub(crate) skipped: Vec<Vec<u8>>,
@@ -59,11 +66,12 @@ impl Selection {
     /// Digest of what was selected: content, modes, links, xattrs, file names; no times.
     pub(crate) fn digest(&self, ignore_owner: bool) -> Digest {
         let mut text = String::new();
+        let top = if self.whole { TopDir::Itself } else { TopDir::Contents };
         for found in &self.matches {
             // The length in front keeps names with odd characters from meeting the next field.
             let name = if found.is_dir() { &b""[..] } else { found.file_name() };
             text.push_str(&format!("{} {name:?} ", name.len()));
-            text.push_str(&tree_digest(&found.entries, &found.path, ignore_owner).to_string());
+            text.push_str(&tree_digest(&found.entries, &found.path, ignore_owner, top).to_string());
             text.push('\n');
         }
         Digest::of(text.as_bytes())
@@ -72,10 +80,42 @@ impl Selection {
 
 /// Finds the sources of `copy` in `place` and scans what they match, hashing file content.
 ///
-/// A pattern without a match is tolerated only when another source matches (as BuildKit does).
+/// A pattern without a match is tolerated only when another source matches (as BuildKit does). What changes
+/// in a context while it is read is read again.
+///
+/// # Errors
+/// [`kiln_layer::ScanError::ChangedWhileReading`] when it never rests.
 pub(crate) fn select(place: &Place<'_>, copy: &llb::Copy) -> Result<Selection, OpError> {
+    let mut attempts = if place.ignore.is_some() { ATTEMPTS } else { 1 };
+    loop {
+        attempts -= 1;
+        match select_once(place, copy) {
+            Err(OpError::Scan(ScanError::Host { path, source, .. }))
+                if place.ignore.is_some() && is_other_now(&source) =>
+            {
+                if attempts == 0 {
+                    return Err(ScanError::ChangedWhileReading { path }.into());
+                }
+            }
+            selected => return selected,
+        }
+    }
+}
+
+/// How often a context is read whose files come and go meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// Whether the kernel says that a file is not what it was a moment before: gone, a directory no more, a
+/// link now, or a link no more.
+fn is_other_now(error: &std::io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::INVAL | Errno::NXIO))
+}
+
+fn select_once(place: &Place<'_>, copy: &llb::Copy) -> Result<Selection, OpError> {
     let exclude = rules(&copy.exclude, "")?;
-    let mut selection = Selection::default();
+    let looked_at = place.ignore.map(|_| LookedAt::now());
+    let mut selection = Selection { looked_at, ..Selection::default() };
     let (mut any, mut empty) = (false, None);
     for source in &copy.sources {
         let found = match copy.parents {

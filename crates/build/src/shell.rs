@@ -11,7 +11,7 @@ use kiln_oci::{Digest, SnapshotId};
 
 use crate::build::{Plan, plan, solve};
 use crate::ops::{ShellJob, ShellTree};
-use crate::{BuildCancel, BuildError, BuildRequest, Engine, FailedStep, Progress};
+use crate::{BuildCancel, BuildError, BuildRequest, Engine, FailedStep, NoCache, Progress};
 
 /// A command to run in the place of a step.
 #[derive(Debug, Clone)]
@@ -82,7 +82,7 @@ pub async fn shell(
     cancel: &BuildCancel,
 ) -> Result<(Exit, ShellState), BuildError> {
     // What earlier builds have made is what is asked for, cache mounts included.
-    let request = BuildRequest { no_cache: false, origin: None, ..request.clone() };
+    let request = BuildRequest { no_cache: NoCache::default(), origin: None, ..request.clone() };
     let plan = plan(engine, &request, &progress, cancel)?;
     let (id, vertex) = find(&plan, &wanted.step)?;
     let kept = match &wanted.step {
@@ -103,12 +103,12 @@ pub async fn shell(
             (ShellTree::Before, gone)
         }
         (ShellStep::Number(_), _) => {
-            let after = solve(&plan, Some(id), None, false, progress.clone()).await;
+            let after = solve(&plan, Some(id), None, progress.clone()).await;
             (ShellTree::Of(after.map_err(|unsolved| unsolved.source)?.snapshot().cloned()), ShellState::Asked)
         }
     };
     let job = Arc::new(ShellJob::new(tree, wanted.command.clone(), wanted.terminal));
-    let solved = solve(&plan, Some(id), Some(job.clone()), false, progress).await;
+    let solved = solve(&plan, Some(id), Some(job.clone()), progress).await;
     solved.map_err(|unsolved| unsolved.source)?;
     let ended = job.ended().ok_or_else(|| BuildError::Bug { what: "a shell that never ran".to_owned() })?;
     Ok((ended, state))

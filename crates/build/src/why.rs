@@ -38,6 +38,7 @@ use crate::builds::{self, BuildRecord, Outcome, StepRecord, StepState, taken};
 use crate::dockerfile::Dockerfile;
 use crate::engine::now_unix;
 use crate::input::DockerfileSource;
+use crate::no_cache::MadeAgain;
 use crate::remote_context::ContextSource;
 use crate::tree::Tree;
 use crate::{BuildError, BuildRequest};
@@ -49,7 +50,7 @@ pub(crate) struct Why {
     id: String,
     record: BuildRecord,
     began: Instant,
-    no_cache: bool,
+    again: Arc<MadeAgain>,
     /// Names of `ARG`s that no `ENV` has.
     args: BTreeSet<String>,
     /// By vertex.
@@ -67,6 +68,8 @@ struct Step {
     /// First bytes of the digests of what was read.
     content: AtomicU64,
     peak_memory_bytes: AtomicU64,
+    /// Its result was older than this, and from then; seconds since 1970.
+    outdated: OnceLock<(Duration, i64)>,
 }
 
 /// What earlier builds of the lineage left.
@@ -105,6 +108,7 @@ impl Why {
         request: &BuildRequest,
         lowered: &Lowered,
         dockerfile: &Dockerfile,
+        again: &Arc<MadeAgain>,
         progress: Arc<dyn Progress>,
     ) -> Option<Arc<Self>> {
         let origin = request.origin.as_ref()?;
@@ -115,6 +119,7 @@ impl Why {
             inputs: vertex.inputs.iter().map(|input| input.0).collect(),
             content: AtomicU64::new(0),
             peak_memory_bytes: AtomicU64::new(0),
+            outdated: OnceLock::new(),
         });
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let id = format!("{:016x}-{}", since.as_nanos(), std::process::id());
@@ -129,7 +134,7 @@ impl Why {
             lineage,
             record,
             began: Instant::now(),
-            no_cache: request.no_cache,
+            again: again.clone(),
             args: lowered.args.clone(),
             steps: steps.collect(),
             progress,
@@ -169,6 +174,12 @@ impl Why {
         let first = digest.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let turn = u32::try_from(input % 64).unwrap_or(0);
         self.steps[vertex].content.fetch_xor(first.rotate_left(turn), Ordering::Relaxed);
+    }
+
+    /// The result of `vertex` does not count: it is from `at_unix`, and was good for `ttl`.
+    pub(crate) fn note_outdated(&self, vertex: usize, ttl: Duration, at_unix: i64) {
+        // The first one that was found.
+        let _ = self.steps[vertex].outdated.set((ttl, at_unix));
     }
 
     /// The processes of `vertex` had so much memory.
@@ -229,7 +240,7 @@ impl Why {
             at_unix: now_unix(),
             result: None,
         };
-        let reasons = self.explain(&image, &lists);
+        let reasons = self.explain(vertex, &image, &lists);
         self.progress.why(vertex, &reasons);
         self.lock().why.insert(vertex, reasons);
         Some(Begun { image, lists })
@@ -249,9 +260,15 @@ impl Why {
         state.new.push(image);
     }
 
-    fn explain(&self, now: &PreImage, lists: &[(String, Listing)]) -> Vec<Reason> {
-        if self.no_cache {
+    fn explain(&self, vertex: usize, now: &PreImage, lists: &[(String, Listing)]) -> Vec<Reason> {
+        if self.again.is_all() {
             return vec![Reason::NoCache];
+        }
+        if let Some(option) = self.again.reason(vertex) {
+            return vec![Reason::Asked { option: option.to_owned() }];
+        }
+        if let Some((ttl, at_unix)) = self.steps[vertex].outdated.get() {
+            return vec![Reason::Expired { ttl_seconds: ttl.as_secs(), at_unix: *at_unix }];
         }
         let earlier = self.earlier.get_or_init(|| Earlier {
             images: lineage::read(&self.root, &self.lineage),

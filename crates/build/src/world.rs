@@ -59,7 +59,7 @@ impl World {
         let containers = store.container_uses()?;
         let mut nodes = BTreeMap::new();
         let mut measured = Vec::new();
-        for id in engine.snapshots.list()?.0 {
+        for id in engine.snapshots.committed()? {
             let known = survey.usage.get(&id).and_then(|usage| usage.disk_bytes);
             let disk_bytes = match known {
                 Some(bytes) => bytes,

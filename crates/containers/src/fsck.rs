@@ -156,8 +156,7 @@ impl Check<'_> {
         snapshots: &dyn Snapshotter,
         configs: &BTreeMap<ContainerId, Config>,
     ) -> Result<(), Error> {
-        let (_, active) = snapshots.list()?;
-        let active: BTreeSet<String> = active.iter().map(ToString::to_string).collect();
+        let active: BTreeSet<String> = snapshots.active()?.iter().map(ToString::to_string).collect();
         for (id, config) in configs {
             let is_there = || self.containers.dir().join(id.as_str()).is_dir();
             if active.contains(id.key().as_str()) || !is_there() {

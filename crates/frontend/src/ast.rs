@@ -243,7 +243,13 @@ impl Kind {
                 ("exclude", Texts),
             ],
             Kind::From => &[("platform", Text)],
-            Kind::Run => &[("mount", Texts), ("network", Text), ("security", Text), ("device", Texts)],
+            Kind::Run => &[
+                ("mount", Texts),
+                ("network", Text),
+                ("security", Text),
+                ("device", Texts),
+                ("cache-ttl", Text),
+            ],
             Kind::Healthcheck => &[
                 ("interval", Text),
                 ("timeout", Text),

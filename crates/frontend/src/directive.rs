@@ -1,7 +1,8 @@
-//! Parser directives: `# syntax=`, `# escape=`, `# check=` at the very top.
+//! Parser directives: `# syntax=`, `# escape=`, `# check=` at the very top, and `# kiln:` behind them.
 
 use crate::check::CheckOptions;
 use crate::lexer::Physical;
+use crate::suggest::did_you_mean;
 use crate::{Diagnostic, Span};
 
 /// What stands above the first instruction.
@@ -10,6 +11,8 @@ pub(crate) struct Directives {
     pub(crate) escape: char,
     pub(crate) syntax: Option<String>,
     pub(crate) check: CheckOptions,
+    /// `# kiln: cache-ttl`: RUN takes `--cache-ttl`.
+    pub(crate) cache_ttl: bool,
     /// As written, for the tree's dump.
     pub(crate) written: Vec<(String, String)>,
 }
@@ -18,11 +21,21 @@ pub(crate) struct Directives {
 ///
 /// They end at the first line that is none: a blank line, another comment, an instruction.
 pub(crate) fn directives(lines: &[Physical<'_>]) -> Result<(Directives, usize), Diagnostic> {
-    let mut found =
-        Directives { escape: '\\', syntax: None, check: CheckOptions::default(), written: Vec::new() };
+    let mut found = Directives::default();
     other_comment_styles(lines)?;
     let mut at = usize::from(lines.first().is_some_and(|line| line.text.starts_with("#!")));
+    let mut is_over = false;
     while let Some(line) = lines.get(at) {
+        if let Some(names) = extensions(line.text) {
+            // A comment for others, which ends their directives.
+            is_over = true;
+            found.extend(line, names)?;
+            at += 1;
+            continue;
+        }
+        if is_over {
+            break;
+        }
         let Some((name, value)) = directive(line.text) else { break };
         let value_at = line.start + line.text.rfind(value).unwrap_or(0);
         let span = Span { start: value_at, end: value_at + value.len() };
@@ -56,6 +69,45 @@ pub(crate) fn directives(lines: &[Physical<'_>]) -> Result<(Directives, usize), 
         at += 1;
     }
     Ok((found, at))
+}
+
+/// What goes beyond docker's language, and is switched on by name.
+const EXTENSIONS: [&str; 1] = ["cache-ttl"];
+
+/// The names behind `# kiln:`.
+fn extensions(line: &str) -> Option<&str> {
+    let text = line.trim_start().strip_prefix('#')?.trim_start();
+    let (name, names) = text.split_once(':')?;
+    name.trim_end().eq_ignore_ascii_case("kiln").then(|| names.trim())
+}
+
+impl Default for Directives {
+    fn default() -> Self {
+        let check = CheckOptions::default();
+        Self { escape: '\\', syntax: None, check, cache_ttl: false, written: Vec::new() }
+    }
+}
+
+impl Directives {
+    fn extend(&mut self, line: &Physical<'_>, names: &str) -> Result<(), Diagnostic> {
+        let known = || format!("kiln knows {}", EXTENSIONS.join(", "));
+        let whole = Span { start: line.start, end: line.start + line.text.len() };
+        let mut any = false;
+        for name in names.split([',', ' ', '\t']).filter(|name| !name.is_empty()) {
+            any = true;
+            if !EXTENSIONS.contains(&name) {
+                let message = format!("there is no extension {name:?}");
+                let hint = did_you_mean(name, EXTENSIONS).unwrap_or_else(known);
+                return Err(Diagnostic::error(whole, message).with_hint(Some(hint)));
+            }
+            self.cache_ttl = true;
+        }
+        if !any {
+            return Err(Diagnostic::error(whole, "`# kiln:` names no extension").with_hint(Some(known())));
+        }
+        self.written.push(("kiln".to_owned(), names.to_owned()));
+        Ok(())
+    }
 }
 
 /// `# name = value`: a comment whose text is a name, an equals sign and something behind it.

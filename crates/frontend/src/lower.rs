@@ -153,6 +153,8 @@ pub struct Lowered {
     pub outline: Outline,
     /// Names of variables that `ARG` declares and `ENV` does not, in whatever stage.
     pub args: BTreeSet<String>,
+    /// All stages of the Dockerfile as titles call them, whether they are built or not.
+    pub stages: Vec<String>,
 }
 
 /// Names that are only ever arguments: what a step sees of another name may come from `ENV`.
@@ -360,6 +362,7 @@ impl<'a> Lower<'a> {
             source_map: self.source_map,
             warnings,
             args: declared_args(self.ast),
+            stages: self.stages.list.iter().map(|stage| stage.label.clone()).collect(),
             warnings_are_errors: false,
             epoch,
             outline,

@@ -36,6 +36,7 @@ pub(crate) fn parse_as(text: &str, stands_for: Option<Span>) -> (Ast, Vec<Diagno
         match instruction(line, 0, directives.escape, glued.take()) {
             Ok(instruction) => {
                 diagnostics.extend(almost_json(&instruction));
+                diagnostics.extend(undeclared(&instruction, directives.cache_ttl));
                 glued = glued_heredoc(&instruction);
                 instructions.push(instruction);
             }
@@ -70,14 +71,27 @@ fn glued_heredoc(instruction: &Instruction) -> Option<String> {
     Some(word.to_owned())
 }
 
-fn empty() -> Ast {
-    let directives = crate::directive::Directives {
-        escape: '\\',
-        syntax: None,
-        check: crate::CheckOptions::default(),
-        written: Vec::new(),
+/// `--cache-ttl` where nothing says that this is kiln's language, and not only docker's. A trigger is for whoever
+/// builds on the image, with whatever tool.
+fn undeclared(instruction: &Instruction, cache_ttl: bool) -> Option<Diagnostic> {
+    let (instruction, in_trigger) = match &instruction.body {
+        Body::Onbuild(trigger, _) => (&**trigger, true),
+        _ => (instruction, false),
     };
-    Ast { directives, instructions: Vec::new() }
+    let flag = instruction.flag("cache-ttl").filter(|_| in_trigger || !cache_ttl)?;
+    let span = instruction.line.span(flag.piece.start, flag.piece.end);
+    let (message, hint) = match in_trigger {
+        true => ("`--cache-ttl` does not belong into an image", "leave it out of ONBUILD"),
+        false => {
+            let hint = "write `# kiln: cache-ttl` above the first instruction, behind other directives";
+            ("`--cache-ttl` is kiln's own, and not switched on", hint)
+        }
+    };
+    Some(Diagnostic::error(span, message).with_hint(Some(hint.to_owned())))
+}
+
+fn empty() -> Ast {
+    Ast { directives: crate::directive::Directives::default(), instructions: Vec::new() }
 }
 
 type Result<T, E = Box<Diagnostic>> = std::result::Result<T, E>;

@@ -11,18 +11,29 @@ use rustix::io::Errno;
 
 use crate::beneath::{self, BeneathError};
 use crate::index::{Entry, EntryKind, Timestamp};
+use crate::looked_at::LookedAt;
 use crate::marks;
 use crate::node::{self, Attributes, CallError, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath, PathError};
 
 mod content;
+mod earlier;
+mod over;
+
+pub use content::LARGE_FILE_BYTES;
+pub use earlier::Earlier;
+pub use over::make_dirs_over;
 
 /// What to copy where.
 pub struct CopyRequest<'a> {
     /// Root of the source tree.
     pub from: BorrowedFd<'a>,
-    /// The source cannot have changed since the scan (a committed snapshot): it is not looked at again.
-    pub frozen: bool,
+    /// The directories that overlayfs shows as the source, highest first: where file systems share blocks
+    /// they do it between files of theirs, not with what a mount shows of them. May be empty.
+    pub from_layers: &'a [OwnedFd],
+    /// When the scan of the entries began; `None`: the source cannot have changed since (a committed
+    /// snapshot), and is not looked at again.
+    pub looked_at: Option<LookedAt>,
     /// The selected entries, in the order of a scan.
     pub entries: &'a [Entry],
     /// Paths of directories among the entries that were not selected themselves, only something
@@ -32,6 +43,15 @@ pub struct CopyRequest<'a> {
     pub strip: &'a [u8],
     /// Root of the destination tree.
     pub to: BorrowedFd<'a>,
+    /// The tree below, when `to` is an upperdir that nobody has mounted, and without whiteouts: what is
+    /// there counts as being at the destination. `None`: all that counts is in `to`.
+    ///
+    /// With it, `destination` is a real path ([`beneath::real_path`]) of both together.
+    pub below: Option<BorrowedFd<'a>>,
+    /// Files of an earlier copy to link to where they are the same; `None`: every file is made.
+    pub earlier: Option<&'a Earlier>,
+    /// Whether to fill [`Copied::made`].
+    pub note_made: bool,
     /// Where the entry equal to `strip` lands; others stand below.
     pub destination: &'a [u8],
     /// Owner of everything that is made; `None` keeps the entries' owners.
@@ -57,11 +77,15 @@ impl<'a> CopyRequest<'a> {
     ) -> Self {
         Self {
             from,
-            frozen: true,
+            from_layers: &[],
+            looked_at: None,
             entries,
             passed: None,
             strip: b"",
             to,
+            below: None,
+            earlier: None,
+            note_made: false,
             destination: b"",
             owner: None,
             mode: None,
@@ -86,12 +110,16 @@ pub enum TopDir {
 }
 
 /// What was copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Copied {
     /// Bytes of file content.
     pub bytes: u64,
     /// Entries made or updated.
     pub entries: u64,
+    /// Files among them that were not made but linked to those of an earlier copy.
+    pub linked: u64,
+    /// Digests of the files, for an [`Earlier`] one day.
+    pub made: Vec<[u8; 32]>,
 }
 
 /// Why a copy failed. The destination is left half done.
@@ -161,6 +189,8 @@ pub fn copy(request: &CopyRequest<'_>) -> Result<Copied, CopyError> {
     let mut copier = Copier {
         request,
         parent: None,
+        new_below: None,
+        earlier_dir: None,
         links: HashMap::new(),
         dir_mtimes: Vec::new(),
         clones: true,
@@ -177,10 +207,21 @@ pub fn copy(request: &CopyRequest<'_>) -> Result<Copied, CopyError> {
     copier.finish()
 }
 
+/// A directory of the destination.
+struct Place {
+    dir: OwnedFd,
+    /// The same directory of the tree below.
+    below: Option<OwnedFd>,
+}
+
 struct Copier<'a> {
     request: &'a CopyRequest<'a>,
     /// The last destination directory: most neighbours share it.
-    parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    parent: Option<(Vec<u8>, Rc<Place>)>,
+    /// The last directory that was made and has no like in the tree below: nothing in it has one.
+    new_below: Option<Vec<u8>>,
+    /// The last directory of the earlier copy.
+    earlier_dir: Option<(Vec<u8>, OwnedFd)>,
     /// Destination of the first entry of every inode that has several links.
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Directories whose time is set at the end; as paths, as there may be more than fds allowed.
@@ -210,12 +251,12 @@ impl Copier<'_> {
             return Err(CopyError::OntoDirectory { path: EntryPath(b"/".to_vec()) });
         }
         let (above, name) = path::split(&path);
-        let parent = self.parent(above)?;
-        let parent = parent.as_fd();
+        let place = self.parent(above)?;
+        let parent = place.dir.as_fd();
         match &entry.kind {
-            EntryKind::Dir => return self.dir(parent, name, &path, entry),
+            EntryKind::Dir => return self.dir(&place, name, &path, entry),
             EntryKind::Socket => return Ok(()),
-            _ => {}
+            _ => place.refuse_dir_below(name, &path)?,
         }
         let xattrs = shown_xattrs(entry);
         let attributes = self.attributes(entry, &xattrs);
@@ -230,6 +271,9 @@ impl Copier<'_> {
                         return self.hard_link(first, parent, name, &path);
                     }
                     self.links.insert(*inode, path.clone());
+                }
+                if self.link_earlier(parent, name, &path, entry, &attributes)? {
+                    return Ok(());
                 }
                 return self.file(parent, name, &path, entry, &attributes);
             }
@@ -256,6 +300,9 @@ impl Copier<'_> {
 
     /// The directory that is itself the destination: a link there is followed.
     fn top_dir(&mut self, entry: &Entry, path: &[u8]) -> Result<(), CopyError> {
+        if let Some(below) = self.request.below {
+            over::copy_up(self.request.to, below, path)?;
+        }
         match beneath::open_file(self.request.to, path, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(existing) => {
                 if self.request.top == TopDir::Itself {
@@ -279,14 +326,9 @@ impl Copier<'_> {
         Ok(())
     }
 
-    fn dir(
-        &mut self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        entry: &Entry,
-    ) -> Result<(), CopyError> {
-        let made = match fs::mkdirat(parent, name, Mode::RWXU) {
+    fn dir(&mut self, place: &Place, name: &[u8], path: &[u8], entry: &Entry) -> Result<(), CopyError> {
+        let parent = place.dir.as_fd();
+        let mut made = match fs::mkdirat(parent, name, Mode::RWXU) {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(errno) => return Err(host(path)(CallError { call: "mkdirat", errno })),
@@ -298,6 +340,15 @@ impl Copier<'_> {
             }
             other => other.map_err(host(path))?,
         };
+        if made {
+            match place.dir_below(name, path)? {
+                Some(below) => {
+                    over::make_like(directory.as_fd(), below.as_fd()).map_err(host(path))?;
+                    made = false;
+                }
+                None => self.note_new(path),
+            }
+        }
         if !made && self.request.passed.is_some_and(|passed| passed.contains(&entry.path)) {
             return fs::fchmod(&directory, Mode::from_raw_mode(entry.mode & 0o7777))
                 .named("fchmod")
@@ -335,7 +386,7 @@ impl Copier<'_> {
     }
 
     /// The destination directory `path`, made if missing.
-    fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, CopyError> {
+    fn parent(&mut self, path: &[u8]) -> Result<Rc<Place>, CopyError> {
         if let Some((cached, directory)) = &self.parent
             && cached == path
         {
@@ -352,15 +403,18 @@ impl Copier<'_> {
             }
             other => other?,
         };
-        let directory = Rc::new(directory);
+        let below = self.below(path)?;
+        let directory = Rc::new(Place { dir: directory, below });
         self.parent = Some((path.to_vec(), directory.clone()));
         Ok(directory)
     }
 
     fn make_parents(&self, path: &[u8]) -> Result<(), CopyError> {
-        let request = self.request;
-        beneath::mkdir_all(request.to, path, request.parent_mode, request.owner.unwrap_or((0, 0)))?;
-        Ok(())
+        let (request, owner) = (self.request, self.request.owner.unwrap_or((0, 0)));
+        match request.below {
+            Some(below) => make_dirs_over(request.to, below, path, request.parent_mode, owner),
+            None => Ok(beneath::mkdir_all(request.to, path, request.parent_mode, owner).map(drop)?),
+        }
     }
 
     /// Sets the directories' times, the deepest first.

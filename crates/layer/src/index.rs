@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use rustix::fs::{self, FileType, OFlags, Stat};
 
 use crate::beneath::{self, BeneathError};
+use crate::looked_at::LookedAt;
 use crate::marks::{self, Record};
 use crate::node::{self, CallError, Named, Xattrs};
 use crate::path::{self, EntryPath, PathError};
@@ -130,13 +131,22 @@ pub struct FileStat {
     pub mode: u32,
 }
 
-/// Remembers the digests of file contents by what `stat(2)` says of the file.
-pub trait StatCache {
-    /// The BLAKE3 of a file in exactly this state, if it is known for certain.
-    fn get(&self, stat: &FileStat) -> Option<[u8; 32]>;
+/// What is known of a file besides what `stat(2)` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownFile {
+    /// BLAKE3 of its content.
+    pub content: [u8; 32],
+    /// It has no extended attributes but SELinux's, which describe the host.
+    pub is_bare: bool,
+}
 
-    /// Learns the BLAKE3 of a file that had this state before and after it was read.
-    fn put(&self, stat: &FileStat, content: [u8; 32]);
+/// Remembers files by what `stat(2)` says of them: who changes content or attributes changes that.
+pub trait StatCache {
+    /// A file in exactly this state, if it is known for certain.
+    fn get(&self, stat: &FileStat) -> Option<KnownFile>;
+
+    /// Learns of a file that had this state before and after it was read.
+    fn put(&self, stat: &FileStat, known: KnownFile);
 }
 
 /// Why a tree could not be read.
@@ -190,8 +200,8 @@ impl ScanError {
 /// Reads the tree at and below `start` (empty: the root).
 ///
 /// Sorted by component, so a directory stands before what is in it. A link at `start` is itself an
-/// entry. Costs one `stat` and one `listxattr` per entry; content is read only where `hash` is set
-/// and the cache does not know it.
+/// entry. Costs one `stat` and one `listxattr` per entry, the latter not for bare files that the cache
+/// knows; content is read only where `hash` is set and the cache does not know it.
 pub fn scan(root: BorrowedFd<'_>, start: &[u8], options: &ScanOptions<'_>) -> Result<Vec<Entry>, ScanError> {
     let start = match start.strip_suffix(b"/").unwrap_or(start) {
         b"." => b"",
@@ -252,10 +262,14 @@ impl Scan<'_> {
     fn entry(&self, found: &Found<'_>) -> Result<Entry, ScanError> {
         let is_file = node::kind(&found.stat) == FileType::RegularFile;
         let known = self.options.stat_cache.filter(|_| self.options.hash && is_file);
-        let content = known.and_then(|cache| cache.get(&FileStat::of(&found.stat)));
-        let xattrs = node::xattrs(found.parent, found.name);
-        let xattrs = xattrs.map_err(|error| ScanError::host(found.path, error))?;
-        Entry::new(found, content, xattrs)
+        let known = known.and_then(|cache| cache.get(&FileStat::of(&found.stat)));
+        let xattrs = match known {
+            Some(KnownFile { is_bare: true, .. }) => Xattrs::new(),
+            _ => {
+                node::xattrs(found.parent, found.name).map_err(|error| ScanError::host(found.path, error))?
+            }
+        };
+        Entry::new(found, known.map(|known| known.content), xattrs)
     }
 }
 
@@ -316,13 +330,21 @@ impl Entry {
         }
     }
 
-    /// Whether the file that `file` has open is in the state in which it was scanned. The scan must
-    /// have been of the same mount: overlayfs gives each its own device number.
+    /// Whether `file`, open to be read, still has the content that a scan found which began at
+    /// `looked_at`. The scan must have been of the same mount: overlayfs gives each its own device
+    /// number. Costs an `fstat(2)`, or a read of the whole file where that says nothing.
     ///
     /// # Errors
-    /// When the kernel does not answer `fstat(2)`.
-    pub fn is_as_scanned(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
-        Ok(self.is_as(&fs::fstat(file)?))
+    /// When the file cannot be read.
+    pub fn is_as_scanned(&self, mut file: &File, looked_at: LookedAt) -> io::Result<bool> {
+        if looked_at.is_settled(self.mtime.unix_ns(), self.ctime.unix_ns()) && self.is_as(&fs::fstat(file)?) {
+            return Ok(true);
+        }
+        let EntryKind::File { content: Some(expected), .. } = &self.kind else { return Ok(false) };
+        file.seek(SeekFrom::Start(0))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file)?;
+        Ok(hasher.finalize() == *expected)
     }
 
     pub(crate) fn is_as(&self, stat: &Stat) -> bool {
@@ -344,13 +366,12 @@ fn file_kind(stat: &Stat, content: Option<[u8; 32]>) -> EntryKind {
 
 impl FileStat {
     pub(crate) fn of(stat: &Stat) -> Self {
-        let ns = |time: Timestamp| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
         Self {
             dev: stat.st_dev,
             ino: stat.st_ino,
             size: stat.st_size.unsigned_abs(),
-            mtime_ns: ns(mtime(stat)),
-            ctime_ns: ns(ctime(stat)),
+            mtime_ns: mtime(stat).unix_ns(),
+            ctime_ns: ctime(stat).unix_ns(),
             mode: stat.st_mode,
         }
     }
@@ -385,6 +406,8 @@ fn hash_files(
         .collect::<Result<_, ScanError>>()?;
     for (at, stat, content) in hashed {
         let entry = &mut entries[at];
+        // The attributes were listed before the content was read: in this state, if the times say so.
+        let is_bare = entry.is_as(&stat) && entry.xattrs.keys().all(|name| name == b"security.selinux");
         entry.kind = file_kind(&stat, Some(content));
         entry.mode = stat.st_mode & 0o7777;
         if !marks::uses_user_attributes() {
@@ -393,7 +416,7 @@ fn hash_files(
         }
         (entry.mtime, entry.ctime) = (mtime(&stat), ctime(&stat));
         if let Some(cache) = options.stat_cache {
-            cache.put(&FileStat::of(&stat), content);
+            cache.put(&FileStat::of(&stat), KnownFile { content, is_bare });
         }
     }
     Ok(())
@@ -499,6 +522,72 @@ mod tests {
             _ => Visit::Descend,
         };
         check("", Some(&upper), &["", "a"]);
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_all_the_time_is_not_read() {
+        use std::os::unix::fs::FileExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("log")).unwrap();
+        file.write_all_at(&[0; 100_000], 0).unwrap();
+        let (stop, never) = (AtomicBool::new(false), AtomicBool::new(false));
+        let root = File::open(dir.path()).unwrap();
+        let hash = |buffer: &mut [u8]| hash_file(root.as_fd(), b"log", buffer, &never);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    file.write_all_at(b"x", 0).unwrap();
+                }
+            });
+            // Byte by byte: long enough for the other thread to have its turn.
+            let read = hash(&mut [0]);
+            stop.store(true, Ordering::Relaxed);
+            assert!(matches!(read, Err(ScanError::ChangedWhileReading { .. })), "{read:?}");
+        });
+        let (_, content) = hash(&mut [0; 4096]).unwrap();
+        assert_eq!(content, *blake3::hash(&std::fs::read(dir.path().join("log")).unwrap()).as_bytes());
+    }
+
+    #[test]
+    fn attributes_of_a_file_that_the_cache_knows_are_seen_when_they_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        write(&path, "text").unwrap();
+        // Coarse clocks may not tell the changes of this test apart.
+        let touch = |seconds: u64| {
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        };
+        /// Believes that no time is too young, as a cache of another day may.
+        #[derive(Default)]
+        struct Trusting(std::sync::Mutex<std::collections::HashMap<u64, (FileStat, KnownFile)>>);
+        impl StatCache for Trusting {
+            fn get(&self, stat: &FileStat) -> Option<KnownFile> {
+                let known = self.0.lock().unwrap().get(&stat.ino).copied();
+                known.filter(|(then, _)| then == stat).map(|(_, known)| known)
+            }
+            fn put(&self, stat: &FileStat, known: KnownFile) {
+                self.0.lock().unwrap().insert(stat.ino, (*stat, known));
+            }
+        }
+        let (cache, cancel) = (Trusting::default(), AtomicBool::new(false));
+        let root = File::open(dir.path()).unwrap();
+        let xattrs = || {
+            let options = ScanOptions { hash: true, filter: None, stat_cache: Some(&cache), cancel: &cancel };
+            scan(root.as_fd(), b"x", &options).unwrap().remove(0).xattrs
+        };
+        assert_eq!((xattrs().len(), xattrs().len()), (0, 0));
+        let bare = |cache: &Trusting| cache.0.lock().unwrap().values().all(|(_, known)| known.is_bare);
+        assert!(bare(&cache));
+        let none = fs::XattrFlags::empty();
+        fs::setxattr(&path, "user.a", b"1", none).unwrap();
+        touch(1);
+        assert_eq!((xattrs().len(), xattrs().len()), (1, 1));
+        assert!(!bare(&cache));
+        fs::removexattr(&path, "user.a").unwrap();
+        touch(2);
+        assert_eq!(xattrs().len(), 0);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod marks;
 mod node;
 
 mod index;
+mod looked_at;
 mod stat_cache;
 mod tree_digest;
 mod walk;
@@ -52,7 +53,9 @@ pub use compression::{
     Codec, CodecError, Compression, CopyFault, Encoder, Estargz, copy_hashed, decoder, detect, estargz,
     is_tar,
 };
-pub use copy::{Copied, CopyError, CopyRequest, ModeChange, TopDir, copy};
+pub use copy::{
+    Copied, CopyError, CopyRequest, Earlier, LARGE_FILE_BYTES, ModeChange, TopDir, copy, make_dirs_over,
+};
 pub use density::{DensityError, bounded_decoder};
 pub use diff::{
     DiffError, DiffOptions, TreeForm, Written, copied_up, diff, diff_trees, drop_unchanged, is_opaque,
@@ -60,8 +63,9 @@ pub use diff::{
 };
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{
-    Entry, EntryKind, FileStat, Filter, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
+    Entry, EntryKind, FileStat, Filter, KnownFile, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
 };
+pub use looked_at::LookedAt;
 pub use marks::{copy_record, give, has_single_id, opaque_attribute, uses_user_attributes};
 pub use node::is_private_xattr;
 pub use owners::record_owner;

@@ -5,28 +5,26 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
-use crate::index::{FileStat, StatCache};
+use crate::index::{FileStat, KnownFile, StatCache};
+use crate::looked_at::LookedAt;
 
 const MAGIC: &[u8; 8] = b"kilnstat";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic and version.
 const HEADER: usize = 12;
-/// dev, ino, size, mtime, ctime, mode, content.
-const RECORD: usize = 8 + 8 + 8 + 16 + 16 + 4 + 32;
+/// dev, ino, size, mtime, ctime, mode, content, whether it is bare.
+const RECORD: usize = 8 + 8 + 8 + 16 + 16 + 4 + 32 + 1;
 const CHECKSUM: usize = 32;
-/// File systems stamp changes with the tick of a coarse clock, up to 10 ms wide.
-const GRANULARITY_NS: i128 = 10_000_000;
 /// Files not seen lately are kept up to this many beyond twice those seen.
 const SPARE: usize = 10_000;
 
 /// A [`StatCache`] in one file.
 ///
-/// Follows git's racy rule: a file that changed no earlier than one clock tick before this cache
-/// was loaded may change again without its times showing it, so it is never remembered.
+/// A file that changed about when this cache was loaded is not remembered ([`LookedAt`]): it may change
+/// again without its times showing it.
 pub struct FileStatCache {
-    loaded_at_ns: i128,
+    loaded_at: LookedAt,
     state: Mutex<State>,
 }
 
@@ -39,7 +37,7 @@ struct State {
 
 struct Record {
     stat: FileStat,
-    content: [u8; 32],
+    known: KnownFile,
     used: bool,
 }
 
@@ -47,10 +45,10 @@ impl FileStatCache {
     /// Reads the cache at `path`; a missing or damaged file is an empty cache.
     pub fn load(path: &Path) -> Self {
         // The clock is read before any file is looked at.
-        let loaded_at_ns = now_ns();
+        let loaded_at = LookedAt::now();
         let bytes = fs::read(path).unwrap_or_default();
         let records = decode(&bytes).unwrap_or_default();
-        Self { loaded_at_ns, state: Mutex::new(State { records, changed: false, newer: is_newer(&bytes) }) }
+        Self { loaded_at, state: Mutex::new(State { records, changed: false, newer: is_newer(&bytes) }) }
     }
 
     /// Writes the cache to `path` in one step, if anything was learned since it was loaded.
@@ -80,30 +78,23 @@ impl FileStatCache {
 }
 
 impl StatCache for FileStatCache {
-    fn get(&self, stat: &FileStat) -> Option<[u8; 32]> {
+    fn get(&self, stat: &FileStat) -> Option<KnownFile> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let record = state.records.get_mut(&(stat.dev, stat.ino))?;
         if record.stat != *stat {
             return None;
         }
         record.used = true;
-        Some(record.content)
+        Some(record.known)
     }
 
-    fn put(&self, stat: &FileStat, content: [u8; 32]) {
-        if stat.ctime_ns.max(stat.mtime_ns) >= self.loaded_at_ns - GRANULARITY_NS {
+    fn put(&self, stat: &FileStat, known: KnownFile) {
+        if !self.loaded_at.is_settled(stat.mtime_ns, stat.ctime_ns) {
             return;
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.records.insert((stat.dev, stat.ino), Record { stat: *stat, content, used: true });
+        state.records.insert((stat.dev, stat.ino), Record { stat: *stat, known, used: true });
         state.changed = true;
-    }
-}
-
-fn now_ns() -> i128 {
-    match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(since) => since.as_nanos() as i128,
-        Err(before) => -(before.duration().as_nanos() as i128),
     }
 }
 
@@ -113,14 +104,15 @@ fn encode(records: &HashMap<(u64, u64), Record>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + sorted.len() * RECORD + CHECKSUM);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
-    for (_, Record { stat, content, .. }) in sorted {
+    for (_, Record { stat, known, .. }) in sorted {
         for number in [stat.dev, stat.ino, stat.size] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&stat.mtime_ns.to_le_bytes());
         bytes.extend_from_slice(&stat.ctime_ns.to_le_bytes());
         bytes.extend_from_slice(&stat.mode.to_le_bytes());
-        bytes.extend_from_slice(content);
+        bytes.extend_from_slice(&known.content);
+        bytes.push(known.is_bare.into());
     }
     let checksum = blake3::hash(&bytes);
     bytes.extend_from_slice(checksum.as_bytes());
@@ -151,7 +143,8 @@ fn decode(bytes: &[u8]) -> Option<HashMap<(u64, u64), Record>> {
             ctime_ns: i128::from_le_bytes(take(&mut rest)?),
             mode: u32::from_le_bytes(take(&mut rest)?),
         };
-        records.insert((stat.dev, stat.ino), Record { stat, content: take(&mut rest)?, used: false });
+        let known = KnownFile { content: take(&mut rest)?, is_bare: take(&mut rest)? == [1] };
+        records.insert((stat.dev, stat.ino), Record { stat, known, used: false });
     }
     Some(records)
 }
@@ -168,24 +161,31 @@ mod tests {
 
     const OLD: FileStat = FileStat { dev: 1, ino: 2, size: 3, mtime_ns: -4, ctime_ns: 5, mode: 0o100644 };
 
+    const KNOWN: KnownFile = KnownFile { content: [7; 32], is_bare: true };
+
     #[test]
     fn what_was_learned_is_there_after_loading() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sub/cache");
         let cache = FileStatCache::load(&path);
-        cache.put(&OLD, [7; 32]);
+        cache.put(&OLD, KNOWN);
         cache.save(&path).unwrap();
         let cache = FileStatCache::load(&path);
-        assert_eq!(cache.get(&OLD), Some([7; 32]));
+        assert_eq!(cache.get(&OLD), Some(KNOWN));
         assert_eq!(cache.get(&FileStat { ctime_ns: 6, ..OLD }), None);
+        let dressed = KnownFile { is_bare: false, ..KNOWN };
+        cache.put(&OLD, dressed);
+        cache.save(&path).unwrap();
+        assert_eq!(FileStatCache::load(&path).get(&OLD), Some(dressed));
         assert_eq!(std::fs::read_dir(dir.path().join("sub")).unwrap().count(), 1);
     }
 
     #[test]
     fn a_file_changed_within_the_last_tick_is_not_remembered() {
         let cache = FileStatCache::load(Path::new("/nonexistent"));
-        let fresh = FileStat { ctime_ns: now_ns() - 1_000_000, ..OLD };
-        cache.put(&fresh, [7; 32]);
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as i128;
+        let fresh = FileStat { ctime_ns: now - 1_000_000, ..OLD };
+        cache.put(&fresh, KNOWN);
         assert_eq!(cache.get(&fresh), None);
     }
 
@@ -194,7 +194,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache");
         let cache = FileStatCache::load(&path);
-        cache.put(&OLD, [7; 32]);
+        cache.put(&OLD, KNOWN);
         cache.save(&path).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for at in 0..whole.len() {
@@ -212,8 +212,8 @@ mod tests {
         let newer = [&MAGIC[..], &(VERSION + 1).to_le_bytes(), b"whatever it means"].concat();
         std::fs::write(&path, &newer).unwrap();
         let cache = FileStatCache::load(&path);
-        cache.put(&OLD, [7; 32]);
-        assert_eq!(cache.get(&OLD), Some([7; 32]));
+        cache.put(&OLD, KNOWN);
+        assert_eq!(cache.get(&OLD), Some(KNOWN));
         cache.save(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), newer);
     }

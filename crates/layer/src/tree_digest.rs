@@ -5,6 +5,7 @@ use std::collections::{HashMap, hash_map};
 use kiln_oci::Digest;
 use sha2::{Digest as _, Sha256};
 
+use crate::copy::TopDir;
 use crate::index::{Entry, EntryKind};
 use crate::node::is_private_xattr;
 use crate::path;
@@ -14,9 +15,9 @@ use crate::path;
 /// Covers path, kind, mode, owner (unless `ignore_owner`), size, content, link target, device
 /// numbers, which files are hard links of one another, and extended attributes other than
 /// `trusted.*`, overlay's and SELinux's. Times and inodes do not count. Sockets do not either:
-/// nothing copies them. Of the directory at `strip` itself only that it is one counts: its contents
-/// are copied.
-pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool) -> Digest {
+/// nothing copies them. Of the directory at `strip` itself only that it is one counts, unless `top` says
+/// that it becomes one like it.
+pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool, top: TopDir) -> Digest {
     let mut fields = Fields(Sha256::new());
     fields.bytes(b"kiln tree 2");
     let mut links: HashMap<(u64, u64), u64> = HashMap::new();
@@ -36,7 +37,7 @@ pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool) -> Diges
         let relative = path::strip(&entry.path, strip);
         fields.bytes(relative);
         fields.bytes(&[tag]);
-        if entry.kind == EntryKind::Dir && relative.is_empty() {
+        if entry.kind == EntryKind::Dir && relative.is_empty() && top == TopDir::Contents {
             continue;
         }
         if let EntryKind::File { inode, nlink: 2.., .. } = &entry.kind {
@@ -97,6 +98,10 @@ mod tests {
         }
     }
 
+    fn digest(entries: &[Entry], strip: &str, ignore_owner: bool) -> Digest {
+        tree_digest(entries, strip.as_bytes(), ignore_owner, TopDir::Contents)
+    }
+
     #[test]
     fn times_inodes_and_private_attributes_do_not_count() {
         let plain = file("a/x", 0);
@@ -107,14 +112,14 @@ mod tests {
         for name in ["trusted.any", "user.overlay.opaque", "security.selinux"] {
             other.xattrs.insert(name.into(), b"y".to_vec());
         }
-        assert_eq!(tree_digest(&[plain], b"a", false), tree_digest(&[other], b"a", false));
+        assert_eq!(digest(&[plain], "a", false), digest(&[other], "a", false));
     }
 
     #[test]
     fn the_stripped_prefix_does_not_count_and_the_owner_only_when_asked() {
-        assert_eq!(tree_digest(&[file("a/x", 0)], b"a", false), tree_digest(&[file("b/x", 0)], b"b", false));
-        assert_eq!(tree_digest(&[file("x", 1)], b"", true), tree_digest(&[file("x", 0)], b"", true));
-        assert_ne!(tree_digest(&[file("x", 1)], b"", false), tree_digest(&[file("x", 0)], b"", false));
+        assert_eq!(digest(&[file("a/x", 0)], "a", false), digest(&[file("b/x", 0)], "b", false));
+        assert_eq!(digest(&[file("x", 1)], "", true), digest(&[file("x", 0)], "", true));
+        assert_ne!(digest(&[file("x", 1)], "", false), digest(&[file("x", 0)], "", false));
     }
 
     #[test]
@@ -126,9 +131,9 @@ mod tests {
         content.kind = EntryKind::File { size: 1, content: Some([2; 32]), inode: (1, 2), nlink: 1 };
         let mut xattr = plain.clone();
         xattr.xattrs.insert(b"user.a".to_vec(), b"1".to_vec());
-        let base = tree_digest(&[plain], b"", false);
+        let base = digest(&[plain], "", false);
         for changed in [mode, content, xattr] {
-            assert_ne!(tree_digest(&[changed], b"", false), base);
+            assert_ne!(digest(&[changed], "", false), base);
         }
     }
 
@@ -138,7 +143,7 @@ mod tests {
             kind: EntryKind::File { size: 1, content: Some([1; 32]), inode: (1, inode), nlink: 2 },
             ..file(path, 0)
         };
-        let digest = |entries: &[Entry]| tree_digest(entries, b"", false);
+        let digest = |entries: &[Entry]| digest(entries, "", false);
         let joined = digest(&[linked("a", 5), linked("b", 5)]);
         assert_eq!(joined, digest(&[linked("a", 8), linked("b", 8)]));
         assert_ne!(joined, digest(&[linked("a", 5), linked("b", 6)]));
@@ -150,8 +155,10 @@ mod tests {
     fn the_directory_whose_contents_are_meant_counts_without_its_metadata() {
         let dir = |mode: u32| Entry { kind: EntryKind::Dir, mode, ..file("a", mode) };
         let below = file("a/x", 0);
-        let digest = |top: Entry, strip: &str| tree_digest(&[top, below.clone()], strip.as_bytes(), false);
+        let digest = |top: Entry, strip: &str| digest(&[top, below.clone()], strip, false);
         assert_eq!(digest(dir(0o700), "a"), digest(dir(0o755), "a"));
         assert_ne!(digest(dir(0o700), ""), digest(dir(0o755), ""));
+        let itself = |mode: u32| tree_digest(&[dir(mode), below.clone()], b"a", false, TopDir::Itself);
+        assert_ne!(itself(0o700), itself(0o755));
     }
 }

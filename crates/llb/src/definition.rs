@@ -46,6 +46,11 @@ impl Definition {
         }
         let digest = Digest::from_bytes(hash.finalize().into());
         if let Some(known) = self.known.get(&digest) {
+            if let (Op::Exec(known), Op::Exec(other)) = (&mut self.vertices[known.0].op, &vertex.op) {
+                // Whoever wants it newer gets it newer.
+                let ttls = known.cache_ttl.into_iter().chain(other.cache_ttl);
+                known.cache_ttl = ttls.min();
+            }
             return *known;
         }
         let id = VertexId(self.vertices.len());
@@ -89,6 +94,12 @@ impl fmt::Display for Definition {
                 for (name, value) in &exec.unkeyed_env {
                     writeln!(f, "    not in the key: env {name} {value:?}")?;
                 }
+                if let Some(ttl) = exec.cache_ttl {
+                    writeln!(f, "    not in the key: cache ttl {ttl:?}")?;
+                }
+                for (name, address) in &exec.extra_hosts {
+                    writeln!(f, "    not in the key: host {name} {address:?}")?;
+                }
                 for mount in &exec.mounts {
                     if let MountKind::Cache(cache) = &mount.kind {
                         writeln!(f, "    not in the key: cache {:?} {}", cache.id, cache.sharing.name())?;
@@ -103,10 +114,19 @@ impl fmt::Display for Definition {
 impl Op {
     /// Digest of [`Op::components`]: what this op is, whatever its inputs hold.
     pub fn digest(&self) -> Digest {
-        let mut hash = Sha256::new();
-        hash_components(&mut hash, &self.components());
-        Digest::from_bytes(hash.finalize().into())
+        digest_of(&self.components())
     }
+
+    /// Digest of [`Op::components_by_content`].
+    pub fn digest_by_content(&self) -> Option<Digest> {
+        self.components_by_content().map(|components| digest_of(&components))
+    }
+}
+
+fn digest_of(components: &[Component]) -> Digest {
+    let mut hash = Sha256::new();
+    hash_components(&mut hash, components);
+    Digest::from_bytes(hash.finalize().into())
 }
 
 /// Lengths go in front of texts, so that no two lists of components hash alike.

@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 mod definition;
+#[cfg(test)]
+mod keys;
 mod mode;
 mod op;
 mod source_map;

@@ -1,5 +1,7 @@
 //! What a vertex does.
 
+use std::time::Duration;
+
 use kiln_oci::{Digest, Reference};
 
 use crate::Mode;
@@ -135,6 +137,8 @@ pub struct Exec {
     pub mounts: Vec<Mount>,
     /// Secrets as environment variables.
     pub secret_env: Vec<SecretEnv>,
+    /// How long a result counts; `None`: for ever. No part of the key.
+    pub cache_ttl: Option<Duration>,
 }
 
 /// What network a process sees.
@@ -364,20 +368,44 @@ fn component(name: impl Into<String>, value: impl Into<String>) -> Component {
     Component { name: name.into(), value: value.into() }
 }
 
+/// Whether it matters where in an input something is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// It does.
+    Places,
+    /// Only what is there: whoever asks adds the digest of that.
+    Content,
+}
+
 impl Op {
     /// Everything that identifies this op, inputs apart, in a fixed order.
     ///
     /// Fields are taken apart without `..`, so that a new field does not compile until somebody
     /// decided whether it belongs to the identity.
     pub fn components(&self) -> Vec<Component> {
+        self.seen(Sight::Places)
+    }
+
+    /// What is left of [`Op::components`] when the digest of what it reads from inputs stands beside them: not
+    /// in which directory of an input that was. `None`: it reads nothing.
+    pub fn components_by_content(&self) -> Option<Vec<Component>> {
+        let reads = match self {
+            Op::Source(_) | Op::Merge(_) => false,
+            Op::File(file) => file.actions.iter().any(|action| matches!(action, FileAction::Copy(_))),
+            Op::Exec(exec) => exec.mounts.iter().any(|mount| exec.reads(mount)),
+        };
+        reads.then(|| self.seen(Sight::Content))
+    }
+
+    fn seen(&self, sight: Sight) -> Vec<Component> {
         match self {
             Op::Source(source) => source.components(),
-            Op::Exec(exec) => exec.components(),
+            Op::Exec(exec) => exec.components(sight),
             Op::File(File { base, actions }) => {
                 let mut out = vec![component("op", "file"), component("base", slot(*base))];
                 for action in actions {
                     match action {
-                        FileAction::Copy(copy) => copy.components(&mut out),
+                        FileAction::Copy(copy) => copy.components(sight, &mut out),
                         FileAction::Mkdir(Mkdir { path, mode, owner, created }) => {
                             out.push(component("mkdir", path));
                             out.push(component("mode", format!("{mode:o}")));
@@ -452,7 +480,17 @@ impl Source {
 }
 
 impl Exec {
-    fn components(&self) -> Vec<Component> {
+    /// Whether a mount's input counts by what is mounted of it. What a process runs on counts as a whole.
+    fn reads(&self, mount: &Mount) -> bool {
+        let from = match &mount.kind {
+            MountKind::Bind(bind) => bind.from,
+            MountKind::Cache(cache) => cache.from,
+            MountKind::Tmpfs { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => None,
+        };
+        from.is_some() && from != self.base
+    }
+
+    fn components(&self, sight: Sight) -> Vec<Component> {
         let Exec {
             base,
             args,
@@ -466,6 +504,7 @@ impl Exec {
             security,
             mounts,
             secret_env,
+            cache_ttl: _,
         } = self;
         let mut out = vec![component("op", "exec"), component("base", slot(*base))];
         out.extend(args.iter().map(|arg| component("arg", arg)));
@@ -474,11 +513,12 @@ impl Exec {
         out.push(component("cwd", cwd));
         out.push(component("user", user.as_deref().unwrap_or("")));
         out.push(component("hostname", hostname));
-        out.extend(extra_hosts.iter().map(|(name, at)| component(format!("host {name}"), at)));
+        // The address is where the build happens to run, as proxies are (BuildKit does the same).
+        out.extend(extra_hosts.iter().map(|(name, _at)| component("host", name)));
         out.push(component("network", network.name()));
         out.push(component("security", security.name()));
         for mount in mounts {
-            mount.components(&mut out);
+            mount.components(if self.reads(mount) { sight } else { Sight::Places }, &mut out);
         }
         for SecretEnv { name, id, required } in secret_env {
             out.push(component(format!("secret env {name}"), id));
@@ -523,21 +563,25 @@ impl Sharing {
 impl Mount {
     /// What a step left in a cache is no part of its result, so neither is which cache it was
     /// (BuildKit does the same).
-    fn components(&self, out: &mut Vec<Component>) {
+    fn components(&self, sight: Sight, out: &mut Vec<Component>) {
         let Mount { target, kind } = self;
         let mut push = |name: &str, value: String| out.push(component(name, value));
+        let place = |source: &String| match sight {
+            Sight::Places => source.clone(),
+            Sight::Content => String::new(),
+        };
         match kind {
             MountKind::Bind(BindMount { from, source, writable }) => {
                 push("mount bind", target.clone());
                 push("from", slot(*from));
-                push("source", source.clone());
+                push("source", place(source));
                 push("writable", writable.to_string());
             }
             MountKind::Cache(cache) => {
                 let CacheMount { id: _, sharing: _, from, source, mode, uid, gid, read_only } = cache;
                 push("mount cache", target.clone());
                 push("from", slot(*from));
-                push("source", source.clone());
+                push("source", place(source));
                 push("mode", format!("{mode:o} {uid}:{gid}"));
                 push("read only", read_only.to_string());
             }
@@ -558,14 +602,17 @@ impl Mount {
 }
 
 impl Copy {
-    fn components(&self, out: &mut Vec<Component>) {
+    fn components<'a>(&'a self, sight: Sight, out: &mut Vec<Component>) {
         let Copy { from, sources, destination, destination_is_dir, owner, mode, parents, exclude, unpack } =
             self;
         out.push(component("copy from", from.0.to_string()));
-        // A name matters only where it becomes part of the destination; the digest of what was
-        // selected carries names, so identical content elsewhere in the source still matches.
+        // A name becomes part of the destination, the directory that it is in only with `--parents`.
+        let place = |source: &'a str| match sight {
+            Sight::Content if !parents => source.rsplit('/').next().unwrap_or_default(),
+            Sight::Content | Sight::Places => source,
+        };
         out.push(component("sources", sources.len().to_string()));
-        out.extend(sources.iter().map(|source| component("source", source)));
+        out.extend(sources.iter().map(|source| component("source", place(source))));
         out.push(component("destination", destination));
         out.push(component("into", destination_is_dir.to_string()));
         out.push(match owner {

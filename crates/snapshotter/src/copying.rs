@@ -219,8 +219,12 @@ impl Snapshotter for Copying {
         self.places.contains(id)
     }
 
-    fn list(&self) -> Result<(Vec<SnapshotId>, Vec<ActiveKey>), Error> {
-        self.places.list()
+    fn committed(&self) -> Result<Vec<SnapshotId>, Error> {
+        self.places.committed()
+    }
+
+    fn active(&self) -> Result<Vec<ActiveKey>, Error> {
+        self.places.active()
     }
 
     fn disk_bytes(&self, id: &SnapshotId) -> Result<u64, Error> {

@@ -4,11 +4,12 @@
 //! active/<key>/{fs,meta,…}    committed/<id>/{fs,meta,…}    trash/    form
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use kiln_oci::{ActiveKey, SnapshotId};
 use rustix::fd::{AsFd, OwnedFd};
@@ -36,6 +37,8 @@ pub(crate) struct Places {
     pub(crate) root: OwnedFd,
     /// Tells apart what this process throws away.
     discarded: AtomicU64,
+    /// Sidecars of committed snapshots as they were read once: those do not change.
+    known: Mutex<HashMap<SnapshotId, Links>>,
 }
 
 impl Places {
@@ -44,7 +47,8 @@ impl Places {
         ensure_dir(CWD, root, 0o700)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, root, flags, Mode::empty()).map_err(host("open", root))?;
-        let places = Self { path: root.to_owned(), root: dir, discarded: AtomicU64::new(0) };
+        let places =
+            Self { path: root.to_owned(), root: dir, discarded: AtomicU64::new(0), known: Mutex::default() };
         match form_of(root)? {
             Some(found) if found != form => return Err(Error::OtherForm { path: root.to_owned(), found }),
             Some(_) => {}
@@ -96,9 +100,29 @@ impl Places {
         }
     }
 
-    /// `top` and all it stands on, highest first.
+    /// As [`Places::links`], for who opens the snapshot next and sees then whether it is there still.
+    fn links_once(&self, id: &SnapshotId) -> Result<Links, Error> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(links) = known().get(id) {
+            return Ok(links.clone());
+        }
+        let links = self.links(id)?;
+        known().insert(id.clone(), links.clone());
+        Ok(links)
+    }
+
+    /// `top` and all it stands on, highest first, to be opened at once: what this process read before is
+    /// not read again. A step far up would cost as many reads as there are layers below it.
     pub(crate) fn stack(&self, top: &SnapshotId) -> Result<Vec<(SnapshotId, Links)>, Error> {
-        let mut stack = vec![(top.clone(), self.links(top)?)];
+        self.walk(top, |id| self.links_once(id))
+    }
+
+    fn walk(
+        &self,
+        top: &SnapshotId,
+        links: impl Fn(&SnapshotId) -> Result<Links, Error>,
+    ) -> Result<Vec<(SnapshotId, Links)>, Error> {
+        let mut stack = vec![(top.clone(), links(top)?)];
         let mut seen = HashSet::from([top.clone()]);
         while let Some(below) = stack.last().and_then(|(_, links)| links.parent.clone()) {
             let damaged = |reason| Error::Damaged { path: committed(&below), reason };
@@ -108,7 +132,7 @@ impl Places {
             if stack.len() == MAX_LOWER {
                 return Err(Error::TooDeep { limit: MAX_LOWER });
             }
-            let links = self.links(&below).map_err(|error| match error {
+            let links = links(&below).map_err(|error| match error {
                 Error::NoSnapshot(_) => damaged("another snapshot stands on it, but it is missing"),
                 error => error,
             })?;
@@ -119,19 +143,22 @@ impl Places {
 
     /// A committed snapshot and all it stands on, lowest first.
     pub(crate) fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Error> {
-        Ok(self.stack(id)?.into_iter().rev().map(|(id, _)| id).collect())
+        Ok(self.walk(id, |id| self.links(id))?.into_iter().rev().map(|(id, _)| id).collect())
     }
 
     pub(crate) fn contains(&self, id: &SnapshotId) -> bool {
         self.exists(&committed(id))
     }
 
-    /// The names of all committed and active snapshots, each sorted.
-    pub(crate) fn list(&self) -> Result<(Vec<SnapshotId>, Vec<ActiveKey>), Error> {
+    /// The names of all committed snapshots, sorted.
+    pub(crate) fn committed(&self) -> Result<Vec<SnapshotId>, Error> {
         // Names that are none of ours were put there by hand; they are nobody's to touch.
-        let ids = self.names("committed")?.into_iter().filter_map(|name| name.parse().ok());
-        let keys = self.names("active")?.into_iter().filter_map(|name| name.parse().ok());
-        Ok((ids.collect(), keys.collect()))
+        Ok(self.names("committed")?.into_iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// The names of all active snapshots, sorted.
+    pub(crate) fn active(&self) -> Result<Vec<ActiveKey>, Error> {
+        Ok(self.names("active")?.into_iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// As [`crate::Snapshotter::disk_bytes`].
@@ -146,7 +173,7 @@ impl Places {
     pub(crate) fn overhead(&self, others: &[&str]) -> Result<Overhead, Error> {
         let bytes = |path: &Path| disk_bytes_at(&self.root, path);
         let mut active_bytes = Vec::new();
-        for key in self.list()?.1 {
+        for key in self.active()? {
             let bytes = bytes(&active(&key))?;
             active_bytes.push((key, bytes));
         }

@@ -118,8 +118,22 @@ pub trait Snapshotter: Send + Sync {
     /// Whether a committed snapshot has this name.
     fn contains(&self, id: &SnapshotId) -> bool;
 
-    /// Returns the names of all committed and active snapshots, each sorted.
-    fn list(&self) -> Result<(Vec<SnapshotId>, Vec<ActiveKey>), Error>;
+    /// The names of all committed snapshots, sorted. Costs a look at each.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    fn committed(&self) -> Result<Vec<SnapshotId>, Error>;
+
+    /// The names of all active snapshots, sorted.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    fn active(&self) -> Result<Vec<ActiveKey>, Error>;
+
+    /// Both.
+    fn list(&self) -> Result<(Vec<SnapshotId>, Vec<ActiveKey>), Error> {
+        Ok((self.committed()?, self.active()?))
+    }
 
     /// Returns what a committed snapshot alone takes on disk, in bytes of blocks: what others share
     /// with it counts for the one that had it first. Costs O(files).

@@ -25,6 +25,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use kiln_oci::Digest;
+use petgraph::Direction;
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
 pub(crate) use self::jobs::{JobId, Wait};
 use self::node::{Node, Provisional, State};
@@ -36,8 +38,8 @@ use crate::{CacheKey, Cached, InputUse};
 /// What became known.
 #[derive(Debug)]
 pub(crate) enum Fact<O> {
-    /// The cache answered [`Command::Lookup`].
-    Found { vertex: usize, hit: Option<Cached<O>> },
+    /// The cache answered [`Command::Lookup`]; what is too old does not count.
+    Found { vertex: usize, hit: Option<Cached<O>>, is_old: bool },
     /// The cache answered [`Command::Mark`].
     Marked { vertex: usize, input: usize, known: bool },
     /// The result is at hand, or is gone (`None`): the answer to [`Command::Load`].
@@ -79,9 +81,9 @@ pub(crate) enum Command<O> {
 
 /// The graphs of all jobs with every vertex's state.
 pub(crate) struct Core<O> {
-    /// By the number that commands and facts use; free places are used again.
-    nodes: Vec<Option<Node<O>>>,
-    free: Vec<usize>,
+    /// An edge leads from a vertex to one that reads from it, and says as which of its inputs. The number that
+    /// commands and facts use is the vertex's index; numbers of vertices that are gone are used again.
+    graph: StableDiGraph<Node<O>, usize>,
     jobs: BTreeMap<JobId, jobs::Job>,
     next_job: JobId,
     /// Vertices of jobs that are over, for others that wait for what they do.
@@ -104,8 +106,7 @@ impl<O: Clone> Core<O> {
     /// A core without jobs.
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
-            nodes: Vec::new(),
-            free: Vec::new(),
+            graph: StableDiGraph::new(),
             jobs: BTreeMap::new(),
             next_job: 0,
             adopted: Vec::new(),
@@ -124,10 +125,12 @@ impl<O: Clone> Core<O> {
     /// Costs what it sets in motion, all vertices of all jobs at most when a job ends.
     pub(crate) fn apply(&mut self, fact: Fact<O>) -> Vec<Command<O>> {
         match fact {
-            Fact::Found { vertex, hit } => {
+            Fact::Found { vertex, hit, is_old } => {
                 self.lookups -= 1;
-                if self.answered(vertex) {
-                    self.found(vertex, hit);
+                match self.answered(vertex) {
+                    true if is_old => self.outdated(vertex),
+                    true => self.found(vertex, hit),
+                    false => {}
                 }
             }
             Fact::Marked { vertex, input, known } => {
@@ -174,7 +177,7 @@ impl<O: Clone> Core<O> {
     fn go_on(&mut self) -> Vec<Command<O>> {
         loop {
             while let Some(vertex) = self.work.pop() {
-                if self.nodes[vertex].as_ref().is_some_and(|node| !node.is_orphan) {
+                if self.is_known(vertex) {
                     self.look_at(vertex);
                 }
             }
@@ -190,11 +193,32 @@ impl<O: Clone> Core<O> {
     }
 
     fn node(&self, vertex: usize) -> &Node<O> {
-        self.nodes[vertex].as_ref().expect("a vertex with a state, users or answers to come is kept")
+        self.known_node(vertex).expect("a vertex with a state, users or answers to come is kept")
     }
 
     fn node_mut(&mut self, vertex: usize) -> &mut Node<O> {
-        self.nodes[vertex].as_mut().expect("a vertex with a state, users or answers to come is kept")
+        let node = self.graph.node_weight_mut(NodeIndex::new(vertex));
+        node.expect("a vertex with a state, users or answers to come is kept")
+    }
+
+    /// `None`: the vertex is gone.
+    fn known_node(&self, vertex: usize) -> Option<&Node<O>> {
+        self.graph.node_weight(NodeIndex::new(vertex))
+    }
+
+    /// Some job is interested in it.
+    fn is_known(&self, vertex: usize) -> bool {
+        self.known_node(vertex).is_some_and(|node| !node.is_orphan)
+    }
+
+    /// Calls `tell` with everybody who reads from `vertex`, and the position of that input, in the order of
+    /// the job. What `tell` does leaves the edges alone.
+    fn each_user(&mut self, vertex: usize, mut tell: impl FnMut(&mut Self, usize, usize)) {
+        let mut users = self.graph.neighbors_directed(NodeIndex::new(vertex), Direction::Outgoing).detach();
+        while let Some((edge, user)) = users.next(&self.graph) {
+            let position = self.graph[edge];
+            tell(self, user.index(), position);
+        }
     }
 
     /// Notes that a command was answered; false: nobody is interested, and the vertex is dropped.
@@ -275,33 +299,29 @@ impl<O: Clone> Core<O> {
             return;
         }
         self.node_mut(vertex).provisional = key.map_or(Provisional::Never, Provisional::Key);
-        let users = std::mem::take(&mut self.node_mut(vertex).users);
-        for &(user, position) in &users {
-            let node = self.node_mut(user);
+        self.each_user(vertex, |core, user, position| {
+            let node = core.node_mut(user);
             node.missing_keys -= 1;
             if node.missing_keys == 0 {
-                self.work.push(user);
+                core.work.push(user);
             } else {
-                self.doubt(user, position);
+                core.doubt(user, position);
             }
-        }
-        self.node_mut(vertex).users = users;
+        });
     }
 
     /// There is a result.
     fn done(&mut self, vertex: usize, canonical: Option<CacheKey>, output: O) {
         self.node_mut(vertex).state = State::Done { canonical, output: output.clone() };
         self.identified(vertex, canonical);
-        let users = std::mem::take(&mut self.node_mut(vertex).users);
-        for &(user, position) in &users {
-            self.read(user, position);
-            let node = self.node_mut(user);
+        self.each_user(vertex, |core, user, position| {
+            core.read(user, position);
+            let node = core.node_mut(user);
             node.missing_outputs -= 1;
             if node.missing_outputs == 0 {
-                self.work.push(user);
+                core.work.push(user);
             }
-        }
-        self.node_mut(vertex).users = users;
+        });
         for follower in std::mem::take(&mut self.node_mut(vertex).followers) {
             self.share(follower, canonical, output.clone());
         }

@@ -4,6 +4,8 @@
 //! itself, all that takes longer is made by [`task`] on threads of its own. What is looked up in one breath and
 //! not found near is asked for far away as one question.
 
+mod shared;
+#[allow(clippy::duplicate_mod, reason = "tests compile it once more")]
 mod task;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -238,11 +240,9 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
                     Ended::Asked { question: Question::Mark { input }, hit } => {
                         Fact::Marked { vertex: number, input, known: hit.is_some() }
                     }
-                    Ended::Asked { question: Question::Result, hit } => {
-                        if let Some(hit) = &hit {
-                            self.found(number, hit);
-                        }
-                        Fact::Found { vertex: number, hit }
+                    Ended::Asked { question: Question::Result { key }, hit } => {
+                        let is_old = hit.as_ref().is_some_and(|hit| self.found(number, &key, hit));
+                        Fact::Found { vertex: number, hit, is_old }
                     }
                     Ended::Fetched { output } => Fact::Loaded { vertex: number, output },
                     Ended::Ran { canonical, output } => Fact::Ran { vertex: number, canonical, output },
@@ -260,6 +260,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
     fn start(&mut self, job: Job<O, C>, reply: oneshot::Sender<Outcome<O, C>>) {
         let plan = |vertex: &Vertex<O>| Plan {
             identity: vertex.op.identity(),
+            by_content: vertex.op.identity_by_content(),
             inputs: vertex.inputs.clone(),
             refresh: vertex.refresh,
             lineage: vertex.lineage,
@@ -297,17 +298,22 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
         self.ask_far(far);
     }
 
-    /// Tells that a result was found. What is far is told its marks: nobody saved them here.
-    fn found(&self, number: usize, hit: &Cached<O::Output>) {
-        let Some((id, vertex)) = self.places.get(&number) else { return };
-        let Some(Started { job, .. }) = self.jobs.get(id) else { return };
+    /// Tells that a result was found, unless it is too old: returns that. What is far is told its marks, for
+    /// nobody saved them here.
+    fn found(&self, number: usize, key: &CacheKey, hit: &Cached<O::Output>) -> bool {
+        let Some((id, vertex)) = self.places.get(&number) else { return false };
+        let Some(Started { job, .. }) = self.jobs.get(id) else { return false };
+        if job.vertices[*vertex].op.is_too_old(key, &hit.output) {
+            return true;
+        }
         (job.events)(Event::Cached { vertex: *vertex, from: job.cache.origin(hit) });
         if job.cache.is_far(hit) {
-            let marks = self.core.marks_of(number);
+            let marks = self.core.present_marks(number);
             let places = Places { keys: &[], replace: false, marks: &marks, slot: None };
             // Without marks steps may run that need not.
             let _ = job.cache.link(&places, hit, &job.vertices[*vertex].title);
         }
+        false
     }
 
     /// Asks the caches of all jobs that have something far, on a thread each.
@@ -320,7 +326,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
             }
         }
         for (id, asked) in by_job {
-            let results = asked.iter().filter(|asked| matches!(asked.question, Question::Result));
+            let results = asked.iter().filter(|asked| matches!(asked.question, Question::Result { .. }));
             let results: Vec<(usize, CacheKey)> = results.map(|asked| (asked.vertex, asked.key)).collect();
             let soon = self.core.next_keys(&results, AHEAD);
             let keys: Vec<CacheKey> = asked.iter().map(|asked| asked.key).collect();
@@ -347,15 +353,12 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
             Command::Lookup { vertex, key } => {
                 let (id, _, job) = of(vertex);
                 let hit = job.cache.lookup(&key).map_err(|error| (id, error))?;
-                match &hit {
-                    Some(hit) => self.found(vertex, hit),
-                    None if job.cache.may_be_far(&key) => {
-                        far.push(Far { vertex, key, question: Question::Result });
-                        return Ok(None);
-                    }
-                    None => {}
+                if hit.is_none() && job.cache.may_be_far(&key) {
+                    far.push(Far { vertex, key, question: Question::Result { key } });
+                    return Ok(None);
                 }
-                return Ok(Some(Fact::Found { vertex, hit }));
+                let is_old = hit.as_ref().is_some_and(|hit| self.found(vertex, &key, hit));
+                return Ok(Some(Fact::Found { vertex, hit, is_old }));
             }
             Command::Mark { vertex, input, key } => {
                 let (id, _, job) = of(vertex);
@@ -579,3 +582,5 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
 mod far_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod threads;

@@ -23,6 +23,19 @@ pub trait Op: Send + Sync + 'static {
     /// What this op is, inputs apart.
     fn identity(&self) -> Identity;
 
+    /// The digest of what this op is when inputs that are read count by their content: it may leave out where
+    /// in them that stands. `None`: it is the same one. Asked only of [`Identity::Cached`].
+    fn identity_by_content(&self) -> Option<Digest> {
+        None
+    }
+
+    /// Whether a result that was found under `key` does not count any more: it is made again then, as with
+    /// [`Vertex::refresh`]. Asked for each hit, by the task that owns the solve: may cost an index read.
+    fn is_too_old(&self, key: &CacheKey, found: &Self::Output) -> bool {
+        let _ = (key, found);
+        false
+    }
+
     /// Digest of the part of input number `input` that this op reads. Asked only for inputs of
     /// [`InputUse::Content`].
     fn content(&self, input: usize, output: &Self::Output, scope: &Scope<'_>) -> Result<Digest, Self::Error>;

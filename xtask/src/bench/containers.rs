@@ -35,6 +35,14 @@ pub(super) fn run(kiln: &Kiln, peers: &[Peer], bases: &Bases, temp: &Path) -> Re
     runners.push(ours("kiln, no network", &["--network", "none"]));
     runners.push(ours("kiln", &[]));
     runners.push(ours("kiln, 64 MiB of memory", &["--memory", "64m"]));
+    // What the kernel takes for the namespaces alone: how slow this machine is.
+    let bare = |_| {
+        let mut command = Command::new("unshare");
+        command.args(["--fork", "--pid", "--mount", "--ipc", "--uts", "--net", "chroot"]);
+        command.arg(bundle.rootfs()).arg("/bin/true");
+        command
+    };
+    runners.push(Runner { name: "unshare, chroot, no container".to_owned(), command: Box::new(bare) });
     for runtime in ["crun", "runc"] {
         if let Some(program) = packages::find_program(runtime) {
             runners.push(match runtime {
@@ -146,11 +154,15 @@ struct Bundle {
 const SECOND_VERSION: &str = "/sys/fs/cgroup/unified";
 
 impl Bundle {
+    fn rootfs(&self) -> PathBuf {
+        self.dir.join("rootfs")
+    }
+
     fn make(dir: &Path, bases: &Bases) -> Result<Self, Failure> {
-        let rootfs = dir.join("rootfs");
+        let made = Self { dir: dir.to_owned(), hides_groups: Path::new(SECOND_VERSION).exists() };
+        let rootfs = made.rootfs();
         fs::create_dir_all(&rootfs).map_err(Failure::io("create", &rootfs))?;
         step::read(Command::new("tar").arg("-C").arg(&rootfs).arg("-xf").arg(&bases.busybox))?;
-        let made = Self { dir: dir.to_owned(), hides_groups: Path::new(SECOND_VERSION).exists() };
         let Some(runc) = packages::find_program("runc") else { return Ok(made) };
         step::read(Command::new(runc).arg("spec").arg("--bundle").arg(dir))?;
         let config = dir.join("config.json");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kiln_containers::{Container, Error};
-use kiln_layer::{CopyRequest, EntryKind, ExtractOptions, ScanOptions, TopDir, beneath};
+use kiln_layer::{CopyRequest, EntryKind, ExtractOptions, LookedAt, ScanOptions, TopDir, beneath};
 use kiln_snapshotter::OpenOptions;
 use rustix::fs::{FileType, OFlags, fstat};
 
@@ -109,7 +109,7 @@ fn copy(session: &Session, args: &CpArgs, root: BorrowedFd<'_>, path: &[u8]) -> 
         }
     };
     let request = CopyRequest {
-        frozen: false,
+        looked_at: Some(LookedAt::now()),
         strip: &name,
         destination: &destination,
         owner: (!args.archive).then_some((0, 0)),

@@ -4,17 +4,19 @@
 //! since version 25. Old docker reads the one, everybody else either.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::{self, Write};
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicBool;
 
 use kiln_oci::image::{Descriptor, Extra, Index, media_type, to_json};
 use kiln_oci::{Digest, Reference};
 use serde::Serialize;
 
+use super::file::Target;
 use super::image::ReadyImage;
 use super::index::WholeIndex;
-use super::layers::{LayerContent, WriteError, write_blob, write_layer};
+use super::layers::{LayerContent, ReadyLayer, WriteError, write_blob, write_layer};
 use crate::load::blob_name;
 use crate::{BuildError, Engine};
 
@@ -28,9 +30,9 @@ pub enum ArchiveFormat {
 }
 
 /// An image on its way out, under the names that the archive shall give it.
-pub(crate) struct Outgoing {
+pub(crate) struct Outgoing<'a> {
     pub(crate) image: ReadyImage,
-    pub(crate) names: Vec<Reference>,
+    pub(crate) names: &'a [Reference],
     /// Written in the place of the image's own manifest.
     pub(crate) index: Option<WholeIndex>,
 }
@@ -45,10 +47,33 @@ pub(crate) trait Shelf {
         write: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>,
     ) -> Result<(), BuildError>;
 
+    /// Where a file can be written before its name and size are known, if anywhere.
+    fn drafts(&mut self) -> Option<&mut dyn Drafts> {
+        None
+    }
+
     /// What `index.json` shall list besides.
     fn listed(&mut self) -> Result<Vec<Descriptor>, BuildError> {
         Ok(Vec::new())
     }
+}
+
+/// Takes a file before its name and size are known.
+pub(crate) trait Drafts {
+    /// What is written to [`Drafts::file`] from here on is one file of the shelf.
+    fn begin(&mut self) -> io::Result<()>;
+
+    /// Where to write.
+    fn file(&self) -> Option<&File>;
+
+    /// The file ends here, has `size_bytes`, and this name.
+    fn keep(&mut self, name: &str, size_bytes: u64) -> io::Result<()>;
+
+    /// The file ends here and is not wanted.
+    fn forget(&mut self) -> io::Result<()>;
+
+    /// What an error of it means.
+    fn failed(&self, source: io::Error) -> BuildError;
 }
 
 #[derive(Serialize)]
@@ -59,67 +84,110 @@ struct DockerEntry {
     layers: Vec<String>,
 }
 
-/// Puts `images` and all that belongs to them on `shelf`.
+/// Puts images and all that belongs to them on a shelf.
 ///
-/// # Errors
-/// [`BuildError::LayerChanged`] when a stored layer is damaged, [`BuildError::Output`] when the shelf
-/// does not take it. What was written then is no archive.
-pub(crate) fn write_images(
-    engine: &Engine,
-    images: &[Outgoing],
+/// Its methods fail with [`BuildError::LayerChanged`] when a stored layer is damaged, and with
+/// [`BuildError::Output`] when the shelf does not take it. What was written then is no archive.
+pub(crate) struct ImageWriter<'a> {
+    engine: &'a Engine,
     format: ArchiveFormat,
-    shelf: &mut dyn Shelf,
-    cancel: &AtomicBool,
-) -> Result<(), BuildError> {
-    let mut written: HashSet<Digest> = HashSet::new();
-    let mut listed: Vec<Descriptor> = Vec::new();
-    let mut docker: BTreeMap<Digest, DockerEntry> = BTreeMap::new();
-    for Outgoing { image, names, index } in images {
+    shelf: &'a mut dyn Shelf,
+    cancel: &'a AtomicBool,
+    written: HashSet<Digest>,
+    listed: Vec<Descriptor>,
+    docker: BTreeMap<Digest, DockerEntry>,
+}
+
+impl<'a> ImageWriter<'a> {
+    pub(crate) fn new(
+        engine: &'a Engine,
+        format: ArchiveFormat,
+        shelf: &'a mut dyn Shelf,
+        cancel: &'a AtomicBool,
+    ) -> Self {
+        let (written, listed, docker) = Default::default();
+        Self { engine, format, shelf, cancel, written, listed, docker }
+    }
+
+    /// As [`Shelf::drafts`].
+    pub(crate) fn drafts(&mut self) -> Option<&mut dyn Drafts> {
+        self.shelf.drafts()
+    }
+
+    /// Keeps the draft under way as the blob `digest`, unless that is there already.
+    pub(crate) fn keep_draft(&mut self, digest: &Digest, size_bytes: u64) -> Result<(), BuildError> {
+        let is_new = self.written.insert(*digest);
+        let Some(drafts) = self.shelf.drafts() else { return Ok(()) };
+        let ended = if is_new { drafts.keep(&blob_name(digest), size_bytes) } else { drafts.forget() };
+        ended.map_err(|source| drafts.failed(source))
+    }
+
+    /// Puts `layer` there, unless it is.
+    pub(crate) fn layer(&mut self, layer: &ReadyLayer) -> Result<(), BuildError> {
+        let (engine, cancel) = (self.engine, self.cancel);
+        let Descriptor { digest, size, .. } = &layer.descriptor;
+        self.blob(digest, *size, &mut |out| match &layer.content {
+            LayerContent::Blob => write_blob(engine, digest, *size, out, cancel),
+            LayerContent::Plain(layer) => write_layer(engine, layer, out, cancel),
+        })
+    }
+
+    /// Puts all of an image there that is not.
+    pub(crate) fn image(&mut self, outgoing: &Outgoing<'_>) -> Result<(), BuildError> {
+        let Outgoing { image, names, index } = outgoing;
         for layer in &image.layers {
-            let Descriptor { digest, size, .. } = &layer.descriptor;
-            if written.insert(*digest) {
-                shelf.put(&blob_name(digest), *size, &mut |out| match &layer.content {
-                    LayerContent::Blob => write_blob(engine, digest, *size, out, cancel),
-                    LayerContent::Plain(layer) => write_layer(engine, layer, out, cancel),
-                })?;
-            }
+            self.layer(layer)?;
         }
-        let small = [(&image.config, &image.config_json), (&image.descriptor.digest, &image.manifest_json)];
-        for (digest, bytes) in small {
-            if written.insert(*digest) {
-                put_bytes(shelf, &blob_name(digest), bytes)?;
-            }
+        for bytes in [&image.config_json, &image.manifest_json] {
+            let mut write = |out: &mut dyn Write| out.write_all(bytes).map_err(WriteError::Out);
+            self.blob(&Digest::of(bytes), bytes.len() as u64, &mut write)?;
         }
+        let (engine, cancel) = (self.engine, self.cancel);
         for (digest, size) in index.iter().flat_map(|index| &index.blobs) {
-            if written.insert(*digest) {
-                let mut write = |out: &mut dyn Write| write_blob(engine, digest, *size, out, cancel);
-                shelf.put(&blob_name(digest), *size, &mut write)?;
-            }
+            self.blob(digest, *size, &mut |out| write_blob(engine, digest, *size, out, cancel))?;
         }
         let descriptor = index.as_ref().map_or(&image.descriptor, |index| &index.descriptor);
-        listed.extend(named(descriptor, names));
-        let entry = docker.entry(image.config).or_insert_with(|| DockerEntry {
+        self.listed.extend(named(descriptor, names));
+        let entry = self.docker.entry(image.config).or_insert_with(|| DockerEntry {
             config: blob_name(&image.config),
             repo_tags: Vec::new(),
             layers: image.layers.iter().map(|layer| blob_name(&layer.descriptor.digest)).collect(),
         });
         entry.repo_tags.extend(names.iter().filter(|name| name.tag().is_some()).map(Reference::familiar));
+        Ok(())
     }
-    let earlier = shelf.listed()?.into_iter().filter(|old| !listed.iter().any(|new| replaces(new, old)));
-    let manifests = earlier.collect::<Vec<_>>().into_iter().chain(listed.iter().cloned()).collect();
-    let index = Index {
-        schema_version: 2,
-        media_type: Some(media_type::OCI_INDEX.to_owned()),
-        manifests,
-        annotations: BTreeMap::new(),
-        extra: Extra::new(),
-    };
-    if format == ArchiveFormat::Docker {
-        let entries: Vec<DockerEntry> = docker.into_values().collect();
-        put_bytes(shelf, "manifest.json", &to_json(&entries))?;
+
+    fn blob(
+        &mut self,
+        digest: &Digest,
+        size_bytes: u64,
+        write: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>,
+    ) -> Result<(), BuildError> {
+        if !self.written.insert(*digest) {
+            return Ok(());
+        }
+        self.shelf.put(&blob_name(digest), size_bytes, write)
     }
-    put_bytes(shelf, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    put_bytes(shelf, "index.json", &to_json(&index))
+
+    /// Puts there what lists the images.
+    pub(crate) fn finish(self) -> Result<(), BuildError> {
+        let Self { format, shelf, listed, docker, .. } = self;
+        let earlier = shelf.listed()?.into_iter().filter(|old| !listed.iter().any(|new| replaces(new, old)));
+        let manifests = earlier.collect::<Vec<_>>().into_iter().chain(listed.iter().cloned()).collect();
+        let index = Index {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_INDEX.to_owned()),
+            manifests,
+            annotations: BTreeMap::new(),
+            extra: Extra::new(),
+        };
+        if format == ArchiveFormat::Docker {
+            let entries: Vec<DockerEntry> = docker.into_values().collect();
+            put_bytes(shelf, "manifest.json", &to_json(&entries))?;
+        }
+        put_bytes(shelf, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        put_bytes(shelf, "index.json", &to_json(&index))
+    }
 }
 
 /// How tools that use containerd's store name an image in an index.
@@ -154,25 +222,51 @@ fn put_bytes(shelf: &mut dyn Shelf, name: &str, bytes: &[u8]) -> Result<(), Buil
 
 /// Writes tar entries with fixed metadata: same images, same bytes.
 pub(crate) struct TarShelf<'a> {
-    out: &'a mut dyn Write,
-    /// For messages.
-    path: &'a Path,
+    target: Target<'a>,
+    /// Where the header of the draft under way goes.
+    draft_at: u64,
 }
 
 impl<'a> TarShelf<'a> {
-    /// `path` is for messages.
-    pub(crate) fn new(out: &'a mut dyn Write, path: &'a Path) -> Self {
-        Self { out, path }
+    pub(crate) fn new(target: Target<'a>) -> Self {
+        Self { target, draft_at: 0 }
     }
 
     fn failed(&self, source: io::Error) -> BuildError {
-        BuildError::Output { path: self.path.to_owned(), source }
+        BuildError::Output { path: self.target.path.to_owned(), source }
     }
 
     /// Two empty blocks end a tar.
     pub(crate) fn finish(self) -> Result<(), BuildError> {
-        self.out.write_all(&[0; 1024]).and_then(|()| self.out.flush()).map_err(|source| self.failed(source))
+        let out = &mut *self.target.out;
+        out.write_all(&[0; 1024]).and_then(|()| out.flush()).map_err(|source| self.failed(source))
     }
+
+    fn pad(&mut self, size_bytes: u64) -> io::Result<()> {
+        let used = (size_bytes % BLOCK_BYTES as u64) as usize;
+        self.target.out.write_all(&[0; BLOCK_BYTES][..(BLOCK_BYTES - used) % BLOCK_BYTES])
+    }
+
+    /// What is under `out`, with all that was written.
+    fn flushed(&mut self) -> io::Result<&'a File> {
+        self.target.out.flush()?;
+        self.target.file.ok_or_else(|| io::ErrorKind::NotSeekable.into())
+    }
+}
+
+const BLOCK_BYTES: usize = 512;
+
+fn header(name: &str, size_bytes: u64) -> io::Result<tar::Header> {
+    let mut header = tar::Header::new_ustar();
+    header.set_path(name)?;
+    header.set_size(size_bytes);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_cksum();
+    Ok(header)
 }
 
 impl Shelf for TarShelf<'_> {
@@ -182,20 +276,41 @@ impl Shelf for TarShelf<'_> {
         size_bytes: u64,
         write: &mut dyn FnMut(&mut dyn Write) -> Result<(), WriteError>,
     ) -> Result<(), BuildError> {
-        let mut header = tar::Header::new_ustar();
-        header.set_path(name).map_err(|source| self.failed(source))?;
-        header.set_size(size_bytes);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_entry_type(tar::EntryType::Regular);
-        header.set_cksum();
-        self.out.write_all(header.as_bytes()).map_err(|source| self.failed(source))?;
-        let written = write(self.out);
+        let header = header(name, size_bytes).map_err(|source| self.failed(source))?;
+        self.target.out.write_all(header.as_bytes()).map_err(|source| self.failed(source))?;
+        let written = write(self.target.out);
         written.map_err(|error| error.named(|source| self.failed(source)))?;
-        let used = (size_bytes % 512) as usize;
-        let padding = &[0; 512][..(512 - used) % 512];
-        self.out.write_all(padding).map_err(|source| self.failed(source))
+        self.pad(size_bytes).map_err(|source| self.failed(source))
+    }
+
+    fn drafts(&mut self) -> Option<&mut dyn Drafts> {
+        self.target.file.is_some().then_some(self)
+    }
+}
+
+impl Drafts for TarShelf<'_> {
+    fn begin(&mut self) -> io::Result<()> {
+        let mut file = self.flushed()?;
+        self.draft_at = file.stream_position()?;
+        file.write_all(&[0; BLOCK_BYTES])
+    }
+
+    fn file(&self) -> Option<&File> {
+        self.target.file
+    }
+
+    fn keep(&mut self, name: &str, size_bytes: u64) -> io::Result<()> {
+        self.pad(size_bytes)?;
+        self.flushed()?.write_all_at(header(name, size_bytes)?.as_bytes(), self.draft_at)
+    }
+
+    fn forget(&mut self) -> io::Result<()> {
+        let mut file = self.flushed()?;
+        file.set_len(self.draft_at)?;
+        file.seek(SeekFrom::Start(self.draft_at)).map(drop)
+    }
+
+    fn failed(&self, source: io::Error) -> BuildError {
+        TarShelf::failed(self, source)
     }
 }

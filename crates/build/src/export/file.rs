@@ -1,7 +1,7 @@
 //! Files that users ask for: whole under their name, or not there.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,16 @@ impl Dest {
     pub fn parse(text: &str) -> Self {
         if text == "-" { Self::Stdout } else { Self::Path(text.into()) }
     }
+}
+
+/// What an output is written to.
+pub struct Target<'a> {
+    /// For messages.
+    pub path: &'a Path,
+    /// Takes the bytes.
+    pub out: &'a mut dyn Write,
+    /// What `out` writes to, where nobody else sees it yet: bytes written earlier can be written again.
+    pub file: Option<&'a File>,
 }
 
 /// A file that gets its name with [`NewFile::finish`]; dropped before that, nothing is left of it.
@@ -93,6 +103,20 @@ impl NewFile {
     /// What the user called it.
     pub fn path(&self) -> &Path {
         &self.named
+    }
+
+    /// Lets `write` write all of it.
+    ///
+    /// # Errors
+    /// Those of `write`, and [`BuildError::Output`].
+    pub fn write_by(
+        &self,
+        write: &mut dyn FnMut(&mut Target<'_>) -> Result<(), BuildError>,
+    ) -> Result<(), BuildError> {
+        let mut out = BufWriter::with_capacity(256 << 10, &self.file);
+        let own = !matches!(self.state, State::Direct);
+        write(&mut Target { path: &self.named, out: &mut out, file: own.then_some(&self.file) })?;
+        out.into_inner().map_err(|error| self.failed(error.into_error())).map(drop)
     }
 
     /// The error of writing to it.

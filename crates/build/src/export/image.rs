@@ -8,6 +8,7 @@ use kiln_layer::{Times, Timestamp};
 use kiln_oci::image::{Descriptor, Extra, ImageConfig, Manifest, media_type, to_json};
 use kiln_oci::{Digest, Platform, SnapshotId};
 
+use super::archive::ImageWriter;
 use super::layers::{ReadyLayer, docker_type, ready};
 use super::packing::Compress;
 use crate::image::{MAX_CONFIG_BYTES, parse_json};
@@ -77,7 +78,8 @@ pub(crate) struct ReadyImage {
     pub(crate) layers: Vec<ReadyLayer>,
 }
 
-/// Packs what must be packed, and writes config and manifest.
+/// Packs what must be packed, and writes config and manifest. Layers go to `writer` at once, if there
+/// is one; it must take drafts.
 ///
 /// # Errors
 /// As [`ready`].
@@ -86,6 +88,7 @@ pub(crate) fn make_ready(
     image: &Assembled,
     style: &Style,
     cancel: &AtomicBool,
+    mut writer: Option<&mut ImageWriter<'_>>,
 ) -> Result<ReadyImage, BuildError> {
     let mut layers = Vec::with_capacity(image.layers.len());
     for (nth, layer) in image.layers.iter().enumerate() {
@@ -94,7 +97,11 @@ pub(crate) fn make_ready(
             Some(secs) if nth >= image.inherited => Times::NotAfter(Timestamp { secs, nanos: 0 }),
             _ => Times::Keep,
         };
-        layers.push(ready(engine, layer, &style.compress, times, cancel)?);
+        let layer = ready(engine, layer, &style.compress, times, cancel, writer.as_deref_mut())?;
+        if let Some(writer) = &mut writer {
+            writer.layer(&layer)?;
+        }
+        layers.push(layer);
     }
     let digest = Digest::of(&image.config_json);
     let mut config: ImageConfig = parse_json("image config", &digest, &image.config_json)?;

@@ -1,10 +1,11 @@
 //! Layers as they leave: reused as they came, remembered from the last time, or packed now.
 
+use std::fs::File;
 use std::io::{self, BufReader, PipeReader, Read, Write};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-use kiln_content::{LayerRecord, PackedRecord};
+use kiln_content::{Ingest, LayerRecord, PackedRecord};
 use kiln_layer::{
     ApplyError, Codec, CopyFault, DiffError, Limits, RepackError, RepackOptions, Times, copy_hashed, decoder,
     estargz, repack,
@@ -12,6 +13,8 @@ use kiln_layer::{
 use kiln_oci::image::{Descriptor, media_type};
 use kiln_oci::{DiffId, Digest, SnapshotId};
 
+use super::archive::{Drafts, ImageWriter};
+use super::behind::write_behind;
 use super::packing::{Compress, Packing};
 use crate::layers::write_tar;
 use crate::{BuildError, Engine};
@@ -60,7 +63,7 @@ fn oci_type(packing: Packing) -> &'static str {
 }
 
 /// Makes `layer` ready to leave. Costs reading and packing all of it when it must be packed and never
-/// was; a look-up otherwise.
+/// was, and `writer` has it then, too; a look-up otherwise.
 ///
 /// # Errors
 /// [`BuildError::LayerChanged`] when what is stored is damaged; that of the store.
@@ -70,6 +73,7 @@ pub(crate) fn ready(
     compress: &Compress,
     times: Times,
     cancel: &AtomicBool,
+    writer: Option<&mut ImageWriter<'_>>,
 ) -> Result<ReadyLayer, BuildError> {
     let Compress { packing, level_given, force } = *compress;
     if times == Times::Keep {
@@ -94,7 +98,7 @@ pub(crate) fn ready(
     let record = match engine.store.packed(&layer.diff_id, &name)? {
         Some(record) => record,
         None => {
-            let record = pack(engine, layer, packing, times, cancel)?;
+            let record = pack(engine, layer, packing, times, cancel, writer)?;
             engine.store.put_packed(&name, &record)?;
             record
         }
@@ -107,48 +111,98 @@ pub(crate) fn ready(
     Ok(ReadyLayer { descriptor, diff_id: record.packed_diff_id, content: LayerContent::Blob })
 }
 
-/// Packs `layer` into a blob of the store.
+/// Packs `layer` into a blob of the store, and into `writer` at the same time.
 fn pack(
     engine: &Engine,
     layer: &LayerRecord,
     packing: Packing,
     times: Times,
     cancel: &AtomicBool,
+    mut writer: Option<&mut ImageWriter<'_>>,
 ) -> Result<PackedRecord, BuildError> {
-    let failed = |source| {
+    let host_failed = |source| {
         let path = engine.store.root().join("ingest");
         BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
     };
-    let mut ingest = engine.store.ingest()?;
+    let mut drafts = writer.as_deref_mut().and_then(ImageWriter::drafts);
+    if let Some(drafts) = &mut drafts {
+        drafts.begin().map_err(|source| drafts.failed(source))?;
+    }
+    let draft = drafts.as_deref().and_then(Drafts::file);
+    let mut out = Tee { ingest: engine.store.ingest()?, draft, is_drafts_fault: false };
+    let packed =
+        write_behind(&mut out, |out| pack_into(engine, layer, packing, times, cancel, out, host_failed));
+    let Tee { ingest, is_drafts_fault, .. } = out;
+    let packed = packed.map_err(|source| match drafts {
+        Some(drafts) if is_drafts_fault => drafts.failed(source),
+        _ => host_failed(source),
+    })?;
+    let (packed_diff_id, tar_size_bytes, toc) = packed?;
+    let (blob, size_bytes) = ingest.commit(None)?;
+    if let Some(writer) = writer {
+        writer.keep_draft(&blob, size_bytes)?;
+    }
+    Ok(PackedRecord { diff_id: layer.diff_id, blob, size_bytes, packed_diff_id, tar_size_bytes, toc })
+}
+
+/// Diff ID and size in bytes of the tar inside, and the digest of its table of contents.
+fn pack_into(
+    engine: &Engine,
+    layer: &LayerRecord,
+    packing: Packing,
+    times: Times,
+    cancel: &AtomicBool,
+    out: &mut dyn Write,
+    failed: impl Fn(io::Error) -> BuildError,
+) -> Result<(DiffId, u64, Option<Digest>), BuildError> {
     let options = RepackOptions { times, below: None, limits: Limits::checked(), cancel };
-    let (packed_diff_id, tar_size_bytes, toc) = match packing {
+    match packing {
         Packing::Stream(codec) => {
-            let mut encoder = codec.encoder(&mut ingest).map_err(failed)?;
+            let mut encoder = codec.encoder(&mut *out).map_err(&failed)?;
             let tar = if times == Times::Keep {
-                write_layer(engine, layer, &mut encoder, cancel).map_err(|error| error.named(failed))?;
+                write_layer(engine, layer, &mut encoder, cancel).map_err(|error| error.named(&failed))?;
                 (layer.diff_id, layer.size_bytes, None)
             } else {
                 let repacked = piped(
                     |tar| write_layer(engine, layer, tar, cancel),
                     |tar| repack(tar, &mut encoder, &options),
-                    failed,
+                    &failed,
                 )?;
                 (repacked.diff_id, repacked.tar_size_bytes, None)
             };
-            encoder.finish().map_err(failed)?;
-            tar
+            encoder.finish().map_err(&failed)?;
+            Ok(tar)
         }
         Packing::Estargz { level } => {
             let made = piped(
                 |tar| write_layer(engine, layer, tar, cancel),
-                |tar| estargz(tar, &mut ingest, level, &options),
-                failed,
+                |tar| estargz(tar, &mut *out, level, &options),
+                &failed,
             )?;
-            (made.diff_id, made.tar_size_bytes, Some(made.toc))
+            Ok((made.diff_id, made.tar_size_bytes, Some(made.toc)))
         }
-    };
-    let (blob, size_bytes) = ingest.commit(None)?;
-    Ok(PackedRecord { diff_id: layer.diff_id, blob, size_bytes, packed_diff_id, tar_size_bytes, toc })
+    }
+}
+
+/// A blob on its way into the store, and into an archive.
+struct Tee<'a, 'd> {
+    ingest: Ingest<'a>,
+    draft: Option<&'d File>,
+    is_drafts_fault: bool,
+}
+
+impl Write for Tee<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.ingest.write(bytes)?;
+        if let Some(draft) = &mut self.draft {
+            draft.write_all(&bytes[..length]).inspect_err(|_| self.is_drafts_fault = true)?;
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.ingest.flush()
+    }
 }
 
 /// Why something could not be written, before anybody knows what it was written to.

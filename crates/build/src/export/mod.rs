@@ -9,6 +9,7 @@
 //! - A file has its name only when it is whole; after an error nothing is left of it.
 
 mod archive;
+mod behind;
 mod file;
 mod image;
 mod index;
@@ -21,7 +22,7 @@ mod save;
 mod tree;
 
 pub use archive::ArchiveFormat;
-pub use file::{Dest, NewFile, write_whole};
+pub use file::{Dest, NewFile, Target, write_whole};
 pub use output::{
     Annotations, ArchiveOutput, ImageFormat, ImageOutput, LocalMode, Output, OutputError, TreeOutput,
 };

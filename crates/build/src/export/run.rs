@@ -7,12 +7,13 @@ use kiln_content::ImageRecord;
 use kiln_oci::image::{Descriptor, Manifest, media_type};
 use kiln_oci::{Digest, Platform, Reference, SnapshotId};
 
-use super::archive::{ArchiveFormat, Outgoing, TarShelf, write_images};
-use super::file::{Dest, NewFile};
+use super::archive::{ArchiveFormat, ImageWriter, Outgoing, TarShelf};
+use super::file::{Dest, NewFile, Target};
 use super::image::{Assembled, ReadyImage, Style, make_ready};
 use super::layout::DirShelf;
 use super::output::{ArchiveOutput, ImageFormat, ImageOutput, Output, TreeOutput};
 use super::packing::{Compress, Packing};
+use super::save::{Leaving, write_archive, write_ready};
 use super::tree::{TreeStyle, left_out_note, write_local, write_tar};
 use crate::archive::Archive;
 use crate::image::{parse_json, store_image};
@@ -85,8 +86,9 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
             Output::Archive(output) => delivery.archive(output, &mut files, &mut delivered)?,
             Output::Tar(output) => {
                 let style = delivery.tree_style(output);
-                delivery.write_to(&output.dest, &mut files, &mut |path, out| {
-                    write_tar(delivery.engine, delivery.top, &style, path, out, delivery.cancel.flag())
+                delivery.write_to(&output.dest, &mut files, &mut |target| {
+                    let (engine, cancel) = (delivery.engine, delivery.cancel.flag());
+                    write_tar(engine, delivery.top, &style, target.path, target.out, cancel)
                 })?;
             }
             Output::Local(output) => {
@@ -122,6 +124,10 @@ impl Delivered {
         if !self.names.contains(name) {
             self.names.push(name.clone());
         }
+    }
+
+    fn seen_first(&mut self, made: &[ReadyImage]) {
+        made.iter().for_each(|image| self.seen(image.config, &image.descriptor));
     }
 
     fn seen(&mut self, id: Digest, manifest: &Descriptor) {
@@ -184,7 +190,7 @@ impl Delivery<'_> {
         }
         // Without a request layers are written anew only where they must.
         let compress = format.compress.unwrap_or(Compress::new(Packing::UNCOMPRESSED));
-        let ready = make_ready(self.engine, image, &Style { compress, ..style }, self.cancel.flag())?;
+        let ready = make_ready(self.engine, image, &Style { compress, ..style }, self.cancel.flag(), None)?;
         delivered.seen(ready.config, &ready.descriptor);
         if output.push {
             let names = output.names.iter().map(|name| match output.by_digest {
@@ -205,10 +211,12 @@ impl Delivery<'_> {
         let path = Path::new("the image");
         let failed = |source| BuildError::Output { path: path.to_owned(), source };
         let mut spool = self.engine.store.spool()?;
-        let outgoing = [Outgoing { image: ready, names: Vec::new(), index: None }];
+        let outgoing = Outgoing { image: ready, names: &[], index: None };
         let mut out = BufWriter::with_capacity(256 << 10, &spool);
-        let mut shelf = TarShelf::new(&mut out, path);
-        write_images(self.engine, &outgoing, ArchiveFormat::Oci, &mut shelf, self.cancel.flag())?;
+        let mut shelf = TarShelf::new(Target { path, out: &mut out, file: None });
+        let mut writer = ImageWriter::new(self.engine, ArchiveFormat::Oci, &mut shelf, self.cancel.flag());
+        writer.image(&outgoing)?;
+        writer.finish()?;
         shelf.finish()?;
         out.into_inner().map_err(|error| failed(error.into_error()))?;
         spool.seek(SeekFrom::Start(0)).map_err(failed)?;
@@ -236,20 +244,20 @@ impl Delivery<'_> {
         delivered: &mut Delivered,
     ) -> Result<(), BuildError> {
         let style = self.style(&output.format, delivered);
-        let image = make_ready(self.engine, self.assembled()?, &style, self.cancel.flag())?;
-        delivered.seen(image.config, &image.descriptor);
         output.names.iter().for_each(|name| delivered.add_name(name));
-        let outgoing = [Outgoing { image, names: output.names.clone(), index: None }];
         let (engine, cancel) = (self.engine, self.cancel.flag());
+        let leaving = [Leaving { image: self.assembled()?, names: &output.names, index: None }];
         if let (Dest::Path(dir), true) = (&output.dest, output.directory) {
-            write_images(engine, &outgoing, output.kind, &mut DirShelf::new(dir)?, cancel)?;
+            let mut shelf = DirShelf::new(dir)?;
+            let made = write_ready(engine, &leaving, &style, output.kind, &mut shelf, cancel)?;
+            delivered.seen_first(&made);
             delivered.files.push(dir.clone());
             return Ok(());
         }
-        self.write_to(&output.dest, files, &mut |path, out| {
-            let mut shelf = TarShelf::new(out, path);
-            write_images(engine, &outgoing, output.kind, &mut shelf, cancel)?;
-            shelf.finish()
+        self.write_to(&output.dest, files, &mut |target| {
+            let made = write_archive(engine, &leaving, &style, output.kind, target, cancel)?;
+            delivered.seen_first(&made);
+            Ok(())
         })
     }
 
@@ -258,20 +266,18 @@ impl Delivery<'_> {
         &self,
         dest: &Dest,
         files: &mut Vec<NewFile>,
-        write: &mut dyn FnMut(&Path, &mut dyn Write) -> Result<(), BuildError>,
+        write: &mut dyn FnMut(&mut Target<'_>) -> Result<(), BuildError>,
     ) -> Result<(), BuildError> {
         match dest {
             Dest::Stdout => {
                 let path = Path::new("standard output");
                 let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
-                write(path, &mut out)?;
+                write(&mut Target { path, out: &mut out, file: None })?;
                 out.flush().map_err(|source| BuildError::Output { path: path.to_owned(), source })
             }
             Dest::Path(path) => {
                 let new = NewFile::create(path)?;
-                let mut out = BufWriter::with_capacity(256 << 10, new.file());
-                write(path, &mut out)?;
-                out.into_inner().map_err(|error| new.failed(error.into_error()))?;
+                new.write_by(write)?;
                 files.push(new);
                 Ok(())
             }

@@ -5,24 +5,68 @@ use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_layer::{
-    CopyError, CopyRequest, EntryKind, ExtractOptions, Limits, TopDir, beneath, bounded_decoder, is_tar,
+    CopyError, CopyRequest, Earlier, Entry, EntryKind, EntryPath, ExtractOptions, LARGE_FILE_BYTES, Limits,
+    LookedAt, TopDir, beneath, bounded_decoder, is_tar, make_dirs_over,
 };
 use kiln_llb as llb;
+use kiln_oci::SnapshotId;
+use kiln_snapshotter::LayerForm;
 use kiln_solver::{Scope, Stream};
 use rustix::fs::OFlags;
 
 use super::BuildOp;
+use super::earlier::LastCopy;
 use super::file::{is_dir, make_dirs, path_error, relative, resolve_owner};
 use crate::OpError;
-use crate::select::{Match, join};
+use crate::select::{Match, Selection, join};
 use crate::tree::{Tree, not_here};
 
 /// Bytes of a tar header.
 const HEADER: usize = 512;
 
+/// The tree that is copied into.
+pub(super) struct Root<'a> {
+    to: BorrowedFd<'a>,
+    /// What it stands on, when `to` is a bare upperdir.
+    below: Option<BorrowedFd<'a>>,
+    /// Of the source: [`CopyRequest::from_layers`].
+    from_layers: &'a [OwnedFd],
+    earlier: Option<&'a Earlier>,
+    note_made: bool,
+}
+
+impl<'a> Root<'a> {
+    /// One that shows all there is.
+    pub(super) fn seen(to: BorrowedFd<'a>) -> Self {
+        Self { to, below: None, from_layers: &[], earlier: None, note_made: false }
+    }
+
+    /// Where links lead and users are known.
+    fn view(&self) -> BorrowedFd<'a> {
+        self.below.unwrap_or(self.to)
+    }
+
+    fn is_dir(&self, path: &[u8]) -> Result<bool, OpError> {
+        // A directory that is below is never hidden behind something else.
+        Ok(is_dir(self.to, path)? || self.below.map_or(Ok(false), |below| is_dir(below, path))?)
+    }
+
+    fn make_dirs(&self, path: &[u8], mode: u32, owner: (u32, u32)) -> Result<(), OpError> {
+        match self.below {
+            Some(below) => make_dirs_over(self.to, below, path, mode, owner).map_err(|error| match error {
+                CopyError::OntoNonDirectory { path } => {
+                    CopyError::OntoNonDirectory { path: EntryPath([b"/", path.0.as_slice()].concat()) }.into()
+                }
+                other => other.into(),
+            }),
+            None => make_dirs(self.to, path, mode, owner),
+        }
+    }
+}
+
 /// Where a copy goes.
 struct Target<'a> {
-    root: BorrowedFd<'a>,
+    root: &'a Root<'a>,
     /// As it stands in the instruction, without the leading slash.
     named: &'a [u8],
     /// Owner of all that is made; `None`: as in the source, and 0:0 for directories on the way.
@@ -32,16 +76,68 @@ struct Target<'a> {
 }
 
 impl BuildOp {
-    /// Does `copy`, the action at `at`.
-    pub(super) fn copy(
+    /// Whether `copy` only makes files, and in a directory of changes: no mount has to be written through.
+    pub(super) fn is_plain(&self, copy: &llb::Copy, from: &Tree) -> Result<bool, OpError> {
+        let is_unpacked = copy.unpack == llb::Unpack::Archives
+            && self.selection(0, copy, from)?.matches.iter().any(|found| !found.is_dir());
+        Ok(self.shared.engine.snapshots.form() == LayerForm::Changes && !is_unpacked)
+    }
+
+    /// Does an instruction that is one plain copy: straight into the layer, with links to the files of the
+    /// last one that are the same (`docs/adr/0020-copies-share-files.md`).
+    pub(super) fn run_copy(
         &self,
-        at: usize,
         copy: &llb::Copy,
         from: &Tree,
-        to: BorrowedFd<'_>,
+        base: Option<&SnapshotId>,
         scope: &Scope<'_>,
-    ) -> Result<(), OpError> {
-        let selection = self.selection(at, copy, from)?;
+    ) -> Result<Tree, OpError> {
+        let engine = &self.shared.engine;
+        let selection = self.selection(0, copy, from)?;
+        let active = engine.prepare(base)?;
+        let upper = engine.snapshots.open_layer(active.key())?;
+        let below = base.map(|base| engine.snapshots.open_view(base)).transpose()?;
+        let files = selection.matches.iter().map(|found| found.entries.len()).sum();
+        let from_layers = self.layers_of(from, &selection)?;
+        let last = LastCopy::of(engine, &self.op.digest(), from, files);
+        let earlier = last.as_ref().and_then(|last| last.open(engine));
+        let root = Root {
+            to: upper.as_fd(),
+            below: below.as_ref().map(AsFd::as_fd),
+            from_layers: &from_layers,
+            earlier: earlier.as_ref(),
+            note_made: last.is_some(),
+        };
+        let made = self.copy(copy, &selection, from, &root, scope)?;
+        drop((upper, below, earlier));
+        let tree = self.commit(active)?;
+        if let (Some(last), Some(id)) = (last, tree.snapshot()) {
+            last.save(id, &made);
+        }
+        Ok(tree)
+    }
+
+    /// The directories of a stage's layers, highest first, if some file is large enough to be looked for.
+    fn layers_of(&self, from: &Tree, selection: &Selection) -> Result<Vec<OwnedFd>, OpError> {
+        let is_large =
+            |entry: &Entry| matches!(entry.kind, EntryKind::File { size, .. } if size >= LARGE_FILE_BYTES);
+        let is_worth_it = selection.matches.iter().any(|found| found.entries.iter().any(is_large));
+        let Some(top) = from.snapshot().filter(|_| is_worth_it) else { return Ok(Vec::new()) };
+        let snapshots = &self.shared.engine.snapshots;
+        let dir = |id| Ok(snapshots.open_changes(&id)?.dir);
+        snapshots.chain(top)?.into_iter().rev().map(dir).collect()
+    }
+
+    /// Does `copy`; the digests of the files that it made, if `root` wants them.
+    pub(super) fn copy(
+        &self,
+        copy: &llb::Copy,
+        selection: &Selection,
+        from: &Tree,
+        root: &Root<'_>,
+        scope: &Scope<'_>,
+    ) -> Result<Vec<[u8; 32]>, OpError> {
+        let mut made = Vec::new();
         if selection.matches.is_empty()
             && let Some(path) = selection.skipped.first()
         {
@@ -58,16 +154,16 @@ impl BuildOp {
                 view = self.shared.engine.snapshots.open_view(id)?;
                 view.as_fd()
             }
-            Tree::Empty => return Ok(()),
+            Tree::Empty => return Ok(made),
             Tree::Far(_) => return Err(not_here().into()),
         };
         let target = Target {
-            root: to,
+            root,
             named: relative(&copy.destination),
             owner: match &copy.owner {
                 llb::Owner::Keep => None,
                 llb::Owner::Root => Some((0, 0)),
-                llb::Owner::Named(owner) => Some(resolve_owner(to, owner)?),
+                llb::Owner::Named(owner) => Some(resolve_owner(root.view(), owner)?),
             },
             // An octal mode is for these too, as far as it speaks of reading, writing and searching;
             // a symbolic one changes what is there (as in BuildKit).
@@ -76,17 +172,20 @@ impl BuildOp {
         let mode = |bits: u32, is_dir: bool| copy.mode.as_ref().map_or(bits, |mode| mode.apply(bits, is_dir));
         let mut one_file = false;
         for found in &selection.matches {
-            if copy.unpack == llb::Unpack::Archives && self.unpack(found, from, source, &target, copy)? {
+            if copy.unpack == llb::Unpack::Archives
+                && self.unpack(found, selection.looked_at, source, &target, copy)?
+            {
                 continue;
             }
-            // Looked up anew each time: the match before may have made it.
+            // Looked up anew each time: the match before may have made it. In front of a bare upperdir its
+            // path is the same still: what a copy makes on the way there are directories.
             let destination = target.real_path()?;
             if copy.destination_is_dir {
-                make_dirs(to, &destination, target.parent_mode, target.owner.unwrap_or((0, 0)))?;
+                root.make_dirs(&destination, target.parent_mode, target.owner.unwrap_or((0, 0)))?;
             }
             let place = if found.is_dir() {
                 destination
-            } else if is_dir(to, &destination)? {
+            } else if root.is_dir(&destination)? {
                 join(&destination, found.file_name())
             } else if one_file {
                 return Err(OpError::ManyToOne { destination: copy.destination.clone() });
@@ -94,13 +193,17 @@ impl BuildOp {
                 one_file = true;
                 destination
             };
-            kiln_layer::copy(&CopyRequest {
+            let copied = kiln_layer::copy(&CopyRequest {
                 from: source,
-                frozen: matches!(from, Tree::Snapshot(_)),
+                from_layers: root.from_layers,
+                looked_at: selection.looked_at,
                 entries: &found.entries,
                 passed: Some(&found.passed),
                 strip: &found.path,
-                to,
+                to: root.to,
+                below: root.below,
+                earlier: root.earlier,
+                note_made: root.note_made,
                 destination: &place,
                 owner: target.owner,
                 mode: copy.mode.is_some().then_some(&mode),
@@ -108,8 +211,9 @@ impl BuildOp {
                 top: TopDir::Contents,
                 cancel: self.shared.cancel.flag(),
             })?;
+            made.extend(copied.made);
         }
-        Ok(())
+        Ok(made)
     }
 
     /// Unpacks `found` below the destination when its content is an archive.
@@ -119,7 +223,7 @@ impl BuildOp {
     fn unpack(
         &self,
         found: &Match,
-        from: &Tree,
+        looked_at: Option<LookedAt>,
         source: BorrowedFd<'_>,
         target: &Target<'_>,
         copy: &llb::Copy,
@@ -134,25 +238,26 @@ impl BuildOp {
         let file = beneath::open_file(source, &found.path, flags)
             .map_err(|source| OpError::Mkdir { path: path(), source })?;
         // The key names the content that was scanned: only that may be unpacked.
-        let check = |file: BorrowedFd<'_>| match from {
-            Tree::Context(_) if !entry.is_as_scanned(file).map_err(host)? => {
+        let check = |file: &File| match looked_at {
+            Some(looked_at) if !entry.is_as_scanned(file, looked_at).map_err(host)? => {
                 Err(CopyError::ChangedWhileReading { path: entry.path.as_slice().into() }.into())
             }
             _ => Ok::<(), OpError>(()),
         };
+        let file = File::from(file);
         let watched = file.try_clone().map_err(host)?;
         let limits = self.shared.engine.limits;
-        let Some(tar) = archive(File::from(file), &limits).map_err(host)? else { return Ok(false) };
+        let Some(tar) = archive(file, &limits).map_err(host)? else { return Ok(false) };
         let owner = if matches!(copy.owner, llb::Owner::Named(_)) { target.owner } else { None };
         let destination = target.real_path()?;
-        make_dirs(target.root, &destination, 0o755, owner.unwrap_or((0, 0)))?;
-        let below = beneath::open_file(target.root, &destination, OFlags::RDONLY | OFlags::DIRECTORY)
+        target.root.make_dirs(&destination, 0o755, owner.unwrap_or((0, 0)))?;
+        let below = beneath::open_file(target.root.to, &destination, OFlags::RDONLY | OFlags::DIRECTORY)
             .map_err(|error| path_error(&destination, error))?;
         let options = ExtractOptions { owner, limits, cancel: self.shared.cancel.flag() };
-        kiln_layer::extract(tar, below.as_fd(), &options)
-            .map_err(|source| OpError::Unpack { path: path(), source })?;
-        // Equal to the scan's at the end means the same content at every moment between.
-        check(watched.as_fd())?;
+        let extracted = kiln_layer::extract(tar, below.as_fd(), &options);
+        // Whatever came of it: one that changed under the reader may be anything.
+        check(&watched)?;
+        extracted.map_err(|source| OpError::Unpack { path: path(), source })?;
         Ok(true)
     }
 }
@@ -160,7 +265,7 @@ impl BuildOp {
 impl Target<'_> {
     /// The destination behind links, inside the root.
     fn real_path(&self) -> Result<Vec<u8>, OpError> {
-        beneath::real_path(self.root, self.named).map_err(|error| path_error(self.named, error))
+        beneath::real_path(self.root.view(), self.named).map_err(|error| path_error(self.named, error))
     }
 }
 

@@ -55,7 +55,7 @@ impl StepResources {
             ssh: request.ssh.clone(),
             authorities: request.authorities.clone(),
             allow,
-            caches: CacheMounts::new(engine.store.root(), request.no_cache),
+            caches: CacheMounts::new(engine.store.root(), request.no_cache.all),
             contexts: ContextFiles::default(),
             costs: StepCosts::open(engine.store.root()),
             runs: AtomicUsize::new(0),

@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 
 use super::BuildOp;
+use super::copy::Root;
 use crate::OpError;
 use crate::tree::Tree;
 
@@ -26,6 +27,11 @@ impl BuildOp {
         scope: &Scope<'_>,
     ) -> Result<Tree, OpError> {
         let base = file.base.and_then(|index| inputs[index.0].snapshot());
+        if let [llb::FileAction::Copy(copy)] = file.actions.as_slice()
+            && self.is_plain(copy, &inputs[copy.from.0])?
+        {
+            return self.run_copy(copy, &inputs[copy.from.0], base, scope);
+        }
         let active = self.shared.engine.prepare(base)?;
         let root = self.open_root(active.key(), base.is_some())?;
         for (at, action) in file.actions.iter().enumerate() {
@@ -43,7 +49,9 @@ impl BuildOp {
                 }
                 llb::FileAction::Mkfile(mkfile) => make_file(root.as_fd(), mkfile)?,
                 llb::FileAction::Copy(copy) => {
-                    self.copy(at, copy, &inputs[copy.from.0], root.as_fd(), scope)?;
+                    let from = &inputs[copy.from.0];
+                    let selection = self.selection(at, copy, from)?;
+                    self.copy(copy, &selection, from, &Root::seen(root.as_fd()), scope)?;
                 }
             }
         }

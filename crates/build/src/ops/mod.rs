@@ -1,6 +1,7 @@
 //! The ops' implementations: what the solver runs.
 
 mod copy;
+mod earlier;
 mod exec;
 mod file;
 mod merge;
@@ -11,12 +12,15 @@ pub(crate) use self::exec::{ShellJob, ShellTree, StepResources};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use kiln_content::CacheRecord;
 use kiln_llb as llb;
 use kiln_oci::{Digest, SnapshotId};
-use kiln_solver::{Cost, Identity, InputUse, Op, Scope, Stream, VertexInput};
+use kiln_solver::{CacheKey, Cost, Identity, InputUse, Op, Scope, Stream, VertexInput};
 
 use crate::cancel::BuildCancel;
+use crate::engine::now_unix;
 use crate::layers::Layers;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
@@ -203,6 +207,11 @@ impl BuildOp {
         Ok(Digest::of(digests.as_bytes()))
     }
 
+    /// Where it says when this step last made what `snapshot` holds already.
+    fn made_again(&self, snapshot: &SnapshotId) -> Digest {
+        Digest::of(format!("made again {} {snapshot}", self.op.digest()).as_bytes())
+    }
+
     /// Does what the vertex does.
     fn carry_out(&self, inputs: &[Tree], scope: &Scope<'_>) -> Result<Tree, OpError> {
         match &self.op {
@@ -254,6 +263,31 @@ impl Op for BuildOp {
         }
     }
 
+    fn identity_by_content(&self) -> Option<Digest> {
+        self.op.digest_by_content()
+    }
+
+    fn is_too_old(&self, key: &CacheKey, found: &Tree) -> bool {
+        let llb::Op::Exec(llb::Exec { cache_ttl: Some(ttl), .. }) = &self.op else { return false };
+        let store = &self.shared.engine.store;
+        let made = |key: &Digest| Some(store.cache_get(key).ok()??.created_unix);
+        let at_unix = match found {
+            Tree::Snapshot(snapshot) => made(&key.0).max(made(&self.made_again(snapshot))),
+            Tree::Far(far) => Some(far.created_unix()),
+            Tree::Empty | Tree::Context(_) => return false,
+        };
+        // What cannot be read says nothing.
+        let at_unix = at_unix.unwrap_or(i64::MIN);
+        let age = u64::try_from(now_unix().saturating_sub(at_unix)).unwrap_or(0);
+        let is_too_old = Duration::from_secs(age) > *ttl;
+        if let Some(why) = &self.shared.why
+            && is_too_old
+        {
+            why.note_outdated(self.vertex, *ttl, at_unix);
+        }
+        is_too_old
+    }
+
     fn content(&self, input: usize, output: &Tree, _scope: &Scope<'_>) -> Result<Digest, OpError> {
         let digest = match &self.op {
             llb::Op::Exec(exec) => self.shown_content(exec, input, output)?,
@@ -284,7 +318,20 @@ impl Op for BuildOp {
     fn is_same(&self, earlier: &Tree, now: &Tree, _scope: &Scope<'_>) -> Result<bool, OpError> {
         let (Some(earlier), Some(now)) = (earlier.snapshot(), now.snapshot()) else { return Ok(false) };
         let Shared { engine, cancel, .. } = &*self.shared;
-        Ok(same::same_changes(&*engine.snapshots, earlier, now, cancel))
+        let is_same = same::same_changes(&*engine.snapshots, earlier, now, cancel);
+        if is_same && matches!(&self.op, llb::Op::Exec(exec) if exec.cache_ttl.is_some()) {
+            // The earlier result stays, with its time; that it was good now stands beside it.
+            let key = self.made_again(earlier);
+            let description = "made again".to_owned();
+            let record = CacheRecord {
+                canonical: key,
+                snapshot: earlier.clone(),
+                created_unix: now_unix(),
+                description,
+            };
+            engine.store.cache_put(&[key], &record, true).map_err(BuildError::from)?;
+        }
+        Ok(is_same)
     }
 
     fn name(&self, output: &Tree) -> Digest {

@@ -69,10 +69,10 @@ fn same_metadata<'a>(entries: &'a [Entry], others: &[Entry]) -> Option<Vec<&'a [
     Some(undecided)
 }
 
-/// Where the first name of a hard-linked file stands.
-fn first_link(known: &mut HashMap<(u64, u64), usize>, entry: &Entry, at: usize) -> Option<usize> {
+/// Where the first name of a file stands that has several, and where any other stands itself.
+fn first_link(known: &mut HashMap<(u64, u64), usize>, entry: &Entry, at: usize) -> usize {
     match &entry.kind {
-        EntryKind::File { inode, nlink: 2.., .. } => Some(*known.entry(*inode).or_insert(at)),
-        _ => None,
+        EntryKind::File { inode, nlink: 2.., .. } => *known.entry(*inode).or_insert(at),
+        _ => at,
     }
 }

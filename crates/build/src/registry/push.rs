@@ -59,7 +59,7 @@ pub fn push(
 ) -> Result<Vec<PushedName>, BuildError> {
     let style = Style::new(request.compress);
     let assembled = Assembled::stored(engine, &request.image)?;
-    let ready = make_ready(engine, &assembled, &style, cancel.flag())?;
+    let ready = make_ready(engine, &assembled, &style, cancel.flag(), None)?;
     let index = whole_index(engine, &request.image, &ready.descriptor.digest)?;
     let root = index.map(|index| index.descriptor);
     push_ready(engine, registries, &ready, root.as_ref(), &request.names, cancel)

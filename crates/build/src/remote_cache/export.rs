@@ -47,8 +47,6 @@ pub(crate) struct Results<'a> {
     pub(crate) layers: &'a Layers,
     /// What the build came to; `None`: no files.
     pub(crate) top: Option<&'a SnapshotId>,
-    /// Every step was run again: its result replaces what is there.
-    pub(crate) is_refresh: bool,
     /// The way to registries, if there is one.
     pub(crate) registries: Option<&'a Arc<Registries>>,
 }
@@ -89,14 +87,7 @@ pub(crate) async fn export(
     };
     for target in targets {
         let registries = results.registries;
-        let sender = Sender {
-            registries,
-            engine,
-            target,
-            cancel,
-            is_refresh: results.is_refresh,
-            damaged: results.cache.damaged(),
-        };
+        let sender = Sender { registries, engine, target, cancel, outdated: results.cache.outdated() };
         let sent = tokio::task::block_in_place(|| sender.send(&gathered));
         match sent {
             Ok(()) => {}
@@ -155,10 +146,8 @@ struct Sender<'a> {
     registries: Option<&'a Arc<Registries>>,
     target: &'a CacheTarget,
     cancel: &'a BuildCancel,
-    /// Every step was run again: its result replaces what is there.
-    is_refresh: bool,
-    /// Keys whose results, where they came from, cannot be used.
-    damaged: HashSet<Digest>,
+    /// Keys whose results there are replaced.
+    outdated: HashSet<Digest>,
 }
 
 impl Sender<'_> {
@@ -205,7 +194,8 @@ impl Sender<'_> {
             if packed.contains_key(&layer.snapshot) {
                 continue;
             }
-            let made = ready(self.engine, layer, &self.target.compress, Times::Keep, self.cancel.flag())?;
+            let made =
+                ready(self.engine, layer, &self.target.compress, Times::Keep, self.cancel.flag(), None)?;
             packed.insert(layer.snapshot.clone(), made.descriptor.clone());
             layers.insert(made.descriptor.digest, made);
         }
@@ -254,7 +244,7 @@ impl Sender<'_> {
                 let Some(there) = there else { continue };
                 let key = *record.key();
                 match Record::decode(&there, &key) {
-                    Ok(_) if self.is_refresh || self.damaged.contains(&key) => {
+                    Ok(_) if self.outdated.contains(&key) => {
                         kept.insert(key, Kept::Goes);
                     }
                     Ok(other) => others.push(other),

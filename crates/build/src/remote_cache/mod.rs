@@ -54,6 +54,11 @@ impl FarResult {
         &self.record.canonical
     }
 
+    /// When it was made; seconds since 1970.
+    pub(crate) fn created_unix(&self) -> i64 {
+        self.record.created_unix
+    }
+
     /// Remembers keys, to be saved when the result is near.
     pub(crate) fn link(&self, keys: impl Iterator<Item = Digest>) {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);

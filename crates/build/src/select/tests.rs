@@ -360,3 +360,72 @@ fn a_digest_covers_what_would_be_made_and_nothing_else() {
     );
     assert_ne!(named("a", "a"), named("b", "b"));
 }
+
+/// Whoever changes a context while it is read: asked about each file between its `stat` and the next one's.
+struct Meddler<'m>(&'m dyn Fn(u64));
+
+impl StatCache for Meddler<'_> {
+    fn get(&self, stat: &kiln_layer::FileStat) -> Option<kiln_layer::KnownFile> {
+        (self.0)(stat.size);
+        None
+    }
+
+    fn put(&self, _: &kiln_layer::FileStat, _: kiln_layer::KnownFile) {}
+}
+
+fn select_while(dir: &Path, meddle: &dyn Fn(u64)) -> Result<Selection, OpError> {
+    let (root, ignore, cancel) =
+        (File::open(dir).unwrap(), Patterns::parse("").unwrap(), AtomicBool::new(false));
+    let meddler = Meddler(meddle);
+    let place = Place { root: root.as_fd(), ignore: Some(&ignore), digests: Some(&meddler), cancel: &cancel };
+    select(&place, &copy(&["."]))
+}
+
+#[test]
+fn what_changes_while_a_context_is_read_is_read_again() {
+    let dir = tree(&["a", "b/", "temporary"]);
+    let at = |name: &str| dir.path().join(name);
+    let selection = select_while(dir.path(), &|_| drop(fs::remove_file(at("temporary")))).unwrap();
+    assert_eq!(shown(&selection), ["a", "b/"]);
+    // A directory that is a file now, and one that is a link.
+    let selection = select_while(dir.path(), &|_| {
+        let _ = fs::remove_dir(at("b")).and_then(|()| write(at("b"), "bbb"));
+    });
+    assert_eq!(shown(&selection.unwrap()), ["a", "b"]);
+    let found = |selection: &Selection| match &selection.matches[0].entries[2].kind {
+        EntryKind::File { content, .. } => *content,
+        other => panic!("{other:?}"),
+    };
+    let again = select_while(dir.path(), &|_| ()).unwrap();
+    assert_eq!(found(&again), Some(*blake3::hash(b"bbb").as_bytes()));
+}
+
+#[test]
+fn a_context_that_never_rests_is_named() {
+    let dir = tree(&["a"]);
+    let at = |nth: usize| dir.path().join(format!("z{nth}"));
+    let nth = std::cell::Cell::new(0);
+    write(at(0), "").unwrap();
+    // The one that is listed is gone when it is looked at, and another one is there.
+    let error = select_while(dir.path(), &|_| {
+        fs::remove_file(at(nth.get())).unwrap();
+        nth.set(nth.get() + 1);
+        write(at(nth.get()), "").unwrap();
+    })
+    .unwrap_err();
+    let OpError::Scan(ScanError::ChangedWhileReading { path }) = &error else { panic!("{error:?}") };
+    assert_eq!((path.to_string(), nth.get()), (format!("\"z{}\"", ATTEMPTS - 1), ATTEMPTS));
+}
+
+#[test]
+fn a_directory_that_is_mounted_counts_with_its_mode() {
+    let dir = tree(&["d/file"]);
+    let digest = |whole: bool| {
+        let selection = run(dir.path(), Some(""), &copy(&["d"])).unwrap();
+        Selection { whole, ..selection }.digest(true)
+    };
+    let before = (digest(false), digest(true));
+    fs::set_permissions(dir.path().join("d"), fs::Permissions::from_mode(0o710)).unwrap();
+    assert_eq!(digest(false), before.0);
+    assert_ne!(digest(true), before.1);
+}

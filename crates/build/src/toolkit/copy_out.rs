@@ -7,7 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use kiln_content::ImageRecord;
-use kiln_layer::{CopyRequest, DiffError, Entry, EntryKind, ScanError, ScanOptions, TopDir, beneath};
+use kiln_layer::{
+    CopyRequest, DiffError, Entry, EntryKind, LookedAt, ScanError, ScanOptions, TopDir, beneath,
+};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::ToolkitError;
@@ -175,7 +177,7 @@ pub fn copy_out(
     let plain = |mode: u32, _: bool| mode & 0o1777;
     let copied = kiln_layer::copy(&CopyRequest {
         // A committed snapshot does not change.
-        frozen: matches!(what.from, CopySource::Image(_)),
+        looked_at: (!matches!(what.from, CopySource::Image(_))).then(LookedAt::now),
         strip: &source.path,
         destination: &name,
         owner: (!keep_owner).then_some(owner),

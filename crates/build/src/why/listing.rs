@@ -79,7 +79,7 @@ impl Listing {
             for found in &selection.matches {
                 for entry in &found.entries {
                     // Of a copied directory only that it is one counts.
-                    let is_top = entry.path == found.path && entry.kind == EntryKind::Dir;
+                    let is_top = !selection.whole && entry.path == found.path && entry.kind == EntryKind::Dir;
                     files.push((&entry.path, known(entry, ignore_owner, is_top)));
                 }
             }
@@ -268,7 +268,7 @@ mod tests {
     fn listing(entries: Vec<Entry>) -> Listing {
         let found =
             Match { named: Vec::new(), path: Vec::new(), entries, passed: std::collections::HashSet::new() };
-        let selection = Selection { matches: vec![found], skipped: Vec::new() };
+        let selection = Selection { matches: vec![found], ..Selection::default() };
         Listing::of([(&selection, true)])
     }
 

@@ -17,6 +17,18 @@ pub enum Reason {
     NewStep,
     /// `--no-cache`.
     NoCache,
+    /// `--no-cache=STEP` or `--no-cache-filter` names this step.
+    Asked {
+        /// The option, with its value.
+        option: String,
+    },
+    /// `RUN --cache-ttl`: there is a result that does not count any more.
+    Expired {
+        /// How long it counted.
+        ttl_seconds: u64,
+        /// When it was made, or was found to be what is made again; seconds since 1970.
+        at_unix: i64,
+    },
     /// The same step failed the last time, so there is no result.
     FailedBefore,
     /// There was a result.
@@ -144,6 +156,11 @@ impl fmt::Display for Reason {
             Reason::NeverBuilt => f.write_str("never built before"),
             Reason::NewStep => f.write_str("a new step"),
             Reason::NoCache => f.write_str("--no-cache"),
+            Reason::Asked { option } => f.write_str(option),
+            Reason::Expired { ttl_seconds, at_unix } => {
+                let made = ago(crate::engine::now_unix() - at_unix);
+                write!(f, "its result was made {made}, and counts for {}", span(*ttl_seconds))
+            }
             Reason::FailedBefore => f.write_str("it failed the last time"),
             Reason::Evicted { by, at_unix } => {
                 write!(f, "its result was removed by {by} {}", ago(crate::engine::now_unix() - at_unix))
@@ -181,6 +198,16 @@ impl fmt::Display for Reason {
             Reason::Hidden => f.write_str("something changed that is not kept: there is a password in it"),
         }
     }
+}
+
+/// `24 hours`, `90 minutes`: in the largest unit that fits.
+fn span(seconds: u64) -> String {
+    let (count, unit) = match seconds {
+        s if s % 3600 == 0 => (s / 3600, "hour"),
+        s if s % 60 == 0 => (s / 60, "minute"),
+        s => (s, "second"),
+    };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 /// `[build 2/5] RUN make` in the middle of a sentence.
@@ -245,6 +272,12 @@ mod tests {
     fn reasons_are_one_short_line() {
         let text = |text: &str| Some(text.to_owned());
         check(Reason::NoCache, "--no-cache");
+        check(Reason::Asked { option: "--no-cache=build:2".to_owned() }, "--no-cache=build:2");
+        let expired =
+            |ttl_seconds| Reason::Expired { ttl_seconds, at_unix: crate::engine::now_unix() - 7200 };
+        check(expired(3600), "its result was made 2 hours ago, and counts for 1 hour");
+        check(expired(5400), "its result was made 2 hours ago, and counts for 90 minutes");
+        check(expired(61), "its result was made 2 hours ago, and counts for 61 seconds");
         check(Reason::FailedBefore, "it failed the last time");
         let at_unix = crate::engine::now_unix() - 2 * 86_400;
         check(Reason::Evicted { by: "gc".into(), at_unix }, "its result was removed by gc 2 days ago");

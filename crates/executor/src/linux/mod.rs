@@ -16,6 +16,7 @@ mod namespace;
 mod net;
 mod netlink;
 mod nft;
+mod nursery;
 mod oci;
 mod outer;
 mod paths;

@@ -13,7 +13,7 @@ use super::init::{self, Inside};
 use super::paths::Created;
 use super::start::{HELPER_NAME, read_task};
 use super::user_net::Served;
-use super::{join, net, oci, sys, used_net};
+use super::{join, net, nursery, oci, sys, used_net};
 use crate::{ExecError, Exit, Network, Usage};
 
 /// How long a process may take to end after `SIGTERM`, before `SIGKILL`.
@@ -47,14 +47,32 @@ fn help() -> i32 {
     let _ = std::env::set_current_dir("/");
     let socket = sys::take_stdin();
     // Off the standard streams, which process 1 gets anew.
-    let Ok(moved) = rustix::io::fcntl_dupfd_cloexec(&socket, 10) else { return 1 };
-    drop(socket);
-    let socket = moved;
+    let Some(socket) = moved_up(socket) else { return 1 };
+    match receive(socket.as_fd()) {
+        Ok(Some((asked, fds))) if asked == nursery::FORK => nursery::serve(socket, fds),
+        Ok(Some((_, fds))) => work(socket, fds, None),
+        Ok(None) | Err(_) => 1,
+    }
+}
+
+/// The same file under a number that is no standard stream's.
+fn moved_up(socket: OwnedFd) -> Option<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(&socket, 10).ok()
+}
+
+/// The helper's job, in a process that `parent` forked for it; `socket` is the caller's. The exit code.
+pub(super) fn help_over(socket: OwnedFd, parent: i32) -> i32 {
+    let Some(socket) = moved_up(socket) else { return 1 };
     let Ok(Some((_, fds))) = receive(socket.as_fd()) else { return 1 };
-    let mut fds = fds;
+    work(socket, fds, Some(parent))
+}
+
+/// Does the task that came with the first message. `parent` is this process's, if not the caller.
+fn work(socket: OwnedFd, mut fds: Vec<OwnedFd>, parent: Option<i32>) -> i32 {
     let network = if fds.len() > 5 { fds.pop() } else { None };
     let Ok([memory, root, stdin, stdout, stderr]) = <[OwnedFd; 5]>::try_from(fds) else { return 1 };
-    let Some(task) = read_task(memory) else { return 1 };
+    let Some(mut task) = read_task(memory) else { return 1 };
+    task.parent_pid = parent.unwrap_or(task.parent_pid);
     let mut inputs = Vec::with_capacity(task.inputs);
     while inputs.len() < task.inputs {
         let Ok(Some((_, fds))) = receive(socket.as_fd()) else { return 1 };

@@ -4,20 +4,21 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::sync::OnceLock;
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{Shutdown, shutdown};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::channel::{MAX_FDS, Report, Task, receive, send};
 use super::net::{self, Lease};
+use super::nursery::{self, Nursery, sockets};
 use super::pty::Terminal;
 use super::seccomp::{Compiled, Program, Seccomp};
 use super::used_net::{self, UsedNetwork, UsedNetworks};
@@ -45,6 +46,10 @@ pub struct Linux {
     filters: Compiled,
     /// Network namespaces for the next processes.
     networks: UsedNetworks,
+    /// A process was started before.
+    launched: AtomicBool,
+    /// Forks the helpers of the processes that follow.
+    nursery: Mutex<Option<Nursery>>,
     /// Another program that runs the processes; `None`: kiln itself does.
     runtime: Option<PathBuf>,
 }
@@ -95,6 +100,8 @@ impl Linux {
             bridge: OnceLock::new(),
             filters: Compiled::default(),
             networks: UsedNetworks::default(),
+            launched: AtomicBool::new(false),
+            nursery: Mutex::default(),
             runtime: None,
         })
     }
@@ -291,27 +298,15 @@ impl Linux {
         cancel: &Cancel,
     ) -> Result<(Finished, Option<OwnedFd>), ExecError> {
         let Streams { theirs, ours } = Streams::for_stdio(&mut stdio)?;
-        let (here, there) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(ExecError::start("socketpair"))?;
-        // Nothing that would make the standard library fork this process, which is costly for a large one:
-        // what is said here, posix_spawn(3) can do.
-        let mut child = Command::new(self.helper())
-            .arg0(HELPER_NAME)
-            .env_clear()
-            .stdin(there)
-            .stdout(null(OFlags::WRONLY)?)
-            .stderr(null(OFlags::WRONLY)?)
-            .spawn()
-            .map_err(|source| ExecError::Start { step: "start of the helper".to_owned(), source })?;
+        let (here, there) = sockets()?;
+        let mut helper = self.start_helper(there)?;
         let sent = send_task(&here, task, &handles, &theirs);
         // Only the container may hold the writing ends, or the reading ones never see the end.
         drop((theirs, handles));
         let streams = Followed { streams: ours, abandoned: task.join };
         let address = task.lease.as_ref().map(Lease::address);
         let outcome = sent.and_then(|()| follow(&here, streams, stdio, address, cancel));
-        drop(here);
-        finish(&mut child);
+        helper.finish(here);
         match outcome {
             Err(_) | Ok((Finished { exit: Exit::Signal(_), .. }, _)) if cancel.is_cancelled() => {
                 Err(ExecError::Cancelled)
@@ -321,9 +316,48 @@ impl Linux {
     }
 }
 
-/// The helper ends by itself once its socket closed; nothing here outlives the call.
-fn finish(child: &mut Child) {
-    let _ = child.wait();
+/// Who runs the process.
+enum Helper {
+    /// Executed by this process.
+    Own(Child),
+    /// Forked by the nursery.
+    Nursed,
+}
+
+impl Helper {
+    /// Waits for its end; it ends by itself once `socket` is closed on this side. Nothing outlives it.
+    fn finish(&mut self, socket: OwnedFd) {
+        match self {
+            Self::Own(child) => {
+                drop(socket);
+                let _ = child.wait();
+            }
+            Self::Nursed => {
+                let _ = shutdown(&socket, Shutdown::Write);
+                // Its own end closes with it.
+                while let Ok(Some(_)) = receive(socket.as_fd()) {}
+            }
+        }
+    }
+}
+
+impl Linux {
+    /// A helper that listens on `socket`. The first one is executed; whoever starts a second may start
+    /// many, which are forked.
+    fn start_helper(&self, socket: OwnedFd) -> Result<Helper, ExecError> {
+        if self.launched.swap(true, Ordering::Relaxed) {
+            let mut nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
+            if nursery.is_none() {
+                *nursery = Some(Nursery::start(&self.helper())?);
+            }
+            if nursery.as_ref().is_some_and(|nursery| nursery.fork(&socket).is_ok()) {
+                return Ok(Helper::Nursed);
+            }
+            // Somebody has killed it. The next step finds a new one.
+            *nursery = None;
+        }
+        Ok(Helper::Own(nursery::execute(&self.helper(), socket)?))
+    }
 }
 
 fn send_task(

@@ -28,7 +28,8 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
 /// `fork(2)` in the helper, or in `main` before its first thread: that there is one thread is what makes
 /// it sound to go on with Rust code in the child.
 pub(super) fn fork() -> Result<ForkResult, Errno> {
-    // SAFETY: the helper is a freshly executed process that never starts a thread, and who calls
+    // SAFETY: the helper and the nursery are freshly executed processes, or forked by one, that never start
+    // a thread, and who calls
     // `become_root` has started none, so no lock can be held by a thread that the child lacks.
     unsafe { nix::unistd::fork() }.map_err(|errno| Errno::from_raw_os_error(errno as i32))
 }
@@ -357,6 +358,21 @@ pub(super) fn default_signals() {
             )
         };
     }
+}
+
+/// `signal(SIGCHLD, SIG_IGN)`: the kernel buries the children of this process itself.
+pub(super) fn ignore_children() {
+    child_signal(nix::sys::signal::SigHandler::SigIgn);
+}
+
+/// `signal(SIGCHLD, SIG_DFL)`: children stay until they are waited for.
+pub(super) fn notice_children() {
+    child_signal(nix::sys::signal::SigHandler::SigDfl);
+}
+
+fn child_signal(action: nix::sys::signal::SigHandler) {
+    // SAFETY: neither of the two actions is a handler of ours; nothing can run in a signal's context.
+    let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGCHLD, action) };
 }
 
 /// The last real-time signal.

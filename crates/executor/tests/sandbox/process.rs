@@ -105,6 +105,13 @@ fn what_cannot_start_says_why() {
 #[test]
 fn cancelling_ends_everything() {
     let Some(sandbox) = Sandbox::new() else { return };
+    check_cancelling(&sandbox);
+    // Once more, with a helper that was forked.
+    check_cancelling(&sandbox);
+}
+
+#[track_caller]
+fn check_cancelling(sandbox: &Sandbox) {
     let cancel = Cancel::new().unwrap();
     let mark = format!("98{}", std::process::id());
     let script = format!("setsid sleep {mark} & sleep {mark}; sleep {mark}");
@@ -125,6 +132,70 @@ fn cancelling_ends_everything() {
     assert!(matches!(result, Err(ExecError::Cancelled)), "{result:?}");
     assert!(started.elapsed() < Duration::from_secs(12));
     assert_eq!(processes_with(&mark), 0);
+}
+
+/// Children of this process that are helpers or their nursery.
+fn helpers() -> Vec<i32> {
+    let own = format!("PPid:\t{}\n", std::process::id());
+    let pids =
+        fs::read_dir("/proc").unwrap().flatten().filter_map(|dir| dir.file_name().to_str()?.parse().ok());
+    let read = |pid: i32, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    pids.filter(|&pid| read(pid, "status").contains(&own) && read(pid, "cmdline") == "kiln-init\0").collect()
+}
+
+#[test]
+fn one_process_forks_the_helpers_from_the_second_on_and_goes_with_the_executor() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    assert_eq!(sandbox.sh("echo first"), "first\n");
+    assert_eq!(helpers(), [0; 0]);
+    for _ in 0..3 {
+        assert_eq!(sandbox.sh("echo again; exit 0"), "again\n");
+        let code = sandbox.run_spec(&shell("exit 4"), &Cancel::new().unwrap()).0.unwrap();
+        assert_eq!(code, Exit::Code(4));
+    }
+    let nursery = helpers();
+    assert_eq!(nursery.len(), 1);
+    let at_once = || sandbox.sh("echo $$");
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..8).map(|_| scope.spawn(at_once)).collect();
+        all.into_iter().for_each(|one| assert_eq!(one.join().unwrap(), "1\n"));
+    });
+    assert_eq!(helpers(), nursery);
+    // What it has forked is buried.
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", nursery[0])).unwrap();
+    assert_eq!(children, "");
+    drop(sandbox);
+    assert_eq!(helpers(), [0; 0]);
+}
+
+#[test]
+fn a_nursery_that_was_killed_takes_its_helpers_along_and_is_replaced() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    assert_eq!(sandbox.sh("echo 1") + &sandbox.sh("echo 2"), "1\n2\n");
+    let kill = |pid: i32| {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    };
+    let mark = format!("97{}", std::process::id());
+    std::thread::scope(|scope| {
+        let running =
+            scope.spawn(|| sandbox.run_spec(&shell(&format!("sleep {mark}")), &Cancel::new().unwrap()).0);
+        while processes_with(&mark) == 0 {
+            std::thread::yield_now();
+        }
+        helpers().into_iter().for_each(kill);
+        let ended = running.join().unwrap();
+        assert!(matches!(ended, Err(ExecError::HelperDied)), "{ended:?}");
+    });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while processes_with(&mark) > 0 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert_eq!(processes_with(&mark), 0);
+    for text in ["3", "4", "5"] {
+        assert_eq!(sandbox.sh(&format!("echo {text}")), format!("{text}\n"));
+    }
+    assert_eq!(helpers().len(), 1);
 }
 
 /// Processes of this machine with `word` among their arguments.

@@ -1,5 +1,7 @@
 //! RUN: its process, mounts, network.
 
+use std::time::Duration;
+
 use kiln_llb::{
     BindMount, CacheMount, Exec, File, FileAction, InputIndex, Mkfile, Mount, MountKind, Network, Op,
     SecretEnv, SecretMount, Security, Vertex, VertexId,
@@ -8,6 +10,7 @@ use kiln_llb::{
 use super::command::{with_shell, words};
 use super::{Built, Lower, Step, join};
 use crate::ast::{Command, Flag, Instruction, Text};
+use crate::healthcheck::parse_interval;
 use crate::heredoc::Heredoc;
 use crate::mount::{self, MountSpec, Type};
 use crate::outline::Wish;
@@ -82,6 +85,8 @@ impl Lower<'_> {
         let security =
             if choice("security") == Some("insecure") { Security::Insecure } else { Security::Sandbox };
         self.refuse_devices(at)?;
+        let cache_ttl = at.flag("cache-ttl").and_then(|flag| flag.value.as_ref());
+        let cache_ttl = cache_ttl.map(|text| ttl(at, text)).transpose()?;
         let config = &built.config.config;
         let op = Op::Exec(Exec {
             base: built.tree.map(|_| InputIndex(0)),
@@ -96,6 +101,7 @@ impl Lower<'_> {
             security,
             mounts: parts.mounts,
             secret_env: parts.secret_env,
+            cache_ttl,
         });
         let title = step.title(&format!("{title}{summary}"));
         self.layer(built, at, title, Vertex { op, inputs: parts.inputs }, created_by);
@@ -297,6 +303,18 @@ impl Lower<'_> {
             }
         };
         Ok(tree.map(|tree| tree.map(|tree| parts.input(tree))))
+    }
+}
+
+/// `--cache-ttl=24h`
+fn ttl(at: &Instruction, text: &Text) -> Result<Duration> {
+    match parse_interval(&text.value) {
+        Ok(nanoseconds @ 1..) => Ok(Duration::from_nanos(nanoseconds.unsigned_abs())),
+        Ok(_) => wrong(
+            at.text_span(text),
+            "--cache-ttl=0 would never count; `kiln build --no-cache=STEP` runs a step again",
+        ),
+        Err(message) => wrong(at.text_span(text), message),
     }
 }
 

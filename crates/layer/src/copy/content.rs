@@ -2,18 +2,22 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{self, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Copier, CopyError, host, make};
+use crate::beneath;
 use crate::index::{Entry, EntryKind, open_to_read};
 use crate::node::{self, Attributes, CallError, Named};
+use crate::path;
 
 /// Between two looks at the cancellation flag.
 const RANGE: usize = 64 << 20;
+/// Smaller files are not looked for in the layers: sharing their blocks saves less than finding them costs.
+pub const LARGE_FILE_BYTES: u64 = 128 << 10;
 /// How often a file is read that changes meanwhile.
 const ATTEMPTS: usize = 3;
 
@@ -28,13 +32,14 @@ impl Copier<'_> {
     ) -> Result<(), CopyError> {
         // Read too: the copy is what gets hashed when the source has changed.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made =
-            make(parent, name, path, "openat", || fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR))?;
+        // With the mask of most processes that is what it has to have in the end.
+        let mode = Mode::from_raw_mode(attributes.mode & 0o777);
+        let made = make(parent, name, path, "openat", || fs::openat(parent, name, flags, mode))?;
         let mut made = File::from(made);
         for _ in 0..ATTEMPTS {
             if let Some(bytes) = self.attempt(&mut made, entry, path)? {
                 self.copied.bytes += bytes;
-                return node::set_on_fd(made.as_fd(), attributes).map_err(host(path));
+                return node::set_on_new(made.as_fd(), attributes).map_err(host(path));
             }
             // Somebody is writing: with luck the same content again, which is the one to wait for.
             let fault = |call| move |source| CopyError::Host { call, path: path.into(), source };
@@ -46,23 +51,39 @@ impl Copier<'_> {
 
     /// Copies the file once; `None`: it is not what the scan saw.
     fn attempt(&mut self, made: &mut File, entry: &Entry, path: &[u8]) -> Result<Option<u64>, CopyError> {
-        let source = open_to_read(self.request.from, &entry.path)?;
+        let EntryKind::File { size, content, .. } = &entry.kind else { return Ok(None) };
+        let source = match self.open_in_layers(&entry.path, *size) {
+            Some(source) => source,
+            None => open_to_read(self.request.from, &entry.path)?,
+        };
         let stat = |fd: BorrowedFd<'_>| fs::fstat(fd).named("fstat").map_err(host(&entry.path));
         if node::kind(&stat(source.as_fd())?) != FileType::RegularFile {
             return Ok(None);
         }
-        let EntryKind::File { size, content, .. } = &entry.kind else { return Ok(None) };
         let mut source = File::from(source);
         let bytes = self.content(&mut source, made, *size, entry, path)?;
-        // Looked at after the copy: equal to the scan's means the same content at every moment between.
-        if let Some(expected) = content
-            && !self.request.frozen
-            && !entry.is_as(&stat(source.as_fd())?)
-            && self.hash(made, path)? != *expected
-        {
+        let (Some(expected), Some(looked_at)) = (content, self.request.looked_at) else {
+            return Ok(Some(bytes));
+        };
+        // Looked at after the copy: equal to the scan's means the same content at every moment between,
+        // unless the file was so young then that it may have changed within the same tick.
+        let is_known = looked_at.is_settled(entry.mtime.unix_ns(), entry.ctime.unix_ns())
+            && entry.is_as(&stat(source.as_fd())?);
+        if !is_known && self.hash(made, path)? != *expected {
             return Ok(None);
         }
         Ok(Some(bytes))
+    }
+
+    /// Opens a large file in the layer that it is of; `None`: what is not worth it, or is not found.
+    fn open_in_layers(&self, path: &[u8], size: u64) -> Option<OwnedFd> {
+        let layers = if size >= LARGE_FILE_BYTES { self.request.from_layers } else { &[] };
+        let (above, name) = path::split(path);
+        // The highest one that has it is the one that shows it: it is there to be seen.
+        let dir = |layer: &OwnedFd| beneath::open_dir_without_links(layer.as_fd(), above).ok();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = |dir: OwnedFd| fs::openat(dir, name, flags, Mode::empty()).ok();
+        layers.iter().filter_map(dir).find_map(file)
     }
 
     /// Copies everything, by the cheapest way that works.

@@ -57,11 +57,15 @@ fn run_with(
     let (source, target) = (File::open(from.path()).unwrap(), File::open(to.path()).unwrap());
     copy(&CopyRequest {
         from: source.as_fd(),
-        frozen: false,
+        from_layers: &[],
+        looked_at: Some(LookedAt::now()),
         entries,
         passed: Some(&passed),
         strip: strip.as_bytes(),
         to: target.as_fd(),
+        below: None,
+        earlier: None,
+        note_made: false,
         destination: destination.as_bytes(),
         owner: options.owner,
         mode: options.mode,
@@ -86,7 +90,7 @@ fn a_tree_keeps_modes_times_links_and_attributes() {
     hard_link(at("sub/file"), at("again")).unwrap();
     symlink("/etc/shadow", at("link")).unwrap();
     let copied = copy_path(&from, "src", &to, "a/b").unwrap();
-    assert_eq!(copied, Copied { bytes: 300_000, entries: 5 });
+    assert_eq!(copied, Copied { bytes: 300_000, entries: 5, ..Copied::default() });
     let made = |name: &str| fs::symlink_metadata(to.path().join("a/b").join(name)).unwrap();
     let (file, original) = (made("sub/file"), fs::metadata(at("sub/file")).unwrap());
     assert_eq!((file.mode(), file.nlink()), (original.mode(), 2));
@@ -168,6 +172,23 @@ fn a_file_that_changed_since_the_scan_is_an_error_unless_its_content_is_the_same
     write(&path, "two").unwrap();
     let error = run(&from, &entries, "x", &to, "other", None).unwrap_err();
     assert!(matches!(error, CopyError::ChangedWhileReading { .. }), "{error}");
+}
+
+#[test]
+fn a_file_that_changed_in_the_tick_in_which_it_was_scanned_is_noticed() {
+    let (from, to) = dirs();
+    let path = from.path().join("x");
+    write(&path, "one").unwrap();
+    let mut entries = entries_of(&from, "x");
+    write(&path, "two").unwrap();
+    // A clock of 10 ms says the same of both.
+    let [now] = &entries_of(&from, "x")[..] else { panic!("one file") };
+    (entries[0].mtime, entries[0].ctime) = (now.mtime, now.ctime);
+    let error = run(&from, &entries, "x", &to, "other", None).unwrap_err();
+    assert!(matches!(error, CopyError::ChangedWhileReading { .. }), "{error}");
+    let (file, looked_at) = (File::open(&path).unwrap(), LookedAt::now());
+    assert!(!entries[0].is_as_scanned(&file, looked_at).unwrap());
+    assert!(now.is_as_scanned(&file, looked_at).unwrap());
 }
 
 #[test]

@@ -206,7 +206,7 @@ fn changed_links(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>) -> Result<HashSet
 /// Names by inode, in order.
 type Links = HashMap<(u64, u64), Vec<Vec<u8>>>;
 
-/// All names of every file that has several.
+/// All names of every file that has several here: layers of two copies may have a file in common.
 fn links(root: BorrowedFd<'_>) -> Result<Links, DiffError> {
     let mut links = Links::new();
     let mut walk = Walk::new(root, b"")?;
@@ -220,5 +220,6 @@ fn links(root: BorrowedFd<'_>) -> Result<Links, DiffError> {
             _ => {}
         }
     }
+    links.retain(|_, names| names.len() > 1);
     Ok(links)
 }

@@ -37,7 +37,7 @@ impl<O: Clone> Core<O> {
     pub(super) fn ask_marks(&mut self) -> bool {
         let before = self.lookups;
         for (vertex, position) in std::mem::take(&mut self.doubtful) {
-            let Some(node) = &self.nodes[vertex] else { continue };
+            let Some(node) = self.known_node(vertex) else { continue };
             // What nobody asks for comes again when somebody does.
             if !node.is_open() || !node.asked || node.mark_asked[position] {
                 continue;
@@ -84,14 +84,10 @@ impl<O: Clone> Core<O> {
             }
             self.lose_fast(vertex);
             self.work.push(vertex);
-            let users = std::mem::take(&mut self.node_mut(vertex).users);
-            for &(user, position) in &users {
-                match self.node(user).inputs[position].1 {
-                    InputUse::Definition => open.push(user),
-                    InputUse::Content => self.lose_fast(user),
-                }
-            }
-            self.node_mut(vertex).users = users;
+            self.each_user(vertex, |core, user, position| match core.node(user).inputs[position].1 {
+                InputUse::Definition => open.push(user),
+                InputUse::Content => core.lose_fast(user),
+            });
         }
     }
 

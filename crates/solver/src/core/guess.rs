@@ -3,13 +3,16 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use petgraph::Direction;
+use petgraph::graph::NodeIndex;
+
 use super::Core;
 use crate::key::KeyKind;
 use crate::{CacheKey, Identity};
 
 impl<O: Clone> Core<O> {
     /// Marks of what `vertex` is being looked up with; see [`KeyKind::Mark`].
-    pub(crate) fn marks_of(&self, vertex: usize) -> Vec<CacheKey> {
+    pub(crate) fn present_marks(&self, vertex: usize) -> Vec<CacheKey> {
         self.marks(vertex)
     }
 
@@ -20,7 +23,8 @@ impl<O: Clone> Core<O> {
         let mut open: VecDeque<usize> = asked.iter().map(|(vertex, _)| *vertex).collect();
         let mut next = Vec::new();
         while let Some(vertex) = open.pop_front() {
-            for &(user, _) in &self.node(vertex).users {
+            let users = self.graph.neighbors_directed(NodeIndex::new(vertex), Direction::Outgoing);
+            for user in users.map(NodeIndex::index) {
                 let node = self.node(user);
                 let Identity::Cached(op) = &node.identity else { continue };
                 if known.contains_key(&user) || node.refresh || !node.asked {

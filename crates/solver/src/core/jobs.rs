@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use petgraph::Direction;
+use petgraph::stable_graph::NodeIndex;
+
 use super::node::{Node, Plan, State};
 use super::{Command, Core};
 use crate::{Identity, InputUse};
@@ -48,25 +51,21 @@ impl<O: Clone> Core<O> {
         for (plan, priority) in plans.iter().zip(priorities) {
             let inputs: Arc<[(usize, InputUse)]> =
                 plan.inputs.iter().map(|input| (vertices[input.vertex], input.usage)).collect();
-            let vertex = self.place();
-            for (position, (input, _)) in inputs.iter().enumerate() {
-                self.node_mut(*input).users.push((vertex, position));
+            vertices.push(self.graph.add_node(Node::new(plan, job, inputs, priority)).index());
+        }
+        // The newest edge of a vertex is the first one that is met: from the last user to the first, they are
+        // met in the order of the job, and `disconnect` finds each at once.
+        for (&vertex, plan) in vertices.iter().zip(plans).rev() {
+            for (position, input) in plan.inputs.iter().enumerate().rev() {
+                let input = NodeIndex::new(vertices[input.vertex]);
+                self.graph.add_edge(input, NodeIndex::new(vertex), position);
             }
-            self.nodes[vertex] = Some(Node::new(plan, job, inputs, priority));
-            vertices.push(vertex);
         }
         let target = vertices[target];
         self.jobs.insert(job, Job { target, vertices: vertices.clone() });
         self.want(target);
         let commands = self.go_on();
         (job, vertices, commands)
-    }
-
-    fn place(&mut self) -> usize {
-        self.free.pop().unwrap_or_else(|| {
-            self.nodes.push(None);
-            self.nodes.len() - 1
-        })
     }
 
     /// Ends jobs that have what they want, or cannot get it any more.
@@ -107,9 +106,9 @@ impl<O: Clone> Core<O> {
             .collect();
         // Runners of ended jobs that somebody followed so far.
         let adopted = std::mem::take(&mut self.adopted);
+        ended.vertices.iter().for_each(|&vertex| self.disconnect(vertex));
         for vertex in ended.vertices.into_iter().chain(adopted) {
             let node = self.node_mut(vertex);
-            node.users.clear();
             if followed.contains(&vertex) && demand.asked.contains(&vertex) {
                 node.wanted = demand.wanted.contains(&vertex);
                 self.adopted.push(vertex);
@@ -118,9 +117,8 @@ impl<O: Clone> Core<O> {
             self.abandon(vertex);
         }
         let jobs = &self.jobs;
-        let nodes = &self.nodes;
         let lives = |vertex: &usize| {
-            nodes[*vertex].as_ref().is_some_and(|node| !node.is_orphan && jobs.contains_key(&node.job))
+            self.known_node(*vertex).is_some_and(|node| !node.is_orphan && jobs.contains_key(&node.job))
         };
         let kept: Vec<(usize, Vec<usize>)> = self
             .adopted
@@ -132,9 +130,9 @@ impl<O: Clone> Core<O> {
         for (vertex, followers) in kept {
             self.node_mut(vertex).followers = followers;
         }
-        let nodes = &self.nodes;
-        let is_known = |vertex: usize| nodes[vertex].as_ref().is_some_and(|node| !node.is_orphan);
-        self.doubtful.retain(|(vertex, _)| is_known(*vertex));
+        let mut doubtful = std::mem::take(&mut self.doubtful);
+        doubtful.retain(|(vertex, _)| self.is_known(*vertex));
+        self.doubtful = doubtful;
     }
 
     /// A run was given up with the job that started it; somebody of another job may still wait.
@@ -165,8 +163,15 @@ impl<O: Clone> Core<O> {
     }
 
     pub(super) fn remove(&mut self, vertex: usize) {
-        self.nodes[vertex] = None;
-        self.free.push(vertex);
+        self.graph.remove_node(NodeIndex::new(vertex));
+    }
+
+    /// Forgets what a vertex reads. Costs O(inputs) when its job's vertices before it went before.
+    fn disconnect(&mut self, vertex: usize) {
+        let mut reads = self.graph.neighbors_directed(NodeIndex::new(vertex), Direction::Incoming).detach();
+        while let Some(edge) = reads.next_edge(&self.graph) {
+            self.graph.remove_edge(edge);
+        }
     }
 
     /// What is needed for the outputs of `targets`, as far as it is known now.

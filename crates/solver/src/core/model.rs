@@ -41,12 +41,16 @@ pub(super) struct Model<'a> {
     runs: BTreeMap<(CacheKey, bool), Result<Cached<Made>, Failed>>,
     /// What ran that has no key.
     unnamed: BTreeSet<usize>,
+    /// Whose result was too old, and those of them of which nobody had seen a key then.
+    outdated: BTreeSet<usize>,
+    outdated_at_first: BTreeSet<usize>,
 }
 
 impl<'a> Model<'a> {
     pub(super) fn new(toys: &'a [Toy], world: World) -> Self {
         let (first, outputs, runs) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { toys, world, first, outputs, runs, unnamed: BTreeSet::new() }
+        let (outdated, outdated_at_first) = (BTreeSet::new(), BTreeSet::new());
+        Self { toys, world, first, outputs, runs, unnamed: BTreeSet::new(), outdated, outdated_at_first }
     }
 
     /// The target's value.
@@ -68,7 +72,11 @@ impl<'a> Model<'a> {
             Identity::Cached(_) if self.toys[vertex].plan.refresh => return Ok(self.output(vertex)?.1),
             Identity::Cached(_) => {}
         }
-        Ok(match self.first(vertex)? {
+        let first = self.first(vertex)?;
+        if self.outdated_at_first.contains(&vertex) {
+            return Ok(self.output(vertex)?.1);
+        }
+        Ok(match first {
             Looked::Hit { cached, .. } => Some(cached.canonical),
             Looked::Missed { fast, slow } => slow.or(fast),
             Looked::Unnamed => None,
@@ -81,6 +89,9 @@ impl<'a> Model<'a> {
         }
         let keys = self.all(vertex, Self::provisional);
         let looked = keys.and_then(|keys| self.look_up(vertex, &keys));
+        if self.outdated.contains(&vertex) {
+            self.outdated_at_first.insert(vertex);
+        }
         self.first.insert(vertex, looked.clone());
         looked
     }
@@ -131,12 +142,36 @@ impl<'a> Model<'a> {
             });
         }
         let parts: Vec<Digest> = parts.into_iter().collect::<Result<_, _>>()?;
-        let slow = CacheKey::derive(KeyKind::Content, &self.op(vertex), &parts);
+        let op = toys[vertex].plan.by_content.unwrap_or_else(|| self.op(vertex));
+        let slow = CacheKey::derive(KeyKind::Content, &op, &parts);
         if let Some(cached) = self.find(vertex, &slow) {
-            fast.into_iter().for_each(|fast| self.world.put(fast, &cached, false));
+            if fast.is_some() {
+                self.link(vertex, keys, &cached)?;
+            }
             return Ok(Looked::Hit { cached, fast, slow: Some(slow) });
         }
         Ok(Looked::Missed { fast, slow: Some(slow) })
+    }
+
+    /// Next time nothing has to be read.
+    fn link(
+        &mut self,
+        vertex: usize,
+        keys: &[Option<CacheKey>],
+        cached: &Cached<Made>,
+    ) -> Result<(), Failed> {
+        let mut real = Vec::new();
+        for (input, key) in self.toys[vertex].plan.inputs.iter().zip(keys) {
+            real.push(match input.usage {
+                InputUse::Definition => *key,
+                InputUse::Content => self.output(input.vertex)?.1,
+            });
+        }
+        if let Some(real) = real.into_iter().map(|key| key.map(|key| key.0)).collect::<Option<Vec<_>>>() {
+            let key = CacheKey::derive(KeyKind::Definition, &self.op(vertex), &real);
+            self.world.put(key, cached, false);
+        }
+        Ok(())
     }
 
     fn op(&self, vertex: usize) -> Digest {
@@ -146,8 +181,17 @@ impl<'a> Model<'a> {
         }
     }
 
-    fn find(&self, vertex: usize, key: &CacheKey) -> Option<Cached<Made>> {
-        self.world.records.get(key).filter(|_| !self.toys[vertex].plan.refresh).cloned()
+    fn find(&mut self, vertex: usize, key: &CacheKey) -> Option<Cached<Made>> {
+        let found = self.world.records.get(key).filter(|_| !self.is_made_again(vertex)).cloned()?;
+        if self.toys[vertex].ages && self.world.old.contains(&found.output.name) {
+            self.outdated.insert(vertex);
+            return None;
+        }
+        Some(found)
+    }
+
+    fn is_made_again(&self, vertex: usize) -> bool {
+        self.toys[vertex].plan.refresh || self.outdated.contains(&vertex)
     }
 
     fn output(&mut self, vertex: usize) -> Final {
@@ -172,10 +216,11 @@ impl<'a> Model<'a> {
                 Err(missed) => looked = Some(missed),
             }
         }
+        let is_made_again = self.is_made_again(vertex);
         let below = self.all(vertex, Self::output)?;
         let keys: Vec<Option<CacheKey>> = below.iter().map(|(_, key)| *key).collect();
         let differs = is_cached && keys != self.all(vertex, Self::provisional)?;
-        let again = plan.refresh || (differs && !matches!(looked, Some(Looked::Unnamed)));
+        let again = is_made_again || (differs && !matches!(looked, Some(Looked::Unnamed)));
         if is_cached && again {
             let last = self.look_up(vertex, &keys)?;
             match self.load(vertex, &keys, last)? {
@@ -213,7 +258,7 @@ impl<'a> Model<'a> {
     }
 
     fn value(&self, vertex: usize, below: &[(u64, Option<CacheKey>)]) -> Result<u64, Failed> {
-        let Toy { plan, effect, fails } = &self.toys[vertex];
+        let Toy { plan, effect, fails, ages: _ } = &self.toys[vertex];
         let uses = plan.inputs.iter().map(|input| input.usage);
         let value = value(*effect, uses.zip(below.iter().map(|(value, _)| *value)));
         if *fails { Err(Failed) } else { Ok(value) }
@@ -228,7 +273,8 @@ impl<'a> Model<'a> {
     ) -> Final {
         let plan = &self.toys[vertex].plan;
         let main = slow.or(fast).expect("it has a key");
-        if let Some(known) = self.runs.get(&(main, plan.refresh)) {
+        let refresh = self.is_made_again(vertex);
+        if let Some(known) = self.runs.get(&(main, refresh)) {
             let known = known.clone()?;
             if slow.is_some() {
                 fast.into_iter().for_each(|fast| self.world.put(fast, &known, false));
@@ -240,10 +286,10 @@ impl<'a> Model<'a> {
         let slot = plan.lineage.map(|step| CacheKey::derive(KeyKind::Slot, &step, &whole));
         let made = self.value(vertex, below).map(|value| {
             let keys = slow.into_iter().chain(fast).collect();
-            let save = Save { canonical: main, keys, marks: Vec::new(), slot, refresh: plan.refresh };
+            let save = Save { canonical: main, keys, marks: Vec::new(), slot, refresh };
             self.world.keep(value, &save)
         });
-        self.runs.insert((main, plan.refresh), made.clone());
+        self.runs.insert((main, refresh), made.clone());
         made.map(|made| (made.output.value, Some(made.canonical)))
     }
 }

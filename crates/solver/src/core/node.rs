@@ -13,6 +13,8 @@ use super::JobId;
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) identity: Identity,
+    /// See [`crate::Op::identity_by_content`].
+    pub(crate) by_content: Option<Digest>,
     pub(crate) inputs: Vec<VertexInput>,
     /// Run it although there may be a result.
     pub(crate) refresh: bool,
@@ -126,9 +128,9 @@ pub(super) enum State<O> {
 pub(super) struct Node<O> {
     pub(super) job: JobId,
     pub(super) identity: Identity,
+    pub(super) by_content: Option<Digest>,
+    /// The graph's edges have no order; these are in the op's.
     pub(super) inputs: Arc<[(usize, InputUse)]>,
-    /// Who uses it, and as which of the user's inputs.
-    pub(super) users: Vec<(usize, usize)>,
     pub(super) refresh: bool,
     pub(super) lineage: Option<Digest>,
     pub(super) cost: Cost,
@@ -175,11 +177,11 @@ impl<O> Node<O> {
         Self {
             job,
             identity: plan.identity.clone(),
+            by_content: plan.by_content,
             undigested: inputs.iter().filter(|(_, usage)| *usage == InputUse::Content).count(),
             missing_keys: count,
             missing_outputs: count,
             inputs,
-            users: Vec::new(),
             refresh: plan.refresh,
             lineage: plan.lineage,
             cost: plan.cost,

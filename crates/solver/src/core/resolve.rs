@@ -52,6 +52,11 @@ impl<O: Clone> Core<O> {
         }
     }
 
+    /// The op where inputs that are read count by their content.
+    fn op_by_content(&self, vertex: usize) -> Digest {
+        self.node(vertex).by_content.unwrap_or_else(|| self.op(vertex))
+    }
+
     /// Starts a round: the key by definition, and its lookup.
     fn derive(&mut self, vertex: usize) {
         let inputs = self.inputs(vertex);
@@ -126,7 +131,7 @@ impl<O: Clone> Core<O> {
         };
         let parts: Option<Vec<Digest>> = inputs.iter().enumerate().map(part).collect();
         let parts = parts.expect("whoever gathers digests has the other inputs' keys");
-        let key = CacheKey::derive(KeyKind::Content, &self.op(vertex), &parts);
+        let key = CacheKey::derive(KeyKind::Content, &self.op_by_content(vertex), &parts);
         let keys = Keys { fast, slow: Some(key) };
         if self.node(vertex).refresh {
             return self.missed(vertex, keys);
@@ -145,10 +150,8 @@ impl<O: Clone> Core<O> {
         match hit {
             Some(cached) => {
                 let canonical = cached.canonical;
-                if let Keys { fast: Some(fast), slow: Some(_) } = keys {
-                    // Next time nothing has to be read.
-                    let (keys, marks, cached) = (vec![fast], self.marks(vertex), cached.clone());
-                    self.commands.push(Command::Link { vertex, keys, marks, cached });
+                if let Keys { fast: Some(_), slow: Some(_) } = keys {
+                    self.link(vertex, cached.clone());
                 }
                 self.node_mut(vertex).state = State::Hit { cached, keys };
                 self.work.push(vertex);
@@ -157,6 +160,34 @@ impl<O: Clone> Core<O> {
             None if keys.slow.is_none() => self.after_fast_miss(vertex, keys.fast),
             None => self.missed(vertex, keys),
         }
+    }
+
+    /// A result was found by content: next time nothing has to be read. It is linked to what was read, not to
+    /// what that seemed to be: of keys that nothing was ever saved under there are no marks.
+    fn link(&mut self, vertex: usize, cached: Cached<O>) {
+        let inputs = self.inputs(vertex);
+        let key = |&(input, usage): &(usize, InputUse)| match usage {
+            InputUse::Content => self.node(input).canonical(),
+            InputUse::Definition => self.key_of(vertex, input),
+        };
+        let keys: Option<Vec<CacheKey>> = inputs.iter().map(key).collect();
+        let Some(keys) = keys else { return };
+        let marks = self.marks_of(vertex, |at, _| Some(keys[at]));
+        let digests: Vec<Digest> = keys.iter().map(|key| key.0).collect();
+        let keys = vec![CacheKey::derive(KeyKind::Definition, &self.op(vertex), &digests)];
+        self.commands.push(Command::Link { vertex, keys, marks, cached });
+    }
+
+    /// There is a result that does not count any more: from here on it is as if somebody wanted it made again.
+    pub(super) fn outdated(&mut self, vertex: usize) {
+        self.node_mut(vertex).refresh = true;
+        if self.is_identified(vertex) {
+            // Its users have seen a key. They look again once it has another one.
+            return self.found(vertex, None);
+        }
+        self.node_mut(vertex).state = State::Missed { keys: None };
+        self.want(vertex);
+        self.work.push(vertex);
     }
 
     /// Somebody wants what was found.
@@ -211,18 +242,26 @@ impl<O: Clone> Core<O> {
 
     /// Marks of the inputs' present keys; see [`KeyKind::Mark`]. Only where they may be asked for.
     pub(super) fn marks(&self, vertex: usize) -> Vec<CacheKey> {
+        self.marks_of(vertex, |_, input| self.key_of(vertex, input))
+    }
+
+    fn marks_of(&self, vertex: usize, key: impl Fn(usize, usize) -> Option<CacheKey>) -> Vec<CacheKey> {
         let inputs = self.inputs(vertex);
         let has_mark = |&(_, &(input, _)): &(usize, &(usize, InputUse))| {
             inputs.len() > 1 && matches!(self.node(input).identity, Identity::Cached(_))
         };
         let marked = inputs.iter().enumerate().filter(has_mark);
-        marked
-            .filter_map(|(at, &(input, _))| Some(self.mark(vertex, at, self.key_of(vertex, input)?)))
-            .collect()
+        marked.filter_map(|(at, &(input, _))| Some(self.mark(vertex, at, key(at, input)?))).collect()
     }
 
     pub(super) fn mark(&self, vertex: usize, position: usize, key: CacheKey) -> CacheKey {
-        CacheKey::derive(KeyKind::Mark(position), &self.op(vertex), &[key.0])
+        let op = match self.node(vertex).inputs[position].1 {
+            // Where it is missing, the lookup by definition fails.
+            InputUse::Content => self.op(vertex),
+            // The one by content as well.
+            InputUse::Definition => self.op_by_content(vertex),
+        };
+        CacheKey::derive(KeyKind::Mark(position), &op, &[key.0])
     }
 
     /// How to remember the result of a run under `keys`.

@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use petgraph::stable_graph::NodeIndex;
+
 use super::node::State;
 use super::{Command, Core};
 use crate::Cost;
@@ -66,10 +68,11 @@ impl Ready {
 impl<O: Clone> Core<O> {
     /// Runs what there is room for.
     pub(super) fn dispatch(&mut self) {
-        let Self { nodes, ready, .. } = self;
+        let Self { graph, ready, .. } = self;
         let mut chosen = Vec::new();
         let is_ready = |vertex: usize| {
-            nodes[vertex].as_ref().is_some_and(|node| matches!(node.state, State::Ready { .. }))
+            let node = graph.node_weight(NodeIndex::new(vertex));
+            node.is_some_and(|node| matches!(node.state, State::Ready { .. }))
         };
         while let Some(vertex) = ready.next(is_ready) {
             chosen.push(vertex);

@@ -37,8 +37,11 @@ struct Step {
     kind: Kind,
     inputs: Vec<(usize, InputUse)>,
     has_lineage: bool,
+    /// By content its versions that do the same are one op.
+    is_coarse: bool,
     refresh: bool,
     fails: bool,
+    ages: bool,
     /// The step it repeats.
     twin_of: Option<usize>,
 }
@@ -60,10 +63,13 @@ impl Step {
             Kind::Step => Identity::Cached(op),
         };
         let mut toy = toy(identity, effect, &self.inputs);
+        let by_content = [self.family.to_le_bytes(), (self.version / 2).to_le_bytes(), *b"coarsely"].concat();
+        toy.plan.by_content = self.is_coarse.then(|| Digest::of(&by_content));
         toy.plan.lineage = self.has_lineage.then(|| Digest::of(&self.family.to_le_bytes()));
         toy.plan.refresh = self.refresh;
         toy.plan.cost.peak_memory_bytes = self.family % 5;
         toy.fails = self.fails;
+        toy.ages = self.ages;
         toy
     }
 }
@@ -88,8 +94,11 @@ fn any_steps(has_twins: bool, dice: &mut Dice) -> Vec<Step> {
             kind,
             inputs: Vec::new(),
             has_lineage: dice.once_in(2),
+            is_coarse: dice.once_in(2),
             refresh: false,
             fails: false,
+            // Whether one of two that do the same finds what the other made anew depends on who comes first.
+            ages: !has_twins && dice.once_in(2),
             twin_of: None,
         };
         if kind == Kind::Step {
@@ -144,6 +153,9 @@ fn edit(steps: &mut [Step], has_twins: bool, world: &mut World, dice: &mut Dice)
             0 => drop(world.records.remove(&key)),
             1 if !has_twins => {
                 world.gone.insert(world.records[&key].output.name);
+            }
+            2 => {
+                world.old.insert(world.records[&key].output.name);
             }
             _ => {}
         }
@@ -219,11 +231,11 @@ fn check_build(toys: &[Toy], target: usize, world: &mut World, dice: &mut Dice, 
 /// Everything about a build that went wrong.
 fn story(toys: &[Toy], target: usize, report: &Report, numbers: &[usize], seed: u64) -> String {
     let mut text = format!("history {seed}, target {target}");
-    for (at, Toy { plan, fails, .. }) in toys.iter().enumerate() {
-        let Plan { identity, inputs, refresh, lineage, .. } = plan;
+    for (at, Toy { plan, fails, ages, .. }) in toys.iter().enumerate() {
+        let Plan { identity, by_content, inputs, refresh, lineage, cost: _ } = plan;
         let inputs: Vec<_> = inputs.iter().map(|input| (input.vertex, input.usage)).collect();
         let lineage = lineage.is_some();
-        text += &format!("\n{at} {identity:?} {inputs:?} {refresh} {lineage} {fails}");
+        text += &format!("\n{at} {identity:?} {by_content:?} {inputs:?} {refresh} {lineage} {fails} {ages}");
     }
     for (key, vertex) in &report.ran {
         let position = numbers.iter().position(|number| number == vertex);

@@ -12,12 +12,15 @@ pub(super) struct Toy {
     /// What it does; two versions of an op may do the same.
     pub(super) effect: u64,
     pub(super) fails: bool,
+    /// Old results of it do not count.
+    pub(super) ages: bool,
 }
 
 pub(super) fn toy(identity: Identity, effect: u64, inputs: &[(usize, InputUse)]) -> Toy {
     let inputs = inputs.iter().map(|&(vertex, usage)| VertexInput { vertex, usage }).collect();
-    let plan = Plan { identity, inputs, refresh: false, lineage: None, cost: Cost::default() };
-    Toy { plan, effect, fails: false }
+    let (by_content, lineage, cost) = (None, None, Cost::default());
+    let plan = Plan { identity, by_content, inputs, refresh: false, lineage, cost };
+    Toy { plan, effect, fails: false, ages: false }
 }
 
 /// What a toy makes of its inputs: of what it reads, a part only.
@@ -55,6 +58,8 @@ pub(super) struct World {
     pub(super) marks: HashSet<CacheKey>,
     /// Results that are recorded and not there.
     pub(super) gone: HashSet<u64>,
+    /// Results that are old.
+    pub(super) old: HashSet<u64>,
     pub(super) names: u64,
 }
 
@@ -81,6 +86,7 @@ impl World {
             && earlier.output.value == value
         {
             save.keys.iter().for_each(|key| self.put(*key, &earlier, save.refresh));
+            self.old.remove(&earlier.output.name);
             return earlier;
         }
         let made = Made { value, name: self.name() };
@@ -191,7 +197,9 @@ impl<'a> Sim<'a> {
     pub(super) fn answer(&mut self, place: usize) {
         let fact = match self.open.swap_remove(place) {
             Command::Lookup { vertex, key } => {
-                Fact::Found { vertex, hit: self.world.records.get(&key).cloned() }
+                let hit = self.world.records.get(&key).cloned();
+                let is_old = hit.as_ref().is_some_and(|hit| self.world.old.contains(&hit.output.name));
+                Fact::Found { vertex, hit, is_old: is_old && self.toys[&vertex].ages }
             }
             Command::Mark { vertex, input, key } => {
                 Fact::Marked { vertex, input, known: self.world.marks.contains(&key) }
@@ -248,7 +256,7 @@ impl<'a> Sim<'a> {
             self.answer(place);
         }
         assert!(self.core.jobs.is_empty(), "nothing is left to do: {:?}", self.core.waits());
-        assert!(self.core.nodes.iter().all(Option::is_none), "nothing is kept for nobody");
+        assert!(self.core.graph.node_count() == 0, "nothing is kept for nobody");
         self.report
     }
 }

@@ -2,13 +2,12 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use kiln_oci::Digest;
-use tokio::sync::mpsc;
 
 use super::Message;
+use super::shared::{AtomicBool, Ordering, Sender};
 use crate::core::Save;
 use crate::{CacheKey, CacheStore, Cached, Cancellation, Event, Op, Places, Scope, Stream};
 
@@ -25,8 +24,8 @@ pub(super) enum Ended<O: Op, S> {
 /// What a cache that is far is asked.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question {
-    /// The result.
-    Result,
+    /// The result under this key.
+    Result { key: CacheKey },
     /// Whether there is a mark of this input.
     Mark { input: usize },
 }
@@ -38,29 +37,32 @@ pub(super) enum TaskError<E, S> {
     Panicked,
 }
 
-/// Stops the work for one vertex: two flags that are only ever set, and stand for themselves.
+/// Stops the work for one vertex: flags that are only ever set, and stand for themselves.
 pub(super) struct VertexCancel {
     stopped: AtomicBool,
     /// Another job waits for it: its own job has no say any more.
     adopted: AtomicBool,
+    /// Somebody asked and was told to stop: that stays so, whoever adopts it then.
+    told: AtomicBool,
     job: Arc<dyn Cancellation>,
 }
 
 impl VertexCancel {
     pub(super) fn new(job: Arc<dyn Cancellation>) -> Self {
-        Self { stopped: AtomicBool::new(false), adopted: AtomicBool::new(false), job }
+        let [stopped, adopted, told] = [false; 3].map(AtomicBool::new);
+        Self { stopped, adopted, told, job }
     }
 
     pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
+        self.stopped.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn adopt(&self) {
-        self.adopted.store(true, Ordering::Relaxed);
+        self.adopted.store(true, Ordering::SeqCst);
     }
 
     pub(super) fn is_adopted(&self) -> bool {
-        self.adopted.load(Ordering::Relaxed) && !self.stopped.load(Ordering::Relaxed)
+        self.adopted.load(Ordering::SeqCst) && !self.stopped.load(Ordering::SeqCst)
     }
 }
 
@@ -70,8 +72,14 @@ impl Cancellation for VertexCancel {
     }
 
     fn is_cancelled(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
-            || (self.job.is_cancelled() && !self.adopted.load(Ordering::Relaxed))
+        let is_set = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
+        let tells = is_set(&self.told)
+            || is_set(&self.stopped)
+            || (self.job.is_cancelled() && !is_set(&self.adopted));
+        if tells {
+            self.told.store(true, Ordering::SeqCst);
+        }
+        tells
     }
 }
 
@@ -80,7 +88,7 @@ pub(super) struct Task<O: Op, C: CacheStore<O::Output>> {
     pub(super) number: usize,
     pub(super) position: usize,
     pub(super) cancel: Arc<VertexCancel>,
-    pub(super) inbox: mpsc::Sender<Message<O, C>>,
+    pub(super) inbox: Sender<Message<O, C>>,
 }
 
 impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {

@@ -350,10 +350,10 @@ impl BuildOp {
         let from = match tree {
             Tree::Empty => return Ok(()),
             Tree::Far(_) => return Err(not_here().into()),
-            Tree::Context(context) => Files { root: context.root(), frozen: false, owner: Some((0, 0)) },
+            Tree::Context(context) => Files { root: context.root(), owner: Some((0, 0)) },
             Tree::Snapshot(id) => {
                 view = self.shared.engine.snapshots.open_view(id)?;
-                Files { root: view.as_fd(), frozen: true, owner: None }
+                Files { root: view.as_fd(), owner: None }
             }
         };
         let selection = self.part_of(tree, source)?;

@@ -170,6 +170,7 @@ fn without_process(op: &llb::Op) -> llb::Exec {
         security: llb::Security::Sandbox,
         mounts: Vec::new(),
         secret_env: Vec::new(),
+        cache_ttl: None,
     }
 }
 

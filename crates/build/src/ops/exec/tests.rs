@@ -189,6 +189,7 @@ impl Bench {
             security: llb::Security::Sandbox,
             mounts: Vec::new(),
             secret_env: Vec::new(),
+            cache_ttl: None,
         };
         change(&mut exec);
         let inputs = base.into_iter().chain(inputs.iter().copied()).collect();
@@ -230,7 +231,7 @@ impl Bench {
                 .iter()
                 .enumerate()
                 .map(|(at, vertex)| {
-                    BuildOp::new(vertex, &shared).planned(vertex, VertexId(at), "", self.request.no_cache)
+                    BuildOp::new(vertex, &shared).planned(vertex, VertexId(at), "", self.request.no_cache.all)
                 })
                 .collect(),
             target: target.0,

@@ -18,7 +18,7 @@ fn a_cache_outlives_its_step_and_is_no_part_of_the_layer() {
     // Another cache is the same step: what a cache holds is no part of a result.
     let other = bench.mounting(&[], vec![cache("other", "/cache", |_| {})]);
     assert_eq!(bench.solve(other, |_| {}).ran, 0);
-    bench.request.no_cache = true;
+    bench.request.no_cache.all = true;
     bench.solve(two, |inside| assert_eq!(inside.read("/elsewhere", "x"), None)).ok();
 }
 
