@@ -9,7 +9,6 @@
 //! - A file has its name only when it is whole; after an error nothing is left of it.
 
 mod archive;
-mod behind;
 mod file;
 mod image;
 mod index;
