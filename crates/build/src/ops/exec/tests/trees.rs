@@ -136,7 +136,6 @@ fn a_stage_that_changed_where_nothing_is_mounted_from_changes_no_step() {
 #[test]
 fn a_base_that_is_mounted_too_counts_by_its_key() {
     let exec = |mounts| llb::Exec {
-        cache_ttl: None,
         base: Some(InputIndex(0)),
         args: Vec::new(),
         env: Vec::new(),
