@@ -76,6 +76,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("kills::", CAMPAIGN),
     both("power::", CAMPAIGN),
     both("interop::", PEERS),
+    both("remote_cache_s3::", CAMPAIGN),
     both("registry::transfer::", PEERS),
     both("registry::hostile::", PARSERS),
     both("layers::implied::umoci_unpacks_what_kiln_loads_to_the_same_tree", PEERS),
