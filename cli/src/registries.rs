@@ -69,6 +69,6 @@ pub(crate) fn bases(args: &BaseArgs, config: &Config, pushes: bool) -> Result<Ba
         return Err(Failure::usage("--offline and --pull=always: one of them has to go"));
     }
     let policy = if args.offline { PullPolicy::Never } else { args.pull.unwrap_or_default() };
-    let asks = pushes || policy != PullPolicy::Never;
-    Ok(Bases { policy, tag_life: config.registries.tag_ttl, registries: asks.then(|| registries(config)) })
+    let registries = (!args.offline).then(|| registries(config));
+    Ok(Bases { policy, tag_life: config.registries.tag_ttl, registries })
 }

@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kiln-registry", &["kiln-oci"]),
     ("kiln-snapshotter", &["kiln-oci", "kiln-layer"]),
     ("kiln-executor", &["kiln-oci"]),
+    ("kiln-remote", &["kiln-oci"]),
     (
         "kiln-build",
         &[
@@ -27,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "kiln-registry",
             "kiln-snapshotter",
             "kiln-executor",
+            "kiln-remote",
         ],
     ),
     ("kiln-containers", &["kiln-oci", "kiln-content", "kiln-snapshotter", "kiln-executor"]),

@@ -1,6 +1,8 @@
 //! `kiln build`
 
+use std::fmt::Display;
 use std::io::IsTerminal;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use kiln_build::export::Output;
@@ -44,6 +46,8 @@ pub(super) fn request(
         wants_id: args.iidfile.is_some() || args.metadata_file.is_some(),
         target: args.target.clone(),
         no_cache: no_cache(args),
+        cache_from: caches(&args.cache_from, "--cache-from")?,
+        cache_to: caches(&args.cache_to, "--cache-to")?,
         jobs: args.jobs,
         network: match args.network {
             NetworkMode::Default => Network::Default,
@@ -57,6 +61,16 @@ pub(super) fn request(
         bases: bases(&args.bases, config, pushes)?,
         ..BuildRequest::new(Default::default())
     };
+    if args.bases.offline {
+        let skip = |away: Option<String>| {
+            if let Some(label) = &away {
+                say(&format!("warning: --offline: {label} is not asked\n"));
+            }
+            away.is_none()
+        };
+        request.cache_from.retain(|source| skip(source.away()));
+        request.cache_to.retain(|target| skip(target.away()));
+    }
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);
     }
@@ -76,6 +90,12 @@ pub(super) fn request(
         request.labels.insert(name.to_owned(), value.to_owned());
     }
     Ok(request)
+}
+
+/// What `--cache-from` or `--cache-to` say. There may be passwords in it, so no message repeats it.
+fn caches<T: FromStr<Err: Display>>(texts: &[String], flag: &str) -> Result<Vec<T>, Failure> {
+    let parse = |text: &String| text.parse().map_err(|error| Failure::usage(format!("{flag}: {error}")));
+    texts.iter().map(parse).collect()
 }
 
 /// What all the options together say; the last of `--no-cache=true` and `=false` counts.

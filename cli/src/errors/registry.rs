@@ -32,17 +32,18 @@ pub(super) fn code(error: &Error) -> Code {
 
 pub(super) fn hint(error: &Error) -> Option<String> {
     Some(match error {
-        Error::Denied { host, known: false, .. } => format!("`kiln login {host}` may help"),
-        Error::Denied { host, .. } => {
-            format!("the credentials for {host} are wrong or not enough; `kiln login {host}` replaces them")
-        }
+        Error::Denied { registry, known: false, .. } => format!("`kiln login {registry}` may help"),
+        Error::Denied { registry, .. } => format!(
+            "the credentials for {registry} are wrong or not enough; `kiln login {registry}` replaces them"
+        ),
         Error::NotFound { .. } => {
             "look for a mistake in the name or the tag; some registries say this of what needs a login, too"
                 .to_owned()
         }
         Error::Transfer { host, source, .. } if is_certificate(source) => format!(
             "put the registry's authority into /etc/docker/certs.d/{host}/ca.crt, or name it as \
-             ca-certificates in the configuration file"
+             ca-certificates in the configuration file; what it wants to be shown goes there as NAME.cert \
+             and NAME.key"
         ),
         Error::Transfer { host, source, .. } if source.is_connect() => format!(
             "is {host} the right name? A registry that speaks plain http is listed under [registries] \
@@ -65,5 +66,5 @@ pub(super) fn hint(error: &Error) -> Option<String> {
 
 /// rustls says so in words; no type of its errors leaves the client.
 fn is_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.to_string().contains("certificate") || error.source().is_some_and(is_certificate)
+    error.to_string().contains("ertificate") || error.source().is_some_and(is_certificate)
 }

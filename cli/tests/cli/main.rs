@@ -52,6 +52,8 @@ mod reflink;
 mod registry;
 mod remote;
 mod remote_add;
+mod remote_cache;
+mod remote_cache_s3;
 mod remote_contexts;
 mod remote_git;
 mod remote_git_contexts;

@@ -14,6 +14,18 @@ use kiln_oci::{DiffId, Digest, Platform, Reference};
 use crate::watch::WatchError;
 use crate::{Dockerfile, Entitlement, SourceError};
 
+/// An error and its causes in one line.
+pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// Why a build, import, load or export ended without a result.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

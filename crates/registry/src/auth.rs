@@ -221,7 +221,7 @@ impl Client {
             url.query_pairs_mut().extend_pairs(pairs);
             client.get(url.clone()).headers(request_headers)
         };
-        let body = self.token_answer(&url, request, credential.is_some()).await?;
+        let body = self.token_answer(host, &url, request, credential.is_some()).await?;
         let token: Token = serde_json::from_slice(&body)
             .map_err(|_| protocol(&url, &Method::GET, "with something else than a token"))?;
         let text = token.token.filter(|text| !text.is_empty()).or(token.access_token).unwrap_or_default();
@@ -235,6 +235,7 @@ impl Client {
 
     async fn token_answer(
         &self,
+        registry: &Host,
         url: &Url,
         request: reqwest::RequestBuilder,
         known: bool,
@@ -265,7 +266,8 @@ impl Client {
         let said = crate::error::said(&body, false, &self.inner.authority.secrets());
         let method = "GET".to_owned();
         if matches!(status, 400 | 401 | 403) {
-            return Err(Error::Denied { host, method, path, status, said, known });
+            let registry = registry.name.as_str().into();
+            return Err(Error::Denied { host, method, path, status, said, registry, known });
         }
         Err(Error::Status { host, method, path, status, said })
     }

@@ -94,6 +94,21 @@ mod tests {
     }
 
     #[test]
+    fn any_header_is_read_to_its_end() {
+        let words =
+            ["Bearer", "basic", "realm", "=", "\"", "\\", ",", " ", "https://h/t", "é", "a/b:c", "\t"];
+        let mut seed = 7_u64;
+        for _ in 0..20_000 {
+            let mut header = String::new();
+            for _ in 0..12 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                header.push_str(words[(seed >> 33) as usize % words.len()]);
+            }
+            assert!(parse(&header).len() <= 12, "{header}");
+        }
+    }
+
+    #[test]
     fn what_is_no_challenge_is_none() {
         for header in
             ["", ",,,", "Bearer", "Bearer realm=\"unfinished", "=x", "\u{e9}", "Bearer service=\"x\""]

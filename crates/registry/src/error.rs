@@ -26,6 +26,8 @@ pub enum Error {
         path: String,
         status: u16,
         said: String,
+        /// The registry that it is about, as references name it; `host` may be its token server.
+        registry: Box<str>,
         /// Whether there were credentials to show.
         known: bool,
     },
@@ -152,11 +154,12 @@ pub(crate) fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// Whether it is the certificate that is wrong. rustls's own words: no type of its errors leaves reqwest.
+/// Whether it is a certificate that is wrong, or missing. rustls's own words: no type of its errors leaves
+/// reqwest.
 pub(crate) fn is_certificate(error: &reqwest::Error) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
-        if error.to_string().contains("certificate") {
+        if error.to_string().contains("ertificate") {
             return true;
         }
         cause = error.source();

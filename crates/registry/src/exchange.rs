@@ -416,9 +416,9 @@ impl Client {
     }
 
     fn denied(&self, host: &Host, ask: &Ask<'_>, url: &Url, status: u16, said: String, known: bool) -> Error {
-        let known = known && self.has_credential(host);
+        let (known, registry) = (known && self.has_credential(host), host.name.as_str().into());
         let (host, method, path) = (shown_host(url), ask.method.to_string(), shown_path(url));
-        Error::Denied { host, method, path, status, said, known }
+        Error::Denied { host, method, path, status, said, registry, known }
     }
 
     /// Seconds, or a date (RFC 9110, section 10.2.3).

@@ -7,7 +7,7 @@ use kiln_oci::Digest;
 use serde_json::{Value, json};
 
 use super::server::Bench;
-use crate::harness::needs_root;
+use crate::harness::{Running, needs_root};
 use crate::web::{Request, Web, response};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -134,4 +134,60 @@ fn urls_of_layers_are_never_asked() {
     let layer = Digest::of(&image.layer).to_string();
     refused(&serve(&image, |_, blobs| drop(blobs.remove(&layer))), 5, "does not have");
     assert!(!*asked.lock().unwrap());
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_asked_for_registries_elsewhere() {
+    needs_root!();
+    let (bench, image) = (Bench::empty(), Image::new());
+    // No name server knows it: only a proxy can.
+    bench.write("kiln.toml", "[registries]\ninsecure = [\"registry.invalid\"]\n");
+    let proxy = serve(&image, |_, _| {});
+    let mut command = bench.command(&["pull", "registry.invalid/x:v1"]);
+    let outcome = command.env("HTTP_PROXY", proxy.url("")).env("https_proxy", proxy.url("")).output();
+    crate::harness::Outcome::of(outcome.unwrap()).expect(0);
+    let seen = proxy.take_seen();
+    assert!(
+        seen.iter().any(|request| request.target == "http://registry.invalid/v2/x/manifests/v1"),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_pull_that_is_killed_leaves_nothing_in_the_way_of_the_next() {
+    needs_root!();
+    let (bench, image) = (Bench::empty(), Image::new());
+    let good = serve(&image, |_, _| {});
+    let (port, held) = (good.url(""), Arc::new(Mutex::new(())));
+    // Like the other, but that blobs wait until the test lets go.
+    let gate = held.clone();
+    let layer = Digest::of(&image.layer).to_string();
+    let (config, manifest) =
+        (serde_json::to_vec(&image.config).unwrap(), serde_json::to_vec(&image.manifest).unwrap());
+    let bytes = image.layer.clone();
+    let slow = Web::serve(move |request: &Request| match request.target.rsplit('/').next() {
+        _ if request.target.contains("/manifests/") => {
+            response("200 OK", &[("Content-Type", MANIFEST)], &manifest)
+        }
+        Some(last) if last == layer => {
+            drop(gate.lock());
+            response("200 OK", &[], &bytes)
+        }
+        _ => response("200 OK", &[], &config),
+    });
+    let waits = held.lock().unwrap();
+    let name = format!("{}/x:v1", slow.url("").trim_start_matches("http://"));
+    for (signal, code) in [(rustix::process::Signal::KILL, None), (rustix::process::Signal::INT, Some(130))] {
+        let mut pull = Running::start(bench.command(&["pull", &name]));
+        pull.wait_for("fetching 1 of 1 layers");
+        pull.signal(signal);
+        assert_eq!(pull.end().code, code);
+        assert_eq!(bench.ok(&["images", "-q"]), "");
+        bench.store.sound().unwrap();
+    }
+    drop(waits);
+    bench.ok(&["pull", &name]);
+    bench.ok(&["pull", &format!("{}/x:v1", port.trim_start_matches("http://"))]);
+    bench.store.sound().unwrap();
+    assert_eq!(std::fs::read_dir(bench.store.root().join("ingest")).unwrap().count(), 0);
 }

@@ -114,3 +114,20 @@ fn a_broken_file_of_credentials_is_named() {
     bench.kiln(&["login", "-u", "user", &registry.host()]).expect(2).says(&["--password-stdin"]);
     bench.kiln(&["login", "-u", "user", "--password-stdin", "no host"]).expect(2);
 }
+
+#[test]
+fn a_registry_that_wants_a_certificate_is_shown_the_one_for_it() {
+    needs_root!();
+    needs_programs!("docker-registry", "openssl");
+    let (registry, bench) = (Registry::certified(), Bench::new());
+    trust(&bench, &registry);
+    let name = registry.name("team/app");
+    bench.build(&context(), &["-t", &name]).expect(0);
+    bench.kiln(&["push", &name]).expect(5).says(&["NAME.cert"]);
+    let place = |file: &str| format!("docker/certs.d/{}/{file}", registry.host());
+    let [certificate, key] = registry.client();
+    bench.write(&place("client.cert"), fs::read(certificate).unwrap());
+    bench.kiln(&["push", &name]).expect(2).says(&["client.key"]);
+    bench.write(&place("client.key"), fs::read(key).unwrap());
+    assert!(bench.ok(&["push", &name]).contains("4 blobs sent"));
+}

@@ -30,21 +30,34 @@ pub(super) struct Registry {
     child: Child,
     dir: TempDir,
     pub(super) port: u16,
-    guarded: bool,
+    guard: Guard,
+}
+
+/// Whom a registry lets in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Guard {
+    Nobody,
+    Password,
+    Certificate,
 }
 
 impl Registry {
     /// One that speaks plain http and asks nobody who he is.
     pub(super) fn open() -> Self {
-        Self::start(false)
+        Self::start(Guard::Nobody)
     }
 
     /// One that speaks TLS, with a certificate of an authority of its own, and wants a password.
     pub(super) fn guarded() -> Self {
-        Self::start(true)
+        Self::start(Guard::Password)
     }
 
-    fn start(guarded: bool) -> Self {
+    /// One that speaks TLS and wants a certificate of that authority.
+    pub(super) fn certified() -> Self {
+        Self::start(Guard::Certificate)
+    }
+
+    fn start(guard: Guard) -> Self {
         let dir = tempfile::tempdir().expect("temporary directories can be made");
         let at = |name: &str| text(&dir.path().join(name)).to_owned();
         let mut config = format!(
@@ -52,15 +65,16 @@ impl Registry {
             at("data")
         );
         config.push_str("http:\n  addr: 127.0.0.1:0\n  secret: of-the-test\n");
-        if guarded {
+        if guard != Guard::Nobody {
             make_certificates(dir.path());
-            fs::write(at("htpasswd"), HTPASSWD).expect("ours to write");
-            config.push_str(&format!(
-                "  tls: {{certificate: {}, key: {}}}\n",
-                at("server.pem"),
-                at("server.key")
-            ));
-            config.push_str(&format!("auth:\n  htpasswd: {{realm: test, path: {}}}\n", at("htpasswd")));
+            let (pem, key, ca) = (at("server.pem"), at("server.key"), at("ca.pem"));
+            config.push_str(&format!("  tls:\n    certificate: {pem}\n    key: {key}\n"));
+            if guard == Guard::Certificate {
+                config.push_str(&format!("    clientcas: [{ca}]\n"));
+            } else {
+                fs::write(at("htpasswd"), HTPASSWD).expect("ours to write");
+                config.push_str(&format!("auth:\n  htpasswd: {{realm: test, path: {}}}\n", at("htpasswd")));
+            }
         }
         fs::write(at("config.yml"), config).expect("ours to write");
         let mut child = Command::new("docker-registry")
@@ -83,12 +97,17 @@ impl Registry {
         };
         // Somebody has to read what it says.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, dir, port, guarded }
+        Self { child, dir, port, guard }
     }
 
     /// `127.0.0.1:PORT`
     pub(super) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where it keeps what it has.
+    pub(super) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     /// `127.0.0.1:PORT/NAME`
@@ -101,10 +120,15 @@ impl Registry {
         self.dir.path().join("ca.pem")
     }
 
+    /// A certificate that it lets in, and its key.
+    pub(super) fn client(&self) -> [PathBuf; 2] {
+        ["client.pem", "client.key"].map(|name| self.dir.path().join(name))
+    }
+
     /// Runs skopeo with this registry's rules.
     #[track_caller]
     pub(super) fn skopeo(&self, args: &[&str]) -> String {
-        assert!(!self.guarded, "skopeo gets no password here");
+        assert!(self.guard == Guard::Nobody, "skopeo gets no password here");
         let mut command = Command::new("skopeo");
         command.args(["--insecure-policy", args[0]]);
         match args[0] {
@@ -136,7 +160,10 @@ fn make_certificates(dir: &Path) {
           -addext basicConstraints=critical,CA:TRUE -keyout ca.key -out ca.pem\n\
         openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=registry -keyout server.key -out server.csr\n\
         printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\\nextendedKeyUsage=serverAuth\\n' > extensions\n\
-        openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 3000 -extfile extensions -out server.pem\n";
+        openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 3000 -extfile extensions -out server.pem\n\
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=client -keyout client.key -out client.csr\n\
+        printf 'extendedKeyUsage=clientAuth\\n' > extensions\n\
+        openssl x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 3000 -extfile extensions -out client.pem\n";
     let made = Command::new("sh").args(["-c", script]).current_dir(dir).output().expect("sh starts");
     Outcome::of(made).expect(0);
 }

@@ -59,12 +59,9 @@ pub(crate) trait Shelf {
 }
 
 /// Takes a file before its name and size are known.
-pub(crate) trait Drafts {
-    /// What is written to [`Drafts::file`] from here on is one file of the shelf.
+pub(crate) trait Drafts: Write {
+    /// What follows is one file.
     fn begin(&mut self) -> io::Result<()>;
-
-    /// Where to write.
-    fn file(&self) -> Option<&File>;
 
     /// The file ends here, has `size_bytes`, and this name.
     fn keep(&mut self, name: &str, size_bytes: u64) -> io::Result<()>;
@@ -288,15 +285,20 @@ impl Shelf for TarShelf<'_> {
     }
 }
 
-impl Drafts for TarShelf<'_> {
-    fn begin(&mut self) -> io::Result<()> {
-        let mut file = self.flushed()?;
-        self.draft_at = file.stream_position()?;
-        file.write_all(&[0; BLOCK_BYTES])
+impl Write for TarShelf<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.target.out.write(bytes)
     }
 
-    fn file(&self) -> Option<&File> {
-        self.target.file
+    fn flush(&mut self) -> io::Result<()> {
+        self.target.out.flush()
+    }
+}
+
+impl Drafts for TarShelf<'_> {
+    fn begin(&mut self) -> io::Result<()> {
+        self.draft_at = self.flushed()?.stream_position()?;
+        self.target.out.write_all(&[0; BLOCK_BYTES])
     }
 
     fn keep(&mut self, name: &str, size_bytes: u64) -> io::Result<()> {

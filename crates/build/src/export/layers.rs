@@ -1,7 +1,6 @@
 //! Layers as they leave: reused as they came, remembered from the last time, or packed now.
 
-use std::fs::File;
-use std::io::{self, BufReader, PipeReader, Read, Write};
+use std::io::{self, BufReader, BufWriter, PipeReader, Read, Write};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
@@ -14,7 +13,6 @@ use kiln_oci::image::{Descriptor, media_type};
 use kiln_oci::{DiffId, Digest, SnapshotId};
 
 use super::archive::{Drafts, ImageWriter};
-use super::behind::write_behind;
 use super::packing::{Compress, Packing};
 use crate::layers::write_tar;
 use crate::{BuildError, Engine};
@@ -124,20 +122,26 @@ fn pack(
         let path = engine.store.root().join("ingest");
         BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
     };
-    let mut drafts = writer.as_deref_mut().and_then(ImageWriter::drafts);
-    if let Some(drafts) = &mut drafts {
-        drafts.begin().map_err(|source| drafts.failed(source))?;
-    }
-    let draft = drafts.as_deref().and_then(Drafts::file);
-    let mut out = Tee { ingest: engine.store.ingest()?, draft, is_drafts_fault: false };
-    let packed =
-        write_behind(&mut out, |out| pack_into(engine, layer, packing, times, cancel, out, host_failed));
-    let Tee { ingest, is_drafts_fault, .. } = out;
-    let packed = packed.map_err(|source| match drafts {
-        Some(drafts) if is_drafts_fault => drafts.failed(source),
-        _ => host_failed(source),
-    })?;
-    let (packed_diff_id, tar_size_bytes, toc) = packed?;
+    let draft = match writer.as_deref_mut().and_then(ImageWriter::drafts) {
+        Some(draft) => {
+            draft.begin().map_err(|source| draft.failed(source))?;
+            Some(draft)
+        }
+        None => None,
+    };
+    let mut out = Tee { ingest: engine.store.ingest()?, draft, draft_fault: None };
+    // Compressors give what they have, which is little at a time.
+    let mut buffered = BufWriter::with_capacity(256 << 10, &mut out);
+    let packed = pack_into(engine, layer, packing, times, cancel, &mut buffered, host_failed);
+    let packed = packed.and_then(|packed| buffered.flush().map(|()| packed).map_err(host_failed));
+    // After an error nothing more is written.
+    let (_, _) = buffered.into_parts();
+    let Tee { ingest, draft, draft_fault } = out;
+    let (packed_diff_id, tar_size_bytes, toc) = match (packed, draft, draft_fault) {
+        // Whatever else came of it.
+        (Err(_), Some(draft), Some(fault)) => return Err(draft.failed(fault)),
+        (packed, ..) => packed?,
+    };
     let (blob, size_bytes) = ingest.commit(None)?;
     if let Some(writer) = writer {
         writer.keep_draft(&blob, size_bytes)?;
@@ -187,15 +191,18 @@ fn pack_into(
 /// A blob on its way into the store, and into an archive.
 struct Tee<'a, 'd> {
     ingest: Ingest<'a>,
-    draft: Option<&'d File>,
-    is_drafts_fault: bool,
+    draft: Option<&'d mut dyn Drafts>,
+    draft_fault: Option<io::Error>,
 }
 
 impl Write for Tee<'_, '_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.ingest.write(bytes)?;
-        if let Some(draft) = &mut self.draft {
-            draft.write_all(&bytes[..length]).inspect_err(|_| self.is_drafts_fault = true)?;
+        if let Some(draft) = &mut self.draft
+            && let Err(fault) = draft.write_all(&bytes[..length])
+        {
+            self.draft_fault = Some(fault);
+            return Err(io::Error::other("the archive does not take it"));
         }
         Ok(length)
     }

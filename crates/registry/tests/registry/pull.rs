@@ -141,6 +141,51 @@ fn what_stands_still_is_given_up() {
 }
 
 #[test]
+fn a_trickle_is_given_up() {
+    let bench = Bench::impatient();
+    let trickles = |_: &Request, _: usize, bytes: &[u8]| {
+        Some(Reply::Trickle(head(200, &[], bytes.len()), bytes[..1000].to_vec()))
+    };
+    let (result, _, server) = fetch(&bench, trickles);
+    assert!(matches!(result, Err(Error::Stalled { .. })), "{result:?}");
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[test]
+fn connections_that_end_badly_and_odd_answers_are_survived() {
+    type Odd = fn(&[u8]) -> Reply;
+    let cases: [(&str, Odd); 8] = [
+        ("reset at once", |_| Reply::Reset(Vec::new())),
+        ("reset in the head", |bytes| Reply::Reset(head(200, &[], bytes.len())[..30].to_vec())),
+        ("reset in the body", |bytes| {
+            Reply::Reset([head(200, &[], bytes.len()), bytes[..1000].to_vec()].concat())
+        }),
+        ("closed at once", |_| Reply::Bytes(Vec::new())),
+        ("no HTTP", |_| Reply::Bytes(b"SSH-2.0-x\r\n".to_vec())),
+        ("a request timeout", |_| answer(408, &[], b"")),
+        ("chunks without end", |bytes| {
+            let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\n";
+            Reply::Bytes([head, &bytes[..1000], b"\r\n"].concat())
+        }),
+        ("HTTP/1.0 that ends early", |bytes| {
+            Reply::Bytes([b"HTTP/1.0 200 OK\r\n\r\n", &bytes[..1000]].concat())
+        }),
+    ];
+    for (name, odd) in cases {
+        let bench = Bench::new();
+        let (result, out, server) = fetch(&bench, move |_, nth, bytes| (nth == 0).then(|| odd(bytes)));
+        assert!(result.is_ok() && out == content(), "{name}: {result:?}");
+        assert_eq!(server.seen().len(), 2, "{name}");
+    }
+    for status in [400, 403, 404, 405, 410, 416] {
+        let bench = Bench::new();
+        let (result, _, server) = fetch(&bench, move |_, _, _| Some(answer(status, &[], b"")));
+        assert_eq!(result.unwrap_err().fault(), Fault::Network, "{status}");
+        assert_eq!(server.seen().len(), 1, "{status}");
+    }
+}
+
+#[test]
 fn wrong_bytes_are_never_good() {
     type Wrong = fn(&[u8]) -> Reply;
     let cases: [(&str, Wrong); 5] = [

@@ -43,6 +43,10 @@ pub(crate) enum Reply {
     Bytes(Vec<u8>),
     /// Sends this and then nothing, until the client goes away.
     Hang(Vec<u8>),
+    /// Sends the first at once, and the second byte by byte, as slowly as nobody should.
+    Trickle(Vec<u8>, Vec<u8>),
+    /// Sends this and resets the connection.
+    Reset(Vec<u8>),
 }
 
 /// An answer with a length.
@@ -118,13 +122,33 @@ impl Server {
             seen.iter().filter(|other| other.line() == request.line()).count() - 1
         };
         let reply = script(&request, nth).unwrap_or_else(|| self.behave(&request));
+        let resets = matches!(reply, Reply::Reset(_));
         // A client that went away has what it wanted.
         match reply {
+            Reply::Reset(bytes) => {
+                drop(stream.write_all(&bytes));
+                let linger = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+                linger.unwrap();
+            }
+            Reply::Trickle(head, body) => {
+                drop(stream.write_all(&head));
+                for byte in body {
+                    // The pace is what this server is about.
+                    std::thread::park_timeout(Duration::from_millis(20));
+                    if stream.write_all(&[byte]).is_err() {
+                        break;
+                    }
+                }
+            }
             Reply::Bytes(bytes) => drop(stream.write_all(&bytes)),
             Reply::Hang(bytes) => {
                 drop(stream.write_all(&bytes));
                 drop(stream.read(&mut [0; 64]));
             }
+        }
+        if resets {
+            // With something unread behind it, a closed socket is a reset one.
+            return None;
         }
         let _ = stream.shutdown(Shutdown::Write);
         // What the client still sends is read: a reset would take the answer from it.

@@ -147,6 +147,7 @@ fn a_base_that_is_mounted_too_counts_by_its_key() {
         network: llb::Network::None,
         security: llb::Security::Sandbox,
         mounts,
+        cache_ttl: None,
         secret_env: Vec::new(),
         cache_ttl: None,
     };
