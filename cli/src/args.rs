@@ -147,6 +147,14 @@ pub(crate) struct BuildArgs {
     /// Run the steps of these stages again; names that the Dockerfile does not have are passed by
     #[arg(long, value_name = "STAGE[,STAGE…]", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
+    /// Look for results here, too: an image of the store, or type=local,src=DIR|registry|s3|gcs|
+    /// azblob with attributes; may be given several times
+    #[arg(long, value_name = "NAME|type=TYPE[,NAME=VALUE…]")]
+    pub(crate) cache_from: Vec<String>,
+    /// Leave results for other machines: type=local,dest=DIR|inline|registry|s3|gcs|azblob with attributes
+    /// (mode=max: of all steps, not only of those in the image); may be given several times
+    #[arg(long, value_name = "type=TYPE[,NAME=VALUE…]")]
+    pub(crate) cache_to: Vec<String>,
     #[command(flatten)]
     pub(crate) bases: registry::BaseArgs,
     /// Run at most this many steps at once [default: all that can, as far as memory goes]
@@ -206,6 +214,9 @@ pub(crate) struct BuildArgs {
     /// Write digests and names of the result to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) metadata_file: Option<PathBuf>,
+    /// Build again whenever something that the build read changes, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["check", "call", "on_error"])]
+    pub(crate) watch: bool,
     /// What to do when a step fails, on a terminal: open a shell in its state, as `kiln shell` does
     #[arg(long, value_enum, default_value_t = OnError::Fail, value_name = "WHAT")]
     pub(crate) on_error: OnError,

@@ -7,7 +7,9 @@ mod toolkit;
 use std::io::Write;
 use std::process::ExitCode;
 
-use kiln_build::{ARCHIVE_BYTES, BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError};
+use kiln_build::{
+    ARCHIVE_BYTES, BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError, WatchError,
+};
 use kiln_executor::{AuthorityError, ExecError};
 use kiln_frontend::{Diagnostic, Severity, Span};
 use kiln_layer::{CopyError, ScanError};
@@ -292,6 +294,7 @@ impl Failure {
             BuildError::NoStep { steps, .. } => {
                 plain(exit::USAGE).hint(format!("there are:\n  {}", steps.join("\n  ")))
             }
+            BuildError::Watch(error) => watch(error, plain),
             BuildError::NothingBefore { .. } => plain(exit::USAGE).hint("leave out `--before`"),
             BuildError::NoCacheMount { .. } => {
                 plain(exit::SOURCE).hint("`kiln cache-mount ls` lists what is there")
@@ -304,6 +307,28 @@ impl Failure {
             BuildError::CacheTar { source, .. } => apply(&source.0, plain),
             _ => plain(exit::STORE),
         }
+    }
+}
+
+impl From<WatchError> for Failure {
+    fn from(error: WatchError) -> Self {
+        BuildError::from(error).into()
+    }
+}
+
+fn watch(error: &WatchError, plain: impl Fn(Code) -> Failure) -> Failure {
+    match error {
+        WatchError::Elsewhere { .. } => {
+            plain(exit::USAGE).hint("`kiln build --watch` needs a directory, and a Dockerfile in a file")
+        }
+        WatchError::TooMany { .. } => plain(exit::SOURCE).hint(
+            "raise the limit with `sysctl fs.inotify.max_user_watches=1000000`, or leave directories out with \
+             an ignore file",
+        ),
+        WatchError::TooManyWatchers { .. } => {
+            plain(exit::SOURCE).hint("raise the limit with `sysctl fs.inotify.max_user_instances=1024`")
+        }
+        _ => plain(exit::SOURCE),
     }
 }
 

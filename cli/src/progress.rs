@@ -53,12 +53,22 @@ impl Progress for Shown {
         self.steps.event(event);
     }
 
+    fn note(&self, text: &str) {
+        let text = format!("warning: {}", printable(text.as_bytes()));
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+    }
+
     fn why(&self, vertex: usize, reasons: &[Reason]) {
         // In a first build all of it goes without saying.
         if reasons.iter().any(Reason::is_news) {
             self.steps.why(vertex, &printable(in_words(reasons).as_bytes()));
         }
     }
+}
+
+/// Where a result came from that was not in the store.
+fn from_of(from: Option<&str>) -> String {
+    from.map(|from| format!(" from {}", printable(from.as_bytes()))).unwrap_or_default()
 }
 
 /// Shows nothing at all.
@@ -190,9 +200,9 @@ impl Steps for Plain {
             Event::Started { vertex } => {
                 state.number(vertex);
             }
-            Event::Cached { vertex } => {
+            Event::Cached { vertex, from } => {
                 let (number, _) = state.number(vertex);
-                line(&format!("#{number} CACHED"));
+                line(&format!("#{number} CACHED{}", from_of(from.as_deref())));
             }
             Event::Log { vertex, stream, bytes } => state.log(vertex, stream, &bytes, false),
             Event::Completed { vertex, took } => {
@@ -285,7 +295,9 @@ impl Steps for Live {
                 let surplus = tail.len().saturating_sub(TAIL_BYTES);
                 tail.drain(..surplus);
             }
-            Event::Cached { vertex } => self.say(&format!("CACHED  {}", title(&state, vertex))),
+            Event::Cached { vertex, from } => {
+                self.say(&format!("CACHED  {}{}", title(&state, vertex), from_of(from.as_deref())));
+            }
             Event::Completed { vertex, took } => {
                 finish(&mut state, vertex);
                 self.say(&format!("{:>6}  {}", seconds(took), title(&state, vertex)));

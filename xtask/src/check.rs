@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use crate::step::{self, Failure};
-use crate::{bases, fuzz, packages, users, vm};
+use crate::{bases, fuzz, packages, s3, users, vm};
 
 /// Cargo's own tools that the checks run: name, version, what for.
 const TOOLS: [(&str, &str, &str); 2] = [
@@ -34,7 +34,12 @@ pub(crate) fn run() -> Result<(), Failure> {
     timed("Advisories", "known vulnerabilities of our dependencies", advisories)?;
     timed("Build", "the test kiln and every test", || show(&["nextest", "run", "--workspace", "--no-run"]))?;
     let mut dir = None;
-    timed("Bases", "", || bases::ensure().map(|bases| dir = Some(bases.dir)))?;
+    timed("Bases", "", || {
+        let bases = bases::ensure()?;
+        s3::ensure(&bases);
+        dir = Some(bases.dir);
+        Ok(())
+    })?;
     timed("Tests", "unit tests, then the real binary against real stores", || tests(dir.as_deref()))?;
     timed("Machine", "what this one cannot show; `cargo xtask vm` for all of it", vm::short)?;
     if let Some(dir) = &dir {

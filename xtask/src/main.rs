@@ -20,6 +20,7 @@ mod mirror;
 mod packages;
 mod peers;
 mod progress;
+mod s3;
 mod step;
 mod users;
 mod vm;

@@ -58,6 +58,7 @@ pub(crate) const TEST: &[Package] = packages![
     "fuse-overlayfs", Probe::Program("fuse-overlayfs"), "mounts snapshots where overlayfs cannot";
     "uidmap", Probe::Program("newuidmap"), "gives a user the ids of a rootless build";
     "slirp4netns", Probe::Program("slirp4netns"), "is the network of a rootless RUN";
+    "python3-pip", Probe::File("/usr/lib/python3/dist-packages/pip/__init__.py"), "installs a server that speaks S3";
     "xz-utils", Probe::Program("xz"), "compresses archives that kiln must unpack";
     "bzip2", Probe::Program("bzip2"), "compresses archives that kiln must unpack";
     "zstd", Probe::Program("zstd"), "compresses archives that kiln must unpack";

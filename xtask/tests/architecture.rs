@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The last for its tests.
     ("kiln-snapshotter", &["kiln-oci", "kiln-layer", "kiln-testkit"]),
     ("kiln-executor", &["kiln-oci"]),
+    ("kiln-remote", &["kiln-oci"]),
     (
         "kiln-build",
         &[
@@ -28,6 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "kiln-registry",
             "kiln-snapshotter",
             "kiln-executor",
+            "kiln-remote",
         ],
     ),
     ("kiln-containers", &["kiln-oci", "kiln-content", "kiln-snapshotter", "kiln-executor"]),

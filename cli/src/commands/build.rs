@@ -1,12 +1,14 @@
 //! `kiln build`
 
+use std::fmt::Display;
 use std::io::IsTerminal;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use kiln_build::export::Output;
 use kiln_build::{
-    BuildError, BuildRequest, Built, ContextSource, DockerfileSource, NamedContext, NoCache, Progress,
-    SecretStore, SshAgents, build,
+    BuildCancel, BuildError, BuildRequest, Built, ContextSource, DockerfileSource, NamedContext, NoCache,
+    Progress, SecretStore, SshAgents, build,
 };
 use kiln_llb::Network;
 
@@ -44,6 +46,8 @@ pub(super) fn request(
         wants_id: args.iidfile.is_some() || args.metadata_file.is_some(),
         target: args.target.clone(),
         no_cache: no_cache(args),
+        cache_from: caches(&args.cache_from, "--cache-from")?,
+        cache_to: caches(&args.cache_to, "--cache-to")?,
         jobs: args.jobs,
         network: match args.network {
             NetworkMode::Default => Network::Default,
@@ -57,6 +61,16 @@ pub(super) fn request(
         bases: bases(&args.bases, config, pushes)?,
         ..BuildRequest::new(Default::default())
     };
+    if args.bases.offline {
+        let skip = |away: Option<String>| {
+            if let Some(label) = &away {
+                say(&format!("warning: --offline: {label} is not asked\n"));
+            }
+            away.is_none()
+        };
+        request.cache_from.retain(|source| skip(source.away()));
+        request.cache_to.retain(|target| skip(target.away()));
+    }
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);
     }
@@ -78,6 +92,12 @@ pub(super) fn request(
     Ok(request)
 }
 
+/// What `--cache-from` or `--cache-to` say. There may be passwords in it, so no message repeats it.
+fn caches<T: FromStr<Err: Display>>(texts: &[String], flag: &str) -> Result<Vec<T>, Failure> {
+    let parse = |text: &String| text.parse().map_err(|error| Failure::usage(format!("{flag}: {error}")));
+    texts.iter().map(parse).collect()
+}
+
 /// What all the options together say; the last of `--no-cache=true` and `=false` counts.
 fn no_cache(args: &BuildArgs) -> NoCache {
     let mut no_cache = NoCache { stages: args.no_cache_filter.clone(), ..NoCache::default() };
@@ -95,7 +115,6 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     crate::rootless::warn_of_network(matches!(args.network, NetworkMode::Default));
     let config = Config::read()?;
     let outputs = outputs(&args)?;
-    let to_stdout = outputs.iter().any(Output::is_stdout);
     let mut request = request(&args, outputs, &config)?;
     let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
     match call.method {
@@ -104,8 +123,29 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         Method::Outline => return outline(session, &request, call.json),
         Method::Targets => return targets(session, &request, call.json),
     }
-    forget_id(&args)?;
     request.origin = super::shell::origin();
+    if args.watch {
+        if to_stdout(&request) {
+            return Err(Failure::usage("--watch cannot write one file after the other to standard output"));
+        }
+        return super::watch::run(session, &args, &request, &config);
+    }
+    once(session, &args, &request, &config, &session.cancel)
+}
+
+fn to_stdout(request: &BuildRequest) -> bool {
+    request.outputs.iter().any(Output::is_stdout)
+}
+
+/// One build, and what it prints.
+pub(super) fn once(
+    session: &Session,
+    args: &BuildArgs,
+    request: &BuildRequest,
+    config: &Config,
+    cancel: &BuildCancel,
+) -> Result<u8, Failure> {
+    forget_id(args)?;
     let live = args.progress == ProgressMode::Auto && std::io::stderr().is_terminal();
     let quiet = args.quiet || args.progress == ProgressMode::Quiet;
     let shown = Arc::new(match args.progress {
@@ -120,7 +160,7 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     if let Some(name) = &args.runtime {
         engine.executor = session.linux_with(super::runtime(name)?)?;
     }
-    let built = runtime.block_on(build(&engine, &request, progress, &session.cancel));
+    let built = runtime.block_on(build(&engine, request, progress, cancel));
     if !quiet {
         shown.finish();
     }
@@ -131,13 +171,13 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
         other => other?,
     };
     let made_something = built.steps_run > 0;
-    write_results(&args, &built)?;
+    write_results(args, &built)?;
     for note in &built.notes {
         say(&format!("warning: {note}\n"));
     }
     let text =
         if args.quiet { built.id.map(|id| format!("{id}\n")).unwrap_or_default() } else { report(&built) };
-    if to_stdout {
+    if to_stdout(request) {
         // The output itself is there.
         say(&text);
     } else {

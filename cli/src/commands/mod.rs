@@ -34,6 +34,7 @@ pub(crate) mod save;
 pub(crate) mod selftest;
 pub(crate) mod shell;
 pub(crate) mod tag;
+mod watch;
 pub(crate) mod why;
 
 use std::io::{ErrorKind, Write};

@@ -108,7 +108,21 @@ fn command_line(record: &LastBuild) -> Result<BuildArgs, Failure> {
 /// How this process was asked for; `None`: nobody could ask the same again.
 pub(super) fn origin() -> Option<BuildOrigin> {
     let words = std::env::args_os().skip(1).map(|word| word.into_string().ok());
-    Some(BuildOrigin { words: words.collect::<Option<_>>()?, dir: std::env::current_dir().ok()? })
+    let words = without_caches(words.collect::<Option<_>>()?);
+    Some(BuildOrigin { words, dir: std::env::current_dir().ok()? })
+}
+
+/// A command line without its caches: they may have passwords, and what came from them is in the store.
+fn without_caches(words: Vec<String>) -> Vec<String> {
+    const FLAGS: [&str; 2] = ["--cache-to", "--cache-from"];
+    let mut is_value = false;
+    let is_kept = |word: &String| {
+        let is_flag = FLAGS.contains(&word.as_str());
+        let is_both =
+            FLAGS.iter().any(|flag| word.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=')));
+        !std::mem::replace(&mut is_value, is_flag) && !is_flag && !is_both
+    };
+    words.into_iter().filter(is_kept).collect()
 }
 
 /// `kiln build --on-error=shell`: says what went wrong, and opens a shell there if somebody is at a
@@ -129,4 +143,16 @@ pub(super) fn after(session: &Session, error: BuildError) -> Result<u8, Failure>
         say(&format!("warning: no shell can be started: {error}\n"));
     }
     Ok(failure.exit_code().number())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_of_caches_are_not_kept() {
+        let words = "build --cache-to type=s3,secret=x -t a --cache-from=type=s3,secret=x --no-cache .";
+        let kept = without_caches(words.split(' ').map(str::to_owned).collect());
+        assert_eq!(kept.join(" "), "build -t a --no-cache .");
+    }
 }

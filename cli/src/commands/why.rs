@@ -57,7 +57,10 @@ fn step_json(step: &StepRecord) -> Value {
 fn state(step: &StepRecord) -> String {
     let why = if step.why.is_empty() { String::new() } else { printable(&in_words(&step.why)) };
     match step.state {
-        StepState::Cached => "cached".to_owned(),
+        StepState::Cached => match &step.from {
+            Some(from) => format!("cached, from {}", printable(from)),
+            None => "cached".to_owned(),
+        },
         StepState::Ran => format!("ran {}: {why}", took(step.took_ms)),
         StepState::Failed => format!("failed; it ran: {why}"),
         StepState::Cancelled => format!("stopped; it ran: {why}"),

@@ -80,7 +80,15 @@ impl Outcome {
                 seen.push((number, title));
             }
         }
-        let cached = |number: &str| self.stderr.lines().any(|line| line == format!("#{number} CACHED"));
+        let is_cached = |line: &str, number: &str| {
+            let rest = line.strip_prefix(&format!("#{number} CACHED"));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(" from "))
+        };
+        // What was found elsewhere and could not be fetched is run after all.
+        let was_run =
+            |number: &str| self.stderr.lines().any(|line| line.starts_with(&format!("#{number} DONE")));
+        let cached =
+            |number: &str| self.stderr.lines().any(|line| is_cached(line, number)) && !was_run(number);
         seen.iter().map(|(number, title)| (title.clone(), cached(number))).collect()
     }
 

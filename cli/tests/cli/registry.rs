@@ -1,6 +1,7 @@
 //! Images from and to registries: Debian's `docker-registry`, and one that lies.
 
 mod bases;
+mod cache;
 mod hostile;
 mod login;
 mod server;

@@ -73,9 +73,17 @@ pub(crate) struct Archive {
 }
 
 enum Backing {
-    Tar { file: File, places: HashMap<String, Place> },
+    Tar {
+        file: File,
+        places: HashMap<String, Place>,
+    },
     Directory(OwnedFd),
-    Blobs { store: Arc<Store>, source: Box<dyn Blobs> },
+    /// Files that may have no name.
+    Files(HashMap<String, File>),
+    Blobs {
+        store: Arc<Store>,
+        source: Box<dyn Blobs>,
+    },
 }
 
 /// Where blobs come from that are not in the store yet.
@@ -150,6 +158,12 @@ impl Archive {
         Ok(Self { path, backing, read_bytes: AtomicU64::new(0), heals: false })
     }
 
+    /// These files, by their names; `path` is for messages.
+    pub(crate) fn of_files(path: &Path, files: HashMap<String, File>) -> Self {
+        let (path, backing) = (path.to_owned(), Backing::Files(files));
+        Self { path, backing, read_bytes: AtomicU64::new(0), heals: false }
+    }
+
     /// The blobs that `source` brings into `store`; `path` is for messages.
     pub(crate) fn of_blobs(path: &Path, store: Arc<Store>, source: impl Blobs + 'static) -> Self {
         let (path, source) = (path.to_owned(), Box::new(source));
@@ -181,6 +195,7 @@ impl Archive {
     pub(crate) fn contains(&self, name: &str) -> bool {
         match &self.backing {
             Backing::Tar { places, .. } => places.contains_key(&clean(name)),
+            Backing::Files(files) => files.contains_key(name),
             Backing::Directory(root) => {
                 beneath::open_file(root.as_fd(), clean(name).as_bytes(), OFlags::PATH).is_ok()
             }
@@ -194,6 +209,14 @@ impl Archive {
         let (own_file, places) = match &self.backing {
             Backing::Tar { file, places } => (file, places),
             Backing::Directory(root) => return self.read_file(root.as_fd(), &name),
+            Backing::Files(files) => {
+                let unreadable = |error| broken(&self.path, &format!("{name} cannot be read ({error})"));
+                let file = files.get(&name);
+                let file = file.ok_or_else(|| broken(&self.path, &format!("{name} is missing")))?;
+                let own = own_file(file).map_err(unreadable)?;
+                let size_bytes = own.metadata().map_err(unreadable)?.len();
+                return Ok((BufReader::with_capacity(256 << 10, own.take(size_bytes)), size_bytes));
+            }
             Backing::Blobs { store, source } => {
                 let digest = blob_digest(&name)
                     .ok_or_else(|| broken(&self.path, &format!("{name} is not the name of a blob")))?;
@@ -208,10 +231,7 @@ impl Archive {
                 Some(Place::Link { target }) => name = target.clone(),
                 Some(Place::File { offset, size_bytes }) => {
                     let io = |error: io::Error| broken(&self.path, &format!("cannot be read ({error})"));
-                    // A file of its own: readers must not move each other's position.
-                    let mut file =
-                        File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(own_file)))
-                            .map_err(io)?;
+                    let mut file = self::own_file(own_file).map_err(io)?;
                     file.seek(SeekFrom::Start(*offset)).map_err(io)?;
                     return Ok((BufReader::with_capacity(256 << 10, file.take(*size_bytes)), *size_bytes));
                 }
@@ -284,6 +304,11 @@ impl Archive {
     pub(crate) fn refused(&self, name: &str, error: DocumentError) -> BuildError {
         BuildError::Document { path: self.path.clone(), member: name.to_owned(), source: Box::new(error) }
     }
+}
+
+/// The same file once more: readers must not move each other's position.
+pub(crate) fn own_file(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)))
 }
 
 pub(crate) fn broken(path: &Path, reason: &str) -> BuildError {

@@ -24,6 +24,9 @@ use crate::layers::Layers;
 use crate::no_cache::MadeAgain;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::registry::{PushedName, base_image};
+use crate::remote_cache::{
+    CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
+};
 use crate::step_costs;
 use crate::tree::Tree;
 use crate::why::{Reason, Why};
@@ -39,6 +42,8 @@ pub trait Progress: Send + Sync {
     fn event(&self, event: kiln_solver::Event);
     /// The step at this position, which was started, runs for these reasons.
     fn why(&self, _vertex: usize, _reasons: &[Reason]) {}
+    /// Something went wrong that does not change what comes out.
+    fn note(&self, _text: &str) {}
 }
 
 /// A finished build.
@@ -90,9 +95,10 @@ async fn carry_out(
     progress: Arc<dyn Progress>,
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
-    let solved = solve(plan, plan.lowered.result, None, progress).await;
+    let solved = solve(plan, plan.lowered.result, None, progress.clone()).await;
     plan.shared.steps.costs().save();
     let Plan { lowered, dockerfile, shared, cache, .. } = plan;
+    let is_inline = request.cache_to.iter().any(CacheTarget::is_inline);
     let tree = match solved {
         Ok(tree) => tree,
         Err(error) => {
@@ -102,6 +108,7 @@ async fn carry_out(
             return Err(error.source);
         }
     };
+    cache.adopt()?;
     for tree in shared.contexts.values() {
         if let Tree::Context(context) = tree {
             context.save_digests();
@@ -110,7 +117,7 @@ async fn carry_out(
     let default = [Output::image(&request.tags)];
     let outputs = if request.outputs.is_empty() { &default[..] } else { &request.outputs };
     let image = if request.wants_id || outputs.iter().any(Output::is_image) {
-        Some(assemble(engine, lowered, dockerfile, &shared.layers, cache, &tree).await?)
+        Some(assemble(engine, lowered, dockerfile, &shared.layers, cache, is_inline, &tree).await?)
     } else {
         None
     };
@@ -125,6 +132,9 @@ async fn carry_out(
     engine.store.note_use(now_unix())?;
     last_build::note(engine, request, None);
     let Delivered { image: record, id, manifest, names, files, notes, pushed, .. } = delivered;
+    let results =
+        Results { cache, layers: &shared.layers, top, registries: request.bases.registries.as_ref() };
+    export_cache(engine, &request.cache_to, &results, cancel, &*progress).await?;
     let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
     Ok(Built { image: record, id, manifest, names, pushed, files, notes, steps_run: shared.steps.runs() })
 }
@@ -176,7 +186,12 @@ pub(crate) fn plan(
         steps: StepResources::new(engine, request),
         why: Why::new(engine.store.root(), request, &lowered, &dockerfile, &again, progress.clone()),
     });
-    let cache = Arc::new(BuildCache::new(engine.store.clone(), engine.snapshots.clone()));
+    let remote = (!request.cache_from.is_empty()).then(|| {
+        let registries = request.bases.registries.clone();
+        RemoteCache::new(engine, &request.cache_from, registries, cancel, progress.clone())
+    });
+    let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
+    let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
     Ok(Plan { lowered, dockerfile, shared, cache, again, jobs: request.jobs })
 }
 
@@ -420,6 +435,7 @@ async fn assemble(
     dockerfile: &Arc<Dockerfile>,
     layers: &Layers,
     cache: &BuildCache,
+    is_inline: bool,
     tree: &Tree,
 ) -> Result<Assembled, BuildError> {
     let chain: Vec<SnapshotId> = match tree.snapshot() {
@@ -455,6 +471,11 @@ async fn assemble(
         }
         history.created = Some(created.clone().unwrap_or_else(|| rfc3339(0)));
         config.history.push(history);
+    }
+    // That of the image below says nothing of this one.
+    config.extra.remove(INLINE_KEY);
+    if is_inline {
+        config.extra.insert(INLINE_KEY.to_owned(), describe_inline(&cache.entries(), &chain));
     }
     config.created = lowered.epoch.map(rfc3339).or(created).or_else(|| Some(rfc3339(0)));
     let (config_json, top) = (with_layers(config, &records), tree.snapshot().cloned());

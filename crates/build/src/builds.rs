@@ -95,6 +95,9 @@ pub struct StepRecord {
     /// Why it ran.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub why: Vec<Reason>,
+    /// Whose cache it came from, if not this store's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Its log's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<usize>,

@@ -23,7 +23,7 @@ pub struct Dockerfile {
 pub(crate) const NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
 
 /// Ignore files at a context's root, the first one that exists counts.
-const IGNORE_NAMES: [&str; 2] = [".dockerignore", ".containerignore"];
+pub(crate) const IGNORE_NAMES: [&str; 2] = [".dockerignore", ".containerignore"];
 
 /// A Dockerfile or ignore file beyond this size is refused before it is read.
 pub(crate) const MAX_BYTES: u64 = 1 << 20;

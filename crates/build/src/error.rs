@@ -11,7 +11,20 @@ use kiln_llb::Location;
 use kiln_oci::document::DocumentError;
 use kiln_oci::{DiffId, Digest, Platform, Reference};
 
+use crate::watch::WatchError;
 use crate::{Dockerfile, Entitlement, SourceError};
+
+/// An error and its causes in one line.
+pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
 
 /// Why a build, import, load or export ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +157,9 @@ pub enum BuildError {
     /// The step that a shell was asked for is not in the build any more, or never was.
     #[error("there is no step {what} in this build")]
     NoStep { what: String, steps: Vec<String> },
+    /// What a build reads cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// There is nothing before a step that a shell could be opened in.
     #[error("{title} stands on nothing")]
     NothingBefore { title: String },

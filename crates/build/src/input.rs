@@ -294,6 +294,18 @@ impl Input {
         matches!(self.main, Files::Tree(_)) && rustix::process::geteuid().is_root()
     }
 
+    /// Directories of the client by the names of their sources, with their rules.
+    pub(crate) fn directories(&self) -> Vec<(&str, &Path, &Patterns)> {
+        let main = match &self.main {
+            Files::Directory(path) => Some(("context", path.as_path(), &self.ignore)),
+            Files::Tree(_) | Files::None => None,
+        };
+        let named = self.directories.iter();
+        main.into_iter()
+            .chain(named.map(|(name, (path, rules))| (name.as_str(), path.as_path(), rules)))
+            .collect()
+    }
+
     /// The trees behind the local sources that the definition uses, by name; opened, not read.
     pub(crate) fn trees(
         self,

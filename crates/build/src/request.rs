@@ -12,8 +12,8 @@ use kiln_oci::{Platform, Reference};
 use crate::export::Output;
 use crate::registry::Bases;
 use crate::{
-    BuildOrigin, ContextSource, DockerfileSource, Entitlement, NamedContext, NoCache, SecretStore,
-    SourceOptions, SshAgents, StandardInput,
+    BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement, NamedContext,
+    NoCache, SecretStore, SourceOptions, SshAgents, StandardInput,
 };
 
 /// What to build.
@@ -41,6 +41,10 @@ pub struct BuildRequest {
     pub target: Option<String>,
     /// `--no-cache`, `--no-cache-filter`: what to run again.
     pub no_cache: NoCache,
+    /// `--cache-from`: where to look for results that are not in the store.
+    pub cache_from: Vec<CacheSource>,
+    /// `--cache-to`: where to leave results.
+    pub cache_to: Vec<CacheTarget>,
     /// `--jobs`: steps that run at once; `None`: as many as there are, within what memory allows.
     pub jobs: Option<NonZeroUsize>,
     /// `--add-host`: name and address, or `host-gateway`.
@@ -77,6 +81,8 @@ impl BuildRequest {
             labels: BTreeMap::new(),
             target: None,
             no_cache: NoCache::default(),
+            cache_from: Vec::new(),
+            cache_to: Vec::new(),
             jobs: None,
             extra_hosts: Vec::new(),
             network: Network::Default,

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use kiln_oci::SnapshotId;
 
+use crate::BuildError;
 use crate::context::Context;
+use crate::remote_cache::FarResult;
 
 /// A vertex's output: a handle on a file tree.
 #[derive(Debug, Clone)]
@@ -13,6 +15,8 @@ pub(crate) enum Tree {
     Empty,
     /// A committed snapshot with everything below it.
     Snapshot(SnapshotId),
+    /// A result on another machine: it becomes a snapshot before anybody reads it.
+    Far(Arc<FarResult>),
     /// A directory of the client.
     Context(Arc<Context>),
 }
@@ -22,7 +26,12 @@ impl Tree {
     pub(crate) fn snapshot(&self) -> Option<&SnapshotId> {
         match self {
             Tree::Snapshot(id) => Some(id),
-            Tree::Empty | Tree::Context(_) => None,
+            Tree::Empty | Tree::Far(_) | Tree::Context(_) => None,
         }
     }
+}
+
+/// Why nobody reads a [`Tree::Far`]: the solver fetches whatever is wanted first.
+pub(crate) fn not_here() -> BuildError {
+    BuildError::Bug { what: "a result on another machine was read".to_owned() }
 }

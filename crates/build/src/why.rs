@@ -85,6 +85,8 @@ struct State {
     ran: BTreeSet<String>,
     steps: BTreeMap<usize, (StepState, Duration)>,
     why: BTreeMap<usize, Vec<Reason>>,
+    /// Which cache steps came from that others filled.
+    from: BTreeMap<usize, Arc<str>>,
     new: Vec<PreImage>,
 }
 
@@ -153,7 +155,12 @@ impl Why {
         let no_time = Duration::ZERO;
         let (vertex, state) = match event {
             Event::Log { vertex, bytes, .. } => return self.logs.write(*vertex, bytes),
-            Event::Cached { vertex } => (*vertex, (StepState::Cached, no_time)),
+            Event::Cached { vertex, from } => {
+                if let Some(from) = from {
+                    self.lock().from.insert(*vertex, from.clone());
+                }
+                (*vertex, (StepState::Cached, no_time))
+            }
             Event::Completed { vertex, took } => (*vertex, (StepState::Ran, *took)),
             Event::Failed { vertex, .. } => (*vertex, (StepState::Failed, no_time)),
             Event::Cancelled { vertex } => (*vertex, (StepState::Cancelled, no_time)),
@@ -360,6 +367,7 @@ impl Why {
             took_ms: millis(*took),
             peak_memory_bytes: self.steps[*vertex].peak_memory_bytes.load(Ordering::Relaxed),
             why: state.why.get(vertex).cloned().unwrap_or_default(),
+            from: from_of(&state, *vertex, *state_of),
             log: logs.contains(vertex).then_some(*vertex),
             op: digits(&self.steps[*vertex].op.digest()),
             content: self.content(*vertex),
@@ -367,6 +375,11 @@ impl Why {
         record.steps = steps.map(step).collect();
         builds::note(&self.root, &record);
     }
+}
+
+/// Where the result of a step came from that did not run.
+fn from_of(state: &State, vertex: usize, of: StepState) -> Option<String> {
+    state.from.get(&vertex).filter(|_| of == StepState::Cached).map(|from| from.to_string())
 }
 
 fn millis(took: Duration) -> u64 {

@@ -36,7 +36,7 @@ impl Cancel {
     }
 
     /// Readable once it fired.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }

@@ -65,7 +65,9 @@ impl CacheStore<u32> for Memory {
 
     fn save(&self, places: &Places<'_>, result: &Cached<u32>, _: &str) -> Result<(), Infallible> {
         let mut all = self.0.lock().expect("nobody panics");
-        all.extend(places.keys.iter().chain(places.newest).map(|key| (*key, result.clone())));
+        all.extend(
+            places.keys.iter().chain(places.marks).chain(&places.slot).map(|key| (*key, result.clone())),
+        );
         Ok(())
     }
 

@@ -15,6 +15,7 @@
 //! - Vertices that are about to run under one key run once.
 
 mod early;
+mod guess;
 mod jobs;
 mod node;
 mod resolve;
@@ -41,8 +42,8 @@ pub(crate) enum Fact<O> {
     Found { vertex: usize, hit: Option<Cached<O>>, is_old: bool },
     /// The cache answered [`Command::Mark`].
     Marked { vertex: usize, input: usize, known: bool },
-    /// The result is at hand, or is gone: the answer to [`Command::Load`].
-    Loaded { vertex: usize, there: bool },
+    /// The result is at hand, or is gone (`None`): the answer to [`Command::Load`].
+    Loaded { vertex: usize, output: Option<O> },
     /// The answer to [`Command::Digest`].
     Digested { vertex: usize, input: usize, digest: Digest },
     /// The answer to [`Command::Run`]; `canonical` is `None` when it was not to be saved.
@@ -138,9 +139,9 @@ impl<O: Clone> Core<O> {
                     self.is_lost_by(vertex, input);
                 }
             }
-            Fact::Loaded { vertex, there } => {
+            Fact::Loaded { vertex, output } => {
                 if self.answered(vertex) {
-                    self.loaded(vertex, there);
+                    self.loaded(vertex, output);
                 }
             }
             Fact::Digested { vertex, input, digest } => {

@@ -1,7 +1,8 @@
 //! The asynchronous shell: carries out the core's commands and feeds the answers back.
 //!
 //! One task owns the [`Core`]; everybody else sends it messages. Index reads are made by that task
-//! itself, all that takes longer is made by [`task`] on threads of its own.
+//! itself, all that takes longer is made by [`task`] on threads of its own. What is looked up in one breath and
+//! not found near is asked for far away as one question.
 
 mod shared;
 #[allow(clippy::duplicate_mod, reason = "tests compile it once more")]
@@ -13,9 +14,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use self::task::{Ended, Task, TaskError, VertexCancel};
+use self::task::{Ended, Question, Task, TaskError, VertexCancel};
 use crate::core::{Command, Core, Fact, JobId, Limits, Plan, Wait};
-use crate::{CacheStore, Cancellation, Event, EventSink, Op, Places, Vertex};
+use crate::{CacheKey, CacheStore, Cached, Cancellation, Event, EventSink, Op, Places, Vertex};
 
 /// One solve.
 pub struct Job<O: Op, C> {
@@ -82,6 +83,16 @@ enum Message<O: Op, C: CacheStore<O::Output>> {
     Start { job: Job<O, C>, reply: oneshot::Sender<Outcome<O, C>> },
     Told { number: usize, event: Event },
     Ended { number: usize, ended: Ended<O, C::Error> },
+}
+
+/// How many keys are guessed when a cache that is far is asked.
+const AHEAD: usize = 256;
+
+/// A lookup that found nothing near.
+struct Far {
+    vertex: usize,
+    key: CacheKey,
+    question: Question,
 }
 
 /// How often a solve that waits looks whether it was given up.
@@ -226,6 +237,14 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
                 }
                 let fact = match ended {
                     Ended::Digested { input, digest } => Fact::Digested { vertex: number, input, digest },
+                    Ended::Asked { question: Question::Mark { input }, hit } => {
+                        Fact::Marked { vertex: number, input, known: hit.is_some() }
+                    }
+                    Ended::Asked { question: Question::Result { key }, hit } => {
+                        let is_old = hit.as_ref().is_some_and(|hit| self.found(number, &key, hit));
+                        Fact::Found { vertex: number, hit, is_old }
+                    }
+                    Ended::Fetched { output } => Fact::Loaded { vertex: number, output },
                     Ended::Ran { canonical, output } => Fact::Ran { vertex: number, canonical, output },
                     Ended::Stopped { digesting } => Fact::Stopped { vertex: number, digesting },
                     Ended::Failed { error, message } => {
@@ -264,8 +283,9 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
     fn carry_out(&mut self, commands: Vec<Command<O::Output>>) {
         // Index reads are answered on the spot.
         let mut open = std::collections::VecDeque::from(commands);
+        let mut far = Vec::new();
         while let Some(command) = open.pop_front() {
-            match self.carry_out_one(command) {
+            match self.carry_out_one(command, &mut far) {
                 Ok(Some(fact)) => open.extend(self.core.apply(fact)),
                 Ok(None) => {}
                 Err((job, source)) => {
@@ -275,37 +295,95 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
                 }
             }
         }
+        self.ask_far(far);
     }
 
-    fn carry_out_one(&mut self, command: Command<O::Output>) -> Answer<O, C> {
+    /// Tells that a result was found, unless it is too old: returns that. What is far is told its marks, for
+    /// nobody saved them here.
+    fn found(&self, number: usize, key: &CacheKey, hit: &Cached<O::Output>) -> bool {
+        let Some((id, vertex)) = self.places.get(&number) else { return false };
+        let Some(Started { job, .. }) = self.jobs.get(id) else { return false };
+        if job.vertices[*vertex].op.is_too_old(key, &hit.output) {
+            return true;
+        }
+        (job.events)(Event::Cached { vertex: *vertex, from: job.cache.origin(hit) });
+        if job.cache.is_far(hit) {
+            let marks = self.core.present_marks(number);
+            let places = Places { keys: &[], replace: false, marks: &marks, slot: None };
+            // Without marks steps may run that need not.
+            let _ = job.cache.link(&places, hit, &job.vertices[*vertex].title);
+        }
+        false
+    }
+
+    /// Asks the caches of all jobs that have something far, on a thread each.
+    fn ask_far(&mut self, far: Vec<Far>) {
+        let mut by_job: BTreeMap<JobId, Vec<Far>> = BTreeMap::new();
+        for asked in far {
+            // Its job may have been given up since.
+            if let Some((id, _)) = self.places.get(&asked.vertex) {
+                by_job.entry(*id).or_default().push(asked);
+            }
+        }
+        for (id, asked) in by_job {
+            let results = asked.iter().filter(|asked| matches!(asked.question, Question::Result { .. }));
+            let results: Vec<(usize, CacheKey)> = results.map(|asked| (asked.vertex, asked.key)).collect();
+            let soon = self.core.next_keys(&results, AHEAD);
+            let keys: Vec<CacheKey> = asked.iter().map(|asked| asked.key).collect();
+            let tasks = asked.iter().filter_map(|asked| Some((self.task(asked.vertex)?, asked.question)));
+            let tasks: Vec<_> = tasks.collect();
+            let cache = self.jobs[&id].job.cache.clone();
+            tokio::task::spawn_blocking(move || {
+                let ask = std::panic::AssertUnwindSafe(|| cache.ask_far(&keys, &soon));
+                // A cache that panics knows nothing.
+                let mut answers = std::panic::catch_unwind(ask).unwrap_or_default().into_iter();
+                for (task, question) in tasks {
+                    task.answer(question, answers.next().flatten());
+                }
+            });
+        }
+    }
+
+    fn carry_out_one(&mut self, command: Command<O::Output>, far: &mut Vec<Far>) -> Answer<O, C> {
         let of = |vertex: usize| {
             let (id, position) = self.places[&vertex];
             (id, position, &self.jobs[&id].job)
         };
         match command {
             Command::Lookup { vertex, key } => {
-                let (id, position, job) = of(vertex);
+                let (id, _, job) = of(vertex);
                 let hit = job.cache.lookup(&key).map_err(|error| (id, error))?;
-                let op = &job.vertices[position].op;
-                let is_old = hit.as_ref().is_some_and(|found| op.is_too_old(&key, &found.output));
-                if hit.is_some() && !is_old {
-                    (job.events)(Event::Cached { vertex: position });
+                if hit.is_none() && job.cache.may_be_far(&key) {
+                    far.push(Far { vertex, key, question: Question::Result { key } });
+                    return Ok(None);
                 }
+                let is_old = hit.as_ref().is_some_and(|hit| self.found(vertex, &key, hit));
                 return Ok(Some(Fact::Found { vertex, hit, is_old }));
             }
             Command::Mark { vertex, input, key } => {
                 let (id, _, job) = of(vertex);
                 let known = job.cache.lookup(&key).map_err(|error| (id, error))?.is_some();
+                if !known && job.cache.may_be_far(&key) {
+                    far.push(Far { vertex, key, question: Question::Mark { input } });
+                    return Ok(None);
+                }
                 return Ok(Some(Fact::Marked { vertex, input, known }));
             }
             Command::Load { vertex, cached } => {
                 let (id, _, job) = of(vertex);
+                if job.cache.is_far(&cached) {
+                    let cache = job.cache.clone();
+                    if let Some(task) = self.task(vertex) {
+                        tokio::task::spawn_blocking(move || task.fetch(&*cache, &cached));
+                    }
+                    return Ok(None);
+                }
                 let there = job.cache.load(&cached).map_err(|error| (id, error))?;
-                return Ok(Some(Fact::Loaded { vertex, there }));
+                return Ok(Some(Fact::Loaded { vertex, output: there.then_some(cached.output) }));
             }
             Command::Link { vertex, keys, marks, cached } => {
                 let (id, position, job) = of(vertex);
-                let places = Places { keys: &keys, replace: false, newest: &marks };
+                let places = Places { keys: &keys, replace: false, marks: &marks, slot: None };
                 let title = &job.vertices[position].title;
                 job.cache.link(&places, &cached, title).map_err(|error| (id, error))?;
             }
@@ -372,7 +450,7 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
                 busy.audience.push((id, position));
                 Event::Started { vertex: position }
             }
-            _ => Event::Cached { vertex: position },
+            _ => Event::Cached { vertex: position, from: None },
         };
         (self.jobs[&id].job.events)(event);
     }
@@ -500,6 +578,8 @@ impl<O: Op, C: CacheStore<O::Output> + 'static> Driver<O, C> {
     }
 }
 
+#[cfg(test)]
+mod far_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub enum Event {
     Cached {
         /// Position of the vertex.
         vertex: usize,
+        /// Where from; `None`: it was near. See [`CacheStore::origin`](crate::CacheStore::origin).
+        from: Option<Arc<str>>,
     },
     /// It printed something.
     Log {
@@ -68,7 +70,7 @@ impl Event {
     pub(crate) fn at(&self, vertex: usize) -> Self {
         match self.clone() {
             Self::Started { .. } => Self::Started { vertex },
-            Self::Cached { .. } => Self::Cached { vertex },
+            Self::Cached { from, .. } => Self::Cached { vertex, from },
             Self::Log { stream, bytes, .. } => Self::Log { vertex, stream, bytes },
             Self::Completed { took, .. } => Self::Completed { vertex, took },
             Self::Failed { message, .. } => Self::Failed { vertex, message },

@@ -158,17 +158,50 @@ pub struct Places<'a> {
     pub keys: &'a [CacheKey],
     /// See above.
     pub replace: bool,
-    /// Keys that always have the newest result.
-    pub newest: &'a [CacheKey],
+    /// Marks: keys that some result of the op is found by, whichever.
+    pub marks: &'a [CacheKey],
+    /// The key that always has the newest result of the step; `None`: it is not compared with later ones.
+    pub slot: Option<CacheKey>,
 }
 
 /// Results of earlier builds.
+///
+/// Those that are *near* are in the index; others may be *far*, on another machine: they are asked for on
+/// threads of their own, several at a time, and are fetched only when somebody needs one.
 pub trait CacheStore<O>: Send + Sync {
     /// Why the store did not answer.
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// The result saved under `key`; it may be gone. Costs one index read.
     fn lookup(&self, key: &CacheKey) -> Result<Option<Cached<O>>, Self::Error>;
+
+    /// Whether something far may know `key`, which [`CacheStore::lookup`] did not find. Costs nothing.
+    fn may_be_far(&self, _key: &CacheKey) -> bool {
+        false
+    }
+
+    /// Asks what is far for `keys`; the answers stand in their order. `soon` are keys that are likely to be
+    /// looked up next, if these are found: they may be asked for in the same breath. Blocks; what cannot be
+    /// reached knows nothing.
+    fn ask_far(&self, keys: &[CacheKey], _soon: &[CacheKey]) -> Vec<Option<Cached<O>>> {
+        keys.iter().map(|_| None).collect()
+    }
+
+    /// Whether a result that was found has to be fetched by [`CacheStore::fetch`], and not loaded.
+    fn is_far(&self, _found: &Cached<O>) -> bool {
+        false
+    }
+
+    /// Makes a result near, and looks after it until the solve ends; `None`: it cannot be had, or is not
+    /// what it should be. Blocks; ends soon when [`Scope::is_cancelled`].
+    fn fetch(&self, _found: &Cached<O>, _scope: &Scope<'_>) -> Result<Option<O>, Self::Error> {
+        Ok(None)
+    }
+
+    /// Where a result that was found comes from; `None`: it is near.
+    fn origin(&self, _found: &Cached<O>) -> Option<Arc<str>> {
+        None
+    }
 
     /// Whether a result that was found is there; if it is, it stays until the solve ends. If it is gone,
     /// later lookups should not find it.

@@ -105,6 +105,11 @@ impl Registry {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Where it keeps what it has.
+    pub(super) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
     /// `127.0.0.1:PORT/NAME`
     pub(super) fn name(&self, name: &str) -> String {
         format!("{}/{name}", self.host())

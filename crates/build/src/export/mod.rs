@@ -31,5 +31,6 @@ pub use tree::export_tree;
 
 pub(crate) use image::{Assembled, ReadyImage, Style, make_ready};
 pub(crate) use index::whole_index;
-pub(crate) use layers::{LayerContent, write_plain};
+pub(crate) use layers::{LayerContent, ReadyLayer, ready, write_layer, write_plain};
+pub(crate) use output::Attributes;
 pub(crate) use run::{Delivered, Delivery, deliver};

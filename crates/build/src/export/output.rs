@@ -173,6 +173,12 @@ pub enum LocalMode {
 #[error("{0}")]
 pub struct OutputError(String);
 
+impl OutputError {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl From<PackingError> for OutputError {
     fn from(error: PackingError) -> Self {
         Self(error.to_string())
@@ -241,19 +247,11 @@ impl FromStr for Output {
                 dest => Self::Local(TreeOutput::to(dest)),
             });
         }
-        let mut attributes = Attributes::default();
-        for field in &fields {
-            let (key, value) =
-                field.split_once('=').ok_or_else(|| OutputError(format!("{field:?} is not NAME=VALUE")))?;
-            let key = if key.starts_with("annotation") { key.to_owned() } else { key.to_lowercase() };
-            attributes.values.push((key, value.to_owned()));
-        }
-        let kind = attributes.take("type").ok_or_else(|| OutputError("the type is missing".to_owned()))?;
+        let mut attributes = Attributes::of_fields(&fields)?;
+        let kind = attributes.kind()?;
         let output = attributes.output(&kind)?;
-        match attributes.values.first() {
-            Some((key, _)) => Err(OutputError(format!("type={kind} has no attribute {key:?}"))),
-            None => Ok(output),
-        }
+        attributes.finish(&kind, &[])?;
+        Ok(output)
     }
 }
 
@@ -265,7 +263,7 @@ impl TreeOutput {
 
 /// Attributes that nobody took yet.
 #[derive(Default)]
-struct Attributes {
+pub(crate) struct Attributes {
     values: Vec<(String, String)>,
 }
 
@@ -282,14 +280,66 @@ const WITHOUT_EFFECT: [&str; 8] = [
 ];
 
 impl Attributes {
+    /// Those of one line of comma-separated values.
+    pub(crate) fn parse(text: &str) -> Result<Self, OutputError> {
+        // There may be passwords in it: it is not shown.
+        let quotes = |_| OutputError("quotes stand around a whole field, or twice inside them".to_owned());
+        Self::of_fields(&csv(text).map_err(quotes)?)
+    }
+
+    fn of_fields(fields: &[String]) -> Result<Self, OutputError> {
+        let mut attributes = Self::default();
+        for field in fields {
+            // The value may be a password.
+            let shown = field.chars().take(20).collect::<String>();
+            let (key, value) =
+                field.split_once('=').ok_or_else(|| OutputError(format!("{shown:?} is not NAME=VALUE")))?;
+            let key = if key.starts_with("annotation") { key.to_owned() } else { key.to_lowercase() };
+            attributes.values.push((key, value.to_owned()));
+        }
+        Ok(attributes)
+    }
+
+    /// `type`
+    pub(crate) fn kind(&mut self) -> Result<String, OutputError> {
+        self.take("type").ok_or_else(|| OutputError("the type is missing".to_owned()))
+    }
+
+    /// All that nobody took.
+    pub(crate) fn rest(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.values)
+    }
+
+    /// Whether all were taken, those of `ignored` apart.
+    pub(crate) fn finish(self, kind: &str, ignored: &[&str]) -> Result<(), OutputError> {
+        match self.values.iter().find(|(key, _)| !ignored.contains(&key.as_str())) {
+            Some((key, _)) => Err(OutputError(format!("type={kind} has no attribute {key:?}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// How layers are packed; `None`: nobody asked.
+    pub(crate) fn compress(&mut self, default: Packing) -> Result<Option<Compress>, OutputError> {
+        let name = self.take("compression");
+        let level = self.take("compression-level");
+        let level = level.map(|level| {
+            level.parse::<i64>().map_err(|_| OutputError(format!("compression-level={level} is no number")))
+        });
+        let level = level.transpose()?;
+        let force = self.flag("force-compression")?;
+        let asked = name.is_some() || level.is_some() || force.is_some();
+        let compress = Compress::of_options(name.as_deref(), level, force.unwrap_or(false), default)?;
+        Ok(asked.then_some(compress))
+    }
+
     /// The last one of this name.
-    fn take(&mut self, key: &str) -> Option<String> {
+    pub(crate) fn take(&mut self, key: &str) -> Option<String> {
         let found = self.values.iter().rfind(|(known, _)| known == key).map(|(_, value)| value.clone());
         self.values.retain(|(known, _)| known != key);
         found
     }
 
-    fn flag(&mut self, key: &str) -> Result<Option<bool>, OutputError> {
+    pub(crate) fn flag(&mut self, key: &str) -> Result<Option<bool>, OutputError> {
         let Some(value) = self.take(key) else { return Ok(None) };
         match value.as_str() {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Some(true)),
@@ -380,16 +430,7 @@ impl Attributes {
     }
 
     fn format(&mut self) -> Result<ImageFormat, OutputError> {
-        let name = self.take("compression");
-        let level = self.take("compression-level");
-        let level = level.map(|level| {
-            level.parse::<i64>().map_err(|_| OutputError(format!("compression-level={level} is no number")))
-        });
-        let level = level.transpose()?;
-        let force = self.flag("force-compression")?;
-        let asked = name.is_some() || level.is_some() || force.is_some();
-        let force = force.unwrap_or(false);
-        let compress = Compress::of_options(name.as_deref(), level, force, Packing::GZIP)?;
+        let compress = self.compress(Packing::GZIP)?;
         let mut annotations = Annotations::default();
         for (key, value) in std::mem::take(&mut self.values) {
             match annotation(&key) {
@@ -399,7 +440,7 @@ impl Attributes {
             }
         }
         Ok(ImageFormat {
-            compress: asked.then_some(compress),
+            compress,
             docker_types: self.flag("oci-mediatypes")? == Some(false),
             rewrite_timestamp: self.flag("rewrite-timestamp")?.unwrap_or(false),
             annotations,

@@ -33,6 +33,8 @@ impl Packing {
     pub const GZIP: Self = Self::Stream(Codec::GZIP);
     /// As gzip is, cut for lazy pulls.
     const ESTARGZ: Self = Self::Estargz { level: 5 };
+    /// What a cache is packed with: smaller than gzip, and several times faster both ways.
+    pub(crate) const ZSTD: Self = Self::Stream(Codec::ZSTD);
     /// No compression.
     pub const UNCOMPRESSED: Self = Self::Stream(Codec::Uncompressed);
 

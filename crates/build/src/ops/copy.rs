@@ -19,7 +19,7 @@ use super::earlier::LastCopy;
 use super::file::{is_dir, make_dirs, path_error, relative, resolve_owner};
 use crate::OpError;
 use crate::select::{Match, Selection, join};
-use crate::tree::Tree;
+use crate::tree::{Tree, not_here};
 
 /// Bytes of a tar header.
 const HEADER: usize = 512;
@@ -155,6 +155,7 @@ impl BuildOp {
                 view.as_fd()
             }
             Tree::Empty => return Ok(made),
+            Tree::Far(_) => return Err(not_here().into()),
         };
         let target = Target {
             root,

@@ -33,7 +33,7 @@ impl LastCopy {
         let source = match from {
             Tree::Context(context) => context.name(),
             Tree::Snapshot(_) => "a stage",
-            Tree::Empty => return None,
+            Tree::Empty | Tree::Far(_) => return None,
         };
         let name = Digest::of(format!("{op} {source}").as_bytes()).hex();
         (files >= FEWEST).then(|| Self(engine.store.root().join("state/copies").join(&name[..32])))

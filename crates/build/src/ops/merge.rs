@@ -3,7 +3,7 @@
 use kiln_llb as llb;
 
 use super::BuildOp;
-use crate::tree::Tree;
+use crate::tree::{Tree, not_here};
 use crate::{BuildError, OpError};
 
 impl BuildOp {
@@ -13,11 +13,13 @@ impl BuildOp {
             None | Some(Tree::Empty) => None,
             Some(Tree::Snapshot(base)) => Some(base),
             Some(Tree::Context(_)) => return Err(unmounted()),
+            Some(Tree::Far(_)) => return Err(not_here().into()),
         };
         let layer = match &inputs[merge.layer.0] {
             Tree::Empty => return Ok(base.cloned().map_or(Tree::Empty, Tree::Snapshot)),
             Tree::Snapshot(layer) => layer,
             Tree::Context(_) => return Err(unmounted()),
+            Tree::Far(_) => return Err(not_here().into()),
         };
         let Some(base) = base else { return Ok(Tree::Snapshot(layer.clone())) };
         let engine = &self.shared.engine;

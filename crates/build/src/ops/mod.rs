@@ -24,7 +24,7 @@ use crate::engine::now_unix;
 use crate::layers::Layers;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
-use crate::tree::Tree;
+use crate::tree::{Tree, not_here};
 use crate::why::{Listing, Why};
 use crate::{BuildError, Engine, OpError};
 
@@ -143,6 +143,7 @@ impl BuildOp {
                 let root = self.shared.engine.snapshots.open_view(id)?;
                 select(&Place { root: root.as_fd(), ignore: None, digests: None, cancel }, copy)?
             }
+            Tree::Far(_) => return Err(not_here().into()),
             Tree::Empty => match copy.sources.iter().find(|source| !matches!(source.as_str(), "" | ".")) {
                 None => Selection::default(),
                 Some(source) => {
@@ -267,15 +268,16 @@ impl Op for BuildOp {
     }
 
     fn is_too_old(&self, key: &CacheKey, found: &Tree) -> bool {
-        let (llb::Op::Exec(llb::Exec { cache_ttl: Some(ttl), .. }), Some(snapshot)) =
-            (&self.op, found.snapshot())
-        else {
-            return false;
-        };
+        let llb::Op::Exec(llb::Exec { cache_ttl: Some(ttl), .. }) = &self.op else { return false };
         let store = &self.shared.engine.store;
         let made = |key: &Digest| Some(store.cache_get(key).ok()??.created_unix);
+        let at_unix = match found {
+            Tree::Snapshot(snapshot) => made(&key.0).max(made(&self.made_again(snapshot))),
+            Tree::Far(far) => Some(far.created_unix()),
+            Tree::Empty | Tree::Context(_) => return false,
+        };
         // What cannot be read says nothing.
-        let at_unix = made(&key.0).max(made(&self.made_again(snapshot))).unwrap_or(i64::MIN);
+        let at_unix = at_unix.unwrap_or(i64::MIN);
         let age = u64::try_from(now_unix().saturating_sub(at_unix)).unwrap_or(0);
         let is_too_old = Duration::from_secs(age) > *ttl;
         if let Some(why) = &self.shared.why

@@ -200,10 +200,10 @@ impl<O: Clone> Core<O> {
     }
 
     /// The result that was found is at hand, or is gone.
-    pub(super) fn loaded(&mut self, vertex: usize, there: bool) {
+    pub(super) fn loaded(&mut self, vertex: usize, output: Option<O>) {
         let State::Loading { cached, keys } = &self.node(vertex).state else { return };
-        let (Cached { canonical, output }, keys) = (cached.clone(), *keys);
-        if there {
+        let (canonical, keys) = (cached.canonical, *keys);
+        if let Some(output) = output {
             return self.done(vertex, Some(canonical), output);
         }
         match keys.slow {
@@ -241,7 +241,7 @@ impl<O: Clone> Core<O> {
     }
 
     /// Marks of the inputs' present keys; see [`KeyKind::Mark`]. Only where they may be asked for.
-    fn marks(&self, vertex: usize) -> Vec<CacheKey> {
+    pub(super) fn marks(&self, vertex: usize) -> Vec<CacheKey> {
         self.marks_of(vertex, |_, input| self.key_of(vertex, input))
     }
 

@@ -205,7 +205,8 @@ impl<'a> Sim<'a> {
                 Fact::Marked { vertex, input, known: self.world.marks.contains(&key) }
             }
             Command::Load { vertex, cached } => {
-                Fact::Loaded { vertex, there: !self.world.gone.contains(&cached.output.name) }
+                let there = !self.world.gone.contains(&cached.output.name);
+                Fact::Loaded { vertex, output: there.then_some(cached.output) }
             }
             Command::Digest { vertex, input, output } => {
                 self.report.digested.push((vertex, input));

@@ -14,9 +14,20 @@ use crate::{CacheKey, CacheStore, Cached, Cancellation, Event, Op, Places, Scope
 /// How a task ended.
 pub(super) enum Ended<O: Op, S> {
     Digested { input: usize, digest: Digest },
+    Asked { question: Question, hit: Option<Cached<O::Output>> },
+    Fetched { output: Option<O::Output> },
     Ran { canonical: Option<CacheKey>, output: O::Output },
     Stopped { digesting: Option<usize> },
     Failed { error: TaskError<O::Error, S>, message: String },
+}
+
+/// What a cache that is far is asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Question {
+    /// The result under this key.
+    Result { key: CacheKey },
+    /// Whether there is a mark of this input.
+    Mark { input: usize },
 }
 
 /// Why it did not work.
@@ -89,6 +100,22 @@ impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {
         });
     }
 
+    /// Answers a question that a cache was asked.
+    pub(super) fn answer(self, question: Question, hit: Option<Cached<O::Output>>) {
+        self.end(Ended::Asked { question, hit });
+    }
+
+    /// Makes a result near.
+    pub(super) fn fetch(self, cache: &C, found: &Cached<O::Output>) {
+        let result = self.guarded(|scope| cache.fetch(found, scope).map_err(TaskError::Cache));
+        self.end(match result {
+            Ok(output) => Ended::Fetched { output },
+            // What was given up is as good as gone.
+            Err(_) if self.cancel.is_cancelled() => Ended::Fetched { output: None },
+            Err(error) => self.failed(error, None),
+        });
+    }
+
     pub(super) fn run(self, op: &O, cache: &C, title: &str, inputs: &[O::Output], save: Option<&Save>) {
         let result = self.guarded(|scope| self.make(op, cache, title, inputs, save, scope));
         self.end(match result {
@@ -133,18 +160,16 @@ impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {
             Some(slot) => cache.lookup(slot).map_err(TaskError::Cache)?,
             None => None,
         };
-        let marks = save.marks.clone();
         if let Some(earlier) = earlier
             && cache.load(&earlier).map_err(TaskError::Cache)?
             && op.is_same(&earlier.output, &output, scope).map_err(TaskError::Op)?
         {
-            let places = Places { keys: &save.keys, replace: save.refresh, newest: &marks };
+            let places = Places { keys: &save.keys, replace: save.refresh, marks: &save.marks, slot: None };
             cache.link(&places, &earlier, title).map_err(TaskError::Cache)?;
             return Ok(Some((Some(earlier.canonical), earlier.output)));
         }
         let canonical = save.canonical(&op.name(&output));
-        let newest: Vec<CacheKey> = marks.into_iter().chain(save.slot).collect();
-        let places = Places { keys: &save.keys, replace: save.refresh, newest: &newest };
+        let places = Places { keys: &save.keys, replace: save.refresh, marks: &save.marks, slot: save.slot };
         let result = Cached { canonical, output };
         cache.save(&places, &result, title).map_err(TaskError::Cache)?;
         Ok(Some((Some(canonical), result.output)))

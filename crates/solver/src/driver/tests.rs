@@ -116,7 +116,8 @@ impl CacheStore<u64> for Memory {
                 results.entry(*key).or_insert_with(|| result.clone());
             }
         }
-        results.extend(places.newest.iter().map(|key| (*key, result.clone())));
+        let newest = places.marks.iter().chain(&places.slot);
+        results.extend(newest.map(|key| (*key, result.clone())));
         Ok(())
     }
 
@@ -191,7 +192,7 @@ fn a_second_solve_finds_what_the_first_one_made() {
         ];
         let (job, _, told) = job(vertices, &cache);
         assert_eq!(block_on(solve(job, LIMITS)).unwrap(), 2);
-        let cached = matches!(told.lock().unwrap().last(), Some(Event::Cached { vertex: 1 }));
+        let cached = matches!(told.lock().unwrap().last(), Some(Event::Cached { vertex: 1, from: None }));
         assert_eq!(cached, round == 1);
     }
     assert_eq!(runs.load(Ordering::SeqCst), 1);

@@ -137,7 +137,8 @@ impl CacheStore<u64> for Memory {
         for key in places.keys {
             records.entry(*key).or_insert_with(|| result.clone());
         }
-        records.extend(places.newest.iter().map(|key| (*key, result.clone())));
+        let newest = places.marks.iter().chain(&places.slot);
+        records.extend(newest.map(|key| (*key, result.clone())));
         Ok(())
     }
 
@@ -251,6 +252,7 @@ impl Solve {
                         Ended::Ran { canonical, output } => Fact::Ran { vertex, canonical, output },
                         Ended::Stopped { digesting } => Fact::Stopped { vertex, digesting },
                         Ended::Failed { message, .. } => panic!("{message}"),
+                        Ended::Asked { .. } | Ended::Fetched { .. } => panic!("nothing is far here"),
                     }
                 }
             };
@@ -271,9 +273,9 @@ impl Solve {
                     let Ok(known) = self.store.lookup(&key);
                     Fact::Marked { vertex, input, known: known.is_some() }
                 }
-                Command::Load { vertex, .. } => Fact::Loaded { vertex, there: true },
+                Command::Load { vertex, cached } => Fact::Loaded { vertex, output: Some(cached.output) },
                 Command::Link { keys, marks, cached, .. } => {
-                    let places = Places { keys: &keys, replace: false, newest: &marks };
+                    let places = Places { keys: &keys, replace: false, marks: &marks, slot: None };
                     let Ok(()) = self.store.link(&places, &cached, "");
                     continue;
                 }

@@ -22,7 +22,7 @@ use crate::redact::Redactor;
 use crate::secrets::Secret;
 use crate::select::{Place, Selection};
 use crate::ssh::AgentProxy;
-use crate::tree::Tree;
+use crate::tree::{Tree, not_here};
 
 /// The mounts of one step, ready for the executor.
 #[derive(Default)]
@@ -171,6 +171,7 @@ impl StepMounts {
         let snapshots = &engine.snapshots;
         let source = &bind.source;
         match tree {
+            Tree::Far(_) => Err(not_here().into()),
             Tree::Empty if !matches!(source.as_str(), "" | ".") => Err(nothing_there(source)),
             Tree::Empty => {
                 let active = engine.prepare(None)?;
@@ -310,6 +311,7 @@ impl BuildOp {
             }
             Tree::Empty if matches!(source, "" | ".") => Ok(Arc::default()),
             Tree::Empty => Err(nothing_there(source)),
+            Tree::Far(_) => Err(not_here().into()),
         }
     }
 
@@ -335,6 +337,7 @@ impl BuildOp {
     fn seed_name(&self, tree: &Tree, source: &str) -> Result<Option<String>, OpError> {
         Ok(match tree {
             Tree::Empty => None,
+            Tree::Far(_) => return Err(not_here().into()),
             Tree::Snapshot(id) => Some(format!("{id} {source}")),
             Tree::Context(_) => Some(self.part_digest(tree, source)?.to_string()),
         })
@@ -346,6 +349,7 @@ impl BuildOp {
         let view;
         let from = match tree {
             Tree::Empty => return Ok(()),
+            Tree::Far(_) => return Err(not_here().into()),
             Tree::Context(context) => Files { root: context.root(), owner: Some((0, 0)) },
             Tree::Snapshot(id) => {
                 view = self.shared.engine.snapshots.open_view(id)?;

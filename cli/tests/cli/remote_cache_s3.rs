@@ -1,0 +1,262 @@
+//! `--cache-to` and `--cache-from` with `type=s3`: a server of somebody else's making, and what becomes of a
+//! build when it dies.
+
+use std::env;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::harness::{Context, Store, needs_root, text};
+use crate::remote_cache::{build, id, list, small, warnings};
+
+/// A server with a bucket `cache`; it dies with this value.
+struct S3 {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl S3 {
+    /// `None`: it is not installed. `cargo xtask test` does that.
+    fn start() -> Option<Self> {
+        let packages = PathBuf::from(env::var_os("KILN_TEST_BASES")?).join("s3-server-1");
+        if !packages.is_dir() {
+            return None;
+        }
+        let mut command = Command::new("python3");
+        command.args(["-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]);
+        command.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().ok()?;
+        let mut lines = BufReader::new(child.stderr.take().expect("piped above")).lines();
+        let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
+            line.split_once("Running on http://").and_then(|(_, address)| address.trim().parse().ok())
+        });
+        // It writes a line a request, and waits when nobody reads them.
+        thread::spawn(move || lines.for_each(drop));
+        let server = Self { child, address: address.expect("the server says where it is") };
+        server.ask("PUT", "/cache");
+        Some(server)
+    }
+
+    /// A request as far as a test needs one; the answer's head and body.
+    fn ask(&self, method: &str, path: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).expect("it listens");
+        let key = "AWS4-HMAC-SHA256 Credential=x/20200101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=x";
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\nAuthorization: {key}\r\nContent-Length: 0\r\n\r\n",
+            self.address
+        );
+        stream.write_all(head.as_bytes()).expect("it reads");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("it answers");
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.lines().next().is_some_and(|line| line.contains(" 200 ")), "{answer}");
+        answer
+    }
+
+    /// Names of what is in the bucket.
+    fn names(&self) -> Vec<String> {
+        let list = self.ask("GET", "/cache?list-type=2");
+        list.split("<Key>").skip(1).filter_map(|rest| Some(rest.split_once('<')?.0.to_owned())).collect()
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+macro_rules! server {
+    () => {{
+        needs_root!();
+        match S3::start() {
+            Some(server) => server,
+            None => {
+                eprintln!("SKIPPED ALOUD: there is no S3 server; `cargo xtask test` installs one");
+                return;
+            }
+        }
+    }};
+}
+
+/// What both flags take.
+fn place(address: SocketAddr, more: &str) -> String {
+    format!(
+        "type=s3,bucket=cache,region=us-east-1,endpoint_url=http://{address},access_key_id=ID,\
+         secret_access_key=SECRET{more}"
+    )
+}
+
+fn files_below(dir: &std::path::Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    list(dir, &mut files);
+    files
+}
+
+/// The image that all stores build on.
+struct Base(tempfile::TempDir);
+
+impl Base {
+    fn new() -> Self {
+        let base = Self(tempfile::tempdir().expect("temporary directories can be made"));
+        Store::with_busybox().ok(&["save", "-o", text(&base.0.path().join("tar")), "busybox"]);
+        base
+    }
+
+    fn store(&self) -> Store {
+        let store = Store::empty();
+        store.ok(&["load", "-i", text(&self.0.path().join("tar"))]);
+        store
+    }
+}
+
+#[test]
+fn an_empty_store_runs_nothing_with_a_bucket() {
+    let server = server!();
+    let (context, base) = (small(), Base::new());
+    // Large enough for several parts, and nothing that compresses.
+    let mut bytes = vec![0; 20 << 20];
+    let mut state: u64 = 12;
+    for byte in &mut bytes {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *byte = (state >> 56) as u8;
+    }
+    std::fs::write(context.at("large"), &bytes).expect("ours");
+    let dockerfile = std::fs::read_to_string(context.at("Dockerfile")).expect("ours");
+    context.write("Dockerfile", &format!("{dockerfile}COPY large /large\n"));
+    let to = place(server.address, ",prefix=some/where,mode=max,scope=feature/x");
+    let first = build(&base.store(), &context, &["--cache-to", &to]);
+    assert_eq!((first.ran().len(), warnings(&first)), (5, vec![]));
+    let names = server.names();
+    assert!(names.iter().all(|name| name.starts_with("some/where/kiln-cache-1/")), "{names:?}");
+    assert!(names.iter().any(|name| name.contains("/records/feature=2Fx/")), "{names:?}");
+
+    let store = base.store();
+    let from = place(server.address, ",prefix=some/where,scope=feature/x");
+    let again = build(&store, &context, &["-t", "app", "--cache-from", &from, "--cache-to", &to]);
+    assert_eq!((again.ran(), warnings(&again), id(&again)), (vec![], vec![], id(&first)));
+    assert_eq!(server.names(), names);
+    assert_eq!(store.sound(), Ok(()));
+    let size = store.shell("app", "wc -c < /large");
+    assert_eq!(size.trim(), bytes.len().to_string());
+    // Nothing remembers the keys.
+    let known = store.ok(&["why"]).stdout + &store.ok(&["history", "builds", "--json"]).stdout;
+    assert!(known.contains("cached, from s3://cache/some/where"), "{known}");
+    assert!(!known.contains("SECRET") && !again.stderr.contains("SECRET"));
+    for part in ["state", "builds"] {
+        for file in files_below(&store.root().join(part)) {
+            let bytes = std::fs::read(&file).expect("ours");
+            assert!(!String::from_utf8_lossy(&bytes).contains("SECRET"), "{}", file.display());
+        }
+    }
+}
+
+/// Stands before a server, and dies with all connections at the chosen piece of what it is sent.
+struct Mortal {
+    address: SocketAddr,
+    dead: Arc<AtomicBool>,
+}
+
+impl Mortal {
+    fn new(server: SocketAddr, pieces: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there are ports");
+        let address = listener.local_addr().expect("it is bound");
+        let dead = Arc::new(AtomicBool::new(false));
+        let (left, open) =
+            (Arc::new(AtomicUsize::new(pieces)), Arc::new(Mutex::new(Vec::<TcpStream>::new())));
+        let is_dead = dead.clone();
+        thread::spawn(move || {
+            // Closed when the thread ends: nobody listens then.
+            for client in listener.incoming().map_while(Result::ok) {
+                if is_dead.load(Ordering::SeqCst) {
+                    return;
+                }
+                let Ok(behind) = TcpStream::connect(server) else { return };
+                let mut kept = open.lock().expect("nobody panics");
+                kept.extend([&client, &behind].into_iter().filter_map(|stream| stream.try_clone().ok()));
+                drop(kept);
+                if let (Ok(from), Ok(to)) = (behind.try_clone(), client.try_clone()) {
+                    thread::spawn(move || pass(from, to, || true));
+                }
+                let (left, open, is_dead) = (left.clone(), open.clone(), is_dead.clone());
+                thread::spawn(move || {
+                    pass(client, behind, || {
+                        let used =
+                            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+                        if used.is_ok() {
+                            return true;
+                        }
+                        is_dead.store(true, Ordering::SeqCst);
+                        for stream in open.lock().expect("nobody panics").drain(..) {
+                            let _ = stream.shutdown(Shutdown::Both);
+                        }
+                        // The listener waits for one more.
+                        let _ = TcpStream::connect(address);
+                        false
+                    });
+                });
+            }
+        });
+        Self { address, dead }
+    }
+}
+
+/// Passes pieces on as long as `may` says so.
+fn pass(mut from: TcpStream, mut to: TcpStream, may: impl Fn() -> bool) {
+    let mut piece = [0; 16 << 10];
+    while let Ok(length @ 1..) = from.read(&mut piece) {
+        if !may() || to.write_all(&piece[..length]).is_err() {
+            break;
+        }
+    }
+    for stream in [from, to] {
+        let _: io::Result<()> = stream.shutdown(Shutdown::Both);
+    }
+}
+
+#[test]
+fn a_server_that_dies_costs_time_and_nothing_else() {
+    let server = server!();
+    let (context, base) = (small(), Base::new());
+    let more = Context::new(&[("a", "a\n")]);
+    let dockerfile = std::fs::read_to_string(context.at("Dockerfile")).expect("ours");
+    more.write("Dockerfile", &format!("{dockerfile}RUN --network=none echo e > /e\n"));
+    build(&base.store(), &context, &["--cache-to", &place(server.address, ",mode=max")]);
+    // `KILN_REMOTE_CACHE=all`: at every piece.
+    let all = env::var_os("KILN_REMOTE_CACHE").is_some_and(|value| value == "all");
+    let pieces: Vec<usize> = if all { (0..60).collect() } else { vec![0, 5, 11] };
+    let (mut died, mut lived) = (0, 0);
+    for pieces in pieces {
+        let proxy = Mortal::new(server.address, pieces);
+        let store = base.store();
+        let scope = format!(",mode=max,scope=died-{pieces}");
+        let (from, to) = (place(proxy.address, ""), place(proxy.address, &scope));
+        let built = build(&store, &more, &["-t", "app", "--cache-from", &from, "--cache-to", &to]);
+        let warned = warnings(&built);
+        let of_import =
+            warned.iter().filter(|text| text.starts_with("the build goes on without the cache of "));
+        let of_export = warned.iter().filter(|text| text.starts_with("the cache is not exported to "));
+        let counts = (of_import.count(), of_export.count());
+        assert!(
+            counts.0 <= 1 && counts.1 <= 1 && counts.0 + counts.1 == warned.len(),
+            "{pieces}: {warned:?}"
+        );
+        if proxy.dead.load(Ordering::SeqCst) {
+            died += 1;
+            assert_eq!(counts.1, 1, "{pieces}: {warned:?}");
+        } else {
+            lived += 1;
+            assert_eq!(counts, (0, 0), "{pieces}: {warned:?}");
+        }
+        assert!(!built.stderr.contains("SECRET"), "{}", built.stderr);
+        assert_eq!(store.shell("app", "cat /a /b /c /d /e"), "a\nb\nb\na\ne", "{pieces}");
+        assert_eq!(store.sound(), Ok(()), "{pieces}");
+    }
+    assert!(died >= 2 && (lived > 0 || !all), "{died} died, {lived} lived");
+}
