@@ -13,7 +13,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kiln-layer", &["kiln-oci"]),
     ("kiln-content", &["kiln-oci"]),
     ("kiln-registry", &["kiln-oci"]),
-    ("kiln-snapshotter", &["kiln-oci", "kiln-layer"]),
+    // The last for its tests.
+    ("kiln-snapshotter", &["kiln-oci", "kiln-layer", "kiln-testkit"]),
     ("kiln-executor", &["kiln-oci"]),
     ("kiln-remote", &["kiln-oci"]),
     (

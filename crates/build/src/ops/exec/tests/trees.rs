@@ -149,7 +149,6 @@ fn a_base_that_is_mounted_too_counts_by_its_key() {
         mounts,
         cache_ttl: None,
         secret_env: Vec::new(),
-        cache_ttl: None,
     };
     let seeded = cache("c", "/c", |cache| cache.from = Some(InputIndex(2)));
     let exec = exec(vec![bind(Some(0), "", "/a", false), bind(Some(1), "", "/b", false), seeded]);
