@@ -389,6 +389,7 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
     let plain = |code| Failure { code, text: text.clone(), hint: None };
     match source {
         OpError::Exit { .. } => plain(exit::RUN),
+        OpError::ExitOnFullDisk { .. } => plain(exit::LIMIT).for_want_of(Some(Shortage::Space)),
         OpError::Exec(ExecError::NotFound { .. } | ExecError::NotExecutable { .. }) => plain(exit::RUN),
         OpError::Exec(ExecError::BadUser { .. } | ExecError::BadCwd { .. }) => plain(exit::RUN),
         OpError::Exec(ExecError::Network { .. }) => {

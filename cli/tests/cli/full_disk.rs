@@ -158,7 +158,8 @@ fn a14_a_step_that_uses_up_all_inodes_gives_them_back() {
     };
     let greedy =
         "mkdir /d; i=0; while true > /d/$i; do i=$((i+1)); done 2>/d/0; tail -n 1 /d/0; echo made $i; exit 9";
-    let full = step(greedy).expect(1).says(&["No space left", "exited with code 9", "made 3"]);
+    let told = ["No space left", "exited with code 9, and the file system of the store is full", "made 3"];
+    let full = step(greedy).expect(8).says(&told);
     assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
     // One that does not care finds out from kiln, or has nothing to say and changes nothing.
     let code = step(&greedy.replace("exit 9", "true")).code;

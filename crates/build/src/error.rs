@@ -190,6 +190,9 @@ pub enum OpError {
     /// The process of a `RUN` ended with a failure.
     #[error("process {}", describe(exit))]
     Exit { exit: Exit },
+    /// It did, and had no room to write to. What its own code is says nothing then.
+    #[error("process {}, and the file system of the store is full", describe(exit))]
+    ExitOnFullDisk { exit: Exit },
     /// The process of a `RUN` did not start.
     #[error("the process could not be started")]
     Exec(#[from] ExecError),

@@ -8,6 +8,7 @@ pub(crate) use self::shell::{ShellJob, ShellTree};
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -191,13 +192,26 @@ impl BuildOp {
                 Ok((self.commit(active)?, finished.usage.peak_memory_bytes))
             }
             exit => {
+                // Before what the step wrote is given back.
+                let is_full = is_full(engine.store.root());
                 if let Some(kept) = self.shared.steps.kept.as_ref().filter(|_| !cancel.is_cancelled()) {
                     kept.keep(self.op.digest(), active);
                 }
-                Err(OpError::Exit { exit })
+                Err(if is_full { OpError::ExitOnFullDisk { exit } } else { OpError::Exit { exit } })
             }
         }
     }
+}
+
+/// Whether nothing more can be written below `root`, or next to nothing.
+fn is_full(root: &Path) -> bool {
+    /// Less than a program that was refused a block or a file leaves to others.
+    const FEW_INODES: u64 = 8;
+    const FEW_BYTES: u64 = 64 << 10;
+    let Ok(stat) = rustix::fs::statvfs(root) else { return false };
+    // Some file systems make inodes as they go, and say that there are none. Root may use what is kept
+    // from others, and steps run as root.
+    (stat.f_files > 0 && stat.f_ffree < FEW_INODES) || stat.f_bfree.saturating_mul(stat.f_frsize) < FEW_BYTES
 }
 
 /// The process of a step, with its mounts.
