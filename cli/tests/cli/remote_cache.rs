@@ -280,11 +280,14 @@ fn damaged_records_and_blobs_are_a_warning_and_a_miss() {
             let warned = warnings(&built);
             assert!(damage == 0 || (1..=5).contains(&warned.len()), "{kind} {damage}: {warned:?}");
         }
-        // Whoever has it right mends it.
+        // Whoever has it right mends what answered: a result that is found in one way is not looked for in
+        // others, and what answers those is mended by who asks for it.
         build(&store, &context, &["--cache-to", &to]);
-        let mended: Vec<bool> =
-            whole.iter().map(|(bytes, path)| fs::read(path).expect("ours") == *bytes).collect();
-        assert_eq!(mended, vec![true; whole.len()], "{kind}");
+        let is_mended = |(bytes, path): &&(Vec<u8>, PathBuf)| fs::read(path).expect("ours") == *bytes;
+        let mended = whole.iter().filter(is_mended).count();
+        assert!(mended + 1 >= whole.len(), "{kind}: {mended} of {}", whole.len());
+        let (_, built) = from_nothing(&cache, &context, &cache.from(""));
+        assert_eq!((built.ran(), warnings(&built)), (Vec::new(), Vec::new()), "{kind}");
     }
 }
 
