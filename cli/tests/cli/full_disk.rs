@@ -57,9 +57,11 @@ fn commands(small: &Small, tar: &str, context: &Context) -> Vec<Outcome> {
     outcomes
 }
 
-/// What the kernel says of a full disk, or SQLite.
+/// What the kernel says of a full disk, or SQLite, or kiln where a step's own command failed on one.
 fn is_full(stderr: &str) -> bool {
-    stderr.contains("No space left") || stderr.contains("disk is full")
+    ["No space left", "disk is full", "the file system of the store is full"]
+        .iter()
+        .any(|said| stderr.contains(said))
 }
 
 /// How many sizes were too small.
