@@ -35,6 +35,8 @@ pub(super) struct RegistryStore {
     repository: Repository,
     /// The tag that was asked for: records of other tags are not seen.
     tag: String,
+    /// The config of all records is there.
+    has_config: Mutex<bool>,
 }
 
 impl RegistryStore {
@@ -48,7 +50,8 @@ impl RegistryStore {
         let registries = registries.ok_or_else(none)?.clone();
         let repository = registries.client().repository(reference);
         let tag = reference.tag().unwrap_or_default().to_owned();
-        Ok(Self { engine: engine.clone(), registries, cancel: cancel.clone(), repository, tag })
+        let (engine, cancel, has_config) = (engine.clone(), cancel.clone(), Mutex::default());
+        Ok(Self { engine, registries, cancel, repository, tag, has_config })
     }
 
     /// `kiln-`, digits for tag and scope, the key.
@@ -101,12 +104,23 @@ impl RegistryStore {
         pushed.map(drop).map_err(failed)
     }
 
+    /// Sees to it that records' config is there. One at a time: docker's registry takes a blob for absent
+    /// for a moment when somebody else brings it once more.
+    fn put_config(&self, config: &Descriptor, content: &[u8]) -> Result<(), RemoteError> {
+        let mut has_config = self.has_config.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*has_config {
+            self.push(config, &content.to_vec())?;
+            *has_config = true;
+        }
+        Ok(())
+    }
+
     fn put_record(&self, tag: &str, key: &Digest, bytes: &[u8]) -> Result<(), RemoteError> {
         let wrong = |error| RemoteError::Content(io::Error::new(io::ErrorKind::InvalidData, error));
         let record = Record::decode(bytes, key).map_err(wrong)?;
         let (kind, empty) = EMPTY;
         let config = Descriptor::new(kind, Digest::of(empty), empty.len() as u64);
-        self.push(&config, &empty.to_vec())?;
+        self.put_config(&config, empty)?;
         let layer = |layer: &kiln_remote::RecordLayer| {
             Descriptor::new(&layer.media_type, layer.blob, layer.blob_bytes)
         };
