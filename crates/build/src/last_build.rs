@@ -11,8 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,7 +20,7 @@ use kiln_oci::{Digest, SnapshotId};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Active;
-use crate::{BuildError, BuildRequest, Engine};
+use crate::{BuildError, BuildRequest, Engine, builds};
 
 /// Version of the records.
 const VERSION: u32 = 1;
@@ -150,10 +149,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if fs::read(path).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
-    let new = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    fs::rename(new, path)
+    builds::replace(path, bytes)
 }
 
 /// Removes a kept snapshot unless somebody uses it.

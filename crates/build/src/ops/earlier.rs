@@ -7,15 +7,14 @@
 //! Advice only: what cannot be read is not known, and what is not known is copied.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use kiln_layer::Earlier;
 use kiln_oci::{Digest, SnapshotId};
 use kiln_snapshotter::{Changes, Form};
 
-use crate::Engine;
 use crate::tree::Tree;
+use crate::{Engine, builds};
 
 const MAGIC: &[u8; 8] = b"kilncpy1";
 const DIGEST: usize = 32;
@@ -57,14 +56,9 @@ impl LastCopy {
     }
 
     fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
-        let dir = self.0.parent().expect("it is below state");
-        fs::create_dir_all(dir)?;
-        let temporary = self.0.with_extension(format!("{}.new", std::process::id()));
         // Of two builds that end at once one forgets. Half a file is not believed.
-        fs::File::create(&temporary)
-            .and_then(|mut file| file.write_all(bytes))
-            .and_then(|()| fs::rename(&temporary, &self.0))
-            .inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+        builds::replace(&self.0, bytes)?;
+        let dir = self.0.parent().expect("it is below state");
         forget_oldest(dir)
     }
 }
