@@ -49,6 +49,10 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             "is {host} the right name? A registry that speaks plain http is listed under [registries] \
              insecure in the configuration file"
         ),
+        Error::Transfer { host, source, .. } if is_end_of_connection(source) => format!(
+            "{host} hung up before it answered, as a registry does that wants to be shown a certificate: \
+             that goes into /etc/docker/certs.d/{host}/ as NAME.cert and NAME.key"
+        ),
         Error::Limited { .. } => "a login often raises the limit".to_owned(),
         Error::Refused { reason, .. } if reason.contains("encryption") => {
             "list the registry under [registries] insecure in the configuration file if that is meant"
@@ -67,4 +71,17 @@ pub(super) fn hint(error: &Error) -> Option<String> {
 /// rustls says so in words; no type of its errors leaves the client.
 fn is_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
     error.to_string().contains("ertificate") || error.source().is_some_and(is_certificate)
+}
+
+/// With TLS 1.3 a client without its certificate has sent the request before it is refused; then the end of the
+/// connection may arrive in place of the reason. hyper says so in words, too.
+fn is_end_of_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ended = match error.downcast_ref::<std::io::Error>() {
+        Some(error) => {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        }
+        None => error.to_string().contains("connection closed"),
+    };
+    ended || error.source().is_some_and(is_end_of_connection)
 }

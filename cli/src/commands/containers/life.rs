@@ -69,18 +69,17 @@ fn end(container: &Container, args: &StopArgs) -> Result<(), Failure> {
     let signal = args.signal.as_deref().map(number).transpose()?;
     match container.connect() {
         Ok(client) => match client.stop(signal, args.timeout) {
-            // It ended, and its monitor with it, before it could answer.
-            Err(Error::MonitorDied { .. }) if !is_active(container) => Ok(()),
+            // It ended, and its monitor with it, before it could answer: that is noted, should nobody have done
+            // so. If it runs, somebody has started it since.
+            Err(Error::MonitorDied { .. }) => {
+                let _ = container.state();
+                Ok(())
+            }
             other => Ok(other?),
         },
         Err(Error::NotRunning { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Whether there is a container that runs. One that was removed does not.
-fn is_active(container: &Container) -> bool {
-    container.state().is_ok_and(|state| state.status.is_active())
 }
 
 pub(super) fn stop(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
