@@ -35,5 +35,5 @@ mod transfer;
 pub use accounts::AccountsError;
 pub use directory::{Collected, DirectoryError};
 pub use rights::{Right, Rule, RuleError, Who};
-pub use server::{Server, StartError};
+pub use server::{Collector, Server, StartError};
 pub use settings::{Collection, Limits, MirrorOf, Settings, TlsFiles};

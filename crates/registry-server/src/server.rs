@@ -62,6 +62,19 @@ pub struct Server {
     collection: Collection,
 }
 
+/// Removes what nothing refers to, beside a server that runs.
+pub struct Collector(Arc<Registry>);
+
+impl Collector {
+    /// As [`Server::collect`].
+    ///
+    /// # Errors
+    /// [`DirectoryError`].
+    pub async fn collect(&self, policy: &Collection) -> Result<Collected, DirectoryError> {
+        collect(&self.0, policy).await
+    }
+}
+
 impl Server {
     /// Opens the directory and listens. Needs a tokio runtime with time and I/O.
     ///
@@ -98,7 +111,12 @@ impl Server {
     /// # Errors
     /// [`DirectoryError`].
     pub async fn collect(&self, policy: &Collection) -> Result<Collected, DirectoryError> {
-        collect(&self.registry, policy).await
+        self.collector().collect(policy).await
+    }
+
+    /// What does that while the server runs.
+    pub fn collector(&self) -> Collector {
+        Collector(self.registry.clone())
     }
 
     /// Answers requests until `end` is there. Then nobody is let in any more, and what is being answered has
