@@ -282,7 +282,7 @@ mod tests {
             ("/v2/a/manifests/..", BadRoute::Reference),
             ("/v2/a/manifests/.hidden", BadRoute::Reference),
             ("/v2/a/manifests/a@b", BadRoute::Reference),
-            ("/v2/a/manifests/sha256:../../x", BadRoute::Name),
+            ("/v2/a/manifests/sha256:../../x", BadRoute::Unknown),
             ("/v2/a/blobs/sha256:12", BadRoute::Digest),
             ("/v2/a/blobs/uploads/..", BadRoute::Upload),
             ("/v2/a/blobs/%ff", BadRoute::Unknown),

@@ -191,7 +191,7 @@ fn a_manifest_that_refers_to_nothing_here_is_refused() {
     let mut client = lab.client();
     let kind = [("content-type", "application/vnd.oci.image.manifest.v1+json")];
     let bytes = manifest(b"{}", &[b"layer"], &Value::Null);
-    let mut refused = |client: &mut crate::client::Client| {
+    let refused = |client: &mut crate::client::Client| {
         let reply = client.send("PUT", "/v2/a/manifests/v1", &kind, &bytes).expect(400);
         assert_eq!(reply.code(), "MANIFEST_BLOB_UNKNOWN");
         client.get("/v2/a/manifests/v1").expect(404);
@@ -243,7 +243,7 @@ fn manifests_that_mean_two_things_are_refused() {
     let large = manifest(b"{}", &[], &json!({ "annotations": { "x": "y".repeat(5 << 20) } }));
     let reply = client.send("PUT", "/v2/a/manifests/v1", &[("content-type", oci)], &large).expect(413);
     assert_eq!(reply.code(), "SIZE_INVALID");
-    client.get("/v2/a/tags/list").expect(404);
+    lab.client().get("/v2/a/tags/list").expect(404);
 }
 
 #[test]
