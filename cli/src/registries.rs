@@ -34,11 +34,16 @@ pub(crate) fn settings(config: &Config) -> Settings {
 
 /// Registries, with the user's credentials. Reads nothing before the first request.
 pub(crate) fn registries(config: &Config) -> Arc<Registries> {
+    Arc::new(Registries::new(client(config)))
+}
+
+/// The same without what builds have to do with them.
+pub(crate) fn client(config: &Config) -> Client {
     let credentials: Arc<dyn CredentialSource> = match docker_config() {
         Some(file) => Arc::new(Watched { file, told: Once::new() }),
         None => Arc::new(NoCredentials),
     };
-    Arc::new(Registries::new(Client::new(settings(config), credentials)))
+    Client::new(settings(config), credentials)
 }
 
 /// Says once that others can read the credentials.

@@ -4,5 +4,6 @@ mod bases;
 mod cache;
 mod hostile;
 mod login;
+mod own;
 mod server;
 mod transfer;
