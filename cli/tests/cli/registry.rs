@@ -4,5 +4,8 @@ mod bases;
 mod cache;
 mod hostile;
 mod login;
+mod mirrors;
+mod replies;
+mod run;
 mod server;
 mod transfer;

@@ -10,7 +10,8 @@ use kiln_oci::Digest;
 use kiln_oci::image::{Descriptor, media_type};
 use kiln_registry::{Error, Fault, Settings, Which};
 
-use crate::server::{Bench, Reply, Request, Server, answer, head, password, text};
+use crate::bench::{Bench, password, text};
+use crate::server::{Reply, Request, Server, answer, head};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
 /// More simulated pauses than that are no bounded time.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use kiln_registry::{Clock as _, Error, Mirror, NoCredentials, Settings, Which};
 
-use crate::server::{Bench, Reply, Server, answer, head, password};
+use crate::bench::{Bench, password};
+use crate::server::{Reply, Server, answer, head};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
 
