@@ -43,7 +43,8 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             "look for a mistake in the name or the tag; some registries say this of what needs a login, too"
                 .to_owned()
         }
-        Error::Transfer { host, source, .. } if is_certificate(source) => format!(
+        // A server that misses a certificate hangs up, and sometimes nothing more is heard of it.
+        Error::Transfer { host, source, .. } if is_certificate(source) || is_hung_up(source) => format!(
             "put the registry's authority into /etc/docker/certs.d/{host}/ca.crt, or name it as \
              ca-certificates in the configuration file; what it wants to be shown goes there as NAME.cert \
              and NAME.key"
@@ -69,6 +70,10 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+fn is_hung_up(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.to_string() == "channel closed" || error.source().is_some_and(is_hung_up)
 }
 
 /// rustls says so in words; no type of its errors leaves the client.
