@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_oci::DiffId;
 use rustix::fs::{self, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::hashing::HashedOut;
 use crate::index::{Entry, EntryKind, ScanError, Timestamp};
@@ -216,8 +217,14 @@ impl<'a, O: Output> Writer<'a, O> {
                 // One that turned into a fifo or a link meanwhile does not hang or lead away.
                 let flags =
                     OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                let file = fs::openat(found.parent, found.name, flags, Mode::empty()).named("openat");
-                let file = file.map_err(failed)?;
+                let open = |flags| fs::openat(found.parent, found.name, flags, Mode::empty());
+                // Else each inode of the layer would be written for the time of this look at it. Only
+                // who owns a file may ask for that.
+                let file = match open(flags | OFlags::NOATIME) {
+                    Err(Errno::PERM) => open(flags),
+                    other => other,
+                };
+                let file = file.named("openat").map_err(failed)?;
                 let xattrs = node::xattrs_of(file.as_fd()).map_err(failed)?;
                 Ok((Entry::new(found, None, xattrs)?, Some(file.into())))
             }
