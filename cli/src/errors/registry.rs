@@ -121,3 +121,18 @@ impl From<StartError> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_connection_is_told_from_one_that_was_never_there() {
+        use std::io::{Error, ErrorKind};
+        let said = |text: &str| is_end_of_connection(&*Box::<dyn std::error::Error>::from(text));
+        assert!(said("connection closed before message completed"));
+        assert!(is_end_of_connection(&Error::from(ErrorKind::ConnectionReset)));
+        assert!(!said("tls handshake eof"));
+        assert!(!is_end_of_connection(&Error::from(ErrorKind::ConnectionRefused)));
+    }
+}
