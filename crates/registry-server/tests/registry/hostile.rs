@@ -75,6 +75,12 @@ fn whoever_is_too_slow_is_not_waited_for() {
         settings.limits.head = Duration::from_millis(200);
         settings.limits.stall = Duration::from_millis(200);
     });
+    // Nothing at all, after a request or before.
+    let mut client = lab.client();
+    until_end(client.raw());
+    let mut client = lab.client();
+    client.get("/v2/").expect(200);
+    until_end(client.raw());
     // Half a head.
     let mut client = lab.client();
     client.raw().write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\n").unwrap();
