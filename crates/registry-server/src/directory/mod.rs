@@ -170,13 +170,15 @@ impl Directory {
         if let Some(above) = dir.parent() {
             self.make_dirs(above)?;
         }
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(DirectoryError::host("made", dir)(error));
-            }
-            // Also when somebody else was faster, who may not have come so far.
-            _ => sync(dir.parent().unwrap_or(&self.root)),
+        let made = DirBuilder::new().mode(0o700).create(dir);
+        if let Err(error) = made.or_else(|error| match error.kind() {
+            // Somebody else was faster, who may not have come as far as to sync it.
+            io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        }) {
+            return Err(DirectoryError::host("made", dir)(error));
         }
+        sync(dir.parent().unwrap_or(&self.root))
     }
 }
 
