@@ -421,6 +421,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Vec<PathBuf>,
     #[command(flatten)]
+    pub(crate) pull: registry::RunPullArgs,
+    #[command(flatten)]
     pub(crate) confinement: confinement::ConfinementArgs,
     /// Image name or ID, then command and arguments instead of the image's
     // One value for both: what follows the image's name is the command's, options of kiln's own

@@ -46,7 +46,7 @@ pub(crate) fn login(args: &LoginArgs) -> Result<u8, Failure> {
     }
     let credential = Credential::Password { user, password };
     let config = Config::read()?;
-    let client = Client::new(settings(&config), Arc::new(credential.clone()));
+    let client = Client::new(settings(&config, &args.registries), Arc::new(credential.clone()));
     let registries = Registries::new(client.clone());
     registries.wait(&BuildCancel::new()?, client.check(&domain))?;
     match file.store(credential_key(&domain), &credential).map_err(kiln_registry::Error::from)? {

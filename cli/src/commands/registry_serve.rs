@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::print;
+use crate::args::registry::RegistryArgs;
 use crate::args::registry_serve::{RegistryCommand, ServeArgs};
 use crate::args::store::{Size, parse_duration};
 use crate::config::Config;
@@ -125,7 +126,7 @@ fn settings(args: &ServeArgs, file: File) -> Result<Settings, Failure> {
     let mirror = match args.mirror.clone().or(file.mirror) {
         None => None,
         Some(domain) => Some(MirrorOf {
-            client: registries::client(&Config::read()?),
+            client: registries::client(&Config::read()?, &RegistryArgs::default()),
             domain: super::login::domain(&domain)?,
             tag_life: time("mirror-tag-ttl", file.mirror_tag_ttl.as_deref())?.unwrap_or(TAG_LIFE),
         }),

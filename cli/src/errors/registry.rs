@@ -43,7 +43,8 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             "look for a mistake in the name or the tag; some registries say this of what needs a login, too"
                 .to_owned()
         }
-        Error::Transfer { host, source, .. } if is_certificate(source) => format!(
+        // A server that misses a certificate hangs up, and sometimes nothing more is heard of it.
+        Error::Transfer { host, source, .. } if is_certificate(source) || is_hung_up(source) => format!(
             "put the registry's authority into /etc/docker/certs.d/{host}/ca.crt, or name it as \
              ca-certificates in the configuration file; what it wants to be shown goes there as NAME.cert \
              and NAME.key"
@@ -51,6 +52,10 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         Error::Transfer { host, source, .. } if source.is_connect() => format!(
             "is {host} the right name? A registry that speaks plain http is listed under [registries] \
              insecure in the configuration file"
+        ),
+        Error::Transfer { host, source, .. } if is_end_of_connection(source) => format!(
+            "{host} hung up before it answered, as a registry does that wants to be shown a certificate: \
+             that goes into /etc/docker/certs.d/{host}/ as NAME.cert and NAME.key"
         ),
         Error::Limited { .. } => "a login often raises the limit".to_owned(),
         Error::Refused { reason, .. } if reason.contains("encryption") => {
@@ -67,9 +72,26 @@ pub(super) fn hint(error: &Error) -> Option<String> {
     })
 }
 
+fn is_hung_up(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.to_string() == "channel closed" || error.source().is_some_and(is_hung_up)
+}
+
 /// rustls says so in words; no type of its errors leaves the client.
 fn is_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
     error.to_string().contains("ertificate") || error.source().is_some_and(is_certificate)
+}
+
+/// With TLS 1.3 a client without its certificate has sent the request before it is refused; then the end of the
+/// connection may arrive in place of the reason. hyper says so in words, too.
+fn is_end_of_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ended = match error.downcast_ref::<std::io::Error>() {
+        Some(error) => {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        }
+        None => error.to_string().contains("connection closed"),
+    };
+    ended || error.source().is_some_and(is_end_of_connection)
 }
 
 impl From<StartError> for Failure {
