@@ -85,9 +85,12 @@ impl Directory {
             // The same bytes: one file of them is enough.
             remove(path)?;
         } else {
+            let dir = blob.parent().unwrap_or(&self.root);
+            self.make_dirs(dir)?;
+            // A collection may have removed the one that was there.
             file.sync_data().map_err(DirectoryError::host("written", path))?;
             fs::rename(path, &blob).map_err(DirectoryError::host("written", &blob))?;
-            sync(blob.parent().unwrap_or(&self.root))?;
+            sync(dir)?;
         }
         self.give(name, digest)
     }
