@@ -8,6 +8,7 @@ pub(crate) mod images;
 pub(crate) mod limits;
 pub(crate) mod network;
 pub(crate) mod registry;
+pub(crate) mod registry_serve;
 pub(crate) mod store;
 pub(crate) mod toolkit;
 
@@ -89,6 +90,11 @@ pub(crate) enum Command {
     Login(registry::LoginArgs),
     /// Forget the credentials for a registry
     Logout(registry::LogoutArgs),
+    /// Be a registry
+    Registry {
+        #[command(subcommand)]
+        command: registry_serve::RegistryCommand,
+    },
     /// Write the files of a container or an image as a tar
     Export(images::ExportArgs),
     /// Look into the layers of an image
@@ -414,6 +420,8 @@ pub(crate) struct RunArgs {
     /// File with certificates in PEM form that the container shall trust, too; nothing of them is kept
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) pull: registry::RunPullArgs,
     #[command(flatten)]
     pub(crate) confinement: confinement::ConfinementArgs,
     /// Image name or ID, then command and arguments instead of the image's

@@ -7,6 +7,9 @@
 //!
 //! [registries]
 //! insecure = ["host:5000"]     # may speak plain http, and show any certificate
+//! mirrors = { "docker.io" = ["mirror.lan:5000", "https://harbor.lan/hub"] }   # read there first
+//! stall-timeout = "30s"   # give up on a transfer that stands still, and try again
+//! tries = 5                    # of what brings nothing
 //! token-hosts = ["auth.corp"]  # may get credentials as a token server of another host
 //! tag-ttl = "1d"          # look up a pulled tag again after so long, when a build stands on it
 //!
@@ -17,13 +20,16 @@
 //! after-builds = true
 //! ```
 
+use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_build::gc::Policy;
 use kiln_executor::Authorities;
 use kiln_layer::Limits;
+use kiln_registry::Mirror;
 use serde::{Deserialize, Deserializer};
 
 use crate::args::store::{Size, parse_duration};
@@ -49,6 +55,11 @@ pub(crate) struct Config {
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(crate) struct RegistriesConfig {
     pub(crate) insecure: Vec<String>,
+    #[serde(deserialize_with = "mirrors")]
+    pub(crate) mirrors: BTreeMap<String, Vec<Mirror>>,
+    #[serde(deserialize_with = "duration")]
+    pub(crate) stall_timeout: Option<Duration>,
+    pub(crate) tries: Option<NonZeroU32>,
     pub(crate) token_hosts: Vec<String>,
     #[serde(deserialize_with = "duration")]
     pub(crate) tag_ttl: Option<Duration>,
@@ -124,6 +135,16 @@ fn size<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Size>, D::Error> {
     String::deserialize(value)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
+/// A list for each registry.
+fn mirrors<'de, D: Deserializer<'de>>(value: D) -> Result<BTreeMap<String, Vec<Mirror>>, D::Error> {
+    let texts = BTreeMap::<String, Vec<String>>::deserialize(value)?;
+    let parse = |(registry, mirrors): (String, Vec<String>)| {
+        let mirrors: Result<Vec<Mirror>, _> = mirrors.iter().map(|mirror| mirror.parse()).collect();
+        Ok((registry, mirrors.map_err(serde::de::Error::custom)?))
+    };
+    texts.into_iter().map(parse).collect()
+}
+
 fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
     parse_duration(&String::deserialize(value)?).map(Some).map_err(serde::de::Error::custom)
 }
@@ -178,6 +199,19 @@ mod tests {
         assert_eq!(config.max_layer, Some(Size::Bytes(2 << 30)));
         let named = limits(config.max_layer, Path::new("/"));
         assert!(named.is_ok_and(|limits| limits == Limits::vouched(2 << 30)));
+    }
+
+    #[test]
+    fn mirrors_are_listed_for_each_registry() {
+        let text =
+            "[registries]\nstall-timeout = \"5s\"\nmirrors = { \"docker.io\" = [\"http://m/hub\", \"n\"] }\n";
+        let config = Config::parse(text).unwrap().registries;
+        assert_eq!(config.stall_timeout, Some(Duration::from_secs(5)));
+        let hosts: Vec<_> =
+            config.mirrors["docker.io"].iter().map(|m| (m.host.as_str(), m.insecure)).collect();
+        assert_eq!(hosts, [("m", true), ("n", false)]);
+        let error = Config::parse("[registries]\nmirrors = { \"x\" = [\"ftp://m\"] }\n").unwrap_err();
+        assert!(error.to_string().contains("is no mirror"), "{error}");
     }
 
     #[test]

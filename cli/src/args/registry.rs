@@ -1,11 +1,52 @@
 //! Arguments of the commands that speak with registries.
 
+use std::str::FromStr;
+
 use clap::Args;
 use kiln_build::registry::PullPolicy;
 use kiln_oci::{Platform, Reference};
+use kiln_registry::{Mirror, MirrorError};
 
 use super::images::CompressionArgs;
 use super::store::LimitArgs;
+
+/// How registries are reached, beside what the configuration file says.
+#[derive(Args, Clone, Default)]
+pub(crate) struct RegistryArgs {
+    /// A registry that may speak plain http, and whose certificate is not checked; may be given several times
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) insecure_registry: Vec<String>,
+    /// Read the images of REGISTRY from MIRROR first [default REGISTRY: docker.io]; may be given several times
+    #[arg(long, value_name = "[REGISTRY=]MIRROR")]
+    pub(crate) registry_mirror: Vec<MirrorOf>,
+}
+
+/// A mirror and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MirrorOf {
+    pub(crate) registry: String,
+    pub(crate) mirror: Mirror,
+}
+
+impl FromStr for MirrorOf {
+    type Err = MirrorError;
+
+    fn from_str(text: &str) -> Result<Self, MirrorError> {
+        let (registry, mirror) = text.split_once('=').unwrap_or(("docker.io", text));
+        Ok(Self { registry: registry.to_owned(), mirror: mirror.parse()? })
+    }
+}
+
+/// When an image that a container is made of is looked for in its registry.
+#[derive(Args)]
+pub(crate) struct RunPullArgs {
+    /// Ask the registry for the image: always, missing (when it is not in the store) or never
+    /// [default: missing]
+    #[arg(long, value_name = "WHEN", env = "KILN_PULL", hide_env = true)]
+    pub(crate) pull: Option<PullPolicy>,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+}
 
 /// When the images that a build stands on are looked for in registries.
 #[derive(Args)]
@@ -25,6 +66,8 @@ pub(crate) struct BaseArgs {
     /// Ask no registry for anything; RUN steps and ADD of URLs are as they are
     #[arg(long)]
     pub(crate) offline: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
 }
 
 #[derive(Args)]
@@ -37,6 +80,8 @@ pub(crate) struct PullArgs {
     pub(crate) quiet: bool,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
     /// Image names
     #[arg(value_name = "NAME[:TAG|@DIGEST]", required = true)]
     pub(crate) names: Vec<Reference>,
@@ -49,6 +94,8 @@ pub(crate) struct PushArgs {
     /// Print only the digest
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
     /// Image name in the store; its registry gets it
     #[arg(value_name = "NAME[:TAG]", required = true)]
     pub(crate) names: Vec<Reference>,
@@ -62,6 +109,8 @@ pub(crate) struct LoginArgs {
     /// Read the password, or a token that stands for one, from standard input
     #[arg(long)]
     pub(crate) password_stdin: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
     /// The registry
     #[arg(value_name = "HOST[:PORT]", default_value = "docker.io")]
     pub(crate) registry: String,

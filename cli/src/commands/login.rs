@@ -46,7 +46,7 @@ pub(crate) fn login(args: &LoginArgs) -> Result<u8, Failure> {
     }
     let credential = Credential::Password { user, password };
     let config = Config::read()?;
-    let client = Client::new(settings(&config), Arc::new(credential.clone()));
+    let client = Client::new(settings(&config, &args.registries), Arc::new(credential.clone()));
     let registries = Registries::new(client.clone());
     registries.wait(&BuildCancel::new()?, client.check(&domain))?;
     match file.store(credential_key(&domain), &credential).map_err(kiln_registry::Error::from)? {
@@ -75,7 +75,7 @@ fn file() -> Result<DockerConfig, Failure> {
 }
 
 /// The host of what was written as one; `https://` and a path are left out, as docker does.
-fn domain(text: &str) -> Result<String, Failure> {
+pub(super) fn domain(text: &str) -> Result<String, Failure> {
     let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
     let host = bare.split('/').next().unwrap_or_default();
     let wrong = || Failure::usage(format!("{text:?} is not the name of a registry"));

@@ -7,11 +7,11 @@ use super::print;
 use crate::args::registry::PullArgs;
 use crate::config::Config;
 use crate::errors::{Failure, say};
-use crate::registries::registries;
+use crate::registries::{registries, tell_notes};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &PullArgs) -> Result<u8, Failure> {
-    let registries = registries(&Config::read()?);
+    let registries = registries(&Config::read()?, &args.registries);
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let note = |line: &str| {
         if !args.quiet {
@@ -20,6 +20,7 @@ pub(crate) fn run(session: &Session, args: &PullArgs) -> Result<u8, Failure> {
     };
     for name in &args.names {
         let pulled = pull(&session.engine, &registries, name, &platform, &session.cancel, &note)?;
+        tell_notes(&registries);
         if args.quiet {
             print(&format!("{name}\n"))?;
             continue;

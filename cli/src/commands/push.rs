@@ -13,7 +13,7 @@ use crate::session::Session;
 pub(crate) fn run(session: &Session, args: &PushArgs) -> Result<u8, Failure> {
     let compress = args.compression.compress(Packing::GZIP);
     let compress = compress.map_err(|error| Failure::usage(error.to_string()))?;
-    let registries = registries(&Config::read()?);
+    let registries = registries(&Config::read()?, &args.registries);
     for name in &args.names {
         let found = session.engine.store.resolve(name)?;
         let image = found.ok_or_else(|| Failure::no_image(&name.familiar()))?;

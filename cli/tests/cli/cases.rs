@@ -1,5 +1,5 @@
 //! The catalogue of bad input, and of attacks on the sandbox (A): which test is which case. D are in
-//! `catalogue.rs` and in the frontend's corpus, X in `context.rs`; R comes with registries.
+//! `catalogue.rs` and in the frontend's corpus, X in `context.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -74,6 +74,18 @@ const CASES: &[(&str, u32, u32, &str, &str)] = &[
     ("M", 6, 6, "sandbox/paths.rs", "a08_cache_names_and_mount_options_mean_nothing_but_themselves"),
     ("M", 7, 13, "catalogue.rs", "bad_mounts_are_refused_with_place_and_exit_code"),
     ("M", 14, 14, "run_mounts.rs", "a_missing_required_secret_is_named_with_what_to_pass"),
+    ("J", 2, 3, "registry/replies.rs", "j02_and_j03_a_manifest_is_what_it_was_announced_as"),
+    ("J", 18, 18, "registry/hostile.rs", "urls_of_layers_are_never_asked"),
+    ("R", 1, 5, "registry/replies.rs", "r01_to_r05_challenges_and_token_servers"),
+    ("R", 2, 2, "../../../crates/registry/src/auth.rs", "a_token_server_without_encryption_is_refused"),
+    ("R", 6, 8, "registry/replies.rs", "r06_to_r08_redirects"),
+    ("R", 9, 11, "registry/replies.rs", "r09_to_r11_what_passes_is_waited_for_within_bounds"),
+    ("R", 12, 14, "registry/replies.rs", "r12_to_r14_ranges"),
+    ("R", 15, 16, "registry/replies.rs", "r15_and_r16_what_stands_still_is_given_up"),
+    ("R", 17, 17, "registry/replies.rs", "r17_a_certificate_of_nobody_known_is_refused"),
+    ("R", 18, 21, "registry/replies.rs", "r18_to_r21_other_bytes_than_promised_are_not_kept"),
+    ("R", 22, 22, "registry/replies.rs", "r22_a_tag_that_moves_leads_to_one_image"),
+    ("R", 23, 27, "registry/replies.rs", "r23_to_r27_uploads"),
     ("A", 1, 1, "sandbox/attacks.rs", "a01_kilns_binary_cannot_be_overwritten_from_inside"),
     ("A", 2, 2, "sandbox/attacks.rs", "a02_no_descriptor_and_no_working_directory_leads_out"),
     ("A", 3, 3, "sandbox/races.rs", "a03_a_step_that_shares_a_cache_sends_no_mount_elsewhere"),
@@ -100,10 +112,13 @@ fn every_case_has_a_test() {
     let mut tested = BTreeSet::new();
     for &(kind, from, to, file, test) in CASES {
         let source = fs::read_to_string(here.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
-        assert!(source.contains(&format!("#[test]\nfn {test}() {{")), "{file} has no test {test}");
+        assert!(
+            source.replace("    ", "").contains(&format!("#[test]\nfn {test}() {{")),
+            "{file} has no test {test}"
+        );
         tested.extend((from..=to).map(|number| format!("{kind}{number:02}")));
     }
-    let all: BTreeSet<String> = [("T", 44), ("J", 22), ("C", 23), ("M", 14), ("A", 17)]
+    let all: BTreeSet<String> = [("T", 44), ("J", 22), ("C", 23), ("M", 14), ("A", 17), ("R", 27)]
         .into_iter()
         .flat_map(|(kind, count)| (1..=count).map(move |number| format!("{kind}{number:02}")))
         .collect();

@@ -7,6 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod harness;
+// A registry that does what a test says, as the tests of kiln-registry have it.
+#[allow(dead_code, reason = "each side uses what it needs")]
+#[path = "../../../crates/registry/tests/registry/server.rs"]
+mod scripted;
 // Servers and repositories, as the tests of kiln-build have them.
 #[allow(dead_code, reason = "each side uses what it needs")]
 #[path = "../../../crates/build/src/source/tests/repo.rs"]

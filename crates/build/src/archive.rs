@@ -90,6 +90,27 @@ enum Backing {
 pub(crate) trait Blobs: Send + Sync {
     /// Waits until the blob is in the store, as what it is named after.
     fn bring(&self, digest: &Digest) -> Result<(), BuildError>;
+
+    /// A reader of a blob that is still on its way, and its size in bytes; `None`: it is there, or it has to be
+    /// brought first. The reader ends only when the blob is in the store, as what it is named after: what comes out
+    /// of it before is nobody's word.
+    fn early(&self, digest: &Digest) -> Option<(Box<dyn Read + Send>, u64)>;
+}
+
+/// The content of a file of an archive.
+pub(crate) enum Content {
+    File(Take<File>),
+    /// On its way.
+    Coming(Box<dyn Read + Send>),
+}
+
+impl Read for Content {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Content::File(file) => file.read(buffer),
+            Content::Coming(coming) => coming.read(buffer),
+        }
+    }
 }
 
 impl Archive {
@@ -238,6 +259,29 @@ impl Archive {
             }
         }
         Err(broken(&self.path, &format!("{name} is a loop of links")))
+    }
+
+    /// The same without waiting for what is on its way. Once all of it was read, it was right; where something
+    /// went wrong, [`Archive::settle`] knows more.
+    pub(crate) fn read_early(&self, name: &str) -> Result<(BufReader<Content>, u64), BuildError> {
+        if let Backing::Blobs { source, .. } = &self.backing
+            && let Some((coming, size_bytes)) = blob_digest(&clean(name)).and_then(|blob| source.early(&blob))
+        {
+            return Ok((BufReader::with_capacity(256 << 10, Content::Coming(coming)), size_bytes));
+        }
+        let (reader, size_bytes) = self.read(name)?;
+        Ok((BufReader::with_capacity(256 << 10, Content::File(reader.into_inner())), size_bytes))
+    }
+
+    /// Waits for what is on its way.
+    ///
+    /// # Errors
+    /// Why it did not come, or was something else than it should be.
+    pub(crate) fn settle(&self, name: &str) -> Result<(), BuildError> {
+        match (&self.backing, blob_digest(&clean(name))) {
+            (Backing::Blobs { source, .. }, Some(digest)) => source.bring(&digest),
+            _ => Ok(()),
+        }
     }
 
     fn read_file(

@@ -222,7 +222,16 @@ fn unpack<'a>(
     parent: Option<&SnapshotId>,
     cancel: &BuildCancel,
 ) -> Outcome<'a> {
-    read_layer(engine, archive, layer, parent, cancel).map_err(|error| in_layer(archive, layer, error))
+    read_layer(engine, archive, layer, parent, cancel).map_err(|error| {
+        if cancel.flag().load(Ordering::Relaxed) {
+            return BuildError::Cancelled;
+        }
+        // Bytes that are none of the layer's are the registry's fault, whatever they made of the tree.
+        match archive.settle(&layer.source.name) {
+            Ok(()) => in_layer(archive, layer, error),
+            Err(cause) => cause,
+        }
+    })
 }
 
 /// Reads one layer once: into a blob that is not committed, and into an active snapshot.
@@ -234,7 +243,7 @@ fn read_layer<'a>(
     cancel: &BuildCancel,
 ) -> Outcome<'a> {
     let name = &layer.source.name;
-    let (mut reader, size_bytes) = archive.read(name)?;
+    let (mut reader, size_bytes) = archive.read_early(name)?;
     // What was pulled is not written a second time.
     let there = layer.source.expected.filter(|_| archive.is_in_store());
     let there = there.map(|(digest, _)| Packed::There { digest, size_bytes });

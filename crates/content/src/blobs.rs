@@ -67,6 +67,17 @@ impl Ingest<'_> {
     }
 }
 
+impl Ingest<'_> {
+    /// What has come so far, to be read from its beginning while more comes. Nobody vouches for it before
+    /// [`Ingest::commit`].
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn reader(&self) -> Result<File, Error> {
+        File::open(&self.path).map_err(Error::host("open", &self.path))
+    }
+}
+
 impl Write for Ingest<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let Some(writer) = &mut self.writer else { return Ok(0) };

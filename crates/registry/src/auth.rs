@@ -340,7 +340,7 @@ mod tests {
     use crate::{NoCredentials, Settings, host};
 
     fn host(domain: &str, plain: bool) -> Host {
-        let client = host::client(&Settings::default(), None).unwrap();
+        let client = host::client(&Settings::default(), None, true).unwrap();
         Host { name: domain.to_owned(), base: host::base(domain, plain).unwrap(), client }
     }
 

@@ -8,12 +8,15 @@ use kiln_oci::{Digest, Reference};
 use reqwest::Method;
 
 use crate::auth::{Authority, Scope};
+use crate::breaker::Breakers;
 use crate::exchange::{Ask, Document, Tries};
 use crate::host::{self, Host, is_loopback};
 use crate::{Clock, CredentialSource, Error, Settings, SystemClock};
 
 /// A token server's answer, a list of tags, or an error that is read for its text.
 pub(crate) const MAX_LIST_BYTES: u64 = 4 << 20;
+/// Tries with a mirror.
+const MIRROR_TRIES: u32 = 2;
 
 /// Connections, tokens and what is known of registries. Cloned for the price of a counter; the clones share
 /// all of it.
@@ -30,6 +33,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) credentials: Arc<dyn CredentialSource>,
     pub(crate) authority: Authority,
+    pub(crate) breakers: Breakers,
     hosts: tokio::sync::Mutex<HashMap<String, Arc<Host>>>,
     /// For wherever registries redirect to.
     elsewhere: std::sync::Mutex<Option<reqwest::Client>>,
@@ -41,6 +45,8 @@ pub struct Repository {
     pub(crate) client: Client,
     pub(crate) domain: String,
     pub(crate) path: String,
+    /// It stands for another one: to be read, and soon given up.
+    pub(crate) is_mirror: bool,
 }
 
 /// Which manifest of a repository.
@@ -83,14 +89,15 @@ impl Client {
         credentials: Arc<dyn CredentialSource>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (hosts, elsewhere, authority) = Default::default();
-        Self { inner: Arc::new(Inner { settings, clock, credentials, authority, hosts, elsewhere }) }
+        let (hosts, elsewhere, authority, breakers) = Default::default();
+        let inner = Inner { settings, clock, credentials, authority, breakers, hosts, elsewhere };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The repository of `reference`.
     pub fn repository(&self, reference: &Reference) -> Repository {
         let (domain, path) = (reference.domain().to_owned(), reference.path().to_owned());
-        Repository { client: self.clone(), domain, path }
+        Repository { client: self.clone(), domain, path, is_mirror: false }
     }
 
     /// Asks the registry `domain` whether it is one and takes the credentials that there are for it.
@@ -98,13 +105,13 @@ impl Client {
     /// # Errors
     /// [`Error::Denied`] when it does not.
     pub async fn check(&self, domain: &str) -> Result<(), Error> {
-        let host = self.host(domain).await?;
+        let host = self.host(domain, None).await?;
         let ask = Ask::new(Method::GET, host.base.clone(), &[]);
-        self.document(&host, &ask, MAX_LIST_BYTES).await.map(drop)
+        self.document(&host, &ask, MAX_LIST_BYTES, None).await.map(drop)
     }
 
     /// Where the registry is and how it speaks. Asks it once when it may speak plain http: https first.
-    pub(crate) async fn host(&self, domain: &str) -> Result<Arc<Host>, Error> {
+    pub(crate) async fn host(&self, domain: &str, most_tries: Option<u32>) -> Result<Arc<Host>, Error> {
         let Inner { settings, hosts, .. } = &*self.inner;
         let mut hosts = hosts.lock().await;
         if let Some(host) = hosts.get(domain) {
@@ -112,11 +119,12 @@ impl Client {
         }
         let made = |plain| -> Result<Host, Error> {
             let (name, base) = (domain.to_owned(), host::base(domain, plain)?);
-            Ok(Host { name, base, client: host::client(settings, Some(domain))? })
+            Ok(Host { name, base, client: host::client(settings, Some(domain), plain)? })
         };
         let mut host = made(false)?;
-        if is_loopback(domain) || settings.insecure.contains(domain) {
+        if is_loopback(domain) || settings.is_insecure(domain) {
             let (mut tries, mut plain) = (Tries::of_document(self, domain, host.base.path()), made(true)?);
+            tries.at_most(most_tries);
             loop {
                 match self.greet(&host).await {
                     Ok(_) => break,
@@ -148,7 +156,7 @@ impl Client {
         if let Some(client) = &*elsewhere {
             return Ok(client.clone());
         }
-        Ok(elsewhere.insert(host::client(&self.inner.settings, None)?).clone())
+        Ok(elsewhere.insert(host::client(&self.inner.settings, None, false)?).clone())
     }
 }
 
@@ -164,7 +172,17 @@ impl Repository {
     }
 
     pub(crate) async fn host(&self) -> Result<Arc<Host>, Error> {
-        self.client.host(&self.domain).await
+        self.check_breaker()?;
+        match self.client.host(&self.domain, self.most_tries()).await {
+            Ok(host) => Ok(host),
+            Err(error) => self.heard(Err(error)),
+        }
+    }
+
+    /// So often something is tried that brings nothing; `None`: as the settings say.
+    pub(crate) fn most_tries(&self) -> Option<u32> {
+        // There is somebody else to ask.
+        self.is_mirror.then_some(MIRROR_TRIES)
     }
 
     /// `https://host/v2/NAME/` and what follows.
@@ -182,7 +200,7 @@ impl Repository {
     }
 
     pub(crate) async fn document(&self, host: &Host, ask: &Ask<'_>, limit: u64) -> Result<Document, Error> {
-        self.client.document(host, ask, limit).await
+        self.heard(self.client.document(host, ask, limit, self.most_tries()).await)
     }
 }
 

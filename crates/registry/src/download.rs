@@ -41,32 +41,67 @@ impl Repository {
     /// [`Error::Mismatch`], [`Error::Size`], [`Error::NotFound`] and those of every request;
     /// [`Error::Local`] when `out` takes no more.
     pub async fn fetch_blob(&self, blob: &Descriptor, out: &mut (dyn Write + Send)) -> Result<(), Error> {
+        let mut writer = Sha256Writer::new(out);
+        let mirrors = self.mirrors();
+        let mut fed = None;
+        for mirror in mirrors.iter().chain([self]) {
+            let before = writer.size_bytes();
+            let read = mirror.believed(mirror.read_blob(blob, &mut writer).await);
+            // Another one goes on where this one broke off.
+            if writer.size_bytes() > before && mirror.is_mirror {
+                fed = Some(mirror);
+            }
+            match read {
+                Ok(()) => break,
+                Err(Error::Local { what, source }) => return Err(Error::Local { what, source }),
+                Err(error) if mirror.is_mirror => self.pass_over(&mirror.domain, &error),
+                Err(error) => return Err(error),
+            }
+        }
+        let (_, actual, actual_bytes) = writer.finish();
+        let (host, expected, expected_bytes) = (self.domain.clone(), blob.digest, blob.size);
+        if (actual, actual_bytes) == (expected, expected_bytes) {
+            return Ok(());
+        }
+        let host = fed.map_or(host, |mirror| mirror.domain.clone());
+        let error = Error::Mismatch { host, expected, expected_bytes, actual, actual_bytes };
+        match fed {
+            Some(mirror) => {
+                self.pass_over(&mirror.domain, &error);
+                mirror.believed(Err(error))
+            }
+            None => Err(error),
+        }
+    }
+
+    /// The blob from this very registry, as far as it is not written yet.
+    async fn read_blob(
+        &self,
+        blob: &Descriptor,
+        writer: &mut Sha256Writer<&mut (dyn Write + Send)>,
+    ) -> Result<(), Error> {
         let host = self.host().await?;
         let url = self.url(&host, &format!("blobs/{}", blob.digest))?;
         let mut tries = Tries::of_blob(&self.client, &shown_host(&url), &shown_path(&url));
+        tries.at_most(self.most_tries());
         let scopes = self.pull();
         let mut ask = Ask::new(Method::GET, url, &scopes);
         // 416 is what some answer to a range behind the end of a blob that they have less of.
         ask.also = &[416];
-        let mut writer = Sha256Writer::new(out);
         loop {
             let before = writer.size_bytes();
-            match self.fetch_rest(&host, &mut ask, blob, &mut writer, &tries).await {
-                Ok(()) => break,
+            match self.fetch_rest(&host, &mut ask, blob, writer, &tries).await {
+                Ok(()) => return self.heard(Ok(())),
                 Err(error) => {
                     if writer.size_bytes() - before >= PROGRESS_BYTES {
                         tries.progress();
                     }
-                    tries.again(error).await?;
+                    if let Err(error) = tries.again(error).await {
+                        return self.heard(Err(error));
+                    }
                 }
             }
         }
-        let (_, actual, actual_bytes) = writer.finish();
-        let (host, expected, expected_bytes) = (shown_host(&ask.url), blob.digest, blob.size);
-        if (actual, actual_bytes) != (expected, expected_bytes) {
-            return Err(Error::Mismatch { host, expected, expected_bytes, actual, actual_bytes });
-        }
-        Ok(())
     }
 
     /// What is missing of the blob, over one connection.

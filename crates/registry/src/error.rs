@@ -52,6 +52,9 @@ pub enum Error {
         #[source]
         last: Option<Box<Error>>,
     },
+    /// It has failed again and again, a moment ago.
+    #[error("{host} is left alone for {} seconds after {failures} failures in a row", wait.as_secs().max(1))]
+    Tripped { host: String, failures: u32, wait: Duration },
     /// The registry sends from place to place.
     #[error("{host} redirects more than {limit} times")]
     Redirects { host: String, limit: usize },
@@ -119,6 +122,7 @@ impl Error {
             | Self::CutOff { .. }
             | Self::Stalled { .. }
             | Self::Deadline { .. }
+            | Self::Tripped { .. }
             | Self::Redirects { .. }
             | Self::Protocol { .. } => Fault::Network,
             Self::Document { source: DocumentError::Schema1, .. } => Fault::Network,
@@ -140,6 +144,16 @@ impl Error {
             Self::Transfer { source, .. } => !is_certificate(source),
             Self::CutOff { .. } | Self::Stalled { .. } => true,
             _ => false,
+        }
+    }
+
+    /// Whether this, after all tries, says that the host itself is not well.
+    pub(crate) fn is_host_ill(&self) -> bool {
+        match self {
+            Self::Deadline { .. } => true,
+            // It is there, and wants something else.
+            Self::Status { status: 408 | 429, .. } => false,
+            error => error.is_passing(),
         }
     }
 

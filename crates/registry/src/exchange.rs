@@ -171,6 +171,7 @@ pub(crate) struct Tries {
     start: Duration,
     limit: Duration,
     count: u32,
+    most: u32,
 }
 
 impl Tries {
@@ -184,7 +185,13 @@ impl Tries {
 
     fn new(client: &Client, host: &str, path: &str, limit: Duration) -> Self {
         let (host, path) = (host.to_owned(), path.to_owned());
-        Self { client: client.clone(), host, path, start: client.inner.clock.now(), limit, count: 0 }
+        let (start, most) = (client.inner.clock.now(), client.inner.settings.tries);
+        Self { client: client.clone(), host, path, start, limit, count: 0, most }
+    }
+
+    /// No more tries than that.
+    pub(crate) fn at_most(&mut self, most: Option<u32>) {
+        self.most = most.map_or(self.most, |most| most.min(self.most));
     }
 
     /// The last try has brought something: it does not count.
@@ -199,8 +206,7 @@ impl Tries {
     pub(crate) async fn again(&mut self, error: Error) -> Result<(), Error> {
         let (settings, clock) = (&self.client.inner.settings, &*self.client.inner.clock);
         self.count += 1;
-        let most =
-            if error.is_unreachable() { settings.tries.min(UNREACHABLE_TRIES) } else { settings.tries };
+        let most = if error.is_unreachable() { self.most.min(UNREACHABLE_TRIES) } else { self.most };
         let asked = match &error {
             Error::Limited { wait, .. } if *wait <= settings.longest_pause => Some(*wait),
             error if error.is_passing() => None,
@@ -241,8 +247,10 @@ impl Client {
         host: &Host,
         ask: &Ask<'_>,
         limit_bytes: u64,
+        most_tries: Option<u32>,
     ) -> Result<Document, Error> {
         let mut tries = Tries::of_document(self, &shown_host(&ask.url), &shown_path(&ask.url));
+        tries.at_most(most_tries);
         loop {
             let came = async {
                 let mut answer = self.ask(host, ask).await?;

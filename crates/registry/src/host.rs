@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, Identity, Url, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Url, redirect};
 
 use crate::{Error, Settings};
 
@@ -73,9 +73,10 @@ pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
         && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// Connections to `domain`; `None`: to wherever a registry redirects, with nothing of one registry.
-pub(crate) fn client(settings: &Settings, domain: Option<&str>) -> Result<Client, Error> {
-    let insecure = domain.is_some_and(|domain| settings.insecure.contains(domain));
+/// Connections to `domain`; `None`: to wherever a registry redirects, with nothing of one registry. `plain`: without
+/// encryption, and so without reading certificates.
+pub(crate) fn client(settings: &Settings, domain: Option<&str>, plain: bool) -> Result<Client, Error> {
+    let insecure = domain.is_some_and(|domain| settings.is_insecure(domain));
     let loopback = domain.is_some_and(is_loopback);
     let mut builder = Client::builder()
         .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
@@ -94,6 +95,9 @@ pub(crate) fn client(settings: &Settings, domain: Option<&str>) -> Result<Client
         // No proxy knows this machine.
         builder = builder.no_proxy();
     }
+    if plain {
+        return built(builder.tls_certs_only([]));
+    }
     let mut certificates = Vec::new();
     for file in &settings.ca_files {
         certificates.extend(read_certificates(file)?);
@@ -107,7 +111,10 @@ pub(crate) fn client(settings: &Settings, domain: Option<&str>) -> Result<Client
             }
         }
     }
-    builder = builder.tls_certs_merge(certificates);
+    built(builder.tls_certs_merge(certificates))
+}
+
+fn built(builder: ClientBuilder) -> Result<Client, Error> {
     builder.build().map_err(|error| Error::Certificates {
         path: "the system's directory".to_owned(),
         source: io::Error::other(error),

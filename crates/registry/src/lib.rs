@@ -3,7 +3,8 @@
 //! Read [`Client`] first: it holds connections and tokens. A [`Repository`] of it reads and writes
 //! manifests (`manifest.rs`), reads blobs (`download.rs`), writes blobs (`upload.rs`) and lists tags
 //! (`list.rs`). Below them `exchange.rs` sends one request as often as it takes, `auth.rs` answers the
-//! registry's challenges, `host.rs` knows where a registry is and whom to trust there.
+//! registry's challenges, `host.rs` knows where a registry is and whom to trust there, `mirror.rs` where
+//! else to read, and `breaker.rs` whom not to ask for a while.
 //!
 //! # Invariants
 //! - Registries are hostile: every answer has a limit in bytes and in time, and what a digest names is
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod auth;
+mod breaker;
 mod challenge;
 mod client;
 pub mod credentials;
@@ -25,6 +27,7 @@ mod exchange;
 mod host;
 mod list;
 mod manifest;
+mod mirror;
 mod settings;
 mod upload;
 
@@ -33,5 +36,6 @@ pub use credentials::{Credential, CredentialError, CredentialSource, DockerConfi
 pub use error::{Error, Fault};
 pub use host::{credential_key, is_loopback};
 pub use manifest::ManifestBytes;
+pub use mirror::{Mirror, MirrorError};
 pub use settings::{Clock, Settings, SystemClock};
 pub use upload::{BlobSource, Pushed};

@@ -13,7 +13,7 @@ use crate::{Error, Repository, Which};
 const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 
 /// What says the digest of what came.
-const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// A manifest, an index or another document with a digest, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,18 @@ impl Repository {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Misnamed`] and those of every request.
     pub async fn resolve(&self, which: Which<'_>) -> Result<Descriptor, Error> {
+        let found = self.from_mirrors(|mirror| async move { mirror.resolve_here(which).await }).await;
+        match found {
+            Some(found) => Ok(found),
+            None => self.resolve_here(which).await,
+        }
+    }
+
+    /// The same of this very registry.
+    ///
+    /// # Errors
+    /// As [`Repository::resolve`].
+    pub async fn resolve_here(&self, which: Which<'_>) -> Result<Descriptor, Error> {
         let host = self.host().await?;
         let url = self.url(&host, &format!("manifests/{which}"))?;
         let scopes = self.pull();
@@ -58,7 +70,7 @@ impl Repository {
                 _ => return Ok(Descriptor::new(&kind, digest, size)),
             }
         }
-        Ok(self.manifest(which).await?.descriptor())
+        Ok(self.manifest_here(which).await?.descriptor())
     }
 
     /// Fetches a manifest or an index. Its digest is checked; what it says is not.
@@ -67,6 +79,18 @@ impl Repository {
     /// [`Error::NotFound`], [`Error::Mismatch`] when it was asked for by another digest,
     /// [`Error::Misnamed`], [`Error::TooLarge`], [`Error::Document`] when it is nothing of the kind.
     pub async fn manifest(&self, which: Which<'_>) -> Result<ManifestBytes, Error> {
+        let found = self.from_mirrors(|mirror| async move { mirror.manifest_here(which).await }).await;
+        match found {
+            Some(found) => Ok(found),
+            None => self.manifest_here(which).await,
+        }
+    }
+
+    async fn manifest_here(&self, which: Which<'_>) -> Result<ManifestBytes, Error> {
+        self.believed(self.read_manifest(which).await)
+    }
+
+    async fn read_manifest(&self, which: Which<'_>) -> Result<ManifestBytes, Error> {
         let host = self.host().await?;
         let url = self.url(&host, &format!("manifests/{which}"))?;
         let scopes = self.pull();

@@ -1,10 +1,12 @@
 //! How patient a client is, and whom it trusts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::Mirror;
 
 /// How a client behaves. The defaults are for people who wait at a terminal.
 #[derive(Debug, Clone)]
@@ -34,6 +36,9 @@ pub struct Settings {
     /// Hosts that may get credentials as a registry's token server, beside those that
     /// go with the registry by their name.
     pub token_hosts: BTreeSet<String>,
+    /// Where images of a registry are read before the registry itself is asked, in this order; by the
+    /// registry's name in references.
+    pub mirrors: BTreeMap<String, Vec<Mirror>>,
     /// Files with certificates in PEM form that are trusted beside the system's.
     pub ca_files: Vec<PathBuf>,
     /// Directories with a directory for each `host[:port]`, in which there are certificates to trust
@@ -55,9 +60,18 @@ impl Default for Settings {
             chunk_bytes: None,
             insecure: BTreeSet::new(),
             token_hosts: BTreeSet::new(),
+            mirrors: BTreeMap::new(),
             ca_files: Vec::new(),
             cert_dirs: vec!["/etc/docker/certs.d".into(), "/etc/containers/certs.d".into()],
         }
+    }
+}
+
+impl Settings {
+    /// Whether `host[:port]` may speak plain http and show any certificate.
+    pub(crate) fn is_insecure(&self, domain: &str) -> bool {
+        let mut mirrors = self.mirrors.values().flatten();
+        self.insecure.contains(domain) || mirrors.any(|mirror| mirror.insecure && mirror.host == domain)
     }
 }
 

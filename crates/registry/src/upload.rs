@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use kiln_oci::Digest;
 use kiln_oci::image::Descriptor;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE};
 use reqwest::{Body, Method, Url};
@@ -17,8 +18,9 @@ use tokio::sync::mpsc;
 use crate::auth::Scope;
 use crate::client::MAX_LIST_BYTES;
 use crate::error::clean;
-use crate::exchange::{Ask, Once, Tries, protocol};
+use crate::exchange::{Ask, Once, Tries, protocol, shown_path};
 use crate::host::{Host, same_origin};
+use crate::manifest::CONTENT_DIGEST;
 use crate::{Error, Repository};
 
 /// Blobs up to this size are sent with the request that ends the upload.
@@ -91,7 +93,7 @@ impl Repository {
         let path = format!("/v2/{}/blobs/uploads/", self.path);
         let mut tries = Tries::of_blob(&self.client, &host.name, &path);
         let mut upload: Option<Upload> = None;
-        let mut begun_again = false;
+        let (mut begun_again, mut asked_where) = (false, false);
         loop {
             let before = upload.as_ref().map_or(0, |upload| upload.offset);
             let error = match self.send_rest(&host, blob, source, &mut upload).await {
@@ -104,10 +106,17 @@ impl Repository {
                 tries.progress();
             }
             match error {
+                // The registry has more or less than was thought: it knows where to go on.
+                Error::Status { status: 416, .. } if !asked_where => {
+                    asked_where = true;
+                    self.find_offset(&host, &mut upload).await?;
+                }
                 // What arrived is not what was sent: from the beginning, once.
-                Error::Status { status: 400 | 416, .. } | Error::NotFound { .. }
-                    if now > 0 && !begun_again =>
-                {
+                Error::Status { status: 400 | 416, .. } if now > 0 && !begun_again => {
+                    (upload, begun_again) = (None, true);
+                }
+                // It has forgotten what it began.
+                Error::NotFound { .. } if upload.is_some() && !begun_again => {
                     (upload, begun_again) = (None, true);
                 }
                 // The token has run out on the way: the next request gets another.
@@ -185,7 +194,14 @@ impl Repository {
         url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
         let ask = Ask::new(Method::PUT, url, &scopes).header(CONTENT_TYPE, "application/octet-stream");
         let (from, length) = if is_small { (0, blob.size) } else { (blob.size, 0) };
-        self.send_body(host, &ask, source, from, length).await.map(drop)
+        let answer = self.send_body(host, &ask, source, from, length).await?;
+        match answer.header(CONTENT_DIGEST).and_then(|said| said.parse::<Digest>().ok()) {
+            Some(actual) if actual != blob.digest => {
+                let (host, path) = (host.name.clone(), shown_path(answer.response.url()));
+                Err(Error::Misnamed { host, path, said: actual.to_string(), actual: blob.digest })
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn begin(&self, host: &Host, scopes: &[Scope]) -> Result<Upload, Error> {

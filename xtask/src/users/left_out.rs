@@ -78,6 +78,8 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("interop::", PEERS),
     both("remote_cache_s3::", CAMPAIGN),
     both("registry::transfer::", PEERS),
+    both("registry::own::peers::", PEERS),
+    both("registry::own::crowd::", CAMPAIGN),
     both("registry::hostile::", PARSERS),
     both("layers::implied::umoci_unpacks_what_kiln_loads_to_the_same_tree", PEERS),
     both("toolkit_mutate::other_tools_unpack_the_new_images_to_the_same_tree", PEERS),

@@ -13,6 +13,7 @@ use super::join;
 use crate::args::RunArgs;
 use crate::commands::confinement;
 use crate::errors::Failure;
+use crate::registries::image_to_run;
 use crate::session::Session;
 
 pub(super) use environment::env_file;
@@ -21,7 +22,7 @@ pub(super) use volumes::{volume_name, volume_of};
 pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failure> {
     let (image_name, command) =
         args.image_and_command.split_first().ok_or_else(|| Failure::usage("an image is missing"))?;
-    let image = session.find(image_name)?;
+    let image = image_to_run(session, image_name, &args.pull)?;
     let life = &args.life;
     let mut settings = session.config(&image)?.config;
     let id = ContainerId::random().map_err(|error| Failure::store(error.to_string()))?;

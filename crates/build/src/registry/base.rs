@@ -58,7 +58,7 @@ pub struct Bases {
 ///
 /// # Errors
 /// [`BuildError::Pull`] when the registry was asked in vain.
-pub(crate) fn base_image(
+pub fn base_image(
     engine: &Engine,
     bases: &Bases,
     reference: &Reference,
@@ -89,7 +89,9 @@ pub(crate) fn base_image(
         }
         (None, _) => (false, None),
     };
-    match (look_up(engine, registries, reference, platform, known.as_ref(), cancel), known) {
+    let found = look_up(engine, registries, reference, platform, known.as_ref(), cancel);
+    registries.client().take_notes().into_iter().for_each(&mut *note);
+    match (found, known) {
         (Ok(image), _) => Ok(Some(image)),
         (Err(BuildError::Cancelled), _) => Err(BuildError::Cancelled),
         // Old is better than nothing where nobody insists.

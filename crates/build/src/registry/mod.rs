@@ -4,6 +4,7 @@
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod base;
+mod coming;
 mod pull;
 mod push;
 
@@ -18,8 +19,7 @@ use tokio::runtime::Runtime;
 
 use crate::{BuildCancel, BuildError};
 
-pub(crate) use base::base_image;
-pub use base::{Bases, PullPolicy};
+pub use base::{Bases, PullPolicy, base_image};
 pub use pull::{Pulled, pull};
 pub(crate) use push::push_ready;
 pub use push::{PushRequest, PushedName, push};

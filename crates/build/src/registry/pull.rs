@@ -1,20 +1,23 @@
 //! `kiln pull`: an image of a registry becomes one of the store.
 //!
-//! Blobs come several at once, lowest layers first, and are unpacked as soon as they are there, by what
-//! unpacks archives (`load_layers.rs`): to it, the registry is an archive whose files take a while.
+//! Blobs come several at once, lowest layers first, and are unpacked while they come, by what unpacks
+//! archives (`load_layers.rs`): to it, the registry is an archive whose files take a while. A tree becomes part
+//! of the store only after the blob that it was made of has turned out to be the right one.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kiln_content::{ImageRecord, SourceRecord};
 use kiln_oci::image::{Descriptor, ImageConfig};
 use kiln_oci::{ChainId, Digest, Platform, Reference, document};
-use kiln_registry::{Repository, Which};
+use kiln_registry::{Fault, Repository, Which};
 use kiln_solver::Cancellation;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
+use super::coming::{Coming, Counted, Progress};
 use super::{AT_ONCE, POLL, Registries};
 use crate::archive::{Archive, Blobs};
 use crate::engine::now_unix;
@@ -167,7 +170,7 @@ fn layers_there(engine: &Engine, config: &ImageConfig) -> Result<usize, BuildErr
 enum State {
     /// At the registry.
     Known(Descriptor),
-    Coming,
+    Coming(Arc<Progress>),
     /// In the store.
     There,
     Failed(Arc<kiln_registry::Error>),
@@ -228,35 +231,60 @@ impl Fetch {
 
     /// Fetches `blob` on threads of its own.
     fn start(self: &Arc<Self>, blob: &Descriptor) -> Result<(), BuildError> {
-        self.set(blob.digest, State::Coming);
+        let progress = Arc::new(Progress::new(blob.size));
+        self.set(blob.digest, State::Coming(progress.clone()));
         let (fetch, blob) = (self.clone(), blob.clone());
         let task = self.registries.runtime()?.spawn(async move {
             let _room = fetch.room.acquire().await;
-            let state = fetch.download(&blob).await;
+            let state = fetch.download(&blob, &progress).await;
+            let is_there = matches!(state, State::There);
             fetch.set(blob.digest, state);
+            // After the state: whoever hears of the end looks there.
+            progress.end(is_there);
         });
         self.running.lock().unwrap_or_else(PoisonError::into_inner).push(task.abort_handle());
         Ok(())
     }
 
     /// Brings `blob` into the store: verified, and only then part of it.
-    async fn download(&self, blob: &Descriptor) -> State {
-        let store = &self.engine.store;
-        let mut ingest = match store.ingest() {
-            Ok(ingest) => ingest,
-            Err(error) => return State::Refused(Some(error)),
-        };
-        if let Err(error) = self.repository.fetch_blob(blob, &mut ingest).await {
-            return State::Failed(Arc::new(error));
+    async fn download(&self, blob: &Descriptor, progress: &Progress) -> State {
+        // A mirror that was found out to lie is not asked again, and nobody has read what it gave.
+        for may_lie in [self.repository.has_mirrors(), false] {
+            let mut ingest = match self.engine.store.ingest() {
+                Ok(ingest) => ingest,
+                Err(error) => return State::Refused(Some(error)),
+            };
+            if !self.repository.has_mirrors() {
+                match ingest.reader() {
+                    Ok(file) => progress.begin(file),
+                    Err(error) => return State::Refused(Some(error)),
+                }
+            }
+            match self.repository.fetch_blob(blob, &mut Counted { ingest: &mut ingest, progress }).await {
+                Err(error) if may_lie && error.fault() == Fault::Integrity => continue,
+                Err(error) => return State::Failed(Arc::new(error)),
+                Ok(()) => {}
+            }
+            return match tokio::task::block_in_place(|| ingest.commit(Some((blob.digest, blob.size)))) {
+                Ok(_) => State::There,
+                Err(error) => State::Refused(Some(error)),
+            };
         }
-        match tokio::task::block_in_place(|| ingest.commit(Some((blob.digest, blob.size)))) {
-            Ok(_) => State::There,
-            Err(error) => State::Refused(Some(error)),
-        }
+        State::Refused(None)
     }
 }
 
 impl Blobs for Arc<Fetch> {
+    fn early(&self, digest: &Digest) -> Option<(Box<dyn Read + Send>, u64)> {
+        if self.repository.has_mirrors() {
+            return None;
+        }
+        let states = self.states();
+        let Some(State::Coming(progress)) = states.get(digest) else { return None };
+        let coming = Coming { progress: progress.clone(), at: 0, cancel: self.cancel.clone() };
+        Some((Box::new(coming), progress.size_bytes))
+    }
+
     fn bring(&self, digest: &Digest) -> Result<(), BuildError> {
         loop {
             let mut states = self.states();
@@ -267,7 +295,7 @@ impl Blobs for Arc<Fetch> {
                     let again = || BuildError::Bug { what: format!("{digest} was refused by the store") };
                     return Err(error.take().map_or_else(again, BuildError::from));
                 }
-                Some(State::Coming) => {
+                Some(State::Coming(_)) => {
                     drop(self.arrived.wait_timeout(states, POLL));
                     if self.cancel.is_cancelled() {
                         return Err(BuildError::Cancelled);

@@ -83,7 +83,7 @@ pub(crate) fn push_ready(
         // A digest behind the name would be another image's, or this one's.
         let which = name.tag().map_or(Which::Digest(&root.digest), Which::Tag);
         let there = async {
-            match repository.resolve(which).await {
+            match repository.resolve_here(which).await {
                 Ok(there) => Ok(Some(there.digest)),
                 Err(Error::NotFound { .. }) => Ok(None),
                 Err(error) => Err(error),

@@ -7,7 +7,8 @@ use kiln_oci::Digest;
 use kiln_oci::image::Descriptor;
 use kiln_registry::{Credential, Error, Fault, Settings, Which};
 
-use crate::server::{Bench, Reply, Request, Server, answer, password, text};
+use crate::bench::{Bench, password, text};
+use crate::server::{Reply, Request, Server, answer};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
 

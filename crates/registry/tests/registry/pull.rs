@@ -6,7 +6,8 @@ use kiln_oci::Digest;
 use kiln_oci::image::Descriptor;
 use kiln_registry::{Error, Fault, Settings, Which};
 
-use crate::server::{Bench, Reply, Request, Server, answer, head, text};
+use crate::bench::{Bench, text};
+use crate::server::{Reply, Request, Server, answer, head};
 
 fn content() -> Vec<u8> {
     (0..1_000_000u32).map(|n| (n ^ (n >> 8)) as u8).collect()

@@ -8,7 +8,8 @@ use kiln_oci::Digest;
 use kiln_oci::image::{Descriptor, media_type};
 use kiln_registry::{BlobSource, Error, NoCredentials, Pushed, Settings, Which};
 
-use crate::server::{Bench, Request, Server, answer, text};
+use crate::bench::{Bench, text};
+use crate::server::{Request, Server, answer};
 
 fn content() -> Vec<u8> {
     (0..1_000_000u32).map(|n| (n ^ (n >> 7)) as u8).collect()
