@@ -85,6 +85,8 @@ pub(crate) enum Command {
     Pull(registry::PullArgs),
     /// Send images to registries
     Push(registry::PushArgs),
+    /// Look for repositories of a registry by name
+    Search(registry::SearchArgs),
     /// Copy an image between registries, archives, OCI layouts and the store, as it is
     Copy(registry::CopyArgs),
     /// Make and push lists of images for several platforms

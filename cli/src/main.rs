@@ -135,6 +135,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Load(args) => commands::load::run(&session, &args),
         Command::Pull(args) => commands::pull::run(&session, &args),
         Command::Push(args) => commands::push::run(&session, &args),
+        Command::Search(args) => commands::search::run(&session, &args),
         Command::Copy(args) => commands::copy::run(&session, &args),
         Command::Manifest(args) => commands::manifest::run(&session, &args.command),
         Command::Export(args) => commands::export::run(&session, &args),

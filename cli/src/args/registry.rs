@@ -244,3 +244,18 @@ pub(crate) struct ManifestRmArgs {
     #[arg(value_name = "LIST", required = true)]
     pub(crate) lists: Vec<Reference>,
 }
+
+#[derive(Args)]
+pub(crate) struct SearchArgs {
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 25)]
+    pub(crate) limit: usize,
+    /// Print only names
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+    /// What names shall hold; HOST/ before it searches another registry than Docker Hub
+    #[arg(value_name = "[HOST[:PORT]/]TERM")]
+    pub(crate) term: String,
+}

@@ -33,6 +33,7 @@ pub(crate) mod push;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod save;
+pub(crate) mod search;
 pub(crate) mod selftest;
 pub(crate) mod shell;
 pub(crate) mod tag;

@@ -84,7 +84,8 @@ fn what_is_damaged_or_unknown_is_not_copied() {
     let liar = Server::scripted(|request, _| request.is_blob().then(|| answer(200, &[], b"other")));
     offer(&liar, &image);
     let lies = format!("docker://{}/team/app:v1", liar.domain());
-    bench.kiln(&["copy", &lies, &format!("oci:{}", text(&bench.at("y")))]).expect(6);
+    let fresh = Bench::empty();
+    fresh.kiln(&["copy", &lies, &format!("oci:{}", text(&bench.at("y")))]).expect(6);
     for (args, code, said) in [
         (["copy", "dir:/x", "y"], 2, "none of kiln's"),
         (["copy", "docker:x", "y"], 2, "docker://NAME"),

@@ -6,6 +6,24 @@ use super::server::{Bench, Registry, digest_in, needs_programs};
 use crate::harness::{Context, needs_root};
 
 #[test]
+fn repositories_of_a_registry_are_found_by_name() {
+    needs_root!();
+    needs_programs!("docker-registry");
+    let (registry, bench) = (Registry::open(), Bench::empty());
+    let context = Context::new(&[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    for name in ["team/app", "team/other", "app-two"] {
+        bench.build(&context, &["--push", "-t", &registry.name(name)]).expect(0);
+    }
+    let host = registry.host();
+    let found = bench.ok(&["search", "-q", &format!("{host}/app")]);
+    assert_eq!(found, format!("{host}/app-two\n{host}/team/app\n"));
+    let table = bench.ok(&["search", "--limit", "1", &format!("{host}/app")]);
+    assert_eq!(table.lines().count(), 2, "{table}");
+    drop(registry);
+    bench.kiln(&["search", &format!("{host}/app")]).expect(5).says(&["Connection refused"]);
+}
+
+#[test]
 fn a_list_is_made_changed_and_pushed_as_an_index() {
     needs_root!();
     needs_programs!("docker-registry", "skopeo");
