@@ -8,6 +8,7 @@ pub(crate) mod images;
 pub(crate) mod limits;
 pub(crate) mod network;
 pub(crate) mod registry;
+pub(crate) mod registry_serve;
 pub(crate) mod store;
 pub(crate) mod toolkit;
 
@@ -95,6 +96,11 @@ pub(crate) enum Command {
     Login(registry::LoginArgs),
     /// Forget the credentials for a registry
     Logout(registry::LogoutArgs),
+    /// Be a registry
+    Registry {
+        #[command(subcommand)]
+        command: registry_serve::RegistryCommand,
+    },
     /// Write the files of a container or an image as a tar
     Export(images::ExportArgs),
     /// Look into the layers of an image

@@ -52,11 +52,16 @@ pub(crate) fn settings(config: &Config, args: &RegistryArgs) -> Settings {
 
 /// Registries, with the user's credentials. Reads nothing before the first request.
 pub(crate) fn registries(config: &Config, args: &RegistryArgs) -> Arc<Registries> {
+    Arc::new(Registries::new(client(config, args)))
+}
+
+/// The same without what builds have to do with them.
+pub(crate) fn client(config: &Config, args: &RegistryArgs) -> Client {
     let credentials: Arc<dyn CredentialSource> = match docker_config() {
         Some(file) => Arc::new(Watched { file, told: Once::new() }),
         None => Arc::new(NoCredentials),
     };
-    Arc::new(Registries::new(Client::new(settings(config, args), credentials)))
+    Client::new(settings(config, args), credentials)
 }
 
 /// Says once that others can read the credentials.

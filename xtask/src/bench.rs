@@ -1,5 +1,6 @@
 //! The task `bench`: what a rebuild costs, what a RUN costs; see `benches/README.md`.
 
+mod cache;
 mod containers;
 mod images;
 
@@ -52,6 +53,10 @@ impl Bench {
         images::run(&self.kiln, &self.peers, &self.bases, &self.temp)
     }
 
+    fn cache(&self) -> Result<(), Failure> {
+        cache::run(&self.kiln, &self.peers, &self.bases, &self.temp)
+    }
+
     /// Images that lost their names are as large as those that have theirs.
     fn finish(self) -> Result<(), Failure> {
         step::read(&mut self.kiln.command(&["prune", "--force"]))?;
@@ -63,6 +68,13 @@ impl Bench {
 pub(crate) fn run_images() -> Result<(), Failure> {
     let bench = Bench::prepare()?;
     bench.images()?;
+    bench.finish()
+}
+
+/// The task `bench cache`: only rebuilds.
+pub(crate) fn run_cache() -> Result<(), Failure> {
+    let bench = Bench::prepare()?;
+    bench.cache()?;
     bench.finish()
 }
 
@@ -82,6 +94,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     let rebuild = rebuilds(&bench.kiln, &bench.peers)?;
     println!("\n{}", table("No-change rebuild of testdata/demo, ms", &rebuild, 1));
     bench.steps()?;
+    bench.cache()?;
     bench.images()?;
     large_inputs()?;
     layers()?;

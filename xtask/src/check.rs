@@ -113,8 +113,8 @@ fn tests(bases: Option<&Path>) -> Result<(), Failure> {
     let stores = step::target_dir()?.join("test-stores");
     fs::create_dir_all(&stores).map_err(Failure::io("create", &stores))?;
     let temp = ShortPath::to(&stores)?;
-    let mut command = step::cargo();
-    command.args(["nextest", "run", "--workspace"]).env("TMPDIR", &temp.0);
+    let mut command = step::nextest_run();
+    command.arg("--workspace").env("TMPDIR", &temp.0);
     if let Some(dir) = bases {
         command.env("KILN_TEST_BASES", dir);
     }

@@ -76,6 +76,7 @@ fn main() -> ExitCode {
         [name, rest @ ..] if name == "vm" => vm::run(rest),
         [name, rest @ ..] if name == "users" => users::run(rest),
         [name, what] if name == "bench" && what == "images" => bench::run_images(),
+        [name, what] if name == "bench" && what == "cache" => bench::run_cache(),
         [name, what] if name == "bench" && what == "containers" => bench::run_containers(),
         [name] => dispatch(name.trim_start_matches('-')),
         [_, extra, ..] => Err(Failure::Usage { word: extra.clone() }),

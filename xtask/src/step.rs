@@ -161,6 +161,15 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// `cargo nextest run`, two tests at a time for each processor: for most of its time a test waits, for disks
+/// and for the ends of processes.
+pub(crate) fn nextest_run() -> Command {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let mut command = cargo();
+    command.args(["nextest", "run", "--test-threads", &(2 * processors).to_string()]);
+    command
+}
+
 /// Directory that cargo builds into.
 pub(crate) fn target_dir() -> Result<PathBuf, Failure> {
     let mut command = cargo();

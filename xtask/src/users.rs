@@ -86,7 +86,7 @@ pub(crate) fn suites(ids: Ids, bases: &Path, only: &[String]) -> Result<(), Fail
     for entry in &left_out {
         step::note(&format!("  {} ({}): {}", entry.tests, many(entry), entry.why));
     }
-    let mut command = nextest(&place, "run");
+    let mut command = run_by(&place);
     command.args(["-E", &format!("binary_id({SUITE}) and not test(/{}/)", pattern(&left_out))]);
     command.arg("--").args(only);
     let outcome = step::show(&mut command);
@@ -100,7 +100,7 @@ fn would_pass(ids: Ids, bases: &Path) -> Result<(), Failure> {
     let place = Place::make(ids, bases)?;
     let names = names(&place)?;
     let single: Vec<&LeftOut> = checked(ids, &names)?.into_iter().filter(|entry| !entry.is_group()).collect();
-    let mut command = nextest(&place, "run");
+    let mut command = run_by(&place);
     command.args([
         "--no-fail-fast",
         "--status-level",
@@ -128,18 +128,27 @@ fn passed(line: &str) -> Option<&str> {
     (words.next() == Some("PASS")).then(|| words.next_back()).flatten()
 }
 
-fn nextest(place: &Place, what: &str) -> std::process::Command {
+const TEST_PROGRAM: [&str; 4] = ["--package", "kiln", "--test", "cli"];
+
+fn run_by(place: &Place) -> std::process::Command {
+    let mut command = step::nextest_run();
+    command.args(TEST_PROGRAM);
+    place.tell(&mut command);
+    command
+}
+
+fn list_by(place: &Place) -> std::process::Command {
     let mut command = step::cargo();
-    command.args(["nextest", what, "--package", "kiln", "--test", "cli"]);
+    command.args(["nextest", "list"]).args(TEST_PROGRAM);
     place.tell(&mut command);
     command
 }
 
 /// Every test there is, as the user sees them.
 fn names(place: &Place) -> Result<Vec<String>, Failure> {
-    let mut command = nextest(place, "list");
+    let mut command = list_by(place);
     command.args(["--message-format", "json"]);
-    let unexpected = |expected| Failure::Output { line: step::typed(&nextest(place, "list")), expected };
+    let unexpected = |expected| Failure::Output { line: step::typed(&list_by(place)), expected };
     let json: serde_json::Value =
         serde_json::from_str(&step::read(&mut command)?).map_err(|_| unexpected("JSON"))?;
     let cases = json["rust-suites"][SUITE]["testcases"].as_object().ok_or_else(|| unexpected("the suite"))?;

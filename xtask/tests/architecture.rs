@@ -13,6 +13,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("kiln-layer", &["kiln-oci"]),
     ("kiln-content", &["kiln-oci"]),
     ("kiln-registry", &["kiln-oci"]),
+    // The client for what a mirror asks another registry.
+    ("kiln-registry-server", &["kiln-oci", "kiln-registry"]),
     // The last for its tests.
     ("kiln-snapshotter", &["kiln-oci", "kiln-layer", "kiln-testkit"]),
     ("kiln-executor", &["kiln-oci"]),
@@ -43,6 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "kiln-layer",
             "kiln-content",
             "kiln-registry",
+            "kiln-registry-server",
             "kiln-snapshotter",
             "kiln-executor",
             "kiln-build",

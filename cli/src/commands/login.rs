@@ -75,7 +75,7 @@ fn file() -> Result<DockerConfig, Failure> {
 }
 
 /// The host of what was written as one; `https://` and a path are left out, as docker does.
-fn domain(text: &str) -> Result<String, Failure> {
+pub(super) fn domain(text: &str) -> Result<String, Failure> {
     let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
     let host = bare.split('/').next().unwrap_or_default();
     let wrong = || Failure::usage(format!("{text:?} is not the name of a registry"));

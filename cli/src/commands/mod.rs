@@ -30,6 +30,7 @@ mod proxies;
 pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod push;
+pub(crate) mod registry_serve;
 pub(crate) mod rmi;
 pub(crate) mod run;
 pub(crate) mod save;

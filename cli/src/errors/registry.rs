@@ -1,8 +1,11 @@
 //! Errors of registries as users see them.
 
-use kiln_registry::{CredentialError, Error, Fault};
+use std::io::ErrorKind;
 
-use super::{Code, FROM_ELSEWHERE, Failure, chain, exit};
+use kiln_registry::{CredentialError, Error, Fault};
+use kiln_registry_server::{AccountsError, DirectoryError, StartError};
+
+use super::{Code, FROM_ELSEWHERE, Failure, chain, exit, shortage};
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -50,6 +53,10 @@ pub(super) fn hint(error: &Error) -> Option<String> {
             "is {host} the right name? A registry that speaks plain http is listed under [registries] \
              insecure in the configuration file"
         ),
+        Error::Transfer { host, source, .. } if is_end_of_connection(source) => format!(
+            "{host} hung up before it answered, as a registry does that wants to be shown a certificate: \
+             that goes into /etc/docker/certs.d/{host}/ as NAME.cert and NAME.key"
+        ),
         Error::Limited { .. } => "a login often raises the limit".to_owned(),
         Error::Refused { reason, .. } if reason.contains("encryption") => {
             "list the registry under [registries] insecure in the configuration file if that is meant"
@@ -72,4 +79,45 @@ fn is_hung_up(error: &(dyn std::error::Error + 'static)) -> bool {
 /// rustls says so in words; no type of its errors leaves the client.
 fn is_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
     error.to_string().contains("ertificate") || error.source().is_some_and(is_certificate)
+}
+
+/// With TLS 1.3 a client without its certificate has sent the request before it is refused; then the end of the
+/// connection may arrive in place of the reason. hyper says so in words, too.
+fn is_end_of_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let ended = match error.downcast_ref::<std::io::Error>() {
+        Some(error) => {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        }
+        None => error.to_string().contains("connection closed"),
+    };
+    ended || error.source().is_some_and(is_end_of_connection)
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        let failure = Failure { code: exit::USAGE, text: format!("error: {}", chain(&error)), hint: None };
+        match &error {
+            StartError::Directory(DirectoryError::Taken { .. }) => {
+                failure.with_code(exit::STORE).hint("choose another place with `--dir DIR`")
+            }
+            StartError::Directory(DirectoryError::Format { .. }) => {
+                failure.with_code(exit::STORE).hint("choose an empty directory with `--dir DIR`")
+            }
+            StartError::Directory(DirectoryError::Host { source, .. }) => {
+                let short = shortage(source);
+                failure.with_code(exit::STORE).for_want_of(short)
+            }
+            StartError::Directory(_) => failure.with_code(exit::STORE),
+            StartError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse => {
+                failure.with_code(exit::NETWORK).hint("`--listen 127.0.0.1:0` takes a port that is free")
+            }
+            StartError::Listen { .. } => failure.with_code(exit::NETWORK),
+            StartError::Accounts(AccountsError::Line { .. }) => {
+                failure.hint("`htpasswd -B FILE USER` of apache2-utils writes such lines")
+            }
+            StartError::Accounts(_) | StartError::Pem { .. } => failure.with_code(exit::SOURCE),
+            _ => failure,
+        }
+    }
 }

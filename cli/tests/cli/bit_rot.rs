@@ -25,7 +25,7 @@ struct Bench {
 impl Bench {
     /// A base, an image built here and one that was loaded compressed.
     fn new() -> Self {
-        let store = Store::with_busybox();
+        let store = Store::with_few_commands();
         let run = "FROM busybox\nCOPY . /all/\nRUN --network=none echo made > /made && touch -d @7 /made\n";
         let context = Context::new(&[("Dockerfile", run), ("a", "a"), ("d/b", &"b".repeat(9000))]);
         let bench = Self { store, context, golden: Vec::new() };

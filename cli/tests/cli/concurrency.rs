@@ -137,7 +137,7 @@ impl Worker<'_> {
 
 /// One run; what was wrong.
 fn round(seed: u64) -> Result<(), String> {
-    let store = Store::with_busybox();
+    let store = Store::with_few_commands();
     let contexts: Vec<Context> = (0..VARIANTS)
         .map(|variant| {
             let run = format!(

@@ -29,7 +29,7 @@ impl Reference {
             COPY . /\n\
             RUN --network=none echo made > /made && touch -d @7 /made\n";
         let context = Context::new(&[("Dockerfile", dockerfile), ("a", "a"), ("d/b", "b"), ("d/c", "c")]);
-        let store = Store::with_busybox();
+        let store = Store::with_few_commands();
         let mut reference = Self { store, context, golden: String::new() };
         let outcome = reference.store.kiln(&reference.line()).expect(0);
         reference.golden = image_id(&outcome.stdout).expect("a build says what it made").to_owned();

@@ -172,3 +172,33 @@ fn a14_a_step_that_uses_up_all_inodes_gives_them_back() {
     small.store.sound().expect("sound");
     assert!(before - free() < 500, "{} inodes are still taken", before - free());
 }
+
+/// What a cache in a directory without room says; what is in it is whole, and with more room it has the rest.
+#[test]
+fn a_cache_on_a_full_disk_is_a_warning_and_what_it_has_is_whole() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let run = "FROM busybox\nCOPY a /a\nRUN --network=none head -c 600000 /dev/urandom > /b\nCOPY a /c\n";
+    let context = Context::new(&[("Dockerfile", run), ("a", "a\n")]);
+    store.build(&context, &["-t", "app"]).expect(0);
+    for room in ["size=64k", "size=1m", "size=64m,nr_inodes=7"] {
+        let small = Small::new(room);
+        let dir = small.place.join("cache");
+        let to = format!("type=local,dest={},mode=max", text(&dir));
+        let from = format!("type=local,src={}", text(&dir));
+        let told = ["warning: the cache is not exported to directory", "No space left"];
+        store.build(&context, &["--cache-to", &to]).expect(0).says(&told);
+        let left = std::fs::read_dir(dir.join("incoming")).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "{room}: files that are on their way in");
+        let warned = |stderr: &str| stderr.contains("warning: ");
+        let other = Store::with_busybox();
+        let built = other.build(&context, &["-t", "app", "--cache-from", &from]).expect(0);
+        assert!(!warned(&built.stderr), "{room}: {}", built.stderr);
+        other.sound().expect("sound");
+        small.grow();
+        let whole = store.build(&context, &["--cache-to", &to]).expect(0);
+        assert!(!warned(&whole.stderr), "{room}: {}", whole.stderr);
+        let built = Store::with_busybox().build(&context, &["--cache-from", &from]).expect(0);
+        assert_eq!((built.ran(), warned(&built.stderr)), (vec![], false), "{room}: {}", built.stderr);
+    }
+}

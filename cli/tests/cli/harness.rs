@@ -125,6 +125,14 @@ impl Store {
         store
     }
 
+    /// The same with [`few_commands_tar`]: for campaigns, which write and check every layer hundreds of times.
+    pub(crate) fn with_few_commands() -> Store {
+        let store = Store::empty();
+        let tar = few_commands_tar(store.dir.path());
+        store.ok(&["import", text(&tar), "busybox:latest", "-c", "CMD [\"sh\"]", "-c", PATH]);
+        store
+    }
+
     /// Where the store is.
     pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("store")
@@ -453,4 +461,25 @@ pub(crate) fn busybox_tar(scratch: &Path) -> PathBuf {
     let packed = Command::new("tar").arg("-C").arg(&tree).arg("-cf").arg(&tar).arg(".").status();
     assert!(packed.expect("tar runs").success());
     tar
+}
+
+/// The same with a shell and a few commands only, a twentieth of the entries: files, links and directories of
+/// all kinds are there, and what is done with one is done with each.
+pub(crate) fn few_commands_tar(scratch: &Path) -> PathBuf {
+    const COMMANDS: [&str; 9] = ["busybox", "cat", "cp", "echo", "rm", "sh", "sleep", "touch", "true"];
+    let few = scratch.join("few-commands.tar");
+    let mut all = tar::Archive::new(fs::File::open(busybox_tar(scratch)).expect("ours to read"));
+    let mut kept = tar::Builder::new(fs::File::create(&few).expect("ours to write"));
+    for entry in all.entries().expect("a tar file") {
+        let mut entry = entry.expect("a tar file");
+        let path = entry.path().expect("a path").into_owned();
+        let is_command = path.parent().is_some_and(|dir| dir.ends_with("bin"));
+        if is_command && !COMMANDS.iter().any(|name| path.ends_with(name)) {
+            continue;
+        }
+        let header = entry.header().clone();
+        kept.append(&header, &mut entry).expect("ours to write");
+    }
+    kept.finish().expect("ours to write");
+    few
 }

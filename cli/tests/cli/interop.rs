@@ -62,7 +62,7 @@ impl Tools {
     }
 
     #[track_caller]
-    fn buildah(&self, args: &[&str]) -> String {
+    pub(crate) fn buildah(&self, args: &[&str]) -> String {
         self.with_store("buildah", &[], args)
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kiln_testkit::random::Random;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::harness::{Context, Store, needs_root, text};
+use crate::harness::{Context, Store, few_commands_tar, needs_root, text};
 
 /// Kills for each kind of command in a run of the test command.
 const KILLS: usize = 400;
@@ -102,7 +102,7 @@ fn lines(words: &[&str]) -> Vec<String> {
 
 /// A store with an image of several layers, and its files for other commands.
 fn with_image() -> (Store, Context, PathBuf) {
-    let store = Store::with_busybox();
+    let store = Store::with_few_commands();
     let run = "FROM busybox\nCOPY . /\nRUN --network=none echo made > /made && touch -d @7 /made\n";
     let context = Context::new(&[("Dockerfile", run), ("a", "a"), ("d/b", "b")]);
     let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=0", "-t", "image"];
@@ -160,8 +160,8 @@ fn a_killed_load_loses_nothing() {
 #[test]
 fn a_killed_import_loses_nothing() {
     needs_root!();
-    let store = Store::with_busybox();
-    let tar = crate::harness::busybox_tar(store.beside("").as_path());
+    let store = Store::with_few_commands();
+    let tar = few_commands_tar(store.beside("").as_path());
     let line = lines(&["import", text(&tar), "imported", "-c", "CMD [\"sh\"]"]);
     let prepare = || {
         store.kiln(&["rmi", "imported"]);

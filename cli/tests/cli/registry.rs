@@ -7,6 +7,7 @@ mod hostile;
 mod lists;
 mod login;
 mod mirrors;
+mod own;
 mod replies;
 mod run;
 mod server;

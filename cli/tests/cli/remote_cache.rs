@@ -134,6 +134,29 @@ fn an_empty_store_runs_nothing_and_gets_the_same_image() {
     assert_eq!(store.sound(), Ok(()));
 }
 
+/// A base counts by its files: its config may have another time, as imports have, and other labels.
+#[test]
+fn machines_that_imported_the_same_tar_share_results() {
+    needs_root!();
+    let (context, cache) = (small(), Cache::new());
+    let first = build(&Store::with_busybox(), &context, &["--cache-to", &cache.to(",mode=max")]);
+    assert_eq!(first.ran().len(), 4);
+    let store = Store::with_busybox();
+    let labelled = Context::new(&[("Dockerfile", "FROM busybox\nLABEL machine=two\n")]);
+    build(&store, &labelled, &["-t", "busybox"]);
+    let again = build(&store, &context, &["-t", "app", "--cache-from", &cache.from("")]);
+    assert_eq!((again.ran(), warnings(&again)), (vec![], vec![]));
+    assert_ne!(id(&again), id(&first));
+    assert_eq!(store.shell("app", "cat /a /b /c /d"), "a\nb\nb\na");
+    let config = store.ok(&["inspect", "app"]).stdout;
+    assert!(config.contains("\"machine\": \"two\""), "{config}");
+    assert_eq!(store.sound(), Ok(()));
+    // What the base's config says to a process is in the process's own step.
+    let other = Context::new(&[("Dockerfile", "FROM busybox\nENV machine=two\n")]);
+    build(&store, &other, &["-t", "busybox"]);
+    assert_eq!(build(&store, &context, &[]).ran().len(), 2, "the two RUN steps");
+}
+
 #[test]
 fn only_layers_that_the_result_needs_are_fetched() {
     needs_root!();

@@ -157,3 +157,26 @@ fn what_cannot_be_watched_is_said() {
     piped.says(&["a Dockerfile on standard input cannot be watched"]);
     store.build(&context, &["--watch", "-o", "-"]).expect(2).says(&["--watch cannot write"]);
 }
+
+/// Each user namespace has limits of its own below those of the machine.
+#[test]
+fn limits_of_the_kernel_are_told_with_the_way_to_raise_them() {
+    needs_root!();
+    let store = Store::empty();
+    let files = [("Dockerfile", "FROM scratch\nCOPY . /\n"), ("a/f", ""), ("b/f", ""), ("c/f", "")];
+    let context = Context::new(&files);
+    for (limit, number, told) in [
+        (
+            "watches",
+            2,
+            ["no more directories: 2 of this build are watched", "sysctl fs.inotify.max_user_watches"],
+        ),
+        ("instances", 0, ["too many programs watch files already", "sysctl fs.inotify.max_user_instances"]),
+    ] {
+        let script = format!("echo {number} > /proc/sys/user/max_inotify_{limit} && exec \"$@\"");
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_kiln")]);
+        command.args(["build", "--watch", context.path()]).env("KILN_ROOT", store.root());
+        Running::start(command).end().expect(4).says(&told);
+    }
+}

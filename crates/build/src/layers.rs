@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_content::{LayerRecord, Store};
-use kiln_layer::{DiffOptions, TreeForm, Written};
+use kiln_layer::{DiffOptions, Following, TreeForm, Written};
 use kiln_oci::SnapshotId;
 use kiln_snapshotter::{Form, Snapshotter};
 use tokio::task::JoinHandle;
@@ -26,10 +26,14 @@ impl Layers {
         Self { store, snapshots, pending: Mutex::default() }
     }
 
-    /// Starts hashing `snapshot`. Must be called within the runtime.
-    pub(crate) fn start(&self, snapshot: &SnapshotId) {
+    /// Starts hashing `snapshot`, or waits for what began with its files. Must be called within the
+    /// runtime.
+    pub(crate) fn start(&self, snapshot: &SnapshotId, following: Option<Following>) {
         let (store, snapshots, id) = (self.store.clone(), self.snapshots.clone(), snapshot.clone());
-        let task = tokio::task::spawn_blocking(move || describe(&store, &*snapshots, &id));
+        let task = tokio::task::spawn_blocking(move || match following.and_then(Following::wait) {
+            Some(written) => save(&store, &id, &written),
+            None => describe(&store, &*snapshots, &id),
+        });
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot.clone(), task);
     }
 
@@ -80,7 +84,10 @@ pub(crate) fn describe(
     if let Some(record) = store.layer(snapshot)? {
         return Ok(record);
     }
-    let written = write_tar(snapshots, snapshot, io::sink())?;
+    save(store, snapshot, &write_tar(snapshots, snapshot, io::sink())?)
+}
+
+fn save(store: &Store, snapshot: &SnapshotId, written: &Written) -> Result<LayerRecord, BuildError> {
     let record = LayerRecord {
         snapshot: snapshot.clone(),
         diff_id: written.diff_id,

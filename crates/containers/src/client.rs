@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 
 use kiln_executor::{Cancel, Linux, ProcessSpec};
 use kiln_snapshotter::{Backend, Snapshotter};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::entry::start_monitor;
 use crate::monitor::{Monitor, Streams, Tools};
@@ -18,6 +22,20 @@ use crate::{Container, Containers, Ended, Error, Status};
 pub struct Client {
     connection: Connection,
     name: String,
+}
+
+/// A monitor as a process, to be waited for after all that it has to say.
+#[derive(Debug)]
+pub struct MonitorProcess(OwnedFd);
+
+impl MonitorProcess {
+    /// Waits until the process is gone, and with it all that it started; for a few seconds at most, which
+    /// pass while it has something to send to a client that does not read.
+    pub fn wait_for_end(&self) {
+        let patience = Timespec { tv_sec: PATIENCE.as_secs().try_into().unwrap_or(5), tv_nsec: 0 };
+        let mut ended = [PollFd::new(&self.0, PollFlags::IN)];
+        while poll(&mut ended, Some(&patience)) == Err(Errno::INTR) {}
+    }
 }
 
 /// What a started process answers with.
@@ -138,6 +156,12 @@ impl Client {
             Some(reply) => Ok((reply, message.fds)),
             None => Err(Error::Told { message: "the monitor is of another kiln".to_owned(), code: 125 }),
         }
+    }
+
+    /// The monitor's process; `None` where it cannot be seen from here.
+    pub fn process(&self) -> Option<MonitorProcess> {
+        let number = socket_peercred(&self.connection).ok()?.pid;
+        pidfd_open(number, PidfdFlags::empty()).ok().map(MonitorProcess)
     }
 
     /// Starts the process; returns once it runs.

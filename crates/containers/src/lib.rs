@@ -45,7 +45,7 @@ pub mod fsck;
 mod testing;
 
 pub use attach::{AttachOptions, Attached, Ended, attach, attach_terminal};
-pub use client::{Client, StartedExec};
+pub use client::{Client, MonitorProcess, StartedExec};
 pub use config::{
     Attachment, Config, HealthCheck, Labels, LogOptions, MountKind, MountPoint, Port, RestartPolicy,
 };

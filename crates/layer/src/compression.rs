@@ -2,6 +2,7 @@
 
 mod encode;
 mod estargz;
+mod gunzip;
 mod gzip;
 mod hashed;
 
@@ -19,8 +20,8 @@ pub use hashed::{CopyFault, copy_hashed};
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// `xz -9` needs 65 MiB.
 const XZ_MEMORY_KIB: u32 = 256 << 10;
-/// Enough for the longest magic.
-const MAGIC: usize = 6;
+/// Enough for the longest magic, and to tell gzip whose members say how long they are.
+const MAGIC: usize = gzip::HEADER.len();
 
 /// How a stream is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,6 +64,9 @@ pub fn decoder<'a>(mut reader: impl BufRead + 'a) -> io::Result<(Compression, Bo
     let whole = Cursor::new(head).chain(reader);
     let plain: Box<dyn Read + 'a> = match compression {
         Compression::None => Box::new(whole),
+        Compression::Gzip if gunzip::says_its_length(whole.get_ref().0.get_ref()) => {
+            Box::new(gunzip::GunzipMembers::new(whole))
+        }
         Compression::Gzip => Box::new(MultiGzDecoder::new(whole)),
         Compression::Zstd => {
             let mut zstd = zstd::stream::read::Decoder::with_buffer(whole)?;

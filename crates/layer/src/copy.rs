@@ -10,6 +10,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::beneath::{self, BeneathError};
+use crate::diff::Follower;
 use crate::index::{Entry, EntryKind, Timestamp};
 use crate::looked_at::LookedAt;
 use crate::marks;
@@ -52,6 +53,8 @@ pub struct CopyRequest<'a> {
     pub earlier: Option<&'a Earlier>,
     /// Whether to fill [`Copied::made`].
     pub note_made: bool,
+    /// Told of all that is made, as soon as it is what it will be.
+    pub follower: Option<&'a Follower>,
     /// Where the entry equal to `strip` lands; others stand below.
     pub destination: &'a [u8],
     /// Owner of everything that is made; `None` keeps the entries' owners.
@@ -86,6 +89,7 @@ impl<'a> CopyRequest<'a> {
             below: None,
             earlier: None,
             note_made: false,
+            follower: None,
             destination: b"",
             owner: None,
             mode: None,
@@ -203,6 +207,7 @@ pub fn copy(request: &CopyRequest<'_>) -> Result<Copied, CopyError> {
             return Err(CopyError::Cancelled);
         }
         copier.entry(entry)?;
+        copier.tell(entry);
     }
     copier.finish()
 }
@@ -238,13 +243,9 @@ impl Copier<'_> {
         if entry.kind == EntryKind::Socket {
             return Ok(());
         }
-        let relative = path::strip(&entry.path, self.request.strip);
-        let destination: Vec<u8> =
-            self.request.destination.iter().copied().skip_while(|&b| b == b'/').collect();
-        let destination = destination.strip_suffix(b"/").unwrap_or(&destination);
-        let path = path::join(destination, relative);
+        let path = self.destination_of(entry);
         self.copied.entries += 1;
-        if entry.kind == EntryKind::Dir && relative.is_empty() {
+        if entry.kind == EntryKind::Dir && path::strip(&entry.path, self.request.strip).is_empty() {
             return self.top_dir(entry, &path);
         }
         if path.is_empty() {
@@ -296,6 +297,32 @@ impl Copier<'_> {
             node::record_device(parent, name, attributes.owner, device).map_err(host(&path))?;
         }
         Ok(())
+    }
+
+    fn destination_of(&self, entry: &Entry) -> Vec<u8> {
+        let destination = self.request.destination;
+        let destination = &destination[destination.iter().take_while(|&&b| b == b'/').count()..];
+        let destination = destination.strip_suffix(b"/").unwrap_or(destination);
+        path::join(destination, path::strip(&entry.path, self.request.strip))
+    }
+
+    /// Tells who follows that an entry was made.
+    fn tell(&self, entry: &Entry) {
+        let Some(follower) = self.request.follower else { return };
+        match &entry.kind {
+            EntryKind::Socket => {}
+            // The first name was read before the second was there.
+            EntryKind::File { nlink, .. } if *nlink > 1 => follower.give_up(),
+            _ => {
+                let path = self.destination_of(entry);
+                let last = self.dir_mtimes.last().filter(|(last, _)| *last == path);
+                let mtime = last.map(|(_, mtime)| *mtime).filter(|_| entry.kind == EntryKind::Dir);
+                // The root is in no layer.
+                if !path.is_empty() {
+                    follower.made(path, mtime);
+                }
+            }
+        }
     }
 
     /// The directory that is itself the destination: a link there is followed.

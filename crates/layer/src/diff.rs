@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_oci::DiffId;
 use rustix::fs::{self, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::hashing::HashedOut;
 use crate::index::{Entry, EntryKind, ScanError, Timestamp};
@@ -15,11 +16,13 @@ use crate::node::{self, Named, Xattrs};
 use crate::path::{self, EntryPath};
 use crate::shape::{Shape, ShapeHasher};
 use crate::tar_write::{BLOCK, Header, write_header, write_padding};
-use crate::walk::Walk;
+use crate::walk::{Found, Walk};
 
+mod beside;
 mod trees;
 mod unchanged;
 
+pub use beside::{Follower, Following};
 pub use trees::diff_trees;
 pub(crate) use unchanged::has_origin;
 pub use unchanged::{copied_up, drop_unchanged};
@@ -192,32 +195,42 @@ impl<'a, O: Output> Writer<'a, O> {
     /// Goes into a directory.
     fn read(&self, walk: &mut Walk) -> Result<(Entry, Option<File>), DiffError> {
         let found = walk.current().expect("called after the walk came to an entry");
-        let failed = |path: &[u8], error| DiffError::Scan(ScanError::host(path, error));
-        let none = Xattrs::new();
+        if node::kind(&found.stat) != FileType::Directory {
+            return self.read_non_dir(&found);
+        }
+        let mut entry = Entry::new(&found, None, Xattrs::new())?;
+        let dir = walk.enter()?;
+        let failed = |error| DiffError::Scan(ScanError::host(&entry.path, error));
+        entry.xattrs = node::xattrs_of(dir).map_err(failed)?;
+        entry.apply_record();
+        Ok((entry, None))
+    }
+
+    /// The same for what is no directory.
+    fn read_non_dir(&self, found: &Found<'_>) -> Result<(Entry, Option<File>), DiffError> {
+        let failed = |error| DiffError::Scan(ScanError::host(found.path, error));
         match node::kind(&found.stat) {
-            FileType::Directory => {
-                let mut entry = Entry::new(&found, None, none)?;
-                let dir = walk.enter()?;
-                entry.xattrs = node::xattrs_of(dir).map_err(|error| failed(&entry.path, error))?;
-                entry.apply_record();
-                Ok((entry, None))
-            }
             FileType::RegularFile if self.links.contains((found.stat.st_dev, found.stat.st_ino)) => {
-                Ok((Entry::new(&found, None, none)?, None))
+                Ok((Entry::new(found, None, Xattrs::new())?, None))
             }
             FileType::RegularFile => {
                 // One that turned into a fifo or a link meanwhile does not hang or lead away.
                 let flags =
                     OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                let file = fs::openat(found.parent, found.name, flags, Mode::empty()).named("openat");
-                let file = file.map_err(|error| failed(found.path, error))?;
-                let xattrs = node::xattrs_of(file.as_fd()).map_err(|error| failed(found.path, error))?;
-                Ok((Entry::new(&found, None, xattrs)?, Some(file.into())))
+                let open = |flags| fs::openat(found.parent, found.name, flags, Mode::empty());
+                // Else each inode of the layer would be written for the time of this look at it. Only
+                // who owns a file may ask for that.
+                let file = match open(flags | OFlags::NOATIME) {
+                    Err(Errno::PERM) => open(flags),
+                    other => other,
+                };
+                let file = file.named("openat").map_err(failed)?;
+                let xattrs = node::xattrs_of(file.as_fd()).map_err(failed)?;
+                Ok((Entry::new(found, None, xattrs)?, Some(file.into())))
             }
             _ => {
-                let xattrs = node::xattrs(found.parent, found.name);
-                let xattrs = xattrs.map_err(|error| failed(found.path, error))?;
-                Ok((Entry::new(&found, None, xattrs)?, None))
+                let xattrs = node::xattrs(found.parent, found.name).map_err(failed)?;
+                Ok((Entry::new(found, None, xattrs)?, None))
             }
         }
     }

@@ -328,10 +328,11 @@ fn merge() {
 #[test]
 fn sources() {
     let (debian, sid) = ("debian".parse().expect("a name"), "debian:sid".parse().expect("a name"));
-    let image = SourceImage { reference: debian, config: Digest::of(b"one") };
+    let image = SourceImage { reference: debian, config: Digest::of(b"one"), rootfs: Digest::of(b"files") };
     table!(|image| Op::Source(Source::Image(image)), image, SourceImage {
         reference: Neither => [sid],
-        config: Both => [Digest::of(b"other")],
+        config: Neither => [Digest::of(b"other")],
+        rootfs: Both => [Digest::of(b"other")],
     });
     let local = Local { name: text("context"), ignore: texts(["*.o"]) };
     table!(|local| Op::Source(Source::Local(local)), local, Local {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use kiln_oci::{Digest, Reference};
+use kiln_oci::image::ImageConfig;
+use kiln_oci::{ChainId, Digest, Reference};
 
 use crate::Mode;
 
@@ -53,8 +54,21 @@ pub enum Source {
 pub struct SourceImage {
     /// The name it was asked for by; for messages, outside the digest.
     pub reference: Reference,
-    /// Digest of the image config it resolved to.
+    /// Digest of the image config it resolved to; to find it by, outside the digest: what else the config
+    /// says is in the ops that it matters to.
     pub config: Digest,
+    /// What its files are, and for which machines: [`SourceImage::rootfs`].
+    pub rootfs: Digest,
+}
+
+impl SourceImage {
+    /// What tells the files of images apart: the layers, and the platform that says what runs there.
+    pub fn rootfs(config: &ImageConfig) -> Digest {
+        let chain = ChainId::of(&config.rootfs.diff_ids).map(|chain| chain.to_string()).unwrap_or_default();
+        let ImageConfig { os, architecture, variant, .. } = config;
+        let variant = variant.as_deref().unwrap_or_default();
+        Digest::of(format!("{os}/{architecture}/{variant} {chain}").as_bytes())
+    }
 }
 
 /// A directory of the client, read lazily: only what a copy asks for.
@@ -433,8 +447,8 @@ impl Op {
 impl Source {
     fn components(&self) -> Vec<Component> {
         match self {
-            Source::Image(SourceImage { reference: _, config }) => {
-                vec![component("op", "source.image"), component("config", config.to_string())]
+            Source::Image(SourceImage { reference: _, config: _, rootfs }) => {
+                vec![component("op", "source.image"), component("rootfs", rootfs.to_string())]
             }
             Source::Local(Local { name, ignore }) => {
                 let mut out = vec![component("op", "source.local"), component("name", name)];

@@ -122,7 +122,7 @@ fn at_once(command: &dyn Fn(usize) -> Command) -> Result<Duration, Failure> {
 }
 
 /// A build of 16 stages that need nothing of each other, and one that needs them all.
-fn stages(kiln: &Kiln, peers: &[Peer], dir: &Path) -> Result<Vec<Row>, Failure> {
+pub(super) fn stages(kiln: &Kiln, peers: &[Peer], dir: &Path) -> Result<Vec<Row>, Failure> {
     step::heading("Stages", "16 stages of `RUN sleep 1`, joined: as long as one of them, and no longer");
     let context = dir.join("stages");
     fs::create_dir_all(&context).map_err(Failure::io("create", &context))?;

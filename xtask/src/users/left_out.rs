@@ -78,6 +78,8 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("interop::", PEERS),
     both("remote_cache_s3::", CAMPAIGN),
     both("registry::transfer::", PEERS),
+    both("registry::own::peers::", PEERS),
+    both("registry::own::crowd::", CAMPAIGN),
     both("registry::hostile::", PARSERS),
     both("registry::replies::", PARSERS),
     both("registry::copy::", PEERS),

@@ -1,6 +1,8 @@
 //! start, stop, restart, kill, pause, unpause, wait, rename
 
-use kiln_containers::{AttachOptions, Container, Containers, Error, Status, attach, is_name, signal_number};
+use kiln_containers::{
+    AttachOptions, Container, Containers, Error, MonitorProcess, Status, attach, is_name, signal_number,
+};
 
 use super::{each, each_at_once};
 use crate::args::containers::{ContainersArgs, KillArgs, RenameArgs, StartArgs, StopArgs};
@@ -67,18 +69,17 @@ fn end(container: &Container, args: &StopArgs) -> Result<(), Failure> {
     let signal = args.signal.as_deref().map(number).transpose()?;
     match container.connect() {
         Ok(client) => match client.stop(signal, args.timeout) {
-            // It ended, and its monitor with it, before it could answer.
-            Err(Error::MonitorDied { .. }) if !is_active(container) => Ok(()),
+            // It ended, and its monitor with it, before it could answer: that is noted, should nobody have done
+            // so. If it runs, somebody has started it since.
+            Err(Error::MonitorDied { .. }) => {
+                let _ = container.state();
+                Ok(())
+            }
             other => Ok(other?),
         },
         Err(Error::NotRunning { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Whether there is a container that runs. One that was removed does not.
-fn is_active(container: &Container) -> bool {
-    container.state().is_ok_and(|state| state.status.is_active())
 }
 
 pub(super) fn stop(session: &Session, args: &StopArgs) -> Result<u8, Failure> {
@@ -167,15 +168,18 @@ pub(super) fn reload(container: &Container) -> Result<(), Failure> {
     }
 }
 
-/// Ends a container without asking it.
-pub(super) fn kill_now(container: &Container) -> Result<(), Failure> {
+/// Ends a container without asking it; the monitor, which has not yet ended by then.
+pub(super) fn kill_now(container: &Container) -> Result<Option<MonitorProcess>, Failure> {
     match container.connect() {
-        Ok(client) => match client.stop(Some(9), Some(0)) {
-            Ok(()) | Err(Error::MonitorDied { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        },
+        Ok(client) => {
+            let monitor = client.process();
+            match client.stop(Some(9), Some(0)) {
+                Ok(()) | Err(Error::MonitorDied { .. }) => Ok(monitor),
+                Err(error) => Err(error.into()),
+            }
+        }
         // One whose record is damaged or cannot be written: whether it runs, its lock tells.
-        Err(Error::NotRunning { .. } | Error::Record { .. } | Error::Host { .. }) => Ok(()),
+        Err(Error::NotRunning { .. } | Error::Record { .. } | Error::Host { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

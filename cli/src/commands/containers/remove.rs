@@ -18,13 +18,16 @@ pub(super) fn run(session: &Session, args: &RmArgs) -> Result<u8, Failure> {
             Err(Error::NotFound { .. }) if args.force => return Ok(()),
             other => other?,
         };
-        if args.force {
-            kill_now(&container)?;
-        }
+        let monitor = if args.force { kill_now(&container)? } else { None };
         match remove_soon(session, &container, args) {
-            Err(Error::Gone { .. }) if args.force => Ok(()),
-            other => Ok(other?),
+            Err(Error::Gone { .. }) if args.force => {}
+            other => other?,
         }
+        if let Some(monitor) = monitor {
+            // Whoever looks afterwards finds no process of it.
+            monitor.wait_for_end();
+        }
+        Ok(())
     })
 }
 

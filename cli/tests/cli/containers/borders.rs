@@ -220,7 +220,9 @@ fn many_starts_at_once_are_one() {
 fn starts_stops_and_removals_cross_each_other() {
     needs_root!();
     let docker = Docker::kiln();
-    docker.ok(&["create", "--name", "web", "--network", "none", "busybox", "sleep", "31536889"]);
+    // Nobody else's: another run of this test may be under way.
+    let mark = format!("31536889.{}", std::process::id());
+    docker.ok(&["create", "--name", "web", "--network", "none", "busybox", "sleep", &mark]);
     let lines: [&[&str]; 4] = [
         &["start", "web"],
         &["stop", "-t", "0", "web"],
@@ -236,7 +238,7 @@ fn starts_stops_and_removals_cross_each_other() {
     }
     docker.ok(&["stop", "-t", "0", "web"]);
     assert_eq!(docker.field("web", "{{.State.Status}}"), "exited");
-    assert_eq!(processes_with("31536889"), [""; 0]);
+    assert_eq!(processes_with(&mark), [""; 0]);
     docker.ok(&["rm", "web"]);
     docker.is_clean();
 }

@@ -131,3 +131,14 @@ fn a_registry_that_wants_a_certificate_is_shown_the_one_for_it() {
     bench.write(&place("client.key"), fs::read(key).unwrap());
     assert!(bench.ok(&["push", &name]).contains("4 blobs sent"));
 }
+
+#[test]
+fn a_registry_that_hangs_up_may_want_a_certificate() {
+    needs_root!();
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = server.local_addr().unwrap();
+    // Until this test's process ends.
+    std::thread::spawn(move || server.incoming().for_each(drop));
+    let name = format!("{host}/app");
+    Bench::empty().kiln(&["pull", &name]).expect(5).says(&["hung up", "NAME.cert"]);
+}

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::harness::{Context, Outcome, Store, text};
 
 /// bcrypt of `right-horse`.
-const HTPASSWD: &str = "user:$2b$04$om4aILnRDyIuTYtbc2RffejFJCYYpvVe9w3cNIv8pY1PXJ5jh3Qc6\n";
+pub(super) const HTPASSWD: &str = "user:$2b$04$om4aILnRDyIuTYtbc2RffejFJCYYpvVe9w3cNIv8pY1PXJ5jh3Qc6\n";
 
 /// Returns from the test, aloud, unless this machine has these programs.
 macro_rules! needs_programs {
@@ -154,7 +154,7 @@ impl Drop for Registry {
     }
 }
 
-fn make_certificates(dir: &Path) {
+pub(super) fn make_certificates(dir: &Path) {
     let script = "set -e\n\
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=test-ca \
           -addext basicConstraints=critical,CA:TRUE -keyout ca.key -out ca.pem\n\

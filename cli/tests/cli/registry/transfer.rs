@@ -99,7 +99,7 @@ fn skopeo_and_kiln_see_the_same_image_in_both_directions() {
 }
 
 /// Adds the image of `layout`, as another architecture's, and an index of both; its digest.
-fn make_index(layout: &Path, architecture: &str) -> Digest {
+pub(super) fn make_index(layout: &Path, architecture: &str) -> Digest {
     let blob = |digest: &str| layout.join("blobs/sha256").join(digest.trim_start_matches("sha256:"));
     let read = |digest: &Value| -> Value {
         serde_json::from_slice(&fs::read(blob(digest.as_str().unwrap())).unwrap()).unwrap()

@@ -18,7 +18,7 @@ use crate::layers::write_tar;
 use crate::{BuildError, Engine};
 
 /// Changes whenever a packing's bytes do: what was remembered before is then another packing.
-const PACKING_VERSION: u32 = 1;
+const PACKING_VERSION: u32 = 2;
 /// Of an eStargz layer: where readers find the digest of its table of contents.
 const TOC_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
 /// Of an eStargz layer: how much there is to unpack.

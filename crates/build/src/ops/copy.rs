@@ -5,8 +5,8 @@ use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_layer::{
-    CopyError, CopyRequest, Earlier, Entry, EntryKind, EntryPath, ExtractOptions, LARGE_FILE_BYTES, Limits,
-    LookedAt, TopDir, beneath, bounded_decoder, is_tar, make_dirs_over,
+    CopyError, CopyRequest, Earlier, Entry, EntryKind, EntryPath, ExtractOptions, Follower, LARGE_FILE_BYTES,
+    Limits, LookedAt, TopDir, beneath, bounded_decoder, is_tar, make_dirs_over,
 };
 use kiln_llb as llb;
 use kiln_oci::SnapshotId;
@@ -21,6 +21,9 @@ use crate::OpError;
 use crate::select::{Match, Selection, join};
 use crate::tree::{Tree, not_here};
 
+/// Fewer files are hashed when they are all there: a thread costs more than it saves.
+const FEWEST_FOLLOWED: usize = 64;
+
 /// Bytes of a tar header.
 const HEADER: usize = 512;
 
@@ -33,12 +36,13 @@ pub(super) struct Root<'a> {
     from_layers: &'a [OwnedFd],
     earlier: Option<&'a Earlier>,
     note_made: bool,
+    follower: Option<&'a Follower>,
 }
 
 impl<'a> Root<'a> {
     /// One that shows all there is.
     pub(super) fn seen(to: BorrowedFd<'a>) -> Self {
-        Self { to, below: None, from_layers: &[], earlier: None, note_made: false }
+        Self { to, below: None, from_layers: &[], earlier: None, note_made: false, follower: None }
     }
 
     /// Where links lead and users are known.
@@ -84,7 +88,8 @@ impl BuildOp {
     }
 
     /// Does an instruction that is one plain copy: straight into the layer, with links to the files of the
-    /// last one that are the same (`docs/adr/0020-copies-share-files.md`).
+    /// last one that are the same (`docs/adr/0020-copies-share-files.md`), and hashed beside
+    /// (`docs/adr/0026-hashed-beside-the-copy.md`).
     pub(super) fn run_copy(
         &self,
         copy: &llb::Copy,
@@ -101,16 +106,20 @@ impl BuildOp {
         let from_layers = self.layers_of(from, &selection)?;
         let last = LastCopy::of(engine, &self.op.digest(), from, files);
         let earlier = last.as_ref().and_then(|last| last.open(engine));
+        let follow = || Follower::start(upper.try_clone().ok()?);
+        let follower = (files >= FEWEST_FOLLOWED).then(follow).flatten();
         let root = Root {
             to: upper.as_fd(),
             below: below.as_ref().map(AsFd::as_fd),
             from_layers: &from_layers,
             earlier: earlier.as_ref(),
             note_made: last.is_some(),
+            follower: follower.as_ref(),
         };
         let made = self.copy(copy, &selection, from, &root, scope)?;
+        let following = follower.map(Follower::complete);
         drop((upper, below, earlier));
-        let tree = self.commit(active)?;
+        let tree = self.commit_hashed(active, following)?;
         if let (Some(last), Some(id)) = (last, tree.snapshot()) {
             last.save(id, &made);
         }
@@ -204,6 +213,7 @@ impl BuildOp {
                 below: root.below,
                 earlier: root.earlier,
                 note_made: root.note_made,
+                follower: root.follower,
                 destination: &place,
                 owner: target.owner,
                 mode: copy.mode.is_some().then_some(&mode),

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_content::CacheRecord;
+use kiln_layer::Following;
 use kiln_llb as llb;
 use kiln_oci::{Digest, SnapshotId};
 use kiln_solver::{CacheKey, Cost, Identity, InputUse, Op, Scope, Stream, VertexInput};
@@ -191,8 +192,17 @@ impl BuildOp {
 
     /// Commits `active` and starts to hash it.
     fn commit(&self, active: crate::engine::Active) -> Result<Tree, BuildError> {
+        self.commit_hashed(active, None)
+    }
+
+    /// The same when its hash may be under way.
+    fn commit_hashed(
+        &self,
+        active: crate::engine::Active,
+        following: Option<Following>,
+    ) -> Result<Tree, BuildError> {
         let id: SnapshotId = active.commit()?;
-        self.shared.layers.start(&id);
+        self.shared.layers.start(&id, following);
         Ok(Tree::Snapshot(id))
     }
 

@@ -89,8 +89,8 @@ fn compare_input(new: &InputImage, old: Option<&InputImage>, around: &Around<'_>
             Reason::Files { tree: title.clone(), changes }
         }
         (
-            InputImage::Image { name: to_name, config: to },
-            Some(InputImage::Image { name: from_name, config: from }),
+            InputImage::Image { name: to_name, config: to, .. },
+            Some(InputImage::Image { name: from_name, config: from, .. }),
         ) => {
             let (from_name, to_name) = (from_name.clone(), to_name.clone());
             Reason::Base { from_name, from: from.clone(), to_name, to: to.clone() }

@@ -37,7 +37,13 @@ pub(crate) struct PreImage {
 #[serde(tag = "is", rename_all = "lowercase")]
 pub(crate) enum InputImage {
     /// An image that was not built here.
-    Image { name: String, config: String },
+    Image {
+        name: String,
+        config: String,
+        /// Empty in what was written before it was kept.
+        #[serde(default)]
+        rootfs: String,
+    },
     /// A step, by the snapshot that it left; `None`: no files.
     Step { title: String, result: Option<String> },
     /// Files of whatever they are in, by the list of them.
@@ -49,7 +55,8 @@ impl InputImage {
     pub(crate) fn whole(op: &Op, title: &str, result: Option<String>) -> Self {
         match op {
             Op::Source(Source::Image(image)) => {
-                Self::Image { name: image.reference.familiar(), config: image.config.to_string() }
+                let (config, rootfs) = (image.config.to_string(), image.rootfs.to_string());
+                Self::Image { name: image.reference.familiar(), config, rootfs }
             }
             _ => Self::Step { title: title.to_owned(), result },
         }
@@ -58,7 +65,10 @@ impl InputImage {
     /// The same to whoever uses it, however it is called.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Image { config: one, .. }, Self::Image { config: other, .. }) => one == other,
+            (
+                Self::Image { config: one, rootfs: files, .. },
+                Self::Image { config: other, rootfs: other_files, .. },
+            ) => one == other || (files == other_files && !files.is_empty()),
             (Self::Step { result: one, .. }, Self::Step { result: other, .. }) => one == other,
             (Self::Files { list: one, .. }, Self::Files { list: other, .. }) => one.is_some() && one == other,
             _ => false,

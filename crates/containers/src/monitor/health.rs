@@ -46,6 +46,11 @@ impl Checking {
         }
     }
 
+    /// No check is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.cancel.is_none()
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         [self.next, self.until].into_iter().flatten().min()
     }
@@ -105,6 +110,7 @@ impl Monitor {
                 output.extend_from_slice(&bytes[..bytes.len().min(room)]);
             };
             let result = linux.join(container, &spec, Stdio::Captured(&mut collect), &stop);
+            drop(linux);
             reporter.report(Event::Checked(result, output));
         };
         if thread::Builder::new().name("health".to_owned()).spawn(work).is_ok() {

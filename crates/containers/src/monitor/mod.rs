@@ -200,7 +200,9 @@ impl Monitor {
         let begun = Instant::now();
         loop {
             match self.phase {
-                Phase::Over(code) if self.run.is_none() && self.execs.is_empty() => {
+                Phase::Over(code)
+                    if self.run.is_none() && self.execs.is_empty() && self.checking.is_idle() =>
+                {
                     self.finish(code);
                     return Ok(code);
                 }

@@ -255,6 +255,7 @@ impl Monitor {
             let mut started = move |started: Started| told.report(Event::ExecStarted(id, started));
             let stdio = Stdio::Managed(Managed { streams, started: &mut started });
             let ended = linux.join(container, &process, stdio, &cancel);
+            drop(linux);
             reporter.report(Event::ExecEnded(id, ended));
         };
         match thread::Builder::new().name("exec".to_owned()).spawn(work) {

@@ -177,6 +177,8 @@ impl Monitor {
             let mut started = move |started: Started| told.report(Event::Started(started));
             let stdio = Stdio::Managed(Managed { streams, started: &mut started });
             let ended = linux.run(handles, &process, stdio, &cancel);
+            // What the monitor has is the last then: its helpers are gone before it is.
+            drop(linux);
             reporter.report(Event::Ended(ended));
         };
         // The kernel ends the container with this thread, not only with the process.

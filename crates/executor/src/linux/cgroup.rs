@@ -261,15 +261,44 @@ fn usage_in(places: &[Place], otherwise: Usage) -> Usage {
 impl Drop for Group {
     fn drop(&mut self) {
         for place in &self.places {
-            // EBUSY: the kernel is still taking the last process apart, which ended before this.
-            for _ in 0..100 {
-                match fs::remove_dir(&place.dir) {
-                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::yield_now(),
-                    _ => break,
-                }
-            }
+            remove(&place.dir);
             place.dir.parent().into_iter().for_each(remove_own_parent);
         }
+    }
+}
+
+/// Removes a group. Process 1 took the container's processes with it when it ended, before this; whoever
+/// is in the group all the same (a helper that joined it and got no further) is ended.
+fn remove(dir: &Path) {
+    let is_busy = || fs::remove_dir(dir).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy);
+    for _ in 0..100 {
+        // The kernel is still taking the last process apart.
+        if !is_busy() {
+            return;
+        }
+        std::thread::yield_now();
+    }
+    for _ in 0..100 {
+        end_members(dir);
+        std::thread::sleep(Duration::from_millis(1));
+        if !is_busy() {
+            return;
+        }
+    }
+}
+
+/// Kills all that is in a group: at once where the kernel does that (`cgroup.kill`, since 5.14), one by one
+/// in version 1, where a new one may be made meanwhile.
+fn end_members(dir: &Path) {
+    if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    // What is frozen does not even die.
+    let _ = fs::write(dir.join("freezer.state"), "THAWED");
+    for member in fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines() {
+        // 0 stands for one that this process' namespace does not show.
+        let member = member.parse().ok().and_then(rustix::process::Pid::from_raw);
+        let _ = member.map(|member| rustix::process::kill_process(member, rustix::process::Signal::KILL));
     }
 }
 

@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use nix::unistd::ForkResult;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
+use rustix::process::{WaitOptions, wait};
 
 use super::channel::{receive, send};
 use super::outer::help_over;
@@ -22,6 +23,8 @@ use crate::ExecError;
 
 /// What the nursery is told; the helper's socket travels with it.
 pub(super) const FORK: &[u8] = b"fork";
+/// There will be no more to fork: the nursery ends when all that it forked has ended.
+const END: &[u8] = b"end";
 
 /// How this program is started as a helper or a nursery; `socket` is how both are spoken to.
 pub(super) fn execute(program: &Path, socket: OwnedFd) -> Result<Child, ExecError> {
@@ -43,7 +46,9 @@ pub(super) fn sockets() -> Result<(OwnedFd, OwnedFd), ExecError> {
         .map_err(ExecError::start("socketpair"))
 }
 
-/// A running nursery. Dropping it ends it; its helpers go with it, as they go with this process.
+/// A running nursery. Dropping it waits for its end, and so for that of its helpers, which have done all
+/// that they were for by then: a helper that has closed its socket is still there while the kernel takes
+/// its namespaces down. When this process dies, nursery and helpers go with it at once.
 pub(super) struct Nursery {
     socket: OwnedFd,
     child: Child,
@@ -67,6 +72,7 @@ impl Nursery {
 
 impl Drop for Nursery {
     fn drop(&mut self) {
+        let _ = send(self.socket.as_fd(), END, &[]);
         let _ = shutdown(&self.socket, Shutdown::Both);
         let _ = self.child.wait();
     }
@@ -89,6 +95,11 @@ pub(super) fn serve(control: OwnedFd, first: Vec<OwnedFd>) -> i32 {
             return help_over(socket, own_pid);
         }
         came = match receive(control.as_fd()) {
+            Ok(Some((said, _))) if said == END => {
+                // Nobody is told of children that are not noticed, but of there being none any more.
+                while !matches!(wait(WaitOptions::empty()), Err(Errno::CHILD)) {}
+                return 0;
+            }
             Ok(Some((_, fds))) => fds,
             // The caller is gone. So is, with this process, the parent of all helpers.
             Ok(None) | Err(_) => return 0,

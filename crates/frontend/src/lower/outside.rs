@@ -108,7 +108,8 @@ impl Lower<'_> {
         // One of which nothing is known has files, for all that is known.
         if image.unknown || !config.rootfs.diff_ids.is_empty() {
             let title = title(&format!("FROM {reference}"));
-            let source = SourceImage { reference, config: image.config_digest };
+            let rootfs = if image.unknown { image.config_digest } else { SourceImage::rootfs(&config) };
+            let source = SourceImage { reference, config: image.config_digest, rootfs };
             let id =
                 self.definition.push(Vertex { op: Op::Source(Source::Image(source)), inputs: Vec::new() });
             self.source_map.insert(id, title, Some(location(at)));

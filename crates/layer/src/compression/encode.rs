@@ -215,19 +215,31 @@ mod tests {
 
     #[test]
     fn other_tools_read_the_cuts() {
-        let text = text(2 << 20);
+        let text = text(3 << 20);
         let bytes = encode(Codec::GZIP, &text, 1 << 16);
-        let mut gunzip = std::process::Command::new("gzip")
-            .args(["-dc"])
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut input = gunzip.stdin.take().unwrap();
-        let writer = std::thread::spawn(move || input.write_all(&bytes).unwrap());
-        let output = gunzip.wait_with_output().unwrap();
-        writer.join().unwrap();
-        assert!(output.status.success() && output.stdout == text);
+        let python = "import gzip, sys; sys.stdout.buffer.write(gzip.decompress(sys.stdin.buffer.read()))";
+        let tools: [&[&str]; 4] =
+            [&["gzip", "-dc"], &["busybox", "gunzip", "-c"], &["bsdcat"], &["python3", "-c", python]];
+        for tool in tools {
+            let mut command = std::process::Command::new(tool[0]);
+            command.args(&tool[1..]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+            let mut reader = match command.spawn() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tool[0] != "gzip" => {
+                    eprintln!("SKIPPED ALOUD: needs {}", tool[0]);
+                    continue;
+                }
+                started => started.unwrap(),
+            };
+            let mut input = reader.stdin.take().unwrap();
+            let output = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    input.write_all(&bytes).unwrap();
+                    drop(input);
+                });
+                reader.wait_with_output().unwrap()
+            });
+            assert!(output.status.success() && output.stdout == text, "{}", tool[0]);
+        }
     }
 
     #[test]

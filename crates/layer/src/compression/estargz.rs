@@ -7,14 +7,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::Receiver;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_oci::{DiffId, Digest, Sha256Writer};
 use serde::Serialize;
 
-use super::gzip::{HEADER, deflate, wait};
+use super::gzip::{HEADER, compress, member, wait};
 use crate::hashing::HashedOut;
 use crate::index::Timestamp;
 use crate::node::Xattrs;
@@ -22,7 +22,7 @@ use crate::repack::{Members, RepackError, RepackOptions, each_member};
 use crate::tar_write::{BLOCK, Header, write_header, write_padding};
 
 /// Files are cut into pieces of this size, as all writers of eStargz do.
-const CHUNK_BYTES: u64 = 4 << 20;
+pub(super) const CHUNK_BYTES: u64 = 4 << 20;
 /// Name of the table's entry.
 const TOC_NAME: &[u8] = b"stargz.index.json";
 /// Says that nothing is worth fetching before it is asked for.
@@ -182,12 +182,7 @@ impl<W: Write> Writer<W> {
         while self.pending.len() >= self.most_pending {
             self.collect()?;
         }
-        let (block, level) = (std::mem::take(&mut self.member), self.level);
-        let (sender, bytes) = sync_channel(1);
-        rayon::spawn(move || {
-            // Nobody waits for it any more when the layer was given up.
-            let _ = sender.send(gzip_member(&block, level));
-        });
+        let bytes = compress(std::mem::take(&mut self.member), self.level);
         self.pending.push_back(Pending { bytes, entry: self.starts.take() });
         Ok(())
     }
@@ -216,7 +211,7 @@ impl<W: Write> Writer<W> {
         write_padding(&mut last, json.len() as u64)?;
         last.extend_from_slice(&[0; 2 * BLOCK]);
         self.plain.write_all(&last)?;
-        self.out.write_all(&gzip_member(&last, self.level)?)?;
+        self.out.write_all(&member(&last, self.level)?)?;
         self.out.write_all(&footer(self.offset))?;
         self.out.flush()?;
         let (digest, tar_size_bytes) = self.plain.finish()?;
@@ -353,20 +348,10 @@ fn rfc3339(time: Timestamp) -> String {
     }
 }
 
-fn gzip_member(block: &[u8], level: u32) -> io::Result<Vec<u8>> {
-    let deflated = deflate(block, &[], level, true)?;
-    let mut bytes = HEADER.to_vec();
-    bytes.extend_from_slice(&deflated.bytes);
-    bytes.extend_from_slice(&deflated.crc.sum().to_le_bytes());
-    bytes.extend_from_slice(&deflated.crc.amount().to_le_bytes());
-    Ok(bytes)
-}
-
 /// An empty gzip member of 51 bytes that says where the table is.
 fn footer(toc_offset: u64) -> Vec<u8> {
-    let mut bytes = HEADER.to_vec();
-    // FEXTRA (RFC 1952): two letters and a length, then the text.
-    bytes[3] = 4;
+    // As far as the length of the extra field (RFC 1952): two letters and a length, then the text.
+    let mut bytes = HEADER[..10].to_vec();
     let text = format!("{toc_offset:016x}STARGZ");
     bytes.extend_from_slice(&[26, 0, b'S', b'G', 22, 0]);
     bytes.extend_from_slice(text.as_bytes());

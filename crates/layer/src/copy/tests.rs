@@ -66,6 +66,7 @@ fn run_with(
         below: None,
         earlier: None,
         note_made: false,
+        follower: None,
         destination: destination.as_bytes(),
         owner: options.owner,
         mode: options.mode,

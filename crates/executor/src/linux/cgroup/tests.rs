@@ -235,3 +235,36 @@ fn groups_of_a_dead_kiln_are_swept_and_those_of_a_living_one_are_not() {
     let left: Vec<bool> = names.iter().map(|name| parent.join(name).exists()).collect();
     assert_eq!(left, [true, false, true, true]);
 }
+
+/// Both ways to end what is in a group, on this machine's own hierarchies.
+#[test]
+fn a_group_goes_with_whoever_is_still_in_it() {
+    let Ok(machine) = Layout::of_machine() else {
+        eprintln!("SKIPPED ALOUD: this machine has no control groups");
+        return;
+    };
+    let parents = [
+        machine.with(Controller::Pids).map(|found| (found.own_parent(), "pids")),
+        machine.with(Controller::Freezer).map(|found| (found.own_parent(), "freezer")),
+        machine.unified().map(|found| (found.own_parent(), "unified")),
+    ];
+    for (parent, kind) in parents.into_iter().flatten() {
+        let dir = parent.join(format!("{}-left", own_name().unwrap()));
+        if let Err(error) = fs::create_dir_all(&dir) {
+            eprintln!("SKIPPED ALOUD: no group can be made at {}: {error}", parent.display());
+            continue;
+        }
+        let mut left = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(dir.join("cgroup.procs"), left.id().to_string()).unwrap();
+        for (file, frozen) in [("freezer.state", "FROZEN"), ("cgroup.freeze", "1")] {
+            if dir.join(file).exists() {
+                fs::write(dir.join(file), frozen).unwrap();
+            }
+        }
+        remove(&dir);
+        assert!(!dir.exists(), "{kind}");
+        let signal = std::os::unix::process::ExitStatusExt::signal(&left.wait().unwrap());
+        assert_eq!(signal, Some(9), "{kind}");
+        remove_own_parent(&parent);
+    }
+}

@@ -1,0 +1,47 @@
+//! Arguments of `kiln registry`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+#[derive(Subcommand)]
+pub(crate) enum RegistryCommand {
+    /// Serve a registry until SIGTERM or Ctrl-C
+    Serve(Box<ServeArgs>),
+}
+
+#[derive(Args)]
+pub(crate) struct ServeArgs {
+    /// File with the settings; what is said here wins
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the registry keeps what it has [default: /var/lib/kiln-registry as root,
+    /// ~/.local/share/kiln-registry as a user]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Where it listens; port 0 takes a free one [default: 127.0.0.1:5000]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Speak TLS with the certificate in this file, in PEM form, and those above it
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of that certificate
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Ask for a password, one of this file of `htpasswd -B`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) htpasswd: Option<PathBuf>,
+    /// Refuse everything that would change something
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Fetch what is asked for and not there from this registry, and keep it; nobody can push then
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) mirror: Option<String>,
+    /// Let everybody who can reach it push and pull, where others than this machine can
+    #[arg(long)]
+    pub(crate) anyone: bool,
+    /// Take passwords without TLS, because something in front of it speaks TLS
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+}

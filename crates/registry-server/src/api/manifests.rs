@@ -1,0 +1,124 @@
+//! Manifests.
+
+use std::sync::Arc;
+
+use hyper::Response;
+use hyper::header::{CONTENT_TYPE, HeaderName};
+use kiln_oci::Digest;
+use kiln_oci::document;
+
+use super::{Answer, Ask, Registry, created, empty, identify, put};
+use crate::body::Body;
+use crate::directory::{Manifest, NotPut, Reads};
+use crate::refusal::Refusal;
+use crate::route::{Name, Which};
+use crate::transfer::Arriving;
+
+/// As registries and clients agree.
+const MAX_MANIFEST_BYTES: u64 = 4 << 20;
+
+const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+
+impl Registry {
+    pub(super) async fn get_manifest(self: &Arc<Self>, ask: &Ask, name: &Name, which: &Which) -> Answer {
+        if let Some(mirror) = &self.mirror
+            && mirror.manifest(&self.directory, name, which).await?
+        {
+            self.metrics.mirrored.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        let (name, which) = (name.clone(), which.clone());
+        let found = self.disk(move |directory| Ok(directory.manifest(&name, &which)?)).await?;
+        let manifest = found.ok_or_else(Refusal::no_manifest)?;
+        if ask.has(&manifest.digest) {
+            let mut response = empty(304);
+            identify(&mut response, &manifest.digest);
+            return Ok(response);
+        }
+        let mut response = Response::new(Body::from(manifest.bytes));
+        identify(&mut response, &manifest.digest);
+        put(&mut response, CONTENT_TYPE, &manifest.media_type);
+        Ok(response)
+    }
+
+    pub(super) async fn put_manifest(
+        &self,
+        ask: &Ask,
+        name: &Name,
+        which: &Which,
+        body: &mut Arriving,
+    ) -> Answer {
+        let bytes = body.whole(MAX_MANIFEST_BYTES, "manifests").await?;
+        let digest = Digest::of(&bytes);
+        if let Which::Digest(expected) = which
+            && *expected != digest
+        {
+            return Err(Refusal::digest(format!("the manifest is {digest}")));
+        }
+        let said = ask.header(&CONTENT_TYPE).map(|kind| kind.split(';').next().unwrap_or(kind).trim());
+        let (media_type, reads) = read(&bytes, said)?;
+        let manifest = Manifest { media_type, digest, bytes };
+        let subject = reads.subject.as_ref().map(|subject| subject.digest);
+        let tag = match which {
+            Which::Tag(tag) => Some(tag.clone()),
+            Which::Digest(_) => None,
+        };
+        let at = name.clone();
+        self.disk(move |directory| {
+            directory.put_manifest(&at, tag.as_ref(), &manifest, &reads).map_err(|error| match error {
+                NotPut::Lacks { digest, is_manifest: false } => {
+                    Refusal::new(400, "MANIFEST_BLOB_UNKNOWN", format!("the repository has no blob {digest}"))
+                }
+                NotPut::Lacks { digest, .. } => Refusal::new(
+                    400,
+                    "MANIFEST_BLOB_UNKNOWN",
+                    format!("the repository has no manifest {digest}"),
+                ),
+                NotPut::Directory(error) => error.into(),
+            })
+        })
+        .await?;
+        let mut response = created(&format!("/v2/{name}/manifests/{digest}"), &digest);
+        if let Some(subject) = subject {
+            put(&mut response, SUBJECT, &subject.to_string());
+        }
+        Ok(response)
+    }
+
+    pub(super) async fn delete_manifest(&self, name: &Name, which: &Which) -> Answer {
+        let (name, which) = (name.clone(), which.clone());
+        match self.disk(move |directory| Ok(directory.remove_manifest(&name, &which)?)).await? {
+            true => Ok(empty(202)),
+            false => Err(Refusal::no_manifest()),
+        }
+    }
+}
+
+/// What it is and what it needs.
+fn read(bytes: &[u8], said: Option<&str>) -> Result<(String, Reads), Refusal> {
+    let invalid = |message: String| Refusal::new(400, "MANIFEST_INVALID", message);
+    let reads = Reads::new(bytes).map_err(|error| invalid(error.to_string()))?;
+    let own = reads.media_type.as_deref().filter(|kind| !kind.is_empty());
+    let kind = match (said, own) {
+        (Some(said), Some(own)) if said != own && said.starts_with("application/vnd.") => {
+            return Err(invalid(format!("it says {own:?}, its Content-Type {said:?}")));
+        }
+        (_, Some(own)) => own.to_owned(),
+        (Some(said), None) if document::is_manifest(said) || document::is_index(said) => said.to_owned(),
+        _ => document::own_media_type(bytes).map_err(|error| invalid(error.to_string()))?,
+    };
+    if reads.schema_version != Some(2) {
+        return Err(invalid("schemaVersion is not 2".to_owned()));
+    }
+    // What the one takes for an image would be a list for the other.
+    let is_both = !reads.manifests.is_empty() && (reads.config.is_some() || !reads.layers.is_empty());
+    if is_both {
+        return Err(invalid("it is a manifest and an index at once".to_owned()));
+    }
+    if document::is_manifest(&kind) && reads.config.is_none() {
+        return Err(invalid("there is no config".to_owned()));
+    }
+    if !document::is_manifest(&kind) && !document::is_index(&kind) {
+        return Err(invalid(format!("{kind:?} is neither a manifest nor an index")));
+    }
+    Ok((kind, reads))
+}

@@ -1,0 +1,298 @@
+//! Manifests, tags, and what refers to what.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use kiln_oci::Digest;
+use kiln_oci::document::{self, DocumentError};
+use kiln_oci::image::Descriptor;
+use serde::Deserialize;
+
+use super::{Directory, DirectoryError, is_gone, names, remove, sync};
+use crate::route::{Name, Tag, Which};
+
+/// A manifest or an index as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// What a registry reads of a manifest: all else is for those who run it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Reads {
+    #[serde(default)]
+    pub(crate) schema_version: Option<u64>,
+    #[serde(default)]
+    pub(crate) media_type: Option<String>,
+    #[serde(default)]
+    pub(crate) artifact_type: Option<String>,
+    #[serde(default)]
+    pub(crate) config: Option<Descriptor>,
+    #[serde(default)]
+    pub(crate) layers: Vec<Descriptor>,
+    #[serde(default)]
+    pub(crate) manifests: Vec<Descriptor>,
+    #[serde(default)]
+    pub(crate) subject: Option<Descriptor>,
+    #[serde(default)]
+    pub(crate) annotations: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Why a manifest is not put.
+pub(crate) enum NotPut {
+    /// The repository does not have this blob, or manifest.
+    Lacks {
+        digest: Digest,
+        is_manifest: bool,
+    },
+    Directory(DirectoryError),
+}
+
+impl From<DirectoryError> for NotPut {
+    fn from(error: DirectoryError) -> Self {
+        Self::Directory(error)
+    }
+}
+
+impl Reads {
+    pub(crate) fn new(bytes: &[u8]) -> Result<Self, DocumentError> {
+        document::read(bytes)
+    }
+
+    /// The blobs that have to be there.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        // Layers that may not be distributed are elsewhere, and nobody sends them.
+        let is_foreign =
+            |kind: &str| kind.contains(".nondistributable.") || kind.contains(".rootfs.foreign.");
+        self.config.iter().chain(&self.layers).filter(move |blob| !is_foreign(&blob.media_type))
+    }
+
+    /// What a list of referrers calls it.
+    fn kind(&self) -> Option<&str> {
+        let own = self.artifact_type.as_deref().filter(|kind| !kind.is_empty());
+        own.or_else(|| Some(self.config.as_ref()?.media_type.as_str()))
+    }
+}
+
+impl Directory {
+    fn manifest_path(&self, name: &Name, digest: &Digest) -> PathBuf {
+        self.repository(name).join("_manifests").join(digest.hex())
+    }
+
+    fn tag_path(&self, name: &Name, tag: &Tag) -> PathBuf {
+        self.repository(name).join("_tags").join(tag.as_str())
+    }
+
+    pub(super) fn referrers_path(&self, name: &Name, subject: &Digest) -> PathBuf {
+        self.repository(name).join("_referrers").join(subject.hex())
+    }
+
+    /// Where a tag leads.
+    pub(crate) fn tag(&self, name: &Name, tag: &Tag) -> Result<Option<Digest>, DirectoryError> {
+        let path = self.tag_path(name, tag);
+        match fs::read_to_string(&path) {
+            Ok(text) => match text.trim_end().parse() {
+                Ok(digest) => Ok(Some(digest)),
+                Err(_) => Err(DirectoryError::Damaged { path }),
+            },
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(DirectoryError::host("read", path)(error)),
+        }
+    }
+
+    /// A manifest of a repository; its digest was compared again.
+    pub(crate) fn manifest(&self, name: &Name, which: &Which) -> Result<Option<Manifest>, DirectoryError> {
+        let digest = match which {
+            Which::Digest(digest) => *digest,
+            Which::Tag(tag) => match self.tag(name, tag)? {
+                Some(digest) => digest,
+                None => return Ok(None),
+            },
+        };
+        read(&self.manifest_path(name, &digest), digest)
+    }
+
+    /// Puts a manifest, then the tag that leads to it. What it needs has to be there.
+    pub(crate) fn put_manifest(
+        &self,
+        name: &Name,
+        tag: Option<&Tag>,
+        manifest: &Manifest,
+        reads: &Reads,
+    ) -> Result<(), NotPut> {
+        let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
+        for blob in reads.blobs() {
+            if !self.has_blob(name, &blob.digest)? {
+                return Err(NotPut::Lacks { digest: blob.digest, is_manifest: false });
+            }
+        }
+        for child in &reads.manifests {
+            if !self.manifest_path(name, &child.digest).exists() {
+                return Err(NotPut::Lacks { digest: child.digest, is_manifest: true });
+            }
+        }
+        self.store_manifest(name, tag, manifest, reads)?;
+        Ok(())
+    }
+
+    /// The same without looking for what it needs, as a mirror has it: that comes when somebody asks for it.
+    pub(crate) fn mirror_manifest(
+        &self,
+        name: &Name,
+        tag: Option<&Tag>,
+        manifest: &Manifest,
+    ) -> Result<(), DirectoryError> {
+        let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
+        self.store_manifest(name, tag, manifest, &Reads::default())
+    }
+
+    fn store_manifest(
+        &self,
+        name: &Name,
+        tag: Option<&Tag>,
+        manifest: &Manifest,
+        reads: &Reads,
+    ) -> Result<(), DirectoryError> {
+        // First: a referrer that is none yet is left out of lists, one that is in none would be lost.
+        if let Some(subject) = &reads.subject {
+            let link = self.referrers_path(name, &subject.digest).join(manifest.digest.hex());
+            if !link.exists() {
+                self.write(&link, b"")?;
+            }
+        }
+        let path = self.manifest_path(name, &manifest.digest);
+        let mut text = manifest.media_type.clone().into_bytes();
+        text.push(b'\n');
+        text.extend_from_slice(&manifest.bytes);
+        if fs::read(&path).map_or(true, |old| old != text) {
+            self.write(&path, &text)?;
+        }
+        match tag {
+            Some(tag) if self.tag(name, tag).ok().flatten() != Some(manifest.digest) => {
+                self.write(&self.tag_path(name, tag), format!("{}\n", manifest.digest).as_bytes())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// When the tag was written, or confirmed.
+    pub(crate) fn tag_age(&self, name: &Name, tag: &Tag) -> Option<std::time::Duration> {
+        fs::metadata(self.tag_path(name, tag)).ok()?.modified().ok()?.elapsed().ok()
+    }
+
+    /// The tag leads where it led.
+    pub(crate) fn confirm_tag(&self, name: &Name, tag: &Tag) {
+        if let Ok(file) = fs::File::open(self.tag_path(name, tag)) {
+            let _ = file.set_times(fs::FileTimes::new().set_modified(std::time::SystemTime::now()));
+        }
+    }
+
+    /// Removes a tag alone, or a manifest with all tags that lead to it; whether there was one.
+    pub(crate) fn remove_manifest(&self, name: &Name, which: &Which) -> Result<bool, DirectoryError> {
+        let _publishing = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
+        match which {
+            Which::Tag(tag) => self.remove_durably(&self.tag_path(name, tag)),
+            Which::Digest(digest) => self.forget_manifest(name, digest),
+        }
+    }
+
+    /// Under the lock, alone.
+    pub(super) fn forget_manifest(&self, name: &Name, digest: &Digest) -> Result<bool, DirectoryError> {
+        let path = self.manifest_path(name, digest);
+        if !path.exists() {
+            return Ok(false);
+        }
+        // The tags first: one that leads nowhere would be a lie.
+        for tag in names(&self.repository(name).join("_tags"))? {
+            let Ok(tag) = tag.parse::<Tag>() else { continue };
+            if self.tag(name, &tag).ok().flatten() == Some(*digest) {
+                self.remove_durably(&self.tag_path(name, &tag))?;
+            }
+        }
+        let subject = read(&path, *digest).ok().flatten();
+        let subject = subject.and_then(|manifest| Reads::new(&manifest.bytes).ok()?.subject);
+        let removed = self.remove_durably(&path)?;
+        if let Some(subject) = subject {
+            let links = self.referrers_path(name, &subject.digest);
+            remove(&links.join(digest.hex()))?;
+            // Fails unless it was the last.
+            let _ = fs::remove_dir(links);
+        }
+        Ok(removed)
+    }
+
+    fn remove_durably(&self, path: &Path) -> Result<bool, DirectoryError> {
+        let was_there = remove(path)?;
+        if was_there {
+            sync(path.parent().unwrap_or(&self.root))?;
+        }
+        Ok(was_there)
+    }
+
+    /// The digests of a repository's manifests, sorted.
+    pub(super) fn manifests(&self, name: &Name) -> Result<Vec<Digest>, DirectoryError> {
+        let found = names(&self.repository(name).join("_manifests"))?;
+        Ok(found.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
+    }
+
+    /// Those that name `subject` as theirs, of this kind if one is asked for, behind `last`: at most about a
+    /// mebibyte of them, and whether there are more.
+    pub(crate) fn referrers(
+        &self,
+        name: &Name,
+        subject: &Digest,
+        kind: Option<&str>,
+        last: Option<&Digest>,
+    ) -> Result<(Vec<Descriptor>, bool), DirectoryError> {
+        const ENOUGH_BYTES: usize = 1 << 20;
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for hex in names(&self.referrers_path(name, subject))? {
+            let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
+            if last.is_some_and(|last| digest <= *last) {
+                continue;
+            }
+            let Some(manifest) = self.manifest(name, &Which::Digest(digest))? else { continue };
+            let Ok(reads) = Reads::new(&manifest.bytes) else { continue };
+            if kind.is_some_and(|kind| reads.kind() != Some(kind)) {
+                continue;
+            }
+            if bytes > ENOUGH_BYTES {
+                return Ok((found, true));
+            }
+            let mut descriptor = Descriptor::new(&manifest.media_type, digest, manifest.bytes.len() as u64);
+            if let Some(kind) = reads.kind() {
+                descriptor.extra.insert("artifactType".to_owned(), kind.into());
+            }
+            for (key, value) in reads.annotations.unwrap_or_default() {
+                if let serde_json::Value::String(value) = value {
+                    bytes += key.len() + value.len();
+                    descriptor.annotations.insert(key, value);
+                }
+            }
+            bytes += 300;
+            found.push(descriptor);
+        }
+        Ok((found, false))
+    }
+}
+
+fn read(path: &Path, digest: Digest) -> Result<Option<Manifest>, DirectoryError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(DirectoryError::host("read", path)(error)),
+    };
+    let damaged = || DirectoryError::Damaged { path: path.to_owned() };
+    let end = text.iter().position(|byte| *byte == b'\n').ok_or_else(damaged)?;
+    let media_type = String::from_utf8(text[..end].to_vec()).map_err(|_| damaged())?;
+    let bytes = text[end + 1..].to_vec();
+    if Digest::of(&bytes) != digest {
+        return Err(damaged());
+    }
+    Ok(Some(Manifest { media_type, digest, bytes }))
+}

@@ -1,0 +1,217 @@
+//! What a registry has, below one directory.
+//!
+//! ```text
+//! lock                                    who serves it holds it
+//! format                                  "kiln-registry 1"
+//! blobs/sha256/ab/HEX                     bytes, once for all repositories
+//! uploads/ID, uploads/ID.for              what came of a blob, and whose it is
+//! uploads/new-…                           a small file before it has its name
+//! repositories/NAME/_blobs/HEX            the repository has this blob
+//! repositories/NAME/_manifests/HEX        media type, a line feed, the manifest
+//! repositories/NAME/_referrers/HEX/HEX    the second names the first as its subject
+//! repositories/NAME/_tags/TAG             a digest
+//! ```
+//!
+//! No component of a repository's name begins with `_`, so none is taken for one of the four.
+
+mod blobs;
+mod collect;
+mod lists;
+mod manifests;
+mod uploads;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::FlockOperation;
+
+use crate::route::Name;
+use crate::settings::Limits;
+pub use collect::Collected;
+pub(crate) use lists::Page;
+pub(crate) use manifests::{Manifest, NotPut, Reads};
+pub(crate) use uploads::{NotEnded, Uploads, Writing};
+
+/// What this file says is what there is.
+const FORMAT: &str = "kiln-registry 1\n";
+
+/// Why a directory cannot be used, or what is in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirectoryError {
+    /// Another process serves it.
+    #[error("another process serves {}", path.display())]
+    Taken { path: PathBuf },
+    /// A newer kiln wrote it, or it is something else.
+    #[error("{} is not the directory of a registry that this kiln knows ({found:?})", path.display())]
+    Format { path: PathBuf, found: String },
+    /// What is under a digest is something else.
+    #[error("{} is damaged", path.display())]
+    Damaged { path: PathBuf },
+    /// The system refused.
+    #[error("{} cannot be {call}", path.display())]
+    Host { call: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl DirectoryError {
+    fn host(call: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Host { call, path, source }
+    }
+}
+
+/// The directory. Its functions block, for as long as the disk takes.
+pub(crate) struct Directory {
+    root: PathBuf,
+    pub(crate) uploads: Uploads,
+    /// Held by whoever adds something or takes it away, and alone by who removes what nothing refers to.
+    publishing: RwLock<()>,
+    /// Blobs that came to be in a repository while garbage is collected.
+    fresh: collect::Fresh,
+    counter: AtomicU64,
+    /// The owner of the lock; the kernel lets go of it when the process is gone.
+    _lock: File,
+}
+
+impl Directory {
+    /// Opens it, makes it where there is none, and removes what somebody left who was killed.
+    pub(crate) fn open(root: &Path, limits: &Limits) -> Result<Self, DirectoryError> {
+        let made = |path: &Path| {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+            made.map_err(DirectoryError::host("made", path))
+        };
+        made(root)?;
+        let at = root.join("lock");
+        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(&at);
+        let lock = lock.map_err(DirectoryError::host("opened", at))?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(DirectoryError::Taken { path: root.to_owned() });
+        }
+        let format = root.join("format");
+        match fs::read_to_string(&format) {
+            Ok(found) if found == FORMAT => {}
+            Ok(found) => {
+                let found = found.trim().chars().take(100).collect();
+                return Err(DirectoryError::Format { path: root.to_owned(), found });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let strangers = fs::read_dir(root).map_err(DirectoryError::host("read", root))?;
+                let known = ["lock", "blobs", "uploads", "repositories"];
+                for entry in strangers {
+                    let name = entry.map_err(DirectoryError::host("read", root))?.file_name();
+                    if known.iter().all(|known| name != *known) {
+                        let found = name.to_string_lossy().chars().take(100).collect();
+                        return Err(DirectoryError::Format { path: root.to_owned(), found });
+                    }
+                }
+            }
+            Err(error) => return Err(DirectoryError::host("read", format)(error)),
+        }
+        for first in 0..=u8::MAX {
+            made(&root.join(format!("blobs/sha256/{first:02x}")))?;
+        }
+        made(&root.join("uploads"))?;
+        made(&root.join("repositories"))?;
+        let uploads = Uploads::open(root.join("uploads"), limits)?;
+        let directory = Self {
+            root: root.to_owned(),
+            uploads,
+            publishing: RwLock::new(()),
+            fresh: collect::Fresh::default(),
+            counter: AtomicU64::new(0),
+            _lock: lock,
+        };
+        if !format.exists() {
+            for dir in [root.join("blobs/sha256"), root.join("blobs"), root.to_owned()] {
+                sync(&dir)?;
+            }
+            directory.write(&format, FORMAT.as_bytes())?;
+        }
+        Ok(directory)
+    }
+
+    fn repository(&self, name: &Name) -> PathBuf {
+        self.root.join("repositories").join(name.as_str())
+    }
+
+    /// A place for a file that gets its name later.
+    pub(crate) fn new_file(&self) -> PathBuf {
+        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        self.root.join(format!("uploads/new-{number}"))
+    }
+
+    /// Writes a small file so that it is wholly there, durably, or not at all.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
+        let dir = path.parent().unwrap_or(&self.root);
+        self.make_dirs(dir)?;
+        let new = self.new_file();
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            file.write_all(bytes)?;
+            file.sync_data()?;
+            fs::rename(&new, path)
+        };
+        if let Err(error) = write() {
+            let _ = fs::remove_file(&new);
+            return Err(DirectoryError::host("written", path)(error));
+        }
+        sync(dir)
+    }
+
+    /// Makes a directory and those above it, durably.
+    fn make_dirs(&self, dir: &Path) -> Result<(), DirectoryError> {
+        if dir.is_dir() {
+            return Ok(());
+        }
+        if let Some(above) = dir.parent() {
+            self.make_dirs(above)?;
+        }
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(DirectoryError::host("made", dir)(error));
+            }
+            // Also when somebody else was faster, who may not have come so far.
+            _ => sync(dir.parent().unwrap_or(&self.root)),
+        }
+    }
+}
+
+/// Waits until the entries of a directory are on the disk.
+fn sync(dir: &Path) -> Result<(), DirectoryError> {
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(DirectoryError::host("synced", dir))
+}
+
+/// Removes a file; whether it was there.
+fn remove(path: &Path) -> Result<bool, DirectoryError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if is_gone(&error) => Ok(false),
+        Err(error) => Err(DirectoryError::host("removed", path)(error)),
+    }
+}
+
+/// Nothing of that name, or of one above it.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// The names in a directory, sorted; nothing when it is not there.
+fn names(dir: &Path) -> Result<Vec<String>, DirectoryError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(DirectoryError::host("read", dir)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(DirectoryError::host("read", dir))?;
+        names.extend(entry.file_name().into_string());
+    }
+    names.sort_unstable();
+    Ok(names)
+}

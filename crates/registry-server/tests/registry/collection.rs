@@ -1,0 +1,122 @@
+//! Garbage is collected, and nothing else, while others push.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kiln_oci::Digest;
+use kiln_registry_server::{Collection, Server};
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use crate::client::{Client, manifest};
+use crate::lab::{Lab, settings};
+
+const AT_ONCE: Collection = Collection { every: None, grace: Duration::ZERO, untagged: true };
+
+#[test]
+fn what_no_manifest_needs_goes_and_the_rest_stays() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    client.push_blob("a", b"nobody needs this");
+    client.push_image("a", "kept", "kept");
+    let (gone, _) = client.push_image("b", "gone", "gone");
+    client.send("DELETE", &format!("/v2/b/manifests/{gone}"), &[], b"").expect(202);
+    let upload = client.begin("c");
+    client.send("PATCH", &upload, &[], b"half").expect(202);
+    drop(client);
+    let (early, dir) = lab.collect(&Collection { untagged: true, ..Collection::default() });
+    assert_eq!(early, Default::default(), "all of that is younger than a day");
+    let (collected, dir) = Lab::on(dir, |_| {}).collect(&AT_ONCE);
+    assert_eq!((collected.manifests, collected.blobs), (0, 3));
+    let lab = Lab::on(dir, |_| {});
+    let mut client = lab.client();
+    client.get("/v2/a/manifests/kept").expect(200);
+    client.get(&format!("/v2/a/blobs/{}", Digest::of(b"layer of kept"))).expect(200);
+    client.get(&format!("/v2/a/blobs/{}", Digest::of(b"nobody needs this"))).expect(404);
+    assert_eq!(client.get(&upload).expect(204).header("range"), Some("0-3"));
+    assert!(!lab.at("repositories/b").exists());
+}
+
+#[test]
+fn untagged_manifests_go_unless_something_leads_to_them() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    let (one, image) = client.push_image("a", "one", "one");
+    client.push_image("a", "moved", "old");
+    client.push_image("a", "moved", "new");
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let subject = json!({ "mediaType": kind, "digest": one, "size": image.len() });
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [subject],
+    });
+    client.push_manifest("a", "index", index.to_string().as_bytes());
+    client.send("DELETE", "/v2/a/manifests/one", &[], b"").expect(202);
+    client.push_blob("a", b"{}");
+    let signature = client.push_manifest("a", "", &manifest(b"{}", &[], &json!({ "subject": subject })));
+    drop(client);
+    let kept = Collection { untagged: false, ..AT_ONCE };
+    let (collected, dir) = lab.collect(&kept);
+    assert_eq!((collected.manifests, collected.blobs), (0, 0));
+    let (collected, dir) = Lab::on(dir, |_| {}).collect(&AT_ONCE);
+    assert_eq!((collected.manifests, collected.blobs), (1, 2));
+    let lab = Lab::on(dir, |_| {});
+    let mut client = lab.client();
+    for digest in [one, signature] {
+        client.get(&format!("/v2/a/manifests/{digest}")).expect(200);
+    }
+    client.get("/v2/a/manifests/moved").expect(200);
+}
+
+#[test]
+fn nothing_that_is_being_pushed_is_collected() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Runtime::new().unwrap();
+    let server = runtime.block_on(Server::bind(settings(&dir.path().join("registry")))).unwrap();
+    let address = server.address();
+    let collector = server.collector();
+    let (end, stop) = tokio::sync::oneshot::channel::<()>();
+    let run = runtime.spawn(server.run(async move { drop(stop.await) }, |_| {}));
+    let done = Arc::new(AtomicBool::new(false));
+    let stop = done.clone();
+    // What a push has sent so far is a minute old at the most.
+    let policy = Collection { grace: Duration::from_secs(60), ..AT_ONCE };
+    let collecting = runtime.spawn(async move {
+        let mut times = 0;
+        while !stop.load(Ordering::Relaxed) {
+            collector.collect(&policy).await.unwrap();
+            times += 1;
+        }
+        times
+    });
+    let pushers: Vec<_> = (0..4)
+        .map(|number| {
+            std::thread::spawn(move || {
+                let mut client = Client::new(address);
+                for round in 0..15 {
+                    let name = format!("r{}", (number + round) % 3);
+                    client.push_image(&name, &format!("t{number}-{round}"), &format!("{round}"));
+                }
+            })
+        })
+        .collect();
+    for pusher in pushers {
+        pusher.join().unwrap();
+    }
+    done.store(true, Ordering::Relaxed);
+    assert!(runtime.block_on(collecting).unwrap() > 1);
+    let mut client = Client::new(address);
+    for number in 0..4 {
+        for round in 0..15 {
+            let name = format!("r{}", (number + round) % 3);
+            client.get(&format!("/v2/{name}/manifests/t{number}-{round}")).expect(200);
+            let layer = Digest::of(format!("layer of {round}").as_bytes());
+            client.get(&format!("/v2/{name}/blobs/{layer}")).expect(200);
+        }
+    }
+    drop(end);
+    drop(client);
+    runtime.block_on(run).unwrap();
+}
