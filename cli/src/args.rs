@@ -86,6 +86,12 @@ pub(crate) enum Command {
     Pull(registry::PullArgs),
     /// Send images to registries
     Push(registry::PushArgs),
+    /// Look for repositories of a registry by name
+    Search(registry::SearchArgs),
+    /// Copy an image between registries, archives, OCI layouts and the store, as it is
+    Copy(registry::CopyArgs),
+    /// Make and push lists of images for several platforms
+    Manifest(registry::ManifestArgs),
     /// Keep credentials for a registry, as docker does, after trying them
     Login(registry::LoginArgs),
     /// Forget the credentials for a registry

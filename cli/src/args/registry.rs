@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use kiln_build::registry::PullPolicy;
 use kiln_oci::{Platform, Reference};
 use kiln_registry::{Mirror, MirrorError};
@@ -121,4 +121,141 @@ pub(crate) struct LogoutArgs {
     /// The registry
     #[arg(value_name = "HOST[:PORT]", default_value = "docker.io")]
     pub(crate) registry: String,
+}
+
+#[derive(Args)]
+pub(crate) struct CopyArgs {
+    /// All platforms of the image, with the index that lists them [default: this machine's]
+    #[arg(short, long, conflicts_with = "platform")]
+    pub(crate) all: bool,
+    /// The image for this platform
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+    /// Print only the digest
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) compression: CompressionArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+    /// From here: docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE, or a name in the store
+    #[arg(value_name = "SOURCE")]
+    pub(crate) from: String,
+    /// To there: docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE, or a name in the store
+    #[arg(value_name = "DESTINATION")]
+    pub(crate) to: String,
+}
+
+#[derive(Args)]
+pub(crate) struct ManifestArgs {
+    #[command(subcommand)]
+    pub(crate) command: ManifestCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ManifestCommand {
+    /// Begin a list of images of registries, one for each platform
+    Create(ManifestCreateArgs),
+    /// Print a list, or what the registry has under a name, as JSON
+    Inspect(ManifestInspectArgs),
+    /// Change what a list says about one of its images, or without an image about itself
+    Annotate(ManifestAnnotateArgs),
+    /// Push a list as an index, with what its images consist of
+    Push(ManifestPushArgs),
+    /// Forget lists
+    Rm(ManifestRmArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct ManifestCreateArgs {
+    /// Add to a list that is there
+    #[arg(short, long)]
+    pub(crate) amend: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+    /// Name of the list
+    #[arg(value_name = "LIST")]
+    pub(crate) list: Reference,
+    /// Images of registries; one for several platforms adds them all
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<Reference>,
+}
+
+#[derive(Args)]
+pub(crate) struct ManifestInspectArgs {
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+    /// Name of a list, or of an image of a registry
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Reference,
+}
+
+#[derive(Args)]
+pub(crate) struct ManifestAnnotateArgs {
+    /// Operating system
+    #[arg(long)]
+    pub(crate) os: Option<String>,
+    /// Processor
+    #[arg(long)]
+    pub(crate) arch: Option<String>,
+    /// Variant of the processor
+    #[arg(long)]
+    pub(crate) variant: Option<String>,
+    /// Version of the operating system
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) os_version: Option<String>,
+    /// Features of the operating system
+    #[arg(long, value_name = "FEATURE[,FEATURE…]", value_delimiter = ',')]
+    pub(crate) os_features: Vec<String>,
+    /// Annotation; may be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) annotation: Vec<String>,
+    /// Name of the list
+    #[arg(value_name = "LIST")]
+    pub(crate) list: Reference,
+    /// The image, as it was added
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: Option<Reference>,
+}
+
+#[derive(Args)]
+pub(crate) struct ManifestPushArgs {
+    /// Forget the list when it was pushed
+    #[arg(short, long)]
+    pub(crate) purge: bool,
+    /// Print only the digest
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+    /// Name of the list
+    #[arg(value_name = "LIST")]
+    pub(crate) list: Reference,
+    /// Under another name
+    #[arg(value_name = "NAME")]
+    pub(crate) to: Option<Reference>,
+}
+
+#[derive(Args)]
+pub(crate) struct ManifestRmArgs {
+    /// Names of lists
+    #[arg(value_name = "LIST", required = true)]
+    pub(crate) lists: Vec<Reference>,
+}
+
+#[derive(Args)]
+pub(crate) struct SearchArgs {
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 25)]
+    pub(crate) limit: usize,
+    /// Print only names
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+    /// What names shall hold; HOST/ before it searches another registry than Docker Hub
+    #[arg(value_name = "[HOST[:PORT]/]TERM")]
+    pub(crate) term: String,
 }

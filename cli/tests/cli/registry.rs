@@ -2,7 +2,9 @@
 
 mod bases;
 mod cache;
+mod copy;
 mod hostile;
+mod lists;
 mod login;
 mod mirrors;
 mod own;

@@ -38,7 +38,11 @@ pub fn load_layout(
     load_picked(engine, &archive, &picked, true, cancel)
 }
 
-fn find_in_layout(archive: &Archive, index: &Index, image: &LayoutImage) -> Result<Descriptor, BuildError> {
+pub(crate) fn find_in_layout(
+    archive: &Archive,
+    index: &Index,
+    image: &LayoutImage,
+) -> Result<Descriptor, BuildError> {
     let tagged = |tag: &str| {
         let fits = |descriptor: &&Descriptor| {
             let short = descriptor.annotations.get("org.opencontainers.image.ref.name");

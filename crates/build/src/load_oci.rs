@@ -22,7 +22,7 @@ const MAX_MANIFESTS_BYTES: usize = 64 << 20;
 
 /// A manifest that was chosen, as it came.
 pub(crate) struct Picked {
-    json: Vec<u8>,
+    pub(crate) json: Vec<u8>,
     pub(crate) manifest: Manifest,
     /// The entry of `index.json` that led to it.
     root: Descriptor,
@@ -352,7 +352,11 @@ pub(crate) fn pick_manifest(
     Ok(Picked { root: descriptor.clone(), ..picked })
 }
 
-fn check_depth(archive: &Archive, descriptor: &Descriptor, depth: usize) -> Result<(), BuildError> {
+pub(crate) fn check_depth(
+    archive: &Archive,
+    descriptor: &Descriptor,
+    depth: usize,
+) -> Result<(), BuildError> {
     if depth > MAX_INDEX_DEPTH {
         let nested = DocumentError::Nested { limit: MAX_INDEX_DEPTH };
         return Err(archive.refused(&blob_name(&descriptor.digest), nested));
@@ -360,12 +364,20 @@ fn check_depth(archive: &Archive, descriptor: &Descriptor, depth: usize) -> Resu
     Ok(())
 }
 
-fn parse_manifest(archive: &Archive, descriptor: &Descriptor, json: &[u8]) -> Result<Manifest, BuildError> {
+pub(crate) fn parse_manifest(
+    archive: &Archive,
+    descriptor: &Descriptor,
+    json: &[u8],
+) -> Result<Manifest, BuildError> {
     let read = |json: &[u8]| document::read_manifest(json, &descriptor.media_type);
     archive.parse(&blob_name(&descriptor.digest), json, read)
 }
 
-fn parse_index(archive: &Archive, descriptor: &Descriptor, json: &[u8]) -> Result<Index, BuildError> {
+pub(crate) fn parse_index(
+    archive: &Archive,
+    descriptor: &Descriptor,
+    json: &[u8],
+) -> Result<Index, BuildError> {
     let read = |json: &[u8]| document::read_index(json, &descriptor.media_type);
     archive.parse(&blob_name(&descriptor.digest), json, read)
 }

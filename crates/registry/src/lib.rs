@@ -28,6 +28,7 @@ mod host;
 mod list;
 mod manifest;
 mod mirror;
+mod search;
 mod settings;
 mod upload;
 
@@ -37,5 +38,6 @@ pub use error::{Error, Fault};
 pub use host::{credential_key, is_loopback};
 pub use manifest::ManifestBytes;
 pub use mirror::{Mirror, MirrorError};
+pub use search::Found;
 pub use settings::{Clock, Settings, SystemClock};
 pub use upload::{BlobSource, Pushed};

@@ -80,7 +80,7 @@ impl Repository {
 }
 
 /// The page that `Link: <…>; rel="next"` leads to.
-fn next(url: &Url, headers: &HeaderMap) -> Option<Url> {
+pub(crate) fn next(url: &Url, headers: &HeaderMap) -> Option<Url> {
     let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
     let mut links = links.flat_map(|line| line.split(',')).map(str::trim);
     links.find_map(|link| {

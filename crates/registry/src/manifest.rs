@@ -39,7 +39,7 @@ impl Repository {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Misnamed`] and those of every request.
     pub async fn resolve(&self, which: Which<'_>) -> Result<Descriptor, Error> {
-        let found = self.from_mirrors(|mirror| async move { mirror.resolve_here(which).await }).await;
+        let found = self.ask_mirrors(|mirror| async move { mirror.resolve_here(which).await }).await;
         match found {
             Some(found) => Ok(found),
             None => self.resolve_here(which).await,
@@ -79,7 +79,7 @@ impl Repository {
     /// [`Error::NotFound`], [`Error::Mismatch`] when it was asked for by another digest,
     /// [`Error::Misnamed`], [`Error::TooLarge`], [`Error::Document`] when it is nothing of the kind.
     pub async fn manifest(&self, which: Which<'_>) -> Result<ManifestBytes, Error> {
-        let found = self.from_mirrors(|mirror| async move { mirror.manifest_here(which).await }).await;
+        let found = self.ask_mirrors(|mirror| async move { mirror.manifest_here(which).await }).await;
         match found {
             Some(found) => Ok(found),
             None => self.manifest_here(which).await,

@@ -76,7 +76,7 @@ impl Repository {
     }
 
     /// What the first mirror gives that has it; `None`: none has, and the registry is to be asked.
-    pub(crate) async fn from_mirrors<T, F>(&self, ask: impl Fn(Repository) -> F) -> Option<T>
+    pub(crate) async fn ask_mirrors<T, F>(&self, ask: impl Fn(Repository) -> F) -> Option<T>
     where
         F: Future<Output = Result<T, Error>>,
     {

@@ -78,18 +78,40 @@ impl Repository {
         source: &dyn BlobSource,
         elsewhere: &[String],
     ) -> Result<Pushed, Error> {
+        if let Some(there) = self.find_blob(blob, elsewhere).await? {
+            return Ok(there);
+        }
+        self.send_blob(blob, source).await?;
+        Ok(Pushed::Sent)
+    }
+
+    /// Looks whether the registry has the blob, here or in one of the repositories `elsewhere`, from which it is
+    /// mounted then. `None`: it has to be sent.
+    ///
+    /// # Errors
+    /// Those of every request.
+    pub async fn find_blob(&self, blob: &Descriptor, elsewhere: &[String]) -> Result<Option<Pushed>, Error> {
         if self.blob_size(&blob.digest).await?.is_some() {
-            return Ok(Pushed::Known);
+            return Ok(Some(Pushed::Known));
         }
         let host = self.host().await?;
         for from in elsewhere.iter().filter(|from| **from != self.path).take(3) {
             match self.mount(&host, blob, from).await {
-                Ok(true) => return Ok(Pushed::Mounted(from.clone())),
+                Ok(true) => return Ok(Some(Pushed::Mounted(from.clone()))),
                 // Without the right to read there it is sent.
                 Ok(false) | Err(Error::Denied { .. } | Error::NotFound { .. } | Error::Status { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(None)
+    }
+
+    /// Sends the blob, whether the repository has it or not.
+    ///
+    /// # Errors
+    /// As [`Repository::push_blob`].
+    pub async fn send_blob(&self, blob: &Descriptor, source: &dyn BlobSource) -> Result<(), Error> {
+        let host = self.host().await?;
         let path = format!("/v2/{}/blobs/uploads/", self.path);
         let mut tries = Tries::of_blob(&self.client, &host.name, &path);
         let mut upload: Option<Upload> = None;
@@ -97,7 +119,7 @@ impl Repository {
         loop {
             let before = upload.as_ref().map_or(0, |upload| upload.offset);
             let error = match self.send_rest(&host, blob, source, &mut upload).await {
-                Ok(()) => return Ok(Pushed::Sent),
+                Ok(()) => return Ok(()),
                 Err(error) => error,
             };
             tries.check()?;

@@ -169,28 +169,34 @@ impl<'a> ImageWriter<'a> {
     /// Puts there what lists the images.
     pub(crate) fn finish(self) -> Result<(), BuildError> {
         let Self { format, shelf, listed, docker, .. } = self;
-        let earlier = shelf.listed()?.into_iter().filter(|old| !listed.iter().any(|new| replaces(new, old)));
-        let manifests = earlier.collect::<Vec<_>>().into_iter().chain(listed.iter().cloned()).collect();
-        let index = Index {
-            schema_version: 2,
-            media_type: Some(media_type::OCI_INDEX.to_owned()),
-            manifests,
-            annotations: BTreeMap::new(),
-            extra: Extra::new(),
-        };
         if format == ArchiveFormat::Docker {
             let entries: Vec<DockerEntry> = docker.into_values().collect();
             put_bytes(shelf, "manifest.json", &to_json(&entries))?;
         }
-        put_bytes(shelf, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        put_bytes(shelf, "index.json", &to_json(&index))
+        put_index(shelf, &listed)
     }
+}
+
+/// Makes a layout of `shelf` that lists these beside what it listed before.
+pub(crate) fn put_index(shelf: &mut dyn Shelf, listed: &[Descriptor]) -> Result<(), BuildError> {
+    let mut manifests = shelf.listed()?;
+    manifests.retain(|old| !listed.iter().any(|new| replaces(new, old)));
+    manifests.extend(listed.iter().cloned());
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_INDEX.to_owned()),
+        manifests,
+        annotations: BTreeMap::new(),
+        extra: Extra::new(),
+    };
+    put_bytes(shelf, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    put_bytes(shelf, "index.json", &to_json(&index))
 }
 
 /// How tools that use containerd's store name an image in an index.
 const FULL_NAME: &str = "io.containerd.image.name";
 /// How OCI's layout does.
-const SHORT_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const SHORT_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// An entry of `index.json` for each name, or one without.
 fn named(descriptor: &Descriptor, names: &[Reference]) -> Vec<Descriptor> {
@@ -213,7 +219,7 @@ fn replaces(new: &Descriptor, old: &Descriptor) -> bool {
     name(new) == name(old) && (new.digest == old.digest || name(new).iter().any(Option::is_some))
 }
 
-fn put_bytes(shelf: &mut dyn Shelf, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
+pub(crate) fn put_bytes(shelf: &mut dyn Shelf, name: &str, bytes: &[u8]) -> Result<(), BuildError> {
     shelf.put(name, bytes.len() as u64, &mut |out| out.write_all(bytes).map_err(WriteError::Out))
 }
 

@@ -1,10 +1,13 @@
 //! Images from and to registries.
 //!
-//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for) and `push.rs`.
+//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs`, `copy.rs`
+//! (from place to place) and `lists.rs` (images for several platforms under one name).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod base;
 mod coming;
+mod copy;
+mod lists;
 mod pull;
 mod push;
 
@@ -20,6 +23,8 @@ use tokio::runtime::Runtime;
 use crate::{BuildCancel, BuildError};
 
 pub use base::{Bases, PullPolicy, base_image};
+pub use copy::{Copied, CopyRequest, Place, Which as WhichImage, copy};
+pub use lists::{Annotate, ListEntry, ListError, Lists};
 pub use pull::{Pulled, pull};
 pub(crate) use push::push_ready;
 pub use push::{PushRequest, PushedName, push};

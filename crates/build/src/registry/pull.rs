@@ -167,7 +167,7 @@ fn layers_there(engine: &Engine, config: &ImageConfig) -> Result<usize, BuildErr
 }
 
 /// Where a blob is.
-enum State {
+pub(super) enum State {
     /// At the registry.
     Known(Descriptor),
     Coming(Arc<Progress>),
@@ -179,7 +179,7 @@ enum State {
 }
 
 /// Blobs of one repository on their way into the store.
-struct Fetch {
+pub(super) struct Fetch {
     engine: Engine,
     registries: Arc<Registries>,
     repository: Repository,
@@ -191,7 +191,7 @@ struct Fetch {
 }
 
 /// Ends what is still on its way when the pull has ended.
-struct Abort(Arc<Fetch>);
+pub(super) struct Abort(pub(super) Arc<Fetch>);
 
 impl Drop for Abort {
     fn drop(&mut self) {
@@ -202,7 +202,7 @@ impl Drop for Abort {
 }
 
 impl Fetch {
-    fn new(
+    pub(super) fn new(
         engine: &Engine,
         registries: &Arc<Registries>,
         repository: Repository,
@@ -224,7 +224,7 @@ impl Fetch {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, digest: Digest, state: State) {
+    pub(super) fn set(&self, digest: Digest, state: State) {
         self.states().insert(digest, state);
         self.arrived.notify_all();
     }

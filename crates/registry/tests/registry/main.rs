@@ -6,4 +6,5 @@ mod matrix;
 mod mirrors;
 mod pull;
 mod push;
+mod search;
 mod server;
