@@ -21,6 +21,8 @@ const PORT: u16 = 5000;
 const TAG_LIFE: Duration = Duration::from_secs(300);
 /// Each waits for the disk; more at once would not make it faster.
 const DISK_THREADS: usize = 32;
+/// A push takes longer than less, between its first blob and its manifest.
+const MIN_GRACE: Duration = Duration::from_secs(120);
 
 /// The file with the settings.
 #[derive(Debug, Default, Deserialize)]
@@ -151,6 +153,9 @@ fn settings(args: &ServeArgs, file: File) -> Result<Settings, Failure> {
         grace: time("gc-grace", file.gc_grace.as_deref())?.unwrap_or(defaults.1.grace),
         untagged: file.gc_untagged,
     };
+    if collection.grace < MIN_GRACE {
+        return Err(Failure::usage("gc-grace: within less than 2m what is being pushed would be removed"));
+    }
     let directory = match args.dir.clone().or(file.dir) {
         Some(dir) => std::path::absolute(&dir).unwrap_or(dir),
         None => usual_directory()?,
@@ -230,13 +235,13 @@ mod tests {
     fn a_file_says_everything() {
         let settings = check(
             "listen = \"0.0.0.0:443\"\ntls-cert = \"/c\"\ntls-key = \"/k\"\nhtpasswd = \"/h\"\n\
-             max-blob = \"2GB\"\nupload-life = \"2h\"\ngc-every = \"never\"\ngc-grace = \"0s\"\n\
+             max-blob = \"2GB\"\nupload-life = \"2h\"\ngc-every = \"never\"\ngc-grace = \"2m\"\n\
              [[rights]]\nrepositories = [\"team/*\"]\nusers = [\"ann\"]\nallow = [\"pull\"]\n",
         )
         .unwrap();
         assert_eq!(settings.limits.blob_bytes, 2_000_000_000);
         assert_eq!(settings.limits.upload_life, Duration::from_secs(7200));
-        assert_eq!((settings.collection.every, settings.collection.grace), (None, Duration::ZERO));
+        assert_eq!((settings.collection.every, settings.collection.grace), (None, MIN_GRACE));
         assert_eq!(settings.rights.len(), 1);
     }
 
@@ -250,6 +255,7 @@ mod tests {
             ("htpasswd=\"/h\"\n[[rights]]\nrepositories=[\"A\"]\nusers=[\"b\"]\nallow=[\"pull\"]", "\"A\""),
             ("max-blob = \"much\"", "much"),
             ("gc-every = \"x\"", "gc-every"),
+            ("gc-grace = \"119s\"", "gc-grace"),
             ("unknown = 1", "unknown"),
         ] {
             let error = check(text).err().unwrap();

@@ -55,6 +55,10 @@ fn of_store(error: &kiln_content::Error) -> Option<Shortage> {
 
 /// What there was too little of somewhere below.
 pub(super) fn shortage(error: &(dyn Error + 'static)) -> Option<Shortage> {
+    // The kernel says EMFILE of watches, too, which have a limit and a hint of their own.
+    if let Some(BuildError::Watch(_)) = error.downcast_ref() {
+        return None;
+    }
     let here = error
         .downcast_ref()
         .and_then(of_io)

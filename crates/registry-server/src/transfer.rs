@@ -33,8 +33,7 @@ impl Arriving {
             let until = self.window.0 + self.limits.stall;
             let frame = std::future::poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx));
             let Ok(frame) = tokio::time::timeout_at(until, frame).await else {
-                return Err(Refusal::new(408, "BLOB_UPLOAD_INVALID", "the body came too slowly")
-                    .with(hyper::header::CONNECTION, "close"));
+                return Err(Refusal::new(408, "BLOB_UPLOAD_INVALID", "the body came too slowly"));
             };
             let Some(frame) = frame else { return Ok(None) };
             let broken = |_| Refusal::new(400, "SIZE_INVALID", "the body broke off");

@@ -25,10 +25,15 @@ fn published_ports_are_reached_from_everywhere() {
     let outside = format!("{HOST}:8080");
     assert_eq!(docker.neighbour.get(&outside, "/").as_deref(), Some("hello"));
     assert!(docker.neighbour.get(&outside, "/cgi-bin/who").unwrap().contains(NEIGHBOUR));
-    // Another container by way of the host, and the container itself.
+    // Another container by way of the host, and the container itself: for it the way to the host is the one
+    // that it was before the other came and went.
+    let bridge_link = || docker.host.sh("ip -o link show kiln0 | grep -o 'ether [0-9a-f:]*'");
+    let before = bridge_link();
+    assert!(before.starts_with("ether 02:42:"), "{before}");
     let fetch = format!("wget -q -O - http://{outside}/");
     assert_eq!(docker.ok(&["run", "--rm", "busybox", "sh", "-c", &fetch]), "hello");
     assert_eq!(docker.exec("web", &fetch).expect(0).stdout, "hello\n");
+    assert_eq!(bridge_link(), before);
 
     let random = docker.ok(&["port", "web", "80"]);
     let random = random.lines().find_map(|line| line.strip_prefix("0.0.0.0:").filter(|port| *port != "8080"));

@@ -187,6 +187,9 @@ pub(super) fn add_bridge(
 ) -> Result<(), ExecError> {
     let create = Message::new(RTM_NEWLINK, flag::ACK | flag::CREATE | flag::EXCL, &link_header(0, IFF_UP))
         .put_text(IFLA_IFNAME, name)
+        // Else it is the lowest one among those of its ports: with each container that comes or goes it may be
+        // another, and what the others send goes nowhere until they ask again, many seconds later.
+        .put(IFLA_ADDRESS, &hardware_address(address))
         .nest(IFLA_LINKINFO, |info| info.put_text(IFLA_INFO_KIND, "bridge"));
     match socket.request(create) {
         Ok(()) | Err(Errno::EXIST) => {}
@@ -359,6 +362,12 @@ pub(super) struct End<'a> {
     pub(super) gateway: Option<Ipv4Addr>,
 }
 
+/// Like docker: a hardware address made of the IP address needs no luck to be unique.
+fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let octets = address.octets();
+    [0x02, 0x42, octets[0], octets[1], octets[2], octets[3]]
+}
+
 /// Joins the network namespace this thread is in to a bridge of the host, whose socket `host` is.
 pub(super) fn join(host: &Socket, end: &End<'_>) -> Result<(), ExecError> {
     let namespace = openat(CWD, "/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -366,9 +375,7 @@ pub(super) fn join(host: &Socket, end: &End<'_>) -> Result<(), ExecError> {
     let inside = route_socket().map_err(ExecError::network("netlink socket"))?;
     let namespace = u32::try_from(namespace.as_fd().as_raw_fd()).map(|fd| (namespace, fd));
     let (_namespace, fd) = namespace.map_err(|_| ExecError::network("namespace")(Errno::BADF))?;
-    let octets = end.address.octets();
-    // Like docker: a hardware address made of the IP address needs no luck to be unique.
-    let hardware = [0x02, 0x42, octets[0], octets[1], octets[2], octets[3]];
+    let hardware = hardware_address(end.address);
     let create = Message::new(RTM_NEWLINK, flag::ACK | flag::CREATE | flag::EXCL, &link_header(0, IFF_UP))
         .put_text(IFLA_IFNAME, end.outside)
         .put_u32(IFLA_MASTER, end.bridge)

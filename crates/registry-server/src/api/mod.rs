@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 
 use hyper::body::Incoming;
 use hyper::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, HeaderMap, HeaderName, HeaderValue,
-    IF_NONE_MATCH, LOCATION, WWW_AUTHENTICATE,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, EXPECT, HeaderMap, HeaderName,
+    HeaderValue, IF_NONE_MATCH, LOCATION, WWW_AUTHENTICATE,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
@@ -70,10 +70,11 @@ impl Registry {
         };
         let mut response = answered.unwrap_or_else(Refusal::response);
         let is_late = response.status() == StatusCode::REQUEST_TIMEOUT;
-        if !response.status().is_success() && !expects && !is_late {
-            drain(&mut body).await;
-        }
+        let is_read = response.status().is_success() || (!expects && !is_late && drain(&mut body).await);
         let headers = response.headers_mut();
+        if !is_read {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         if method == Method::HEAD {
             let length = http_body::Body::size_hint(response.body()).exact().unwrap_or(0);
@@ -192,14 +193,17 @@ impl Ask {
     }
 }
 
-async fn drain(body: &mut Arriving) {
+/// Whether that was all of it.
+async fn drain(body: &mut Arriving) -> bool {
     let mut read = 0;
     while read < DRAIN_BYTES {
         match body.next().await {
             Ok(Some(piece)) => read += piece.len(),
-            _ => return,
+            Ok(None) => return true,
+            Err(_) => return false,
         }
     }
+    false
 }
 
 fn unauthorized(why: &str) -> Refusal {

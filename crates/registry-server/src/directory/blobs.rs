@@ -27,10 +27,18 @@ impl Directory {
         name: &Name,
         digest: &Digest,
     ) -> Result<Option<(File, u64)>, DirectoryError> {
-        let mark = self.mark(name, digest);
+        // Who looks whether a blob is there will not send it: it has to stay for the manifest to come. Only
+        // under the lock nobody decides meanwhile that it is old.
+        let is_seen = |mark: PathBuf| fs::metadata(mark).is_ok_and(|mark| is_recent(&mark));
+        let _publishing = (!is_seen(self.mark(name, digest)))
+            .then(|| self.publishing.read().unwrap_or_else(PoisonError::into_inner));
+        self.find_blob(name, digest)
+    }
+
+    /// The same under the lock.
+    fn find_blob(&self, name: &Name, digest: &Digest) -> Result<Option<(File, u64)>, DirectoryError> {
         let opened = || -> io::Result<(File, u64)> {
-            let mark = File::open(mark)?;
-            // Who looks whether a blob is there will not send it: it has to stay for the manifest to come.
+            let mark = File::open(self.mark(name, digest))?;
             let _ = touch(&mark);
             let file = File::open(self.blob(digest))?;
             let size = file.metadata()?.len();
@@ -43,8 +51,9 @@ impl Directory {
         }
     }
 
+    /// Under the lock.
     pub(super) fn has_blob(&self, name: &Name, digest: &Digest) -> Result<bool, DirectoryError> {
-        Ok(self.open_blob(name, digest)?.is_some())
+        Ok(self.find_blob(name, digest)?.is_some())
     }
 
     /// Lets `name` have a blob that `from` has; false: it has not.
@@ -76,9 +85,12 @@ impl Directory {
             // The same bytes: one file of them is enough.
             remove(path)?;
         } else {
+            let dir = blob.parent().unwrap_or(&self.root);
+            self.make_dirs(dir)?;
+            // A collection may have removed the one that was there.
             file.sync_data().map_err(DirectoryError::host("written", path))?;
             fs::rename(path, &blob).map_err(DirectoryError::host("written", &blob))?;
-            sync(blob.parent().unwrap_or(&self.root))?;
+            sync(dir)?;
         }
         self.give(name, digest)
     }
@@ -108,11 +120,14 @@ impl Directory {
 
 /// Says that somebody had to do with it now.
 fn touch(file: &File) -> io::Result<()> {
-    let now = SystemTime::now();
-    let seen = file.metadata()?.modified()?;
-    // A minute more or less does not matter, writing an inode each time does.
-    if now.duration_since(seen).is_ok_and(|age| age.as_secs() < 60) {
+    if is_recent(&file.metadata()?) {
         return Ok(());
     }
-    file.set_times(FileTimes::new().set_modified(now))
+    file.set_times(FileTimes::new().set_modified(SystemTime::now()))
+}
+
+/// A minute more or less does not matter, writing an inode each time does.
+fn is_recent(metadata: &fs::Metadata) -> bool {
+    let age = metadata.modified().map(|seen| SystemTime::now().duration_since(seen));
+    matches!(age, Ok(Ok(age)) if age.as_secs() < 60)
 }

@@ -111,9 +111,6 @@ impl Directory {
             }
             Err(error) => return Err(DirectoryError::host("read", format)(error)),
         }
-        for first in 0..=u8::MAX {
-            made(&root.join(format!("blobs/sha256/{first:02x}")))?;
-        }
         made(&root.join("uploads"))?;
         made(&root.join("repositories"))?;
         let uploads = Uploads::open(root.join("uploads"), limits)?;
@@ -126,9 +123,6 @@ impl Directory {
             _lock: lock,
         };
         if !format.exists() {
-            for dir in [root.join("blobs/sha256"), root.join("blobs"), root.to_owned()] {
-                sync(&dir)?;
-            }
             directory.write(&format, FORMAT.as_bytes())?;
         }
         Ok(directory)
@@ -148,6 +142,12 @@ impl Directory {
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), DirectoryError> {
         let dir = path.parent().unwrap_or(&self.root);
         self.make_dirs(dir)?;
+        if bytes.is_empty() {
+            // There is nothing that could be half there.
+            let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+            made.map_err(DirectoryError::host("written", path))?;
+            return sync(dir);
+        }
         let new = self.new_file();
         let write = || {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
@@ -170,13 +170,15 @@ impl Directory {
         if let Some(above) = dir.parent() {
             self.make_dirs(above)?;
         }
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(DirectoryError::host("made", dir)(error));
-            }
-            // Also when somebody else was faster, who may not have come so far.
-            _ => sync(dir.parent().unwrap_or(&self.root)),
+        let made = DirBuilder::new().mode(0o700).create(dir);
+        if let Err(error) = made.or_else(|error| match error.kind() {
+            // Somebody else was faster, who may not have come as far as to sync it.
+            io::ErrorKind::AlreadyExists => Ok(()),
+            _ => Err(error),
+        }) {
+            return Err(DirectoryError::host("made", dir)(error));
         }
+        sync(dir.parent().unwrap_or(&self.root))
     }
 }
 

@@ -12,6 +12,8 @@ pub(crate) struct Client {
     stream: BufReader<TcpStream>,
     address: SocketAddr,
     authorization: Option<String>,
+    /// The registry said that this was the last answer.
+    is_over: bool,
 }
 
 /// What came back.
@@ -24,7 +26,7 @@ pub(crate) struct Reply {
 
 impl Client {
     pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { stream: BufReader::new(connect(address)), address, authorization: None }
+        Self { stream: BufReader::new(connect(address)), address, authorization: None, is_over: false }
     }
 
     /// The same with this header.
@@ -48,7 +50,9 @@ impl Client {
 
     /// The head alone.
     pub(crate) fn head(&mut self, method: &str, path: &str, headers: &[(&str, &str)], length: Option<usize>) {
-        let path = path.strip_prefix(&format!("http://{}", self.address)).unwrap_or(path);
+        if std::mem::take(&mut self.is_over) {
+            self.stream = BufReader::new(connect(self.address));
+        }
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.address);
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -95,7 +99,7 @@ impl Client {
             self.stream.read_exact(&mut reply.body).ok()?;
         }
         if reply.header("connection") == Some("close") {
-            self.stream = BufReader::new(connect(self.address));
+            self.is_over = true;
         }
         Some(reply)
     }

@@ -81,7 +81,7 @@ fn what_the_client_has_is_not_sent_again() {
     let (digest, _) = client.push_image("a", "v1", "x");
     let blob = client.push_blob("a", b"blob");
     for path in
-        [format!("/v2/a/manifests/v1"), format!("/v2/a/manifests/{digest}"), format!("/v2/a/blobs/{blob}")]
+        ["/v2/a/manifests/v1".to_owned(), format!("/v2/a/manifests/{digest}"), format!("/v2/a/blobs/{blob}")]
     {
         let tag = client.get(&path).expect(200).header("etag").unwrap().to_owned();
         let same = client.send("GET", &path, &[("if-none-match", &tag)], b"").expect(304);

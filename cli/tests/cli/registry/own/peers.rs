@@ -182,7 +182,8 @@ fn passwords_go_over_tls_and_give_what_the_file_says() {
     let copied = fs::read(dir.path().join("copy/manifest.json")).unwrap();
     assert_eq!(kiln_oci::Digest::of(&copied).to_string(), digest_in(&pushed));
     login("reader", "right-horse").expect(0);
-    bench.kiln(&["push", &own.name("team/app:1")]).expect(5).says(&["not enough"]);
+    bench.ok(&["tag", &name, &own.name("team/app:2")]);
+    bench.kiln(&["push", &own.name("team/app:2")]).expect(5).says(&["not enough"]);
     let fresh = Bench::empty();
     fresh.write("kiln.toml", format!("ca-certificates = [{:?}]\n", at("ca.pem")));
     fresh.write("docker/config.json", fs::read(bench.at("docker/config.json")).unwrap());

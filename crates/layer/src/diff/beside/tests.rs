@@ -94,7 +94,8 @@ fn hard_links_are_not_followed() {
 
 #[test]
 fn a_tree_that_has_more_or_became_another_is_not_taken_for_what_was_told() {
-    let cases: [(&str, fn(&Path)); 6] = [
+    type Change = fn(&Path);
+    let cases: [(&str, Change); 6] = [
         ("nothing", |_| {}),
         ("a file in the root", |tree| write(tree.join("extra"), "").unwrap()),
         ("a file in a directory", |tree| write(tree.join("dir/extra"), "").unwrap()),
