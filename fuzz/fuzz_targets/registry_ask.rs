@@ -7,10 +7,10 @@
 use kiln_oci::Digest;
 use libfuzzer_sys::fuzz_target;
 
-#[allow(dead_code, reason = "as the server has it")]
+#[allow(dead_code, unreachable_pub, reason = "as the server has it")]
 #[path = "../../crates/registry-server/src/range.rs"]
 mod range;
-#[allow(dead_code, reason = "as the server has it")]
+#[allow(dead_code, unreachable_pub, reason = "as the server has it")]
 #[path = "../../crates/registry-server/src/route.rs"]
 mod route;
 
@@ -33,7 +33,9 @@ fuzz_target!(|text: &str| {
             Route::Tags(name) => format!("/v2/{name}/tags/list"),
             Route::Referrers(name, digest) => format!("/v2/{name}/referrers/{digest}"),
             Route::Manifest(name, Which::Tag(tag)) => {
-                assert!(!tag.as_str().contains('/') && !tag.as_str().starts_with('.') && !tag.as_str().is_empty());
+                assert!(
+                    !tag.as_str().contains('/') && !tag.as_str().starts_with('.') && !tag.as_str().is_empty()
+                );
                 format!("/v2/{name}/manifests/{tag}")
             }
             Route::Manifest(name, Which::Digest(digest)) => format!("/v2/{name}/manifests/{digest}"),
