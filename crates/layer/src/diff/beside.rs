@@ -110,13 +110,7 @@ impl Following {
 /// `None`, whatever is wrong: who goes through the finished tree says what.
 fn follow(upper: OwnedFd, incoming: &Receiver<Told>, cancel: &AtomicBool) -> Option<Written> {
     let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel };
-    let mut following = Behind {
-        writer: Writer::new(HashedOut::new(io::sink()), &options),
-        upper,
-        parent: None,
-        last: Vec::new(),
-        dirs: HashMap::from([(Vec::new(), Seen { entry: None, entries: 0 })]),
-    };
+    let mut following = Behind::new(upper, &options);
     loop {
         match incoming.recv().ok()? {
             Told::Made(batch) => {
@@ -151,7 +145,17 @@ struct Seen {
     entries: usize,
 }
 
-impl Behind<'_> {
+impl<'o> Behind<'o> {
+    fn new(upper: OwnedFd, options: &'o DiffOptions<'o>) -> Self {
+        Self {
+            writer: Writer::new(HashedOut::new(io::sink()), options),
+            upper,
+            parent: None,
+            last: Vec::new(),
+            dirs: HashMap::from([(Vec::new(), Seen { entry: None, entries: 0 })]),
+        }
+    }
+
     fn member(&mut self, made: &Made) -> Option<()> {
         let path = made.path.as_slice();
         if in_tar_order(&self.last, path) != Ordering::Less {

@@ -109,24 +109,15 @@ fn a_tree_that_has_more_or_became_another_is_not_taken_for_what_was_told() {
         let to = tempfile::tempdir().unwrap();
         fs::create_dir(to.path().join("dir")).unwrap();
         write(to.path().join("dir/file"), "content").unwrap();
-        let dir_is_read = |follower: &Follower| {
-            // A batch that is full is told.
-            (0..BATCH).for_each(|nth| {
-                write(to.path().join(format!("dir/g{nth:02}")), "").unwrap();
-                follower.made(format!("dir/g{nth:02}").into_bytes(), None);
-            });
-        };
-        let mtime = fs::metadata(to.path().join("dir")).unwrap().modified().unwrap();
-        let follower = Follower::start(File::open(to.path()).unwrap().into()).unwrap();
-        follower.made(
-            b"dir".to_vec(),
-            Some(crate::index::mtime(&rustix::fs::stat(to.path().join("dir")).unwrap())),
-        );
-        follower.made(b"dir/file".to_vec(), None);
-        dir_is_read(&follower);
-        File::open(to.path().join("dir")).unwrap().set_modified(mtime).unwrap();
+        let mtime = crate::index::mtime(&rustix::fs::stat(to.path().join("dir")).unwrap());
+        let cancel = AtomicBool::new(false);
+        let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: &cancel };
+        let mut behind = Behind::new(File::open(to.path()).unwrap().into(), &options);
+        for (path, mtime) in [("dir", Some(mtime)), ("dir/file", None)] {
+            behind.member(&Made { path: path.into(), mtime }).unwrap();
+        }
         change(to.path());
-        let beside = follower.complete().wait();
+        let beside = behind.finish();
         assert_eq!(beside, (what == "nothing").then(|| whole(to.path())), "{what}");
     }
 }
