@@ -157,13 +157,14 @@ fn run_steps(kiln: &Kiln, peers: &[Peer], temp: &Path) -> Result<Vec<Row>, Failu
 }
 
 fn sample(count: usize, command: impl Fn() -> Command) -> Result<Vec<Duration>, Failure> {
-    let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
-        let start = Instant::now();
-        step::read(&mut command())?;
-        times.push(start.elapsed());
-    }
-    Ok(times)
+    (0..count).map(|_| timed(&mut command())).collect()
+}
+
+/// Runs a command that has to succeed; how long that took.
+fn timed(command: &mut Command) -> Result<Duration, Failure> {
+    let start = Instant::now();
+    step::read(command)?;
+    Ok(start.elapsed())
 }
 
 // Ratios are to the first row, which is kiln's.

@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Row, containers, remove, sample};
+use super::{Row, containers, remove, sample, timed};
 use crate::bases::Bases;
 use crate::demo::{Kiln, median, milliseconds};
 use crate::peers::Peer;
@@ -144,12 +144,6 @@ fn cold(builder: &Builder<'_>, contexts: &Contexts) -> Result<Vec<Duration>, Fai
         }
     };
     (0..builder.samples(LARGE_SAMPLES)).map(once).collect()
-}
-
-fn timed(command: &mut Command) -> Result<Duration, Failure> {
-    let start = Instant::now();
-    step::read(command)?;
-    Ok(start.elapsed())
 }
 
 struct Contexts {

@@ -4,15 +4,17 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Row, table};
+use super::{Row, table, timed};
 use crate::bases::Bases;
 use crate::demo::Kiln;
 use crate::peers::Peer;
 use crate::step::{self, Failure};
 
 const SAMPLES: usize = 5;
+/// Theirs take ten to twenty seconds each.
+const PEER_SAMPLES: usize = 3;
 const SIZE: usize = 1 << 30;
 
 /// Prints the tables. Takes some minutes and 10 GiB of disk below `temp`.
@@ -25,10 +27,15 @@ pub(super) fn run(kiln: &Kiln, peers: &[Peer], bases: &Bases, temp: &Path) -> Re
     fs::write(&dockerfile, text).map_err(Failure::io("write", &dockerfile))?;
     let bench = Bench { kiln, bases, context, out: temp.join("image.tar"), scratch: temp.join("load") };
 
-    for (title, ours, theirs) in [
-        ("plain docker archive", &["--format", "docker"][..], Theirs::Docker),
-        ("OCI archive, gzip", &["--format", "oci"], Theirs::Oci(None)),
-        ("OCI archive, zstd", &["--format", "oci", "--compression", "zstd"], Theirs::Oci(Some("zstd"))),
+    for (title, ours, theirs, bare) in [
+        ("plain docker archive", &["--format", "docker"][..], Theirs::Docker, &["cp", "--reflink=never"][..]),
+        ("OCI archive, gzip", &["--format", "oci"], Theirs::Oci(None), &[]),
+        (
+            "OCI archive, zstd",
+            &["--format", "oci", "--compression", "zstd"],
+            Theirs::Oci(Some("zstd")),
+            &["zstd", "-q", "-3", "-T2", "-o"],
+        ),
     ] {
         let mut saves = vec![Row { builder: "kiln".into(), times: bench.ours(ours)? }];
         let mut loads = vec![Row { builder: "kiln".into(), times: bench.ours_back()? }];
@@ -38,6 +45,9 @@ pub(super) fn run(kiln: &Kiln, peers: &[Peer], bases: &Bases, temp: &Path) -> Re
                 saves.push(Row { builder: peer.name.into(), times: save });
                 loads.push(Row { builder: peer.name.into(), times: load });
             }
+        }
+        if !bare.is_empty() {
+            saves.push(Row { builder: format!("`{}`", bare.join(" ")), times: bench.bare(bare)? });
         }
         println!("\n{}", table(&format!("1 GiB saved as {title}, ms"), &saves, 1));
         println!("{}", table(&format!("{title} loaded again, ms"), &loads, 1));
@@ -92,6 +102,25 @@ impl Bench<'_> {
                 timed(&mut self.kiln.command(&save))
             })
             .collect()
+    }
+
+    /// What a program takes for the file of 1 GiB alone: how fast this machine is today. The output is named
+    /// before the input where `-o` stands last.
+    fn bare(&self, program: &[&str]) -> Result<Times, Failure> {
+        let (big, out) = (self.context.join("big"), self.scratch.with_extension("bare"));
+        let times = (0..PEER_SAMPLES).map(|_| {
+            let _ = fs::remove_file(&out);
+            settle()?;
+            let mut command = Command::new(program[0]);
+            command.args(&program[1..]);
+            timed(match program.last() {
+                Some(&"-o") => command.args([&out, &big]),
+                _ => command.args([&big, &out]),
+            })
+        });
+        let times = times.collect();
+        fs::remove_file(&out).map_err(Failure::io("remove", &out))?;
+        times
     }
 
     /// Loads what was saved last.
@@ -156,12 +185,12 @@ impl Bench<'_> {
             _ => ["pull", "-q", "--policy", "always", &from].map(str::to_owned).to_vec(),
         };
         step::read(&mut peer.build(&self.context, image, false))?;
-        let saves = (0..SAMPLES).map(|_| {
+        let saves = (0..PEER_SAMPLES).map(|_| {
             self.without_output()?;
             timed(&mut peer.command(&save))
         });
         let saves = saves.collect::<Result<Vec<_>, Failure>>()?;
-        let loads = (0..SAMPLES).map(|_| {
+        let loads = (0..PEER_SAMPLES).map(|_| {
             step::read(&mut peer.command(&["rmi", "-a", "-f"].map(str::to_owned)))?;
             settle()?;
             timed(&mut peer.command(&load))
@@ -176,12 +205,6 @@ impl Bench<'_> {
 /// Writes out what earlier work left, so that nobody pays for what is not theirs.
 fn settle() -> Result<(), Failure> {
     step::read(&mut Command::new("sync")).map(drop)
-}
-
-fn timed(command: &mut Command) -> Result<Duration, Failure> {
-    let start = Instant::now();
-    step::read(command)?;
-    Ok(start.elapsed())
 }
 
 /// Data of which about half can be compressed away, the same for the same `seed`: pieces of noise and of
