@@ -79,9 +79,7 @@ impl Registry {
         id: &UploadId,
         body: &mut Arriving,
     ) -> Answer {
-        let writing = self.enter(ask, name, id).await?;
-        let length = expected_piece(ask, name, id, &writing, body)?;
-        let writing = self.append(writing, body, length).await?;
+        let writing = self.add_piece(ask, name, id, body).await?;
         Ok(going_on(202, name, id, writing.size()))
     }
 
@@ -93,10 +91,21 @@ impl Registry {
         body: &mut Arriving,
     ) -> Answer {
         let expected = wanted(ask)?.ok_or_else(bad_digest)?;
+        let writing = self.add_piece(ask, name, id, body).await?;
+        self.finish(name, id, writing, expected).await
+    }
+
+    /// Adds a piece where it belongs: behind what is there.
+    async fn add_piece(
+        &self,
+        ask: &Ask,
+        name: &Name,
+        id: &UploadId,
+        body: &mut Arriving,
+    ) -> Result<OwnedMutexGuard<Writing>, Refusal> {
         let writing = self.enter(ask, name, id).await?;
         let length = expected_piece(ask, name, id, &writing, body)?;
-        let writing = self.append(writing, body, length).await?;
-        self.finish(name, id, writing, expected).await
+        self.append(writing, body, length).await
     }
 
     pub(super) async fn cancel_upload(&self, ask: &Ask, name: &Name, id: &UploadId) -> Answer {
