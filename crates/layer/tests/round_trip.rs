@@ -304,6 +304,11 @@ fn directories_that_moved_and_came_back_are_told_whole() {
         vec![Append(n("h"), 1)],
         vec![Link(n("h"), n("d/e/another"))],
         vec![ChmodToTheSame(n("d/e/f")), ChmodToTheSame(n("d"))],
+        // One of two names becomes a file of its own.
+        vec![ChmodToTheSame(n("h"))],
+        vec![ChmodToTheSame(n("d/g"))],
+        vec![Unlink(n("h"))],
+        vec![Unlink(n("h")), Write(n("h"), 8)],
         vec![Capability(n("a")), Chown(n("b"), 7), Xattr(n("d"), 3), Touch(n("d/e"))],
     ] {
         check(&below, &above);

@@ -1,7 +1,7 @@
 //! What makes one tree into another, as a layer.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
@@ -190,36 +190,38 @@ fn same_content(old: &mut File, new: &File, path: &[u8]) -> Result<bool, DiffErr
     }
 }
 
-/// Files of the new tree with several names, not all of which were names of one file in the old tree,
-/// or which has lost some.
+/// Files of the new tree with several names, in it or in the old one, that are not names of one file in both.
 fn changed_links(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>) -> Result<HashSet<(u64, u64)>, DiffError> {
-    let new = links(upper)?;
-    if new.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let old: BTreeMap<Vec<u8>, Vec<Vec<u8>>> =
-        links(lower)?.into_values().map(|names| (names[0].clone(), names)).collect();
-    let changed = new.into_iter().filter(|(_, names)| old.get(&names[0]) != Some(names));
-    Ok(changed.map(|(inode, _)| inode).collect())
+    let mut old = links(lower, |_, links| links > 1)?;
+    old.retain(|_, names| names.len() > 1);
+    let old: HashMap<&[u8], &Vec<Vec<u8>>> =
+        old.values().flat_map(|names| names.iter().map(move |name| (name.as_slice(), names))).collect();
+    // One name that was copied up alone is a file of its own now, with one link.
+    let new = links(upper, |path, links| links > 1 || old.contains_key(path))?;
+    let is_changed = |names: &Vec<Vec<u8>>| match old.get(names[0].as_slice()) {
+        Some(before) => *before != names,
+        // The other names of a single one are in other layers: two copies may have a file in common.
+        None => names.len() > 1,
+    };
+    Ok(new.into_iter().filter(|(_, names)| is_changed(names)).map(|(inode, _)| inode).collect())
 }
 
 /// Names by inode, in order.
 type Links = HashMap<(u64, u64), Vec<Vec<u8>>>;
 
-/// All names of every file that has several here: layers of two copies may have a file in common.
-fn links(root: BorrowedFd<'_>) -> Result<Links, DiffError> {
+/// The names of every file that `wanted` takes, by path and number of links.
+fn links(root: BorrowedFd<'_>, wanted: impl Fn(&[u8], u64) -> bool) -> Result<Links, DiffError> {
     let mut links = Links::new();
     let mut walk = Walk::new(root, b"")?;
     while let Some(found) = walk.next()? {
         match node::kind(&found.stat) {
             FileType::Directory => drop(walk.enter()?),
-            FileType::RegularFile if found.stat.st_nlink > 1 => {
+            FileType::RegularFile if wanted(found.path, found.stat.st_nlink) => {
                 let inode = (found.stat.st_dev, found.stat.st_ino);
                 links.entry(inode).or_default().push(found.path.to_vec());
             }
             _ => {}
         }
     }
-    links.retain(|_, names| names.len() > 1);
     Ok(links)
 }
