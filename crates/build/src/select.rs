@@ -2,10 +2,10 @@
 
 mod find;
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kiln_frontend::ignore::Patterns;
 use kiln_layer::{
@@ -211,8 +211,9 @@ fn scan_match(
     exclude: &Patterns,
     ignored: &mut Option<Vec<u8>>,
 ) -> Result<Option<Match>, OpError> {
-    let passed = RefCell::new(HashSet::new());
-    let left_out = RefCell::new(ignored.take());
+    let passed = Mutex::new(HashSet::new());
+    let known = ignored.take();
+    let left_out = Mutex::new(None);
     let filter = |at: &[u8], is_dir: bool| -> Visit {
         let mut visit = Visit::Take;
         let below = at.strip_prefix(path.as_slice()).unwrap_or(at);
@@ -223,7 +224,7 @@ fn scan_match(
             if ignore.is_ignored(&text) {
                 if !is_dir || !ignore.may_contain_included(&text) {
                     if below.is_empty() || include.is_some_and(|include| !include.is_ignored(&below)) {
-                        left_out.borrow_mut().get_or_insert_with(|| at.to_vec());
+                        keep_first(&mut lock(&left_out), at);
                     }
                     return Visit::Skip;
                 }
@@ -238,7 +239,7 @@ fn scan_match(
                 if !is_dir || !rules.may_contain_included(&below) {
                     return Visit::Skip;
                 }
-                passed.borrow_mut().insert(at.to_vec());
+                lock(&passed).insert(at.to_vec());
                 visit = Visit::Descend;
             }
         }
@@ -247,13 +248,30 @@ fn scan_match(
     let options =
         ScanOptions { hash: true, filter: Some(&filter), stat_cache: place.digests, cancel: place.cancel };
     let entries = scan(place.root, &path, &options)?;
-    *ignored = left_out.into_inner();
+    *ignored = known.or(left_out.into_inner().unwrap_or_else(PoisonError::into_inner));
     if entries.is_empty() {
         // Whatever the rules take back below it is not there.
         ignored.get_or_insert(path);
         return Ok(None);
     }
-    Ok(Some(Match { named, path, entries, passed: passed.into_inner() }))
+    let passed = passed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Some(Match { named, path, entries, passed }))
+}
+
+fn is_slash(byte: &u8) -> bool {
+    *byte == b'/'
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes `first` the path that a walk comes to first: several threads look, in no order.
+fn keep_first(first: &mut Option<Vec<u8>>, at: &[u8]) {
+    let is_before = |first: &Vec<u8>| at.split(is_slash).lt(first.split(is_slash));
+    if first.as_ref().is_none_or(is_before) {
+        *first = Some(at.to_vec());
+    }
 }
 
 impl Selection {

@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::beneath::open_to_read;
 use crate::diff::DiffError;
-use crate::index::{Entry, open_to_read};
+use crate::index::Entry;
 use crate::member::{Links, Spare, copy_content};
 use crate::tar_write::{BLOCK, write_padding};
 
@@ -93,7 +94,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::index::{ScanOptions, scan};
+    use crate::scan::{ScanOptions, scan};
 
     /// Names, kinds and links of what `archive` writes of the tree at `start`, called `base`.
     fn check(start: &str, base: &str, expected: &[&str]) {

@@ -238,6 +238,11 @@ fn resolve_how(
     Err(Errno::AGAIN)
 }
 
+/// Opens a file to read; one that turned into a fifo or a link meanwhile does not hang or lead away.
+pub(crate) fn open_to_read(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, BeneathError> {
+    open_file(root, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{create_dir, metadata, read_dir, write};

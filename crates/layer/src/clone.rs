@@ -5,8 +5,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
 
 use crate::copy::{CopyError, CopyRequest, copy};
-use crate::index::{ScanError, ScanOptions, scan};
+use crate::index::ScanError;
 use crate::node;
+use crate::scan::{ScanOptions, scan};
 
 /// Why a tree could not be copied or removed.
 #[derive(Debug, thiserror::Error)]

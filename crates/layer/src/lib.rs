@@ -17,6 +17,7 @@ mod node;
 
 mod index;
 mod looked_at;
+mod scan;
 mod stat_cache;
 mod tree_digest;
 mod walk;
@@ -62,15 +63,14 @@ pub use diff::{
     drop_unchanged, is_opaque, is_whiteout, shape,
 };
 pub use extract::{ExtractError, ExtractOptions, extract};
-pub use index::{
-    Entry, EntryKind, FileStat, Filter, KnownFile, ScanError, ScanOptions, StatCache, Timestamp, Visit, scan,
-};
+pub use index::{Entry, EntryKind, FileStat, KnownFile, ScanError, StatCache, Timestamp};
 pub use looked_at::LookedAt;
 pub use marks::{copy_record, give, has_single_id, opaque_attribute, uses_user_attributes};
 pub use node::is_private_xattr;
 pub use owners::record_owner;
 pub use path::{EntryPath, PathError};
 pub use repack::{RepackError, RepackOptions, Times, repack};
+pub use scan::{Filter, ScanOptions, Visit, scan};
 pub use shape::Shape;
 pub use stat_cache::FileStatCache;
 pub use tree_digest::tree_digest;

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use crate::index::{FileStat, KnownFile, StatCache};
 use crate::looked_at::LookedAt;
@@ -25,12 +26,8 @@ const SPARE: usize = 10_000;
 /// again without its times showing it.
 pub struct FileStatCache {
     loaded_at: LookedAt,
-    state: Mutex<State>,
-}
-
-struct State {
-    records: HashMap<(u64, u64), Record>,
-    changed: bool,
+    records: RwLock<HashMap<(u64, u64), Record>>,
+    changed: AtomicBool,
     /// The file is a newer kiln's: not ours to replace.
     newer: bool,
 }
@@ -38,7 +35,13 @@ struct State {
 struct Record {
     stat: FileStat,
     known: KnownFile,
-    used: bool,
+    used: AtomicBool,
+}
+
+impl Record {
+    fn new(stat: FileStat, known: KnownFile, used: bool) -> Self {
+        Self { stat, known, used: used.into() }
+    }
 }
 
 impl FileStatCache {
@@ -47,19 +50,19 @@ impl FileStatCache {
         // The clock is read before any file is looked at.
         let loaded_at = LookedAt::now();
         let bytes = fs::read(path).unwrap_or_default();
-        let records = decode(&bytes).unwrap_or_default();
-        Self { loaded_at, state: Mutex::new(State { records, changed: false, newer: is_newer(&bytes) }) }
+        let records = RwLock::new(decode(&bytes).unwrap_or_default());
+        Self { loaded_at, records, changed: AtomicBool::new(false), newer: is_newer(&bytes) }
     }
 
     /// Writes the cache to `path` in one step, if anything was learned since it was loaded.
     pub fn save(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.changed || state.newer {
+        if self.newer || !self.changed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let used = state.records.values().filter(|record| record.used).count();
-        if state.records.len() > 2 * used + SPARE {
-            state.records.retain(|_, record| record.used);
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        let used = records.values().filter(|record| record.used.load(Ordering::Relaxed)).count();
+        if records.len() > 2 * used + SPARE {
+            records.retain(|_, record| *record.used.get_mut());
         }
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         if let Some(parent) = parent {
@@ -68,23 +71,20 @@ impl FileStatCache {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(format!(".{}.tmp", std::process::id()));
         // No fsync: the checksum tells a torn file, and that costs only time.
-        fs::write(&temporary, encode(&state.records))?;
+        fs::write(&temporary, encode(&records))?;
         fs::rename(&temporary, path).inspect_err(|_| {
             let _ = fs::remove_file(&temporary);
         })?;
-        state.changed = false;
+        self.changed.store(false, Ordering::Relaxed);
         Ok(())
     }
 }
 
 impl StatCache for FileStatCache {
     fn get(&self, stat: &FileStat) -> Option<KnownFile> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let record = state.records.get_mut(&(stat.dev, stat.ino))?;
-        if record.stat != *stat {
-            return None;
-        }
-        record.used = true;
+        let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
+        let record = records.get(&(stat.dev, stat.ino)).filter(|record| record.stat == *stat)?;
+        record.used.store(true, Ordering::Relaxed);
         Some(record.known)
     }
 
@@ -92,9 +92,9 @@ impl StatCache for FileStatCache {
         if !self.loaded_at.is_settled(stat.mtime_ns, stat.ctime_ns) {
             return;
         }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.records.insert((stat.dev, stat.ino), Record { stat: *stat, known, used: true });
-        state.changed = true;
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        records.insert((stat.dev, stat.ino), Record::new(*stat, known, true));
+        self.changed.store(true, Ordering::Relaxed);
     }
 }
 
@@ -144,7 +144,7 @@ fn decode(bytes: &[u8]) -> Option<HashMap<(u64, u64), Record>> {
             mode: u32::from_le_bytes(take(&mut rest)?),
         };
         let known = KnownFile { content: take(&mut rest)?, is_bare: take(&mut rest)? == [1] };
-        records.insert((stat.dev, stat.ino), Record { stat, known, used: false });
+        records.insert((stat.dev, stat.ino), Record::new(stat, known, false));
     }
     Some(records)
 }

@@ -33,6 +33,13 @@ struct Level {
     next: usize,
 }
 
+/// The directory that a walk began in.
+pub(crate) struct Base {
+    dir: OwnedFd,
+    /// Of its path, which those of the entries begin with.
+    path_length: usize,
+}
+
 /// An entry that a walk came to.
 pub(crate) struct Found<'w> {
     /// The directory that it is in; of the root, the root itself.
@@ -56,6 +63,16 @@ impl Walk {
         let names = Names::one(name);
         let top = Level { path_length: above.len(), dir: Some(dir), names, next: 0 };
         Ok(Self { levels: vec![top], path: above.to_vec(), stat: None })
+    }
+
+    /// A walk through what is in the directory at `path`, below `base`, without itself. No link is followed
+    /// on the way there.
+    pub(crate) fn inside(base: &Base, path: &[u8]) -> Result<Self, ScanError> {
+        let below = path::strip(path, &path[..base.path_length]);
+        let dir = beneath::open_dir_without_links(base.dir.as_fd(), below)?;
+        let names = node::names(dir.as_fd()).map_err(|error| ScanError::host(path, error))?;
+        let top = Level { path_length: path.len(), dir: Some(dir), names, next: 0 };
+        Ok(Self { levels: vec![top], path: path.to_vec(), stat: None })
     }
 
     /// The next entry; `None` at the end.
@@ -104,6 +121,15 @@ impl Walk {
             self.levels[far].dir = None;
         }
         Ok(self.levels[self.levels.len() - 1].dir())
+    }
+
+    /// Where it began.
+    pub(crate) fn base(&self) -> Result<Base, ScanError> {
+        let top = &self.levels[0];
+        let dir = rustix::io::fcntl_dupfd_cloexec(top.dir(), 0).named("fcntl");
+        let path_length = top.path_length;
+        let at = |error| ScanError::host(&self.path[..path_length], error);
+        Ok(Base { dir: dir.map_err(at)?, path_length })
     }
 
     /// Where the current entry is.

@@ -3,6 +3,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
@@ -362,7 +363,7 @@ fn a_digest_covers_what_would_be_made_and_nothing_else() {
 }
 
 /// Whoever changes a context while it is read: asked about each file between its `stat` and the next one's.
-struct Meddler<'m>(&'m dyn Fn(u64));
+struct Meddler<'m>(&'m (dyn Fn(u64) + Sync));
 
 impl StatCache for Meddler<'_> {
     fn get(&self, stat: &kiln_layer::FileStat) -> Option<kiln_layer::KnownFile> {
@@ -373,7 +374,7 @@ impl StatCache for Meddler<'_> {
     fn put(&self, _: &kiln_layer::FileStat, _: kiln_layer::KnownFile) {}
 }
 
-fn select_while(dir: &Path, meddle: &dyn Fn(u64)) -> Result<Selection, OpError> {
+fn select_while(dir: &Path, meddle: &(dyn Fn(u64) + Sync)) -> Result<Selection, OpError> {
     let (root, ignore, cancel) =
         (File::open(dir).unwrap(), Patterns::parse("").unwrap(), AtomicBool::new(false));
     let meddler = Meddler(meddle);
@@ -404,17 +405,18 @@ fn what_changes_while_a_context_is_read_is_read_again() {
 fn a_context_that_never_rests_is_named() {
     let dir = tree(&["a"]);
     let at = |nth: usize| dir.path().join(format!("z{nth}"));
-    let nth = std::cell::Cell::new(0);
+    let nth = AtomicUsize::new(0);
     write(at(0), "").unwrap();
     // The one that is listed is gone when it is looked at, and another one is there.
     let error = select_while(dir.path(), &|_| {
-        fs::remove_file(at(nth.get())).unwrap();
-        nth.set(nth.get() + 1);
-        write(at(nth.get()), "").unwrap();
+        let last = nth.fetch_add(1, Ordering::Relaxed);
+        fs::remove_file(at(last)).unwrap();
+        write(at(last + 1), "").unwrap();
     })
     .unwrap_err();
     let OpError::Scan(ScanError::ChangedWhileReading { path }) = &error else { panic!("{error:?}") };
-    assert_eq!((path.to_string(), nth.get()), (format!("\"z{}\"", ATTEMPTS - 1), ATTEMPTS));
+    let nth = nth.into_inner();
+    assert_eq!((path.to_string(), nth), (format!("\"z{}\"", ATTEMPTS - 1), ATTEMPTS));
 }
 
 #[test]

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 
 use super::{Copier, CopyError, host, make};
 use crate::beneath;
-use crate::index::{Entry, EntryKind, open_to_read};
+use crate::beneath::open_to_read;
+use crate::index::{Entry, EntryKind};
 use crate::node::{self, Attributes, CallError, Named};
 use crate::path;
 
