@@ -111,7 +111,10 @@ pub(crate) fn client(settings: &Settings, domain: Option<&str>, plain: bool) -> 
             }
         }
     }
-    built(builder.tls_certs_merge(certificates))
+    built(match crate::roots::roots() {
+        Some(roots) => builder.tls_certs_only(certificates.into_iter().chain(roots.iter().cloned())),
+        None => builder.tls_certs_merge(certificates),
+    })
 }
 
 fn built(builder: ClientBuilder) -> Result<Client, Error> {

@@ -3,7 +3,7 @@
 //! Read [`Client`] first: it holds connections and tokens. A [`Repository`] of it reads and writes
 //! manifests (`manifest.rs`), reads blobs (`download.rs`), writes blobs (`upload.rs`) and lists tags
 //! (`list.rs`). Below them `exchange.rs` sends one request as often as it takes, `auth.rs` answers the
-//! registry's challenges, `host.rs` knows where a registry is and whom to trust there, `mirror.rs` where
+//! registry's challenges, `host.rs` knows where a registry is and whom to trust there (with `roots.rs`), `mirror.rs` where
 //! else to read, and `breaker.rs` whom not to ask for a while.
 //!
 //! # Invariants
@@ -28,6 +28,7 @@ mod host;
 mod list;
 mod manifest;
 mod mirror;
+mod roots;
 mod search;
 mod settings;
 mod upload;
