@@ -3,6 +3,7 @@
 mod cache;
 mod containers;
 mod images;
+mod registry;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,10 @@ impl Bench {
         cache::run(&self.kiln, &self.peers, &self.bases, &self.temp)
     }
 
+    fn registry(&self) -> Result<(), Failure> {
+        registry::run(&self.kiln, &self.peers, &self.bases, &self.temp)
+    }
+
     /// Images that lost their names are as large as those that have theirs.
     fn finish(self) -> Result<(), Failure> {
         step::read(&mut self.kiln.command(&["prune", "--force"]))?;
@@ -78,6 +83,13 @@ pub(crate) fn run_cache() -> Result<(), Failure> {
     bench.finish()
 }
 
+/// The task `bench registry`: only pushes and pulls.
+pub(crate) fn run_registry() -> Result<(), Failure> {
+    let bench = Bench::prepare()?;
+    bench.registry()?;
+    bench.finish()
+}
+
 /// The task `bench containers`: only what a container and a RUN step cost.
 pub(crate) fn run_containers() -> Result<(), Failure> {
     let bench = Bench::prepare()?;
@@ -96,6 +108,7 @@ pub(crate) fn run() -> Result<(), Failure> {
     bench.steps()?;
     bench.cache()?;
     bench.images()?;
+    bench.registry()?;
     large_inputs()?;
     layers()?;
     bench.finish()
@@ -182,6 +195,13 @@ fn table(title: &str, rows: &[Row], divisor: u32) -> String {
         text.push_str(&format!("| {builder} | {n} | {middle} | {least} | {most} | {ratio:.1} |\n"));
     }
     text
+}
+
+/// Writes a file of a context, in directories that are made.
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    let parent = path.parent().expect("it is in a context");
+    fs::create_dir_all(parent).map_err(Failure::io("create", parent))?;
+    fs::write(path, text).map_err(Failure::io("write", path))
 }
 
 fn remove(dir: &Path) -> Result<(), Failure> {

@@ -46,7 +46,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "bench",
-        what: "measure rebuilds and RUN steps, beside buildah and podman",
+        what: "measure beside peers: bench [containers|cache|images|registry]",
         run: bench::run,
     },
     Task {
@@ -78,6 +78,7 @@ fn main() -> ExitCode {
         [name, what] if name == "bench" && what == "images" => bench::run_images(),
         [name, what] if name == "bench" && what == "cache" => bench::run_cache(),
         [name, what] if name == "bench" && what == "containers" => bench::run_containers(),
+        [name, what] if name == "bench" && what == "registry" => bench::run_registry(),
         [name] => dispatch(name.trim_start_matches('-')),
         [_, extra, ..] => Err(Failure::Usage { word: extra.clone() }),
     };

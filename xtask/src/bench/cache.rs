@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Row, containers, remove, sample, timed};
+use super::{Row, containers, remove, sample, timed, write};
 use crate::bases::Bases;
 use crate::demo::{Kiln, median, milliseconds};
 use crate::peers::Peer;
@@ -176,12 +176,6 @@ impl Contexts {
     fn file(&self, nth: usize) -> PathBuf {
         self.large.join(format!("tree/d{}/s{}/f{nth}.txt", nth / 2000, nth / 100 % 20))
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let parent = path.parent().expect("it is in a context");
-    fs::create_dir_all(parent).map_err(Failure::io("create", parent))?;
-    fs::write(path, text).map_err(Failure::io("write", path))
 }
 
 /// 8 KiB that no other file has.

@@ -77,24 +77,12 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Content that nobody packed before: packed layers are remembered.
-    fn fresh(&self) -> Result<(), Failure> {
-        let path = self.context.join("big");
-        let write = || {
-            let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.subsec_nanos() | 1);
-            let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
-            mixed(u64::from(seed), SIZE, &mut out)?;
-            out.flush()
-        };
-        write().map_err(Failure::io("write", &path))
-    }
-
     fn ours(&self, how: &[&str]) -> Result<Vec<Duration>, Failure> {
         let context = self.context.to_string_lossy();
         let out = self.out.to_string_lossy();
         (0..SAMPLES)
             .map(|_| {
-                self.fresh()?;
+                write_mixed(&self.context.join("big"))?;
                 let build = ["build", "--progress", "quiet", "-t", "kiln-bench-image", &*context];
                 step::read(&mut self.kiln.command(&build))?;
                 self.without_output()?;
@@ -202,8 +190,19 @@ impl Bench<'_> {
     }
 }
 
+/// Writes 1 GiB that nobody packed before: packed layers are remembered.
+pub(super) fn write_mixed(path: &Path) -> Result<(), Failure> {
+    let write = || {
+        let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.subsec_nanos() | 1);
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        mixed(u64::from(seed), SIZE, &mut out)?;
+        out.flush()
+    };
+    write().map_err(Failure::io("write", path))
+}
+
 /// Writes out what earlier work left, so that nobody pays for what is not theirs.
-fn settle() -> Result<(), Failure> {
+pub(super) fn settle() -> Result<(), Failure> {
     step::read(&mut Command::new("sync")).map(drop)
 }
 
