@@ -9,6 +9,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kiln_oci::document::DocumentError;
 use kiln_oci::image::{Descriptor, media_type};
 use kiln_oci::{Digest, Platform, Reference, Sha256Writer, document};
 use kiln_registry::{BlobSource, Error, Pushed, Repository};
@@ -28,6 +29,8 @@ use crate::{BuildCancel, BuildError, Engine, LayoutImage};
 
 /// Manifests and indexes of one image; more is no image.
 const MAX_MANIFESTS: usize = 10_000;
+/// Configurations and layers of all of them together.
+const MAX_BLOBS: usize = 1_000_000;
 
 /// A place outside the store that has images.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,9 +194,13 @@ impl Tree {
             return Ok(());
         }
         let (name, kind) = (blob_name(&descriptor.digest), descriptor.media_type.as_str());
+        let too_many = |what, limit| source.archive.refused(&name, DocumentError::TooMany { what, limit });
         if !document::is_index(kind) && !document::is_manifest(kind) {
-            if depth == 0 || self.blobs.len() > MAX_MANIFESTS * 100 {
+            if depth == 0 {
                 return Err(source.archive.refused(&name, document::unknown_kind(kind)));
+            }
+            if self.blobs.len() >= MAX_BLOBS {
+                return Err(too_many("blobs", MAX_BLOBS));
             }
             if let Some(fetch) = &source.fetch {
                 fetch.set(descriptor.digest, State::Known(descriptor.clone()));
@@ -202,7 +209,7 @@ impl Tree {
             return Ok(());
         }
         if self.manifests.len() >= MAX_MANIFESTS {
-            return Err(source.archive.refused(&name, document::unknown_kind(kind)));
+            return Err(too_many("manifests", MAX_MANIFESTS));
         }
         let json = read_verified(&source.archive, &name, descriptor, MAX_MANIFEST_BYTES)?;
         if document::is_index(kind) {
