@@ -167,7 +167,7 @@ impl Moment {
     #[track_caller]
     fn wait(&self) {
         let come = self.0.0.lock().unwrap();
-        let (come, _) = self.0.1.wait_timeout_while(come, LONG, |come| !*come).unwrap();
+        let (come, _ended) = self.0.1.wait_timeout_while(come, LONG, |come| !*come).unwrap();
         assert!(*come, "it did not come to that");
     }
 }

@@ -78,7 +78,7 @@ impl Count {
 
     fn wait_for(&self, wanted: usize, how_long: Duration) -> bool {
         let count = self.0.lock().unwrap();
-        let (_, ended) = self.1.wait_timeout_while(count, how_long, |count| *count < wanted).unwrap();
+        let (_count, ended) = self.1.wait_timeout_while(count, how_long, |count| *count < wanted).unwrap();
         !ended.timed_out()
     }
 }
