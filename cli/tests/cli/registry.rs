@@ -8,6 +8,7 @@ mod lists;
 mod login;
 mod mirrors;
 mod own;
+mod pace;
 mod replies;
 mod run;
 mod server;

@@ -76,6 +76,16 @@ impl Ingest<'_> {
     pub fn reader(&self) -> Result<File, Error> {
         File::open(&self.path).map_err(Error::host("open", &self.path))
     }
+
+    /// Another way into the file, for bytes that come before those in front of them. They wait there: part of
+    /// the blob is what is written to this value itself.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    pub fn ahead(&self) -> Result<File, Error> {
+        let opened = File::options().read(true).write(true).open(&self.path);
+        opened.map_err(Error::host("open", &self.path))
+    }
 }
 
 impl Write for Ingest<'_> {
@@ -259,6 +269,22 @@ mod tests {
             store.put_blob(b"hello").unwrap();
             assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello");
         }
+    }
+
+    #[test]
+    fn what_waits_ahead_is_part_of_the_blob_in_its_turn() {
+        use std::os::unix::fs::FileExt;
+        let (_dir, store) = new_store();
+        let mut ingest = store.ingest().unwrap();
+        let ahead = ingest.ahead().unwrap();
+        ahead.write_all_at(b"world", 6).unwrap();
+        ingest.write_all(b"hello ").unwrap();
+        let mut rest = [0; 5];
+        ahead.read_exact_at(&mut rest, 6).unwrap();
+        ingest.write_all(&rest).unwrap();
+        let (digest, size_bytes) = ingest.commit(None).unwrap();
+        assert_eq!((digest, size_bytes), (Digest::of(b"hello world"), 11));
+        assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello world");
     }
 
     #[test]

@@ -211,6 +211,24 @@ mod tests {
     use super::*;
     use crate::NoCredentials;
 
+    /// A blob that nobody makes.
+    struct Never;
+
+    impl crate::BlobSource for Never {
+        fn open(&self, _: u64) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+    }
+
+    impl crate::Growing for Never {
+        fn grown(
+            &self,
+            _: u64,
+        ) -> std::pin::Pin<Box<dyn Future<Output = std::io::Result<crate::Grown>> + Send + '_>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
     #[test]
     fn what_a_client_does_can_move_between_threads() {
         fn check(_: impl Send) {}
@@ -222,7 +240,11 @@ mod tests {
         check(repository.resolve(Which::Tag("x")));
         check(repository.put_manifest(Which::Tag("x"), "", b""));
         check(repository.push_blob(&blob, &source, &[]));
-        check(repository.fetch_blob(&blob, &mut out));
+        let growing: &dyn crate::Growing = &Never;
+        check(repository.push_growing(growing, &|_| Vec::new()));
+        let (file, room) =
+            (Arc::new(tempfile::tempfile().unwrap()), Arc::new(tokio::sync::Semaphore::new(3)));
+        check(repository.fetch_blob_ahead(&blob, &mut out, Some(&crate::Ahead { file, room })));
         check(repository.tags());
         check(client.check("h.example"));
     }

@@ -5,14 +5,23 @@ use std::io::{self, Write};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Sha256Writer};
 use reqwest::Method;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue, RANGE};
+use reqwest::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, HeaderValue, RANGE};
 
-use crate::exchange::{Ask, Tries, shown_host, shown_path};
+use crate::exchange::{Answer, Ask, Tries, shown_host, shown_path};
 use crate::host::Host;
+use crate::pieces::{Ahead, Pace};
 use crate::{Error, Repository};
 
 /// Tries count anew after so many bytes: a server that gives one each time is not waited for.
-const PROGRESS_BYTES: u64 = 256 << 10;
+pub(crate) const PROGRESS_BYTES: u64 = 256 << 10;
+
+/// What goes on with the rest of a blob.
+enum Came {
+    /// There is none.
+    Whole,
+    /// Several connections will bring it sooner.
+    Slowly,
+}
 
 impl Repository {
     /// The size in bytes of a blob that the registry has; `None`: it has not.
@@ -41,12 +50,26 @@ impl Repository {
     /// [`Error::Mismatch`], [`Error::Size`], [`Error::NotFound`] and those of every request;
     /// [`Error::Local`] when `out` takes no more.
     pub async fn fetch_blob(&self, blob: &Descriptor, out: &mut (dyn Write + Send)) -> Result<(), Error> {
+        self.fetch_blob_ahead(blob, out, None).await
+    }
+
+    /// The same. With `ahead`, a large blob of a registry that is slow over one connection comes over several;
+    /// `out` gets its bytes in order nevertheless.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_blob`].
+    pub async fn fetch_blob_ahead(
+        &self,
+        blob: &Descriptor,
+        out: &mut (dyn Write + Send),
+        ahead: Option<&Ahead>,
+    ) -> Result<(), Error> {
         let mut writer = Sha256Writer::new(out);
         let mirrors = self.mirrors();
         let mut fed = None;
         for mirror in mirrors.iter().chain([self]) {
             let before = writer.size_bytes();
-            let read = mirror.believed(mirror.read_blob(blob, &mut writer).await);
+            let read = mirror.believed(mirror.read_blob(blob, &mut writer, ahead).await);
             // Another one goes on where this one broke off.
             if writer.size_bytes() > before && mirror.is_mirror {
                 fed = Some(mirror);
@@ -79,6 +102,7 @@ impl Repository {
         &self,
         blob: &Descriptor,
         writer: &mut Sha256Writer<&mut (dyn Write + Send)>,
+        ahead: Option<&Ahead>,
     ) -> Result<(), Error> {
         let host = self.host().await?;
         let url = self.url(&host, &format!("blobs/{}", blob.digest))?;
@@ -88,10 +112,21 @@ impl Repository {
         let mut ask = Ask::new(Method::GET, url, &scopes);
         // 416 is what some answer to a range behind the end of a blob that they have less of.
         ask.also = &[416];
+        let mut ahead = ahead;
         loop {
             let before = writer.size_bytes();
-            match self.fetch_rest(&host, &mut ask, blob, writer, &tries).await {
-                Ok(()) => return self.heard(Ok(())),
+            match self.fetch_rest(&host, &mut ask, blob, writer, &tries, ahead).await {
+                Ok(Came::Whole) => return self.heard(Ok(())),
+                Ok(Came::Slowly) => {
+                    let Some(several) = ahead.take() else { continue };
+                    match self.fetch_pieces(blob, writer, several, &tries).await {
+                        Ok(()) => return self.heard(Ok(())),
+                        Err(Error::Local { what, source }) => return Err(Error::Local { what, source }),
+                        // One connection tells whether there is anything wrong with the registry, or
+                        // only with several.
+                        Err(_) => tries.progress(),
+                    }
+                }
                 Err(error) => {
                     if writer.size_bytes() - before >= PROGRESS_BYTES {
                         tries.progress();
@@ -112,10 +147,11 @@ impl Repository {
         blob: &Descriptor,
         writer: &mut Sha256Writer<&mut (dyn Write + Send)>,
         tries: &Tries,
-    ) -> Result<(), Error> {
+        ahead: Option<&Ahead>,
+    ) -> Result<Came, Error> {
         let from = writer.size_bytes();
         if from == blob.size && from > 0 {
-            return Ok(());
+            return Ok(Came::Whole);
         }
         if from > 0 {
             let range = HeaderValue::from_str(&format!("bytes={from}-"));
@@ -125,7 +161,7 @@ impl Repository {
         let mut skip = match answer.status() {
             206 if from > 0 => {
                 let range = answer.header(CONTENT_RANGE).unwrap_or_default();
-                if !is_rest(range, from, blob.size) {
+                if !is_range(range, from, blob.size, blob.size) {
                     return Err(answer.protocol("with another range than it was asked for"));
                 }
                 0
@@ -147,7 +183,9 @@ impl Repository {
                 return Err(size(whole));
             }
         }
-        while let Some(piece) = answer.chunk().await? {
+        let ahead = ahead.filter(|_| takes_ranges(&answer));
+        let mut pace = Pace::of(&self.client.inner.settings);
+        while let Some(piece) = pace.measure(answer.chunk()).await? {
             tries.check()?;
             let known = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
             skip -= known as u64;
@@ -156,30 +194,36 @@ impl Repository {
                 return Err(size(writer.size_bytes() + new.len() as u64));
             }
             writer.write_all(new).map_err(local)?;
+            if ahead.is_some_and(|ahead| ahead.pays(&mut pace, blob.size - writer.size_bytes())) {
+                return Ok(Came::Slowly);
+            }
         }
         let actual = writer.size_bytes();
         if actual < blob.size {
             let (host, path) = (shown_host(&url), shown_path(&url));
             return Err(Error::CutOff { host, path, expected: blob.size, actual });
         }
-        Ok(())
+        Ok(Came::Whole)
     }
 }
 
-fn local(source: io::Error) -> Error {
+/// Whether the server has said, or shown, that it gives parts of a blob.
+fn takes_ranges(answer: &Answer) -> bool {
+    answer.status() == 206 || answer.header(ACCEPT_RANGES).is_some_and(|unit| unit.trim() == "bytes")
+}
+
+pub(crate) fn local(source: io::Error) -> Error {
     Error::Local { what: "writing a blob", source }
 }
 
-/// Whether `bytes FROM-TO/SIZE` is the rest of a blob of this size.
-fn is_rest(range: &str, from: u64, size: u64) -> bool {
+/// Whether `range`, as `bytes FIRST-LAST/SIZE`, is what stands from `from` up to `end` in a blob of this size.
+pub(crate) fn is_range(range: &str, from: u64, end: u64, size: u64) -> bool {
     let parse = || {
         let (ends, whole) = range.trim().strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = ends.split_once('-')?;
         let first: u64 = first.trim().parse().ok()?;
         let last: u64 = last.trim().parse().ok()?;
-        Some(
-            first == from && last.checked_add(1) == Some(size) && (whole == "*" || whole.parse() == Ok(size)),
-        )
+        Some(first == from && last.checked_add(1) == Some(end) && (whole == "*" || whole.parse() == Ok(size)))
     };
     parse().unwrap_or(false)
 }
@@ -190,7 +234,9 @@ mod tests {
 
     #[test]
     fn only_the_rest_is_the_rest() {
+        let is_rest = |range, from, size| is_range(range, from, size, size);
         assert!(is_rest("bytes 5-9/10", 5, 10) && is_rest("bytes 5-9/*", 5, 10));
+        assert!(is_range("bytes 5-7/10", 5, 8, 10) && !is_range("bytes 5-8/10", 5, 8, 10));
         for range in [
             "bytes 0-9/10",
             "bytes 5-8/10",

@@ -157,6 +157,16 @@ impl Error {
         }
     }
 
+    /// Whether the registry does not take this piece of an upload, and not because something passing is wrong.
+    pub(crate) fn is_piece_refused(&self) -> bool {
+        match self {
+            Self::Status { method, status, .. } => method == "PATCH" && !is_passing(*status),
+            Self::Protocol { method, .. } => method == "PATCH",
+            Self::NotFound { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether the registry could not be reached at all.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Transfer { source, .. } if source.is_connect())

@@ -1,8 +1,9 @@
 //! Images and blobs in registries: OCI's distribution specification 1.1 and docker's schema 2.
 //!
 //! Read [`Client`] first: it holds connections and tokens. A [`Repository`] of it reads and writes
-//! manifests (`manifest.rs`), reads blobs (`download.rs`), writes blobs (`upload.rs`) and lists tags
-//! (`list.rs`). Below them `exchange.rs` sends one request as often as it takes, `auth.rs` answers the
+//! manifests (`manifest.rs`), reads blobs (`download.rs`, large ones over several connections: `pieces.rs`),
+//! writes blobs (`upload.rs`, and `growing.rs` those that are still being made; `sending.rs` is one upload) and
+//! lists tags (`list.rs`). Below them `exchange.rs` sends one request as often as it takes, `auth.rs` answers the
 //! registry's challenges, `host.rs` knows where a registry is and whom to trust there (with `roots.rs`), `mirror.rs` where
 //! else to read, and `breaker.rs` whom not to ask for a while.
 //!
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod auth;
+mod body;
 mod breaker;
 mod challenge;
 mod client;
@@ -24,21 +26,26 @@ pub mod credentials;
 mod download;
 mod error;
 mod exchange;
+mod growing;
 mod host;
 mod list;
 mod manifest;
 mod mirror;
+mod pieces;
 mod roots;
 mod search;
+mod sending;
 mod settings;
 mod upload;
 
 pub use client::{Client, Repository, Which};
 pub use credentials::{Credential, CredentialError, CredentialSource, DockerConfig, NoCredentials};
 pub use error::{Error, Fault};
+pub use growing::{Growing, Grown};
 pub use host::{credential_key, is_loopback};
 pub use manifest::ManifestBytes;
 pub use mirror::{Mirror, MirrorError};
+pub use pieces::Ahead;
 pub use search::Found;
 pub use settings::{Clock, Settings, SystemClock};
 pub use upload::{BlobSource, Pushed};

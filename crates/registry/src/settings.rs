@@ -30,6 +30,11 @@ pub struct Settings {
     pub longest_pause: Duration,
     /// Blobs are sent in pieces of so many bytes; `None`: in one.
     pub chunk_bytes: Option<u64>,
+    /// Where several connections bring a blob, each brings pieces of so many bytes. A blob that has less than
+    /// two of them to come is left to one.
+    pub piece_bytes: u64,
+    /// A connection that brings so many bytes per second is left alone: several would share the same link.
+    pub fast_bytes: u64,
     /// Registries, as `host[:port]`, that may speak plain http, and whose certificates are not checked.
     /// Loopback may speak plain http without being named.
     pub insecure: BTreeSet<String>,
@@ -58,6 +63,8 @@ impl Default for Settings {
             first_pause: Duration::from_millis(400),
             longest_pause: Duration::from_secs(60),
             chunk_bytes: None,
+            piece_bytes: 16 << 20,
+            fast_bytes: 200_000_000,
             insecure: BTreeSet::new(),
             token_hosts: BTreeSet::new(),
             mirrors: BTreeMap::new(),

@@ -5,6 +5,7 @@
 mod client;
 mod crowd;
 mod ends;
+mod limits;
 mod peers;
 
 use std::io::{BufRead, BufReader};

@@ -8,8 +8,7 @@ use kiln_layer::{Times, Timestamp};
 use kiln_oci::image::{Descriptor, Extra, ImageConfig, Manifest, media_type, to_json};
 use kiln_oci::{Digest, Platform, SnapshotId};
 
-use super::archive::ImageWriter;
-use super::layers::{ReadyLayer, docker_type, ready};
+use super::layers::{Along, ReadyLayer, docker_type, ready};
 use super::packing::Compress;
 use crate::image::{MAX_CONFIG_BYTES, parse_json};
 use crate::layers::describe;
@@ -78,8 +77,7 @@ pub(crate) struct ReadyImage {
     pub(crate) layers: Vec<ReadyLayer>,
 }
 
-/// Packs what must be packed, and writes config and manifest. Layers go to `writer` at once, if there
-/// is one; it must take drafts.
+/// Packs what must be packed, and writes config and manifest. `along` gets layers at once.
 ///
 /// # Errors
 /// As [`ready`].
@@ -88,7 +86,7 @@ pub(crate) fn make_ready(
     image: &Assembled,
     style: &Style,
     cancel: &AtomicBool,
-    mut writer: Option<&mut ImageWriter<'_>>,
+    along: &mut Along<'_, '_>,
 ) -> Result<ReadyImage, BuildError> {
     let mut layers = Vec::with_capacity(image.layers.len());
     for (nth, layer) in image.layers.iter().enumerate() {
@@ -97,9 +95,11 @@ pub(crate) fn make_ready(
             Some(secs) if nth >= image.inherited => Times::NotAfter(Timestamp { secs, nanos: 0 }),
             _ => Times::Keep,
         };
-        let layer = ready(engine, layer, &style.compress, times, cancel, writer.as_deref_mut())?;
-        if let Some(writer) = &mut writer {
-            writer.layer(&layer)?;
+        let layer = ready(engine, layer, &style.compress, times, cancel, along)?;
+        match along {
+            Along::Nobody => {}
+            Along::Archive(writer) => writer.layer(&layer)?,
+            Along::Registry(outbound) => outbound.layer(&layer)?,
         }
         layers.push(layer);
     }

@@ -15,6 +15,7 @@ use kiln_oci::{DiffId, Digest, SnapshotId};
 use super::archive::{Drafts, ImageWriter};
 use super::packing::{Compress, Packing};
 use crate::layers::write_tar;
+use crate::registry::{Growth, Outbound};
 use crate::{BuildError, Engine};
 
 /// Changes whenever a packing's bytes do: what was remembered before is then another packing.
@@ -43,6 +44,14 @@ pub(crate) enum LayerContent {
     Plain(LayerRecord),
 }
 
+/// Who gets layers as soon as they are ready, and what is packed while it is.
+pub(crate) enum Along<'a, 'w> {
+    Nobody,
+    /// It must take drafts.
+    Archive(&'a mut ImageWriter<'w>),
+    Registry(&'a mut Outbound),
+}
+
 /// The media type that docker has for an OCI layer; the same where it has none.
 pub(crate) fn docker_type(oci: &str) -> &str {
     match oci {
@@ -61,7 +70,7 @@ fn oci_type(packing: Packing) -> &'static str {
 }
 
 /// Makes `layer` ready to leave. Costs reading and packing all of it when it must be packed and never
-/// was, and `writer` has it then, too; a look-up otherwise.
+/// was, and `along` gets it meanwhile; a look-up otherwise.
 ///
 /// # Errors
 /// [`BuildError::LayerChanged`] when what is stored is damaged; that of the store.
@@ -71,7 +80,7 @@ pub(crate) fn ready(
     compress: &Compress,
     times: Times,
     cancel: &AtomicBool,
-    writer: Option<&mut ImageWriter<'_>>,
+    along: &mut Along<'_, '_>,
 ) -> Result<ReadyLayer, BuildError> {
     let Compress { packing, level_given, force } = *compress;
     if times == Times::Keep {
@@ -96,7 +105,7 @@ pub(crate) fn ready(
     let record = match engine.store.packed(&layer.diff_id, &name)? {
         Some(record) => record,
         None => {
-            let record = pack(engine, layer, packing, times, cancel, writer)?;
+            let record = pack(engine, layer, packing, times, cancel, along)?;
             engine.store.put_packed(&name, &record)?;
             record
         }
@@ -109,41 +118,46 @@ pub(crate) fn ready(
     Ok(ReadyLayer { descriptor, diff_id: record.packed_diff_id, content: LayerContent::Blob })
 }
 
-/// Packs `layer` into a blob of the store, and into `writer` at the same time.
+/// Packs `layer` into a blob of the store, and for `along` at the same time.
 fn pack(
     engine: &Engine,
     layer: &LayerRecord,
     packing: Packing,
     times: Times,
     cancel: &AtomicBool,
-    mut writer: Option<&mut ImageWriter<'_>>,
+    along: &mut Along<'_, '_>,
 ) -> Result<PackedRecord, BuildError> {
     let host_failed = |source| {
         let path = engine.store.root().join("ingest");
         BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
     };
-    let draft = match writer.as_deref_mut().and_then(ImageWriter::drafts) {
-        Some(draft) => {
-            draft.begin().map_err(|source| draft.failed(source))?;
-            Some(draft)
-        }
-        None => None,
+    let ingest = engine.store.ingest()?;
+    let (draft, growth) = match along {
+        Along::Nobody => (None, None),
+        Along::Archive(writer) => (writer.drafts(), None),
+        Along::Registry(outbound) => (None, Some(outbound.begin(&ingest)?)),
     };
-    let mut out = Tee { ingest: engine.store.ingest()?, draft, draft_fault: None };
+    let mut out = Tee { ingest, draft, draft_fault: None, growth };
+    if let Some(draft) = &mut out.draft {
+        draft.begin().map_err(|source| draft.failed(source))?;
+    }
     // Compressors give what they have, which is little at a time.
     let mut buffered = BufWriter::with_capacity(256 << 10, &mut out);
     let packed = pack_into(engine, layer, packing, times, cancel, &mut buffered, host_failed);
     let packed = packed.and_then(|packed| buffered.flush().map(|()| packed).map_err(host_failed));
     // After an error nothing more is written.
     let (_, _) = buffered.into_parts();
-    let Tee { ingest, draft, draft_fault } = out;
+    let Tee { ingest, draft, draft_fault, growth } = out;
     let (packed_diff_id, tar_size_bytes, toc) = match (packed, draft, draft_fault) {
         // Whatever else came of it.
         (Err(_), Some(draft), Some(fault)) => return Err(draft.failed(fault)),
         (packed, ..) => packed?,
     };
     let (blob, size_bytes) = ingest.commit(None)?;
-    if let Some(writer) = writer {
+    if let Some(growth) = growth {
+        growth.end(Descriptor::new(oci_type(packing), blob, size_bytes));
+    }
+    if let Along::Archive(writer) = along {
         writer.keep_draft(&blob, size_bytes)?;
     }
     Ok(PackedRecord { diff_id: layer.diff_id, blob, size_bytes, packed_diff_id, tar_size_bytes, toc })
@@ -188,11 +202,12 @@ fn pack_into(
     }
 }
 
-/// A blob on its way into the store, and into an archive.
+/// A blob on its way into the store, and into an archive or to a registry.
 struct Tee<'a, 'd> {
     ingest: Ingest<'a>,
     draft: Option<&'d mut dyn Drafts>,
     draft_fault: Option<io::Error>,
+    growth: Option<Growth>,
 }
 
 impl Write for Tee<'_, '_> {
@@ -203,6 +218,9 @@ impl Write for Tee<'_, '_> {
         {
             self.draft_fault = Some(fault);
             return Err(io::Error::other("the archive does not take it"));
+        }
+        if let Some(growth) = &self.growth {
+            growth.add(length)?;
         }
         Ok(length)
     }

@@ -10,6 +10,7 @@ use kiln_oci::{Digest, Platform, Reference, SnapshotId};
 use super::archive::{ArchiveFormat, ImageWriter, Outgoing, TarShelf};
 use super::file::{Dest, NewFile, Target};
 use super::image::{Assembled, ReadyImage, Style, make_ready};
+use super::layers::Along;
 use super::layout::DirShelf;
 use super::output::{ArchiveOutput, ImageFormat, ImageOutput, Output, TreeOutput};
 use super::packing::{Compress, Packing};
@@ -18,7 +19,7 @@ use super::tree::{TreeStyle, left_out_note, write_local, write_tar};
 use crate::archive::Archive;
 use crate::image::{parse_json, store_image};
 use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
-use crate::registry::{PushedName, Registries, push_ready};
+use crate::registry::{Outbound, PushedName, Registries, push_ready};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// What a build made, before anything of it has left.
@@ -53,8 +54,8 @@ pub(crate) struct Delivered {
     pub(crate) pushed: Vec<PushedName>,
     /// What the user should know.
     pub(crate) notes: Vec<String>,
-    /// What is to be pushed once all files are written.
-    outgoing: Vec<(ReadyImage, Vec<Reference>)>,
+    /// What is to be pushed once all files are written, and what of it is on its way to the first name.
+    outgoing: Vec<(ReadyImage, Vec<Reference>, Option<Outbound>)>,
 }
 
 /// Writes all `outputs`. Files get their names only when every output is written, and what is to be pushed
@@ -102,10 +103,11 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
             Output::CacheOnly => {}
         }
     }
-    for (ready, names) in std::mem::take(&mut delivered.outgoing) {
+    for (ready, names, outbound) in std::mem::take(&mut delivered.outgoing) {
         let none = || BuildError::Bug { what: "there are no registries to push to".to_owned() };
         let registries = delivery.registries.ok_or_else(none)?;
-        let pushed = push_ready(delivery.engine, registries, &ready, None, &names, delivery.cancel)?;
+        let (engine, cancel) = (delivery.engine, delivery.cancel);
+        let pushed = push_ready(engine, registries, &ready, None, &names, outbound, cancel)?;
         delivered.pushed.extend(pushed);
     }
     for file in files {
@@ -190,14 +192,24 @@ impl Delivery<'_> {
         }
         // Without a request layers are written anew only where they must.
         let compress = format.compress.unwrap_or(Compress::new(Packing::UNCOMPRESSED));
-        let ready = make_ready(self.engine, image, &Style { compress, ..style }, self.cancel.flag(), None)?;
+        let style = Style { compress, ..style };
+        // Blobs without a manifest are nobody's: they may leave before it is known that all outputs can be
+        // written.
+        let mut outbound = match (self.registries, output.names.first()) {
+            (Some(registries), Some(name)) if output.push => {
+                Some(Outbound::new(self.engine, registries, name, false)?)
+            }
+            _ => None,
+        };
+        let mut along = outbound.as_mut().map_or(Along::Nobody, Along::Registry);
+        let ready = make_ready(self.engine, image, &style, self.cancel.flag(), &mut along)?;
         delivered.seen(ready.config, &ready.descriptor);
         if output.push {
             let names = output.names.iter().map(|name| match output.by_digest {
                 true => with_digest(name, &ready.descriptor.digest),
                 false => Ok(name.clone()),
             });
-            delivered.outgoing.push((ready.clone(), names.collect::<Result<_, _>>()?));
+            delivered.outgoing.push((ready.clone(), names.collect::<Result<_, _>>()?, outbound));
         }
         if ready.config == Digest::of(config_json) {
             let made = Some(&*ready.manifest_json);

@@ -9,6 +9,7 @@ use super::archive::{ArchiveFormat, ImageWriter, Outgoing, Shelf, TarShelf};
 use super::file::Target;
 use super::image::{Assembled, ReadyImage, Style, make_ready};
 use super::index::whole_index;
+use super::layers::Along;
 use super::packing::Compress;
 use crate::{BuildCancel, BuildError, Engine};
 
@@ -98,7 +99,8 @@ pub(crate) fn write_ready(
     let takes_drafts = writer.drafts().is_some();
     let mut outgoing = Vec::with_capacity(images.len());
     for Leaving { image, names, index } in images {
-        let image = make_ready(engine, image, style, cancel, takes_drafts.then_some(&mut writer))?;
+        let mut along = if takes_drafts { Along::Archive(&mut writer) } else { Along::Nobody };
+        let image = make_ready(engine, image, style, cancel, &mut along)?;
         let index = match index {
             Some(record) => whole_index(engine, record, &image.descriptor.digest)?,
             None => None,

@@ -1,13 +1,16 @@
 //! Images from and to registries.
 //!
-//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs`, `copy.rs`
-//! (from place to place) and `lists.rs` (images for several platforms under one name).
+//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs` with
+//! `outbound.rs` (what is on its way) and `growth.rs` (what is sent while it is packed), `copy.rs` (from place to
+//! place) and `lists.rs` (images for several platforms under one name).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod base;
 mod coming;
 mod copy;
+mod growth;
 mod lists;
+mod outbound;
 mod pull;
 mod push;
 
@@ -24,7 +27,9 @@ use crate::{BuildCancel, BuildError};
 
 pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{Copied, CopyRequest, Place, Which as WhichImage, copy};
+pub(crate) use growth::Growth;
 pub use lists::{Annotate, ListEntry, ListError, Lists};
+pub(crate) use outbound::Outbound;
 pub use pull::{Pulled, pull};
 pub(crate) use push::push_ready;
 pub use push::{PushRequest, PushedName, push};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use kiln_content::{ImageRecord, SourceRecord};
 use kiln_oci::image::{Descriptor, ImageConfig};
 use kiln_oci::{ChainId, Digest, Platform, Reference, document};
-use kiln_registry::{Fault, Repository, Which};
+use kiln_registry::{Ahead, Fault, Repository, Which};
 use kiln_solver::Cancellation;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -187,7 +187,7 @@ pub(super) struct Fetch {
     states: Mutex<HashMap<Digest, State>>,
     arrived: Condvar,
     running: Mutex<Vec<AbortHandle>>,
-    room: Semaphore,
+    room: Arc<Semaphore>,
 }
 
 /// Ends what is still on its way when the pull has ended.
@@ -216,7 +216,7 @@ impl Fetch {
             states: Mutex::default(),
             arrived: Condvar::new(),
             running: Mutex::default(),
-            room: Semaphore::new(AT_ONCE),
+            room: Arc::new(Semaphore::new(AT_ONCE)),
         })
     }
 
@@ -260,7 +260,12 @@ impl Fetch {
                     Err(error) => return State::Refused(Some(error)),
                 }
             }
-            match self.repository.fetch_blob(blob, &mut Counted { ingest: &mut ingest, progress }).await {
+            let ahead = match ingest.ahead() {
+                Ok(file) => Ahead { file: Arc::new(file), room: self.room.clone() },
+                Err(error) => return State::Refused(Some(error)),
+            };
+            let mut out = Counted { ingest: &mut ingest, progress };
+            match self.repository.fetch_blob_ahead(blob, &mut out, Some(&ahead)).await {
                 Err(error) if may_lie && error.fault() == Fault::Integrity => continue,
                 Err(error) => return State::Failed(Arc::new(error)),
                 Ok(()) => {}

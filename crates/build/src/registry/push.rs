@@ -1,8 +1,9 @@
 //! `kiln push`: an image of the store becomes one of a registry.
 //!
-//! The registry is asked first what it has: a push of what is there sends nothing.
+//! The registry is asked first what it has: a push of what is there sends nothing. What has to be packed is sent
+//! while it is (`outbound.rs`).
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -11,13 +12,12 @@ use std::sync::Arc;
 use kiln_content::{ImageRecord, Store};
 use kiln_oci::image::{Descriptor, Index, Manifest, media_type};
 use kiln_oci::{Digest, Reference, document};
-use kiln_registry::{BlobSource, Error, Pushed, Repository, Which};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use kiln_registry::{BlobSource, Error, Which};
 
-use super::{AT_ONCE, Registries};
+use super::Registries;
+use super::outbound::Outbound;
 use crate::export::{
-    Assembled, Compress, LayerContent, ReadyImage, Style, make_ready, whole_index, write_plain,
+    Along, Assembled, Compress, LayerContent, ReadyImage, Style, make_ready, whole_index, write_plain,
 };
 use crate::image::parse_json;
 use crate::load::MAX_MANIFEST_BYTES;
@@ -59,19 +59,28 @@ pub fn push(
 ) -> Result<Vec<PushedName>, BuildError> {
     let style = Style::new(request.compress);
     let assembled = Assembled::stored(engine, &request.image)?;
-    let ready = make_ready(engine, &assembled, &style, cancel.flag(), None)?;
+    let first = request.names.first();
+    let mut outbound = first.map(|name| Outbound::new(engine, registries, name, true)).transpose()?;
+    let mut along = outbound.as_mut().map_or(Along::Nobody, Along::Registry);
+    let made = make_ready(engine, &assembled, &style, cancel.flag(), &mut along);
+    let ready = match (made, &outbound) {
+        (Err(error), Some(outbound)) => return Err(outbound.cause(error)),
+        (made, _) => made?,
+    };
     let index = whole_index(engine, &request.image, &ready.descriptor.digest)?;
     let root = index.map(|index| index.descriptor);
-    push_ready(engine, registries, &ready, root.as_ref(), &request.names, cancel)
+    push_ready(engine, registries, &ready, root.as_ref(), &request.names, outbound, cancel)
 }
 
-/// Pushes `ready`, or the index `root` that it is part of, under `names`.
+/// Pushes `ready`, or the index `root` that it is part of, under `names`. `outbound` has what is on its way to the
+/// first of them already.
 pub(crate) fn push_ready(
     engine: &Engine,
     registries: &Registries,
     ready: &ReadyImage,
     root: Option<&Descriptor>,
     names: &[Reference],
+    mut outbound: Option<Outbound>,
     cancel: &BuildCancel,
 ) -> Result<Vec<PushedName>, BuildError> {
     let load = Load::of(engine, ready, root, cancel)?;
@@ -90,9 +99,11 @@ pub(crate) fn push_ready(
             }
         };
         let mut done = PushedName { name: name.clone(), digest: root.digest, sent: (0, 0), mounted: 0 };
+        let begun = outbound.take().filter(|outbound| outbound.is_to(name));
         if registries.wait(cancel, there)? != Some(root.digest) {
-            let elsewhere = repositories_of(engine, name, &load)?;
-            registries.wait(cancel, load.send(repository, which, elsewhere, &mut done))?;
+            let mut outbound = begun.map_or_else(|| Outbound::new(engine, registries, name, false), Ok)?;
+            outbound.start()?;
+            registries.wait(cancel, outbound.send(&load, which, &mut done))?;
         }
         pushed.push(done);
     }
@@ -100,10 +111,10 @@ pub(crate) fn push_ready(
 }
 
 /// Everything that a push consists of.
-struct Load {
-    blobs: Vec<(Descriptor, Arc<dyn BlobSource>)>,
+pub(super) struct Load {
+    pub(super) blobs: Vec<(Descriptor, Arc<dyn BlobSource>)>,
     /// Each after what it names; the last is what the name leads to.
-    manifests: Vec<(Descriptor, Vec<u8>)>,
+    pub(super) manifests: Vec<(Descriptor, Vec<u8>)>,
 }
 
 impl Load {
@@ -172,81 +183,12 @@ impl Load {
         }
         Ok(())
     }
-
-    /// Sends what the repository does not have, blobs several at once, then the manifests.
-    async fn send(
-        &self,
-        repository: Repository,
-        which: Which<'_>,
-        elsewhere: BTreeMap<Digest, Vec<String>>,
-        done: &mut PushedName,
-    ) -> Result<(), Error> {
-        let room = Arc::new(Semaphore::new(AT_ONCE));
-        let mut tasks = JoinSet::new();
-        for (blob, source) in &self.blobs {
-            let (repository, blob, source, room) =
-                (repository.clone(), blob.clone(), source.clone(), room.clone());
-            let elsewhere = elsewhere.get(&blob.digest).cloned().unwrap_or_default();
-            tasks.spawn(async move {
-                let _room = room.acquire().await;
-                let pushed = repository.push_blob(&blob, &*source, &elsewhere).await?;
-                Ok::<_, Error>((pushed, blob.size))
-            });
-        }
-        // The first error ends the others: dropping the set stops them.
-        while let Some(ended) = tasks.join_next().await {
-            let joined = |error| Error::Local { what: "sending a blob", source: io::Error::other(error) };
-            match ended.map_err(joined)?? {
-                (Pushed::Sent, bytes) => done.sent = (done.sent.0 + 1, done.sent.1 + bytes),
-                (Pushed::Mounted(_), _) => done.mounted += 1,
-                (Pushed::Known, _) => {}
-            }
-        }
-        for (nth, (descriptor, json)) in self.manifests.iter().enumerate() {
-            let is_root = nth + 1 == self.manifests.len();
-            let which = if is_root { which } else { Which::Digest(&descriptor.digest) };
-            repository.put_manifest(which, &descriptor.media_type, json).await?;
-        }
-        Ok(())
-    }
-}
-
-/// Repositories of the same registry that have blobs of this push: those of other images of the store that
-/// have a name there.
-fn repositories_of(
-    engine: &Engine,
-    name: &Reference,
-    load: &Load,
-) -> Result<BTreeMap<Digest, Vec<String>>, BuildError> {
-    let wanted: BTreeSet<Digest> = load.blobs.iter().map(|(blob, _)| blob.digest).collect();
-    let mut found: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
-    for image in engine.store.images()? {
-        let names = engine.store.names_of(&image.config)?;
-        let mut paths: Vec<String> = names
-            .iter()
-            .filter(|other| other.domain() == name.domain() && other.path() != name.path())
-            .map(|other| other.path().to_owned())
-            .collect();
-        paths.dedup();
-        if paths.is_empty() {
-            continue;
-        }
-        // A manifest that is damaged helps nobody here.
-        let Ok(json) = engine.store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) else { continue };
-        let Ok(manifest) = parse_json::<Manifest>("manifest", &image.manifest, &json) else { continue };
-        let parts = manifest.layers.iter().chain([&manifest.config]);
-        for part in parts.filter(|part| wanted.contains(&part.digest)) {
-            let known = found.entry(part.digest).or_default();
-            known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
-        }
-    }
-    Ok(found)
 }
 
 /// A blob of the store.
-struct Stored {
-    store: Arc<Store>,
-    digest: Digest,
+pub(super) struct Stored {
+    pub(super) store: Arc<Store>,
+    pub(super) digest: Digest,
 }
 
 impl BlobSource for Stored {
@@ -266,9 +208,9 @@ impl BlobSource for Spooled {
 }
 
 /// Reads a file that others read as well.
-struct From {
-    file: Arc<File>,
-    at: u64,
+pub(super) struct From {
+    pub(super) file: Arc<File>,
+    pub(super) at: u64,
 }
 
 impl Read for From {

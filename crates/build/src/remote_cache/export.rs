@@ -18,7 +18,7 @@ use super::spec::CacheTarget;
 use super::{FarResult, open};
 use crate::build::Progress;
 use crate::cache::{BuildCache, Entry};
-use crate::export::{LayerContent, ReadyLayer, ready, write_layer};
+use crate::export::{Along, LayerContent, ReadyLayer, ready, write_layer};
 use crate::layers::Layers;
 use crate::registry::Registries;
 use crate::{BuildCancel, BuildError, Engine};
@@ -194,8 +194,8 @@ impl Sender<'_> {
             if packed.contains_key(&layer.snapshot) {
                 continue;
             }
-            let made =
-                ready(self.engine, layer, &self.target.compress, Times::Keep, self.cancel.flag(), None)?;
+            let (compress, cancel) = (&self.target.compress, self.cancel.flag());
+            let made = ready(self.engine, layer, compress, Times::Keep, cancel, &mut Along::Nobody)?;
             packed.insert(layer.snapshot.clone(), made.descriptor.clone());
             layers.insert(made.descriptor.digest, made);
         }

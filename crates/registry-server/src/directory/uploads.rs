@@ -244,3 +244,34 @@ fn read_owner(dir: &Path, id: &UploadId) -> Option<(Name, Who)> {
     let who = lines.next().map_or(Who::Anonymous, |user| Who::Account(user.to_owned()));
     (owner_text(&name, &who) == text).then_some((name, who))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_goes_on_with_is_forgotten_with_its_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let life = Duration::from_secs(3600);
+        let uploads =
+            Uploads::open(dir.path().to_owned(), &Limits { upload_life: life, ..Limits::default() }).unwrap();
+        let name: Name = "team/app".parse().unwrap();
+        let begin = || uploads.begin(&name, &Who::Anonymous).unwrap().unwrap();
+        let (old, busy, new) = (begin(), begin(), begin());
+        for id in [&old, &busy] {
+            let file = OpenOptions::new().write(true).open(dir.path().join(id.as_str())).unwrap();
+            file.set_modified(SystemTime::now() - 2 * life).unwrap();
+        }
+        // Whoever writes at this moment goes on with it.
+        let writing = uploads.all()[&busy].writing.clone();
+        let turn = writing.try_lock().unwrap();
+        assert_eq!(uploads.expire().unwrap(), 1);
+        drop(turn);
+        let left: Vec<bool> = [&old, &busy, &new]
+            .iter()
+            .map(|id| dir.path().join(id.as_str()).exists() && owner_path(dir.path(), id).exists())
+            .collect();
+        assert_eq!((left, uploads.count()), (vec![false, true, true], 2));
+        assert_eq!(uploads.expire().unwrap(), 1);
+    }
+}

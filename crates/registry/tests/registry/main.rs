@@ -2,8 +2,10 @@
 
 mod auth;
 mod bench;
+mod growing;
 mod matrix;
 mod mirrors;
+mod pieces;
 mod pull;
 mod push;
 mod search;

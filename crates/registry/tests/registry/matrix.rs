@@ -1,4 +1,5 @@
-//! Everything that goes wrong between a client and a registry, each while pulling and while pushing.
+//! Everything that goes wrong between a client and a registry, each while pulling and while pushing, in one go and
+//! in pieces.
 //!
 //! A row says what the registry does and what has to come of it. Whatever that is: no wrong byte is taken, no
 //! password reaches another host, and it ends soon.
@@ -11,6 +12,8 @@ use kiln_oci::image::{Descriptor, media_type};
 use kiln_registry::{Error, Fault, Settings, Which};
 
 use crate::bench::{Bench, password, text};
+use crate::growing::{made, steps};
+use crate::pieces::ahead;
 use crate::server::{Reply, Request, Server, answer, head};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
@@ -20,6 +23,25 @@ const MOST_REQUESTS: usize = 60;
 
 fn content() -> Vec<u8> {
     (0..700_000u32).map(|n| (n ^ (n >> 8)) as u8).collect()
+}
+
+/// What is done beside such a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Pull,
+    /// By several connections.
+    PullPieces,
+    Push,
+    /// Of a blob that is still being made.
+    PushGrowing,
+}
+
+const WAYS: [Way; 4] = [Way::Pull, Way::PullPieces, Way::Push, Way::PushGrowing];
+
+impl Way {
+    fn is_push(self) -> bool {
+        matches!(self, Way::Push | Way::PushGrowing)
+    }
 }
 
 /// What has to come of it.
@@ -327,42 +349,57 @@ fn stage(act: Act) -> (Server, Server) {
 }
 
 /// Pauses cost nothing. Where something stands still, it is given up soon; elsewhere the machine may be slow.
-fn bench(row: &Row, expected: End) -> Bench {
+fn bench(row: &Row, way: Way, expected: End) -> Bench {
     let stands = expected != Good && (row.name.starts_with("silence") || row.name.starts_with("one byte"));
     let stall = Duration::from_millis(if stands { 200 } else { 20_000 });
-    Bench::with(Settings { stall, tries: 4, ..Settings::default() }, Arc::new(password()))
+    let mut settings = Settings { stall, tries: 4, ..Settings::default() };
+    match way {
+        Way::Pull | Way::Push => {}
+        Way::PullPieces => (settings.piece_bytes, settings.fast_bytes) = (80_000, u64::MAX),
+        Way::PushGrowing => settings.chunk_bytes = Some(200_000),
+    }
+    Bench::with(settings, Arc::new(password()))
 }
 
-async fn pull(repository: &kiln_registry::Repository, blob: &Descriptor) -> Result<Vec<u8>, Error> {
+async fn pull(repository: &kiln_registry::Repository, blob: &Descriptor, way: Way) -> Result<Vec<u8>, Error> {
     let head = repository.resolve(Which::Tag("v1")).await?;
     let manifest = repository.manifest(Which::Digest(&head.digest)).await?;
     assert_eq!(manifest.bytes, MANIFEST, "other bytes");
     let mut out = Vec::new();
-    repository.fetch_blob(blob, &mut out).await?;
+    match way {
+        Way::PullPieces => repository.fetch_blob_ahead(blob, &mut out, Some(&ahead(3))).await?,
+        _ => repository.fetch_blob(blob, &mut out).await?,
+    }
     Ok(out)
 }
 
-async fn push(repository: &kiln_registry::Repository, blob: &Descriptor) -> Result<(), Error> {
-    repository.push_blob(blob, &content(), &[]).await?;
+async fn push(repository: &kiln_registry::Repository, blob: &Descriptor, way: Way) -> Result<(), Error> {
+    if way == Way::PushGrowing {
+        let growing = made(content(), steps(content().len()));
+        repository.push_growing(&growing, &|_| Vec::new()).await?;
+    } else {
+        repository.push_blob(blob, &content(), &[]).await?;
+    }
     repository.put_manifest(Which::Tag("v1"), media_type::OCI_MANIFEST, MANIFEST).await?;
     Ok(())
 }
 
 /// What is wrong with how this row ends; nothing, as a rule.
-fn check(row: &Row, is_push: bool) -> Vec<String> {
+fn check(row: &Row, way: Way) -> Vec<String> {
+    let is_push = way.is_push();
     let expected = if is_push { row.push } else { row.pull };
-    let ((server, other), bench, start) = (stage(row.act), bench(row, expected), Instant::now());
+    let ((server, other), bench, start) = (stage(row.act), bench(row, way, expected), Instant::now());
     let bytes = content();
     let blob = Descriptor::new(media_type::OCI_LAYER_GZIP, Digest::of(&bytes), bytes.len() as u64);
     let mut wrong = Vec::new();
     let ended = if is_push {
-        bench.run(push(&bench.repository(&server), &blob))
+        bench.run(push(&bench.repository(&server), &blob, way))
     } else {
         for there in [&server, &other] {
             there.blob(&bytes);
             there.manifest("v1", MANIFEST);
         }
-        bench.run(pull(&bench.repository(&server), &blob)).map(|out| {
+        bench.run(pull(&bench.repository(&server), &blob, way)).map(|out| {
             if out != bytes {
                 wrong.push("other bytes were taken".to_owned());
             }
@@ -398,24 +435,21 @@ fn check(row: &Row, is_push: bool) -> Vec<String> {
     if paused > LONGEST || start.elapsed() > Duration::from_secs(100) || requests > MOST_REQUESTS {
         wrong.push(format!("{paused:?} of pauses, {:?}, {requests} requests", start.elapsed()));
     }
-    wrong
-        .iter()
-        .map(|what| format!("{}, {}: {what}", row.name, if is_push { "push" } else { "pull" }))
-        .collect()
+    wrong.iter().map(|what| format!("{}, {way:?}: {what}", row.name)).collect()
 }
 
 #[test]
 fn whatever_a_registry_does_nothing_wrong_is_taken_and_it_ends() {
     assert!(ROWS.len() >= 40);
-    let next = Mutex::new(ROWS.iter().flat_map(|row| [(row, false), (row, true)]));
+    let next = Mutex::new(ROWS.iter().flat_map(|row| WAYS.map(|way| (row, way))));
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         // They wait more than they work.
         for _ in 0..8 {
             scope.spawn(|| {
                 loop {
-                    let Some((row, is_push)) = next.lock().unwrap().next() else { break };
-                    wrong.lock().unwrap().extend(check(row, is_push));
+                    let Some((row, way)) = next.lock().unwrap().next() else { break };
+                    wrong.lock().unwrap().extend(check(row, way));
                 }
             });
         }

@@ -96,6 +96,22 @@ fn an_upload_that_the_registry_forgot_is_begun_anew() {
 }
 
 #[test]
+fn a_registry_that_takes_no_pieces_gets_the_blob_in_one() {
+    // Some say so, some call every upload unknown, some find every range wrong.
+    for (status, methods) in [
+        (405, &["HEAD", "POST", "PATCH", "PUT"][..]),
+        (501, &["HEAD", "POST", "PATCH", "PUT"]),
+        (404, &["HEAD", "POST", "PATCH", "POST", "PATCH", "POST", "PUT"]),
+        (416, &["HEAD", "POST", "PATCH", "GET", "PATCH", "POST", "PUT"]),
+    ] {
+        let server =
+            Server::scripted(move |request, _| (request.method == "PATCH").then(|| answer(status, &[], b"")));
+        let bench = Bench::new();
+        assert_eq!(check_sent(&bench, &server, &content()), methods, "{status}");
+    }
+}
+
+#[test]
 fn a_blob_is_mounted_where_the_registry_has_it() {
     let (bench, server) = (Bench::new(), Server::new());
     server.manifest("mountable", &content());

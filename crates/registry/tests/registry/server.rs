@@ -46,6 +46,8 @@ pub(crate) enum Reply {
     Trickle(Vec<u8>, Vec<u8>),
     /// Sends this and resets the connection.
     Reset(Vec<u8>),
+    /// Sends the first, waits so long, and sends the second.
+    Halting(Vec<u8>, Duration, Vec<u8>),
 }
 
 /// An answer with a length.
@@ -139,6 +141,12 @@ impl Server {
                     }
                 }
             }
+            Reply::Halting(first, pause, second) => {
+                drop(stream.write_all(&first));
+                // The pace is what this server is about.
+                std::thread::park_timeout(pause);
+                drop(stream.write_all(&second));
+            }
             Reply::Bytes(bytes) => drop(stream.write_all(&bytes)),
             Reply::Hang(bytes) => {
                 drop(stream.write_all(&bytes));
@@ -181,14 +189,15 @@ impl Server {
             ("GET" | "HEAD", "blobs") => {
                 let blob = rest.parse().ok().and_then(|digest: Digest| state.blobs.get(&digest));
                 let Some(blob) = blob else { return missing() };
-                let range =
-                    request.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
-                match (request.method.as_str(), range.and_then(|from| from.parse::<usize>().ok())) {
+                let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
+                match (request.method.as_str(), range.and_then(|range| range.split_once('-'))) {
                     ("HEAD", _) => Reply::Bytes(head(200, &[], blob.len())),
-                    (_, None) => answer(200, &[], blob),
-                    (_, Some(from)) => {
-                        let range = format!("bytes {from}-{}/{}", blob.len() - 1, blob.len());
-                        answer(206, &[("Content-Range", &range)], &blob[from..])
+                    (_, None) => answer(200, &[("Accept-Ranges", "bytes")], blob),
+                    (_, Some((from, last))) => {
+                        let end = last.parse().map_or(blob.len(), |last: usize| last + 1);
+                        let from: usize = from.parse().unwrap();
+                        let range = format!("bytes {from}-{}/{}", end - 1, blob.len());
+                        answer(206, &[("Content-Range", &range)], &blob[from..end])
                     }
                 }
             }
