@@ -109,7 +109,7 @@ impl BuildOp {
         let earlier = last.as_ref().and_then(|last| last.open(engine));
         let states_file = last.as_ref().map(LastCopy::states_file);
         let states = earlier.as_ref().zip(states_file.as_ref());
-        let states = states.and_then(|((id, _), file)| file.read(id));
+        let states = states.and_then(|((id, _), file)| file.read(&engine.store, id));
         let follow = || Follower::start(upper.try_clone().ok()?, states);
         let follower = (files >= FEWEST_FOLLOWED).then(follow).flatten();
         let root = Root {

@@ -10,6 +10,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use kiln_content::Store;
 use kiln_layer::HashStates;
 use kiln_oci::SnapshotId;
 
@@ -25,9 +26,11 @@ pub(crate) struct StatesFile(pub(super) PathBuf);
 impl StatesFile {
     /// Those of `id`, which the files of the next copy are linked to; `None`: they are another layer's, or
     /// there are none.
-    pub(super) fn read(&self, id: &SnapshotId) -> Option<HashStates> {
+    pub(super) fn read(&self, store: &Store, id: &SnapshotId) -> Option<HashStates> {
         let (of, states) = decode(&fs::read(&self.0).ok()?)?;
-        (of == *id).then_some(states)
+        // The record of a layer goes when it is found damaged, or may not have reached the disk.
+        let record = store.layer(id).ok()??;
+        (of == *id && states.diff_id() == record.diff_id).then_some(states)
     }
 
     /// Puts the states of `id` on record.

@@ -56,6 +56,11 @@ impl HashStates {
         (!states.is_empty()).then_some(Self { diff_id, states })
     }
 
+    /// The diff ID of the tar.
+    pub fn diff_id(&self) -> DiffId {
+        self.diff_id
+    }
+
     pub(super) fn get(&self, nth: usize) -> Option<&HashState> {
         self.states.get(nth)
     }

@@ -2,7 +2,9 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicBool;
 
+use kiln_content::LayerRecord;
 use kiln_layer::{CopyRequest, Follower, LookedAt, ScanOptions, TopDir, copy, scan};
+use kiln_oci::{DiffId, Digest};
 
 use super::*;
 
@@ -29,11 +31,21 @@ fn states() -> HashStates {
 fn states_come_back_for_their_layer_and_damaged_ones_do_not() {
     let dir = tempfile::tempdir().unwrap();
     let file = StatesFile(dir.path().join("hash-states/name"));
+    let store = Store::open(&dir.path().join("store")).unwrap();
     let [id, other]: [SnapshotId; 2] = ["snapshot-1", "snapshot-2"].map(|id| id.parse().unwrap());
-    assert_eq!(file.read(&id), None);
     let states = states();
+    let record = |snapshot: &SnapshotId, diff_id| {
+        let record = LayerRecord { snapshot: snapshot.clone(), diff_id, size_bytes: 1, blob: None };
+        store.put_layer(&record).unwrap();
+    };
+    let read = |id| file.read(&store, id);
+    record(&other, states.diff_id());
     file.save(&id, &states);
-    assert_eq!((file.read(&id), file.read(&other)), (Some(states.clone()), None));
+    assert_eq!((read(&id), read(&other)), (None, None), "the layer has no record");
+    record(&id, DiffId(Digest::of(b"another")));
+    assert_eq!((read(&id), read(&other)), (None, None), "the layer is another");
+    record(&id, states.diff_id());
+    assert_eq!((read(&id), read(&other)), (Some(states.clone()), None));
     let whole = encode(&id, &states);
     for at in 0..whole.len() {
         let mut damaged = whole.clone();
@@ -42,7 +54,9 @@ fn states_come_back_for_their_layer_and_damaged_ones_do_not() {
         assert_eq!(decode(&whole[..at]), None, "cut at {at}");
     }
     file.save(&other, &states);
-    assert_eq!((file.read(&id), file.read(&other)), (None, Some(states)));
+    assert_eq!((read(&id), read(&other)), (None, Some(states)));
+    fs::remove_file(&file.0).unwrap();
+    assert_eq!(read(&other), None);
 }
 
 #[test]
