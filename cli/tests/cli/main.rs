@@ -42,6 +42,7 @@ mod faults;
 mod fsck;
 mod full_disk;
 mod gc;
+mod hash_states;
 mod image;
 mod interop;
 mod interrupts;

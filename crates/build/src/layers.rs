@@ -13,12 +13,20 @@ use kiln_snapshotter::{Form, Snapshotter};
 use tokio::task::JoinHandle;
 
 use crate::BuildError;
+use crate::ops::StatesFile;
 
 /// Hashes committed snapshots in the background.
 pub(crate) struct Layers {
     store: Arc<Store>,
     snapshots: Arc<dyn Snapshotter>,
     pending: Mutex<HashMap<SnapshotId, JoinHandle<Result<LayerRecord, BuildError>>>>,
+}
+
+/// The hash of a snapshot that began with its files.
+pub(crate) struct UnderWay {
+    pub(crate) following: Following,
+    /// Where to keep the states that it had on the way; `None`: nowhere.
+    pub(crate) states_file: Option<StatesFile>,
 }
 
 impl Layers {
@@ -28,11 +36,20 @@ impl Layers {
 
     /// Starts hashing `snapshot`, or waits for what began with its files. Must be called within the
     /// runtime.
-    pub(crate) fn start(&self, snapshot: &SnapshotId, following: Option<Following>) {
+    pub(crate) fn start(&self, snapshot: &SnapshotId, under_way: Option<UnderWay>) {
         let (store, snapshots, id) = (self.store.clone(), self.snapshots.clone(), snapshot.clone());
-        let task = tokio::task::spawn_blocking(move || match following.and_then(Following::wait) {
-            Some(written) => save(&store, &id, &written),
-            None => describe(&store, &*snapshots, &id),
+        let task = tokio::task::spawn_blocking(move || {
+            let followed = under_way.and_then(|UnderWay { following, states_file }| {
+                let followed = following.wait()?;
+                if let (Some(file), Some(states)) = (states_file, &followed.states) {
+                    file.save(&id, states);
+                }
+                Some(followed)
+            });
+            match followed {
+                Some(followed) => save(&store, &id, &followed.written),
+                None => describe(&store, &*snapshots, &id),
+            }
         });
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot.clone(), task);
     }
@@ -98,7 +115,7 @@ fn save(store: &Store, snapshot: &SnapshotId, written: &Written) -> Result<Layer
     Ok(record)
 }
 
-/// Writes the layer tar of `snapshot`: a pure function of the snapshot.
+/// Writes the layer tar of `snapshot`: a pure function of the snapshot. No state of an earlier hash counts.
 pub(crate) fn write_tar(
     snapshots: &dyn Snapshotter,
     snapshot: &SnapshotId,

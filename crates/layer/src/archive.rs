@@ -9,7 +9,7 @@ use crate::beneath::open_to_read;
 use crate::diff::DiffError;
 use crate::index::Entry;
 use crate::member::{Links, Spare, copy_content};
-use crate::tar_write::{BLOCK, write_padding};
+use crate::tar_write::{BLOCK, Header, write_header, write_padding};
 
 const BUFFER: usize = 256 << 10;
 
@@ -38,7 +38,8 @@ pub fn archive(
         if name.is_empty() {
             continue;
         }
-        let size = links.write_header(entry, &name, &mut out).map_err(DiffError::Output)?;
+        let write = |header: &Header<'_>| write_header(&mut out, header);
+        let size = links.write_header(entry, &name, write).map_err(DiffError::Output)?;
         if let Some(size) = size.filter(|&size| size > 0) {
             let file = open_to_read(root, &entry.path).map_err(|error| DiffError::Scan(error.into()))?;
             copy_content(&mut out, &entry.path, File::from(file), size, cancel)?;

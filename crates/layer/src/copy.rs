@@ -10,7 +10,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::beneath::{self, BeneathError};
-use crate::diff::Follower;
+use crate::diff::{Follower, What};
 use crate::index::{Entry, EntryKind, Timestamp};
 use crate::looked_at::LookedAt;
 use crate::marks;
@@ -195,6 +195,7 @@ pub fn copy(request: &CopyRequest<'_>) -> Result<Copied, CopyError> {
         parent: None,
         new_below: None,
         earlier_dir: None,
+        kept: None,
         links: HashMap::new(),
         dir_mtimes: Vec::new(),
         clones: true,
@@ -227,6 +228,8 @@ struct Copier<'a> {
     new_below: Option<Vec<u8>>,
     /// The last directory of the earlier copy.
     earlier_dir: Option<(Vec<u8>, OwnedFd)>,
+    /// The last file, if it is that of the earlier copy, for who follows.
+    kept: Option<Box<Entry>>,
     /// Destination of the first entry of every inode that has several links.
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Directories whose time is set at the end; as paths, as there may be more than fds allowed.
@@ -307,21 +310,24 @@ impl Copier<'_> {
     }
 
     /// Tells who follows that an entry was made.
-    fn tell(&self, entry: &Entry) {
+    fn tell(&mut self, entry: &Entry) {
         let Some(follower) = self.request.follower else { return };
-        match &entry.kind {
-            EntryKind::Socket => {}
+        let path = self.destination_of(entry);
+        let what = match (&entry.kind, self.kept.take()) {
+            (EntryKind::Socket, _) => return,
             // The first name was read before the second was there.
-            EntryKind::File { nlink, .. } if *nlink > 1 => follower.give_up(),
-            _ => {
-                let path = self.destination_of(entry);
+            (EntryKind::File { nlink, .. }, _) if *nlink > 1 => return follower.give_up(),
+            (EntryKind::File { .. }, Some(kept)) => What::Kept(kept),
+            (EntryKind::File { content, .. }, None) => What::File(*content),
+            (EntryKind::Dir, _) => {
                 let last = self.dir_mtimes.last().filter(|(last, _)| *last == path);
-                let mtime = last.map(|(_, mtime)| *mtime).filter(|_| entry.kind == EntryKind::Dir);
-                // The root is in no layer.
-                if !path.is_empty() {
-                    follower.made(path, mtime);
-                }
+                What::Dir(last.map(|(_, mtime)| *mtime))
             }
+            _ => What::Other,
+        };
+        // The root is in no layer.
+        if !path.is_empty() {
+            follower.made(path, what);
         }
     }
 

@@ -19,10 +19,15 @@ use crate::tar_write::{BLOCK, Header, write_header, write_padding};
 use crate::walk::{Found, Walk};
 
 mod beside;
+mod prefix;
+mod recorded;
+mod states;
 mod trees;
 mod unchanged;
 
-pub use beside::{Follower, Following};
+pub(crate) use beside::What;
+pub use beside::{Followed, Follower, Following};
+pub use states::HashStates;
 pub use trees::diff_trees;
 pub(crate) use unchanged::has_origin;
 pub use unchanged::{copied_up, drop_unchanged};
@@ -136,8 +141,20 @@ pub fn shape(upper: BorrowedFd<'_>, options: &DiffOptions<'_>) -> Result<Shape, 
     Ok(writer.out.finish())
 }
 
+/// What a tar ends with.
+const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
+
 /// Where members go.
 trait Output: Write {
+    /// Takes a member's header; `content` is the BLAKE3 of the file that it is of, if that is known.
+    fn header(&mut self, header: &Header<'_>, content: Option<&[u8; 32]>) -> io::Result<()>
+    where
+        Self: Sized,
+    {
+        let _ = content;
+        write_header(self, header)
+    }
+
     /// Takes exactly `size_bytes` of content: the header has promised them already.
     fn content(
         &mut self,
@@ -273,11 +290,12 @@ impl<'a, O: Output> Writer<'a, O> {
             device: (0, 0),
             xattrs: &Xattrs::new(),
         };
-        write_header(&mut self.out, &header).map_err(DiffError::Output)
+        self.out.header(&header, None).map_err(DiffError::Output)
     }
 
     fn member(&mut self, entry: &Entry, file: Option<File>) -> Result<(), DiffError> {
-        let size = self.links.write_header(entry, &entry.path, &mut self.out).map_err(DiffError::Output)?;
+        let write = |header: &Header<'_>| self.out.header(header, entry.content());
+        let size = self.links.write_header(entry, &entry.path, write).map_err(DiffError::Output)?;
         self.entries += u64::from(size.is_some());
         match (file, size) {
             (Some(file), Some(size)) if size > 0 => {
@@ -290,7 +308,7 @@ impl<'a, O: Output> Writer<'a, O> {
 
     /// Two blocks of zeros.
     fn end(&mut self) -> Result<(), DiffError> {
-        self.out.write_all(&[0; 2 * BLOCK]).map_err(DiffError::Output)
+        self.out.write_all(&END).map_err(DiffError::Output)
     }
 }
 

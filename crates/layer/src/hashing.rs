@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
-use kiln_oci::{Digest, Sha256Writer};
+use kiln_oci::{Digest, Sha256State, Sha256Writer};
 
 use crate::member::Spare;
 
@@ -25,22 +25,47 @@ pub(crate) struct Hashing {
     used: VecDeque<Arc<Vec<u8>>>,
 }
 
-type State = Sha256Writer<io::Sink>;
-
 enum Hash {
     InPlace(State),
     Beside {
-        pieces: SyncSender<Arc<Vec<u8>>>,
+        work: SyncSender<Work>,
         /// A message for every piece that is done.
         done: Receiver<()>,
         thread: JoinHandle<State>,
     },
 }
 
+struct State {
+    hash: Sha256Writer<io::Sink>,
+    marks: Vec<Sha256State>,
+}
+
+enum Work {
+    Piece(Arc<Vec<u8>>),
+    Mark,
+}
+
+/// What came out of a hash.
+pub(crate) struct Hashed {
+    pub(crate) digest: Digest,
+    pub(crate) size_bytes: u64,
+    /// The states at the marks, in order.
+    pub(crate) marks: Vec<Sha256State>,
+}
+
 impl Hashing {
     pub(crate) fn new() -> Self {
-        let hash = Hash::InPlace(Sha256Writer::new(io::sink()));
-        Self { hash, size_bytes: 0, used: VecDeque::new() }
+        Self::of(Sha256Writer::new(io::sink()))
+    }
+
+    /// Goes on behind `size_bytes` that led to `state`.
+    fn resume(state: &Sha256State, size_bytes: u64) -> Self {
+        Self::of(Sha256Writer::resume(io::sink(), state, size_bytes))
+    }
+
+    fn of(hash: Sha256Writer<io::Sink>) -> Self {
+        let size_bytes = hash.size_bytes();
+        Self { hash: Hash::InPlace(State::of(hash)), size_bytes, used: VecDeque::new() }
     }
 
     /// Room for the next piece: as long as the last time, with what was in it.
@@ -72,9 +97,17 @@ impl Hashing {
             self.go_beside();
         }
         match &mut self.hash {
-            Hash::InPlace(state) => update(state, piece),
+            Hash::InPlace(state) => state.update(piece),
             // The thread ends early only by a panic, which `finish` hands on.
-            Hash::Beside { pieces, .. } => drop(pieces.send(piece.clone())),
+            Hash::Beside { work, .. } => drop(work.send(Work::Piece(piece.clone()))),
+        }
+    }
+
+    /// Keeps the state behind all pieces so far.
+    fn mark(&mut self) {
+        match &mut self.hash {
+            Hash::InPlace(state) => state.mark(),
+            Hash::Beside { work, .. } => drop(work.send(Work::Mark)),
         }
     }
 
@@ -85,43 +118,66 @@ impl Hashing {
 
     /// The digest of all pieces, and their size.
     pub(crate) fn finish(self) -> (Digest, u64) {
-        let state = match self.hash {
+        let hashed = self.finish_marked();
+        (hashed.digest, hashed.size_bytes)
+    }
+
+    fn finish_marked(self) -> Hashed {
+        let State { hash, marks } = match self.hash {
             Hash::InPlace(state) => state,
-            Hash::Beside { pieces, thread, .. } => {
-                drop(pieces);
+            Hash::Beside { work, thread, .. } => {
+                drop(work);
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             }
         };
-        let (_, digest, _) = state.finish();
-        (digest, self.size_bytes)
+        let (_, digest, size_bytes) = hash.finish();
+        Hashed { digest, size_bytes, marks }
     }
 
     /// Moves the hash to a thread of its own, if there is none yet and one can be had.
     fn go_beside(&mut self) {
         let Hash::InPlace(state) = &mut self.hash else { return };
-        let (pieces, incoming) = sync_channel::<Arc<Vec<u8>>>(WAITING);
+        let (work, incoming) = sync_channel::<Work>(WAITING);
         let (finished, done) = sync_channel(WAITING * 2);
-        let state = std::mem::replace(state, Sha256Writer::new(io::sink()));
+        let state = std::mem::replace(state, State::of(Sha256Writer::new(io::sink())));
         // Handed over as a message: when there is no thread, it is still ours.
         let (hand_over, handed) = sync_channel::<State>(1);
-        let work = move || {
-            let mut state = handed.recv().unwrap_or_else(|_| Sha256Writer::new(io::sink()));
-            for piece in incoming {
-                update(&mut state, &piece);
+        let run = move || {
+            let mut state = handed.recv().unwrap_or_else(|_| State::of(Sha256Writer::new(io::sink())));
+            for work in incoming {
+                let Work::Piece(piece) = work else {
+                    state.mark();
+                    continue;
+                };
+                state.update(&piece);
                 drop(piece);
                 // Full when nobody waits for room; then nobody needs to know.
                 let _ = finished.try_send(());
             }
             state
         };
-        match Builder::new().name("layer-hash".to_owned()).spawn(work) {
+        match Builder::new().name("layer-hash".to_owned()).spawn(run) {
             Ok(thread) => {
                 let _ = hand_over.send(state);
-                self.hash = Hash::Beside { pieces, done, thread };
+                self.hash = Hash::Beside { work, done, thread };
             }
             // No more threads: it takes longer then.
             Err(_) => self.hash = Hash::InPlace(state),
         }
+    }
+}
+
+impl State {
+    fn of(hash: Sha256Writer<io::Sink>) -> Self {
+        Self { hash, marks: Vec::new() }
+    }
+
+    fn update(&mut self, piece: &[u8]) {
+        self.hash.write_all(piece).expect("a sink takes everything");
+    }
+
+    fn mark(&mut self) {
+        self.marks.push(self.hash.state());
     }
 }
 
@@ -136,14 +192,43 @@ pub(crate) struct HashedOut<W> {
 
 impl<W: Write> HashedOut<W> {
     pub(crate) fn new(out: W) -> Self {
-        Self { out, hashing: Hashing::new(), piece: vec![0; PIECE], filled: 0 }
+        Self::of(out, Hashing::new())
+    }
+
+    /// Goes on behind `size_bytes` that led to `state`, and that `out` has or does not want.
+    pub(crate) fn resume(out: W, state: &Sha256State, size_bytes: u64) -> Self {
+        Self::of(out, Hashing::resume(state, size_bytes))
+    }
+
+    fn of(out: W, hashing: Hashing) -> Self {
+        Self { out, hashing, piece: vec![0; PIECE], filled: 0 }
+    }
+
+    /// What passed so far, and was before if it goes on.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.hashing.size_bytes + self.filled as u64
+    }
+
+    /// Keeps the state of the hash here, for [`Hashed::marks`].
+    pub(crate) fn mark(&mut self) -> io::Result<()> {
+        if self.filled > 0 {
+            self.pass_on()?;
+        }
+        self.hashing.mark();
+        Ok(())
     }
 
     /// Writes what is left; the digest and size of everything.
-    pub(crate) fn finish(mut self) -> io::Result<(Digest, u64)> {
+    pub(crate) fn finish(self) -> io::Result<(Digest, u64)> {
+        let hashed = self.finish_marked()?;
+        Ok((hashed.digest, hashed.size_bytes))
+    }
+
+    /// The same with the states at the marks.
+    pub(crate) fn finish_marked(mut self) -> io::Result<Hashed> {
         self.pass_on()?;
         self.out.flush()?;
-        Ok(self.hashing.finish())
+        Ok(self.hashing.finish_marked())
     }
 
     fn pass_on(&mut self) -> io::Result<()> {
@@ -183,10 +268,6 @@ impl<W: Write> Write for HashedOut<W> {
     }
 }
 
-fn update(state: &mut State, piece: &[u8]) {
-    state.write_all(piece).expect("a sink takes everything");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +290,29 @@ mod tests {
             }
             assert_eq!(hashing.finish(), (Digest::of(&all), all.len() as u64), "{count}");
             assert!(rooms.len() <= WAITING + 1, "{} rooms", rooms.len());
+        }
+    }
+
+    #[test]
+    fn a_hash_goes_on_from_each_mark_in_place_and_beside() {
+        for size in [1000, IN_PLACE as usize + 3 * PIECE] {
+            let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            let ends = [0, 1, 500, size / 2, size / 2, size];
+            let mut out = HashedOut::new(io::sink());
+            let mut at = 0;
+            for end in ends {
+                out.write_all(&bytes[at..end]).unwrap();
+                assert_eq!(out.size_bytes(), end as u64);
+                out.mark().unwrap();
+                at = end;
+            }
+            let hashed = out.finish_marked().unwrap();
+            assert_eq!((hashed.digest, hashed.marks.len()), (Digest::of(&bytes), ends.len()));
+            for (end, mark) in ends.into_iter().zip(&hashed.marks) {
+                let mut out = HashedOut::resume(io::sink(), mark, end as u64);
+                out.write_all(&bytes[end..]).unwrap();
+                assert_eq!(out.finish().unwrap(), (Digest::of(&bytes), size as u64), "{size} from {end}");
+            }
         }
     }
 }

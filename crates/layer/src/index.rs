@@ -243,6 +243,14 @@ impl Entry {
         Ok(hasher.finalize() == *expected)
     }
 
+    /// BLAKE3 of a file's content, if it is known.
+    pub(crate) fn content(&self) -> Option<&[u8; 32]> {
+        match &self.kind {
+            EntryKind::File { content, .. } => content.as_ref(),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_as(&self, stat: &Stat) -> bool {
         let EntryKind::File { size, inode, .. } = &self.kind else { return false };
         *size == stat.st_size.unsigned_abs()

@@ -59,8 +59,8 @@ pub use copy::{
 };
 pub use density::{DensityError, bounded_decoder};
 pub use diff::{
-    DiffError, DiffOptions, Follower, Following, TreeForm, Written, copied_up, diff, diff_trees,
-    drop_unchanged, is_opaque, is_whiteout, shape,
+    DiffError, DiffOptions, Followed, Follower, Following, HashStates, TreeForm, Written, copied_up, diff,
+    diff_trees, drop_unchanged, is_opaque, is_whiteout, shape,
 };
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{Entry, EntryKind, FileStat, KnownFile, ScanError, StatCache, Timestamp};

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::diff::DiffError;
 use crate::index::{Entry, EntryKind};
 use crate::node::{Xattrs, is_private_xattr};
-use crate::tar_write::{Header, write_header};
+use crate::tar_write::Header;
 
 /// The first name of every inode that has several: of hard links the first is the file.
 #[derive(Default)]
@@ -19,15 +19,15 @@ impl Links {
         self.0.contains_key(&inode)
     }
 
-    /// Writes the header of `entry`, called `name` in the tar, where the root is the empty name.
-    /// Returns the size of the content that has to follow; `None` for a socket, which no tar has.
+    /// Writes by `write` the header of `entry`, called `name` in the tar, where the root is the empty
+    /// name. Returns the size of the content that has to follow; `None` for a socket, which no tar has.
     ///
     /// The attributes of overlayfs and SELinux are left out.
     pub(crate) fn write_header(
         &mut self,
         entry: &Entry,
         name: &[u8],
-        out: &mut impl Write,
+        write: impl FnOnce(&Header<'_>) -> io::Result<()>,
     ) -> io::Result<Option<u64>> {
         let mut path = name.to_vec();
         let (mut size, mut device, mut link) = (0, (0, 0), Vec::new());
@@ -76,7 +76,7 @@ impl Links {
             device,
             xattrs: &xattrs,
         };
-        write_header(out, &header)?;
+        write(&header)?;
         Ok(Some(size))
     }
 }

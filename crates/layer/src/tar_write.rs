@@ -7,6 +7,10 @@ use crate::node::Xattrs;
 
 pub(crate) const BLOCK: usize = 512;
 
+/// To be raised with every change of the bytes that a member becomes, here or in [`crate::diff`]: states of
+/// a layer's hash that another version kept say nothing about a tar of this one.
+pub(crate) const VERSION: u32 = 1;
+
 /// One member's header, before it is bytes.
 pub(crate) struct Header<'a> {
     /// With a closing slash for directories.

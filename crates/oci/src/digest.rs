@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::digest::common::hazmat::{SerializableState, SerializedState};
+use sha2::digest::typenum::Unsigned;
 use sha2::{Digest as _, Sha256};
 
 /// `sha256:<64 hex>` of bytes exactly as stored.
@@ -156,6 +158,17 @@ impl<W: Write> Sha256Writer<W> {
         self.size_bytes
     }
 
+    /// How far the digest has come.
+    pub fn state(&self) -> Sha256State {
+        Sha256State(self.hash.serialize())
+    }
+
+    /// Goes on in front of `inner` where another writer was when it had this state and so many bytes.
+    pub fn resume(inner: W, state: &Sha256State, size_bytes: u64) -> Self {
+        let hash = Sha256::deserialize(&state.0).expect("checked when it was made");
+        Self { inner, hash, size_bytes }
+    }
+
     /// Returns the writer behind, the digest of everything written, and the size in bytes.
     pub fn finish(self) -> (W, Digest, u64) {
         (self.inner, Digest(self.hash.finalize().into()), self.size_bytes)
@@ -172,6 +185,26 @@ impl<W: Write> Write for Sha256Writer<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+/// A SHA-256 that has come so far and can go on: [`Sha256Writer::resume`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sha256State(SerializedState<Sha256>);
+
+impl Sha256State {
+    /// Of [`Sha256State::as_bytes`].
+    pub const LENGTH: usize = <Sha256 as SerializableState>::SerializedStateSize::USIZE;
+
+    /// The state as bytes, for [`Sha256State::from_bytes`] of this or a later process.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// `None` for bytes that no state has.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let state = SerializedState::<Sha256>::try_from(bytes).ok()?;
+        Sha256::deserialize(&state).is_ok().then_some(Self(state))
     }
 }
 
@@ -206,5 +239,33 @@ mod tests {
         writer.write_all(b"hello").unwrap();
         let (bytes, digest, size) = writer.finish();
         assert_eq!((bytes.as_slice(), digest, size), (&b"hello"[..], Digest::of(b"hello"), 5));
+    }
+
+    #[test]
+    fn a_writer_goes_on_from_a_state_wherever_it_was_taken() {
+        let bytes: Vec<u8> = (0..200).collect();
+        for at in 0..bytes.len() {
+            let mut begun = Sha256Writer::new(io::sink());
+            begun.write_all(&bytes[..at]).unwrap();
+            let kept = begun.state().as_bytes().to_vec();
+            assert_eq!(kept.len(), Sha256State::LENGTH);
+            let state = Sha256State::from_bytes(&kept).unwrap();
+            assert_eq!(state, begun.state());
+            let mut resumed = Sha256Writer::resume(io::sink(), &state, begun.size_bytes());
+            resumed.write_all(&bytes[at..]).unwrap();
+            let (_, digest, size_bytes) = resumed.finish();
+            assert_eq!((digest, size_bytes), (Digest::of(&bytes), 200), "{at}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_state_is_refused() {
+        let state = Sha256Writer::new(io::sink()).state().as_bytes().to_vec();
+        assert_eq!(Sha256State::from_bytes(&state[1..]), None);
+        assert_eq!(Sha256State::from_bytes(&[&state[..], &[0]].concat()), None);
+        // More bytes wait for their block than a block has.
+        let mut overfull = state;
+        overfull[40] = 64;
+        assert_eq!(Sha256State::from_bytes(&overfull), None);
     }
 }

@@ -17,7 +17,7 @@ mod platform;
 mod reference;
 mod snapshot;
 
-pub use digest::{ChainId, DiffId, Digest, DigestError, Sha256Writer};
+pub use digest::{ChainId, DiffId, Digest, DigestError, Sha256State, Sha256Writer};
 pub use mount::{BindMount, FileMount, Mount, TmpfsMount, TreeMount};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};

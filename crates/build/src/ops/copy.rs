@@ -18,6 +18,7 @@ use super::BuildOp;
 use super::earlier::LastCopy;
 use super::file::{is_dir, make_dirs, path_error, relative, resolve_owner};
 use crate::OpError;
+use crate::layers::UnderWay;
 use crate::select::{Match, Selection, join};
 use crate::tree::{Tree, not_here};
 
@@ -89,7 +90,7 @@ impl BuildOp {
 
     /// Does an instruction that is one plain copy: straight into the layer, with links to the files of the
     /// last one that are the same (`docs/adr/0020-copies-share-files.md`), and hashed beside
-    /// (`docs/adr/0026-hashed-beside-the-copy.md`).
+    /// (`docs/adr/0026-hashed-beside-the-copy.md`) from where it differs (`docs/adr/0029-hashes-go-on.md`).
     pub(super) fn run_copy(
         &self,
         copy: &llb::Copy,
@@ -106,20 +107,23 @@ impl BuildOp {
         let from_layers = self.layers_of(from, &selection)?;
         let last = LastCopy::of(engine, &self.op.digest(), from, files);
         let earlier = last.as_ref().and_then(|last| last.open(engine));
-        let follow = || Follower::start(upper.try_clone().ok()?);
+        let states_file = last.as_ref().map(LastCopy::states_file);
+        let states = earlier.as_ref().zip(states_file.as_ref());
+        let states = states.and_then(|((id, _), file)| file.read(&engine.store, id));
+        let follow = || Follower::start(upper.try_clone().ok()?, states);
         let follower = (files >= FEWEST_FOLLOWED).then(follow).flatten();
         let root = Root {
             to: upper.as_fd(),
             below: below.as_ref().map(AsFd::as_fd),
             from_layers: &from_layers,
-            earlier: earlier.as_ref(),
+            earlier: earlier.as_ref().map(|(_, files)| files),
             note_made: last.is_some(),
             follower: follower.as_ref(),
         };
         let made = self.copy(copy, &selection, from, &root, scope)?;
-        let following = follower.map(Follower::complete);
+        let under_way = follower.map(|follower| UnderWay { following: follower.complete(), states_file });
         drop((upper, below, earlier));
-        let tree = self.commit_hashed(active, following)?;
+        let tree = self.commit_hashed(active, under_way)?;
         if let (Some(last), Some(id)) = (last, tree.snapshot()) {
             last.save(id, &made);
         }

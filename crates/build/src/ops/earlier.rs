@@ -13,6 +13,7 @@ use kiln_layer::Earlier;
 use kiln_oci::{Digest, SnapshotId};
 use kiln_snapshotter::{Changes, Form};
 
+use super::hash_states::StatesFile;
 use crate::tree::Tree;
 use crate::{Engine, builds};
 
@@ -38,13 +39,19 @@ impl LastCopy {
         (files >= FEWEST).then(|| Self(engine.store.root().join("state/copies").join(&name[..32])))
     }
 
-    /// Its files; `None`: there was none, or its layer is gone.
-    pub(super) fn open(&self, engine: &Engine) -> Option<Earlier> {
+    /// Where the states of its layer's hash are.
+    pub(super) fn states_file(&self) -> StatesFile {
+        let state = self.0.parent().and_then(Path::parent).expect("it is in a directory below state");
+        StatesFile(state.join("hash-states").join(self.0.file_name().expect("it has a name")))
+    }
+
+    /// Its layer and the files in that; `None`: there was none, or its layer is gone.
+    pub(super) fn open(&self, engine: &Engine) -> Option<(SnapshotId, Earlier)> {
         let (id, known) = decode(&fs::read(&self.0).ok()?)?;
         // Held first: garbage collection does not take it any more, or has taken it.
         engine.store.hold_snapshot(&id).ok()?;
         match engine.snapshots.open_changes(&id).ok()? {
-            Changes { dir, form: Form::OverlayUpper } => Some(Earlier::new(dir, known)),
+            Changes { dir, form: Form::OverlayUpper } => Some((id, Earlier::new(dir, known))),
             Changes { form: Form::Tree { .. }, .. } => None,
         }
     }
@@ -63,7 +70,8 @@ impl LastCopy {
     }
 }
 
-fn forget_oldest(dir: &Path) -> std::io::Result<()> {
+/// Leaves so many records in `dir` as are remembered.
+pub(super) fn forget_oldest(dir: &Path) -> std::io::Result<()> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -4,10 +4,12 @@ mod copy;
 mod earlier;
 mod exec;
 mod file;
+mod hash_states;
 mod merge;
 mod same;
 
 pub(crate) use self::exec::{ShellJob, ShellTree, StepResources};
+pub(crate) use self::hash_states::StatesFile;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -15,14 +17,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kiln_content::CacheRecord;
-use kiln_layer::Following;
 use kiln_llb as llb;
 use kiln_oci::{Digest, SnapshotId};
 use kiln_solver::{CacheKey, Cost, Identity, InputUse, Op, Scope, Stream, VertexInput};
 
 use crate::cancel::BuildCancel;
 use crate::engine::now_unix;
-use crate::layers::Layers;
+use crate::layers::{Layers, UnderWay};
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
 use crate::tree::{Tree, not_here};
@@ -199,10 +200,10 @@ impl BuildOp {
     fn commit_hashed(
         &self,
         active: crate::engine::Active,
-        following: Option<Following>,
+        under_way: Option<UnderWay>,
     ) -> Result<Tree, BuildError> {
         let id: SnapshotId = active.commit()?;
-        self.shared.layers.start(&id, following);
+        self.shared.layers.start(&id, under_way);
         Ok(Tree::Snapshot(id))
     }
 

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::{Copier, CopyError, host};
 use crate::beneath;
-use crate::index::{Entry, EntryKind};
+use crate::index::{Entry, EntryKind, Timestamp};
 use crate::node::{Attributes, CallError};
 use crate::path;
 
@@ -68,6 +68,7 @@ impl Copier<'_> {
         match linked {
             Ok(()) => {
                 self.copied.linked += 1;
+                self.kept = self.request.follower.and_then(|_| kept(path, entry, attributes));
                 Ok(true)
             }
             Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => {
@@ -77,6 +78,21 @@ impl Copier<'_> {
             Err(_) => Ok(false),
         }
     }
+}
+
+/// A file that was linked, as whoever hashes its layer finds it.
+fn kept(path: &[u8], entry: &Entry, attributes: &Attributes<'_>) -> Option<Box<Entry>> {
+    let (uid, gid) = attributes.owner?;
+    Some(Box::new(Entry {
+        path: path.to_vec(),
+        kind: entry.kind.clone(),
+        mode: attributes.mode & 0o7777,
+        uid,
+        gid,
+        mtime: attributes.mtime?,
+        ctime: Timestamp::default(),
+        xattrs: attributes.xattrs.clone(),
+    }))
 }
 
 /// Digest of all that a file will be; `None`: it is one of several hard links, or nobody knows its content.

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::io::{self, Sink};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,10 +11,12 @@ use std::thread::{Builder, JoinHandle};
 
 use rustix::fs::FileType;
 
+use super::prefix::{Parting, Prefix};
+use super::recorded::Recorded;
+use super::states::{HashStates, INTERVAL_BYTES};
 use super::{DiffOptions, TreeForm, Writer, Written};
 use crate::beneath;
-use crate::hashing::HashedOut;
-use crate::index::{Entry, Timestamp};
+use crate::index::{Entry, EntryKind, Timestamp};
 use crate::node::{self, Xattrs};
 use crate::path;
 use crate::walk::Found;
@@ -28,6 +30,19 @@ const BATCH: usize = 64;
 /// when they are made; directories are looked at a second time in the end: each must be as it was written,
 /// and have as many entries as were written. Copies whose order is not that of a tar, or that make hard
 /// links, are not followed.
+///
+/// # What is not read
+/// A copy that links to the files of an earlier layer, whose [`HashStates`] are given, is hashed from the
+/// last state in front of what differs. Nothing is believed for that but the states themselves:
+///
+/// - A file passes only if it is the earlier layer's own, at the same path: one inode, which nobody has
+///   written to since it was hashed there. One that was made is read, and all that comes behind it.
+/// - Besides, it has to be what this copy was asked for, by the content that its own scan found and by all
+///   else that a tar has of a file: the chain over that is the one over what the earlier tar was made of.
+/// - Directories, links and devices are looked at in this tree, as always.
+///
+/// So whatever was done to the source in between (content under the old times, a mode, an attribute, two
+/// files that changed places) gives another file or another chain, and the tar is hashed from there.
 pub struct Follower {
     told: Sender<Told>,
     batch: Mutex<Vec<Made>>,
@@ -36,8 +51,19 @@ pub struct Follower {
 
 /// The hash of a layer that is complete.
 pub struct Following {
-    thread: JoinHandle<Option<Written>>,
+    thread: JoinHandle<Option<Followed>>,
     stop: Stop,
+}
+
+/// A layer that was hashed beside the copy that made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Followed {
+    /// What its tar is.
+    pub written: Written,
+    /// Members at its beginning that were those of the earlier layer, and were not read.
+    pub same_entries: u64,
+    /// For the next copy; `None`: it is empty, or nobody knew what is in its files.
+    pub states: Option<HashStates>,
 }
 
 /// Ends the thread when nobody waits for it any more.
@@ -52,8 +78,18 @@ impl Drop for Stop {
 /// Something that is as it will be.
 struct Made {
     path: Vec<u8>,
-    /// Of a directory: the time that it gets when all else is done.
-    mtime: Option<Timestamp>,
+    what: What,
+}
+
+pub(crate) enum What {
+    /// A directory that gets this time when all else is done; `None`: it has it.
+    Dir(Option<Timestamp>),
+    /// A file that was made; the BLAKE3 of its content, if that is known.
+    File(Option<[u8; 32]>),
+    /// A file that is the earlier layer's at this path, and like this.
+    Kept(Box<Entry>),
+    /// A link, a device or a pipe.
+    Other,
 }
 
 enum Told {
@@ -64,20 +100,32 @@ enum Told {
 
 impl Follower {
     /// Waits for what will be made below `upper`, an empty upperdir that nobody has mounted; `None`: there
-    /// is no thread for it.
-    pub fn start(upper: OwnedFd) -> Option<Self> {
+    /// is no thread for it. With `earlier`, the states of the layer that files are linked to, what both have
+    /// in the beginning is not read.
+    pub fn start(upper: OwnedFd, earlier: Option<HashStates>) -> Option<Self> {
+        Self::start_with(upper, earlier, INTERVAL_BYTES)
+    }
+
+    pub(super) fn start_with(
+        upper: OwnedFd,
+        earlier: Option<HashStates>,
+        interval_bytes: u64,
+    ) -> Option<Self> {
         let (told, incoming) = channel();
         let cancel = Arc::new(AtomicBool::new(false));
         let stop = Stop(cancel.clone());
-        let work = move || follow(upper, &incoming, &cancel);
+        let work = move || {
+            let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: &cancel };
+            follow(Behind::new(upper, earlier, interval_bytes, &options), &incoming)
+        };
         let thread = Builder::new().name("layer-follow".to_owned()).spawn(work).ok()?;
         Some(Self { told, batch: Mutex::default(), following: Following { thread, stop } })
     }
 
     /// Something at `path` will not be changed any more, but for the time of a directory.
-    pub(crate) fn made(&self, path: Vec<u8>, mtime: Option<Timestamp>) {
+    pub(crate) fn made(&self, path: Vec<u8>, what: What) {
         let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
-        batch.push(Made { path, mtime });
+        batch.push(Made { path, what });
         if batch.len() == BATCH {
             // An error: it has given up.
             let _ = self.told.send(Told::Made(std::mem::take(&mut batch)));
@@ -100,7 +148,7 @@ impl Follower {
 
 impl Following {
     /// Waits for the rest of the layer; `None`: somebody has to go through it.
-    pub fn wait(self) -> Option<Written> {
+    pub fn wait(self) -> Option<Followed> {
         // Asked to stop only after it has ended.
         let _stop = self.stop;
         self.thread.join().ok().flatten()
@@ -108,32 +156,35 @@ impl Following {
 }
 
 /// `None`, whatever is wrong: who goes through the finished tree says what.
-fn follow(upper: OwnedFd, incoming: &Receiver<Told>, cancel: &AtomicBool) -> Option<Written> {
-    let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel };
-    let mut following = Behind::new(upper, &options);
+fn follow(mut behind: Behind<'_>, incoming: &Receiver<Told>) -> Option<Followed> {
     loop {
         match incoming.recv().ok()? {
             Told::Made(batch) => {
                 for made in batch {
-                    if cancel.load(Atomic::Relaxed) {
+                    if behind.options.cancel.load(Atomic::Relaxed) {
                         return None;
                     }
-                    following.member(&made)?;
+                    behind.member(made)?;
                 }
             }
-            Told::Complete => return following.finish(),
+            Told::Complete => return behind.finish(),
         }
     }
 }
 
 struct Behind<'o> {
-    writer: Writer<'o, HashedOut<Sink>>,
+    options: &'o DiffOptions<'o>,
+    /// While the tar may be that of the earlier layer; nothing is written then.
+    prefix: Option<Prefix<'o>>,
+    same_entries: u64,
+    writer: Writer<'o, Recorded>,
+    interval_bytes: u64,
     upper: OwnedFd,
     /// The last directory that something was made in.
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// What was written last.
+    /// What was told last.
     last: Vec<u8>,
-    /// All directories that were written, and the root.
+    /// All directories that were told or stand above what was, and the root.
     dirs: HashMap<Vec<u8>, Seen>,
 }
 
@@ -146,9 +197,18 @@ struct Seen {
 }
 
 impl<'o> Behind<'o> {
-    fn new(upper: OwnedFd, options: &'o DiffOptions<'o>) -> Self {
+    fn new(
+        upper: OwnedFd,
+        earlier: Option<HashStates>,
+        interval_bytes: u64,
+        options: &'o DiffOptions<'o>,
+    ) -> Self {
         Self {
-            writer: Writer::new(HashedOut::new(io::sink()), options),
+            options,
+            prefix: earlier.map(|earlier| Prefix::new(earlier, options)),
+            same_entries: 0,
+            writer: Writer::new(Recorded::new(interval_bytes), options),
+            interval_bytes,
             upper,
             parent: None,
             last: Vec::new(),
@@ -156,9 +216,9 @@ impl<'o> Behind<'o> {
         }
     }
 
-    fn member(&mut self, made: &Made) -> Option<()> {
-        let path = made.path.as_slice();
-        if in_tar_order(&self.last, path) != Ordering::Less {
+    fn member(&mut self, made: Made) -> Option<()> {
+        let Made { path, what } = made;
+        if in_tar_order(&self.last, &path) != Ordering::Less {
             return None;
         }
         for end in path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at) {
@@ -167,6 +227,54 @@ impl<'o> Behind<'o> {
                 self.dir(above, None)?;
             }
         }
+        match what {
+            What::Dir(mtime) => self.dir(&path, mtime)?,
+            What::Kept(entry) if self.prefix.is_some() => {
+                self.dirs.get_mut(path::split(&path).0)?.entries += 1;
+                self.add(*entry)?;
+            }
+            What::Kept(entry) => self.made_file(&path, entry.content().copied())?,
+            What::File(content) => {
+                self.part()?;
+                self.made_file(&path, content)?;
+            }
+            What::Other => {
+                let (entry, _) = self.read(&path)?;
+                if let EntryKind::File { .. } = entry.kind {
+                    return None;
+                }
+                self.dirs.get_mut(path::split(&path).0)?.entries += 1;
+                self.add(entry)?;
+            }
+        }
+        self.last = path;
+        Some(())
+    }
+
+    fn dir(&mut self, path: &[u8], mtime: Option<Timestamp>) -> Option<()> {
+        let (mut entry, _) = self.look_at(path)?;
+        entry.mtime = mtime.unwrap_or(entry.mtime);
+        self.dirs.get_mut(path::split(path).0)?.entries += 1;
+        self.dirs.insert(path.to_vec(), Seen { entry: Some(entry.clone()), entries: 0 });
+        self.add(entry)
+    }
+
+    fn made_file(&mut self, path: &[u8], content: Option<[u8; 32]>) -> Option<()> {
+        self.dirs.get_mut(path::split(path).0)?.entries += 1;
+        self.file(path, content)
+    }
+
+    /// Writes a file, whose content is known to be `content`, if it is known.
+    fn file(&mut self, path: &[u8], content: Option<[u8; 32]>) -> Option<()> {
+        let (mut entry, file) = self.read(path)?;
+        if let EntryKind::File { content: unknown, .. } = &mut entry.kind {
+            *unknown = content;
+        }
+        self.write(&entry, file)
+    }
+
+    /// What is no directory, as it is in the tree.
+    fn read(&mut self, path: &[u8]) -> Option<(Entry, Option<File>)> {
         let (above, name) = path::split(path);
         if self.parent.as_ref().is_none_or(|(known, _)| known != above) {
             let dir = beneath::open_dir_without_links(self.upper.as_fd(), above).ok()?;
@@ -175,24 +283,37 @@ impl<'o> Behind<'o> {
         let (_, parent) = self.parent.as_ref()?;
         let stat = node::stat(parent.as_fd(), name).ok()??;
         if node::kind(&stat) == FileType::Directory {
-            self.dir(path, made.mtime)?;
-        } else {
-            let found = Found { parent: parent.as_fd(), name, path, stat };
-            let (entry, file) = self.writer.read_non_dir(&found).ok()?;
-            self.writer.write(&entry, file).ok()?;
-            self.dirs.get_mut(above)?.entries += 1;
+            return None;
         }
-        path.clone_into(&mut self.last);
+        self.writer.read_non_dir(&Found { parent: parent.as_fd(), name, path, stat }).ok()
+    }
+
+    /// Takes an entry of which all that is in the tar is known, or that is the earlier layer's.
+    fn add(&mut self, entry: Entry) -> Option<()> {
+        let Some(prefix) = &mut self.prefix else { return self.write(&entry, None) };
+        if prefix.take(entry)? { Some(()) } else { self.part() }
+    }
+
+    /// From here on the tar is not the earlier one any more: writes what is behind their last common state.
+    fn part(&mut self) -> Option<()> {
+        let Some(prefix) = self.prefix.take() else { return Some(()) };
+        let Parting { earlier, reached, chain, pending } = prefix.part();
+        let states = earlier.into_first(reached);
+        self.same_entries = states.last().map_or(0, |state| state.entries);
+        self.writer = Writer::new(Recorded::resume(states, chain, self.interval_bytes), self.options);
+        self.writer.entries = self.same_entries;
+        for entry in pending {
+            match &entry.kind {
+                EntryKind::File { content, .. } => self.file(&entry.path, *content)?,
+                _ => self.write(&entry, None)?,
+            }
+        }
         Some(())
     }
 
-    fn dir(&mut self, path: &[u8], mtime: Option<Timestamp>) -> Option<()> {
-        let (mut entry, _) = self.look_at(path)?;
-        entry.mtime = mtime.unwrap_or(entry.mtime);
-        self.writer.write(&entry, None).ok()?;
-        self.dirs.get_mut(path::split(path).0)?.entries += 1;
-        self.dirs.insert(path.to_vec(), Seen { entry: Some(entry), entries: 0 });
-        Some(())
+    fn write(&mut self, entry: &Entry, file: Option<File>) -> Option<()> {
+        self.writer.write(entry, file).ok()?;
+        self.writer.out.between(self.writer.entries).ok()
     }
 
     /// A directory as it is now, without the time that says when that was.
@@ -209,7 +330,7 @@ impl<'o> Behind<'o> {
         Some((entry, dir))
     }
 
-    fn finish(self) -> Option<Written> {
+    fn finish(mut self) -> Option<Followed> {
         for (path, seen) in &self.dirs {
             let is_as_written = match &seen.entry {
                 Some(written) => {
@@ -225,7 +346,9 @@ impl<'o> Behind<'o> {
                 return None;
             }
         }
-        self.writer.finish().ok()
+        self.part()?;
+        let (written, states) = self.writer.finish_recorded().ok()?;
+        Some(Followed { written, same_entries: self.same_entries, states })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Needs root: files get owners.
 
-use std::fs::{self, File, hard_link, write};
+use std::fs::{self, hard_link, write};
+use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -16,7 +17,7 @@ fn follow_copy(from: &Path, destinations: &[&str], below: Option<&Path>, to: &Pa
     let (source, target) = (File::open(from).unwrap(), File::open(to).unwrap());
     let below = below.map(|below| File::open(below).unwrap());
     let entries = scan(source.as_fd(), b"", &options).unwrap();
-    let follower = Follower::start(target.try_clone().unwrap().into()).unwrap();
+    let follower = Follower::start(target.try_clone().unwrap().into(), None).unwrap();
     for destination in destinations {
         copy(&CopyRequest {
             looked_at: Some(LookedAt::now()),
@@ -29,7 +30,7 @@ fn follow_copy(from: &Path, destinations: &[&str], below: Option<&Path>, to: &Pa
         })
         .unwrap();
     }
-    follower.complete().wait()
+    follower.complete().wait().map(|followed| followed.written)
 }
 
 fn whole(tree: &Path) -> Written {
@@ -112,12 +113,13 @@ fn a_tree_that_has_more_or_became_another_is_not_taken_for_what_was_told() {
         let mtime = crate::index::mtime(&rustix::fs::stat(to.path().join("dir")).unwrap());
         let cancel = AtomicBool::new(false);
         let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: &cancel };
-        let mut behind = Behind::new(File::open(to.path()).unwrap().into(), &options);
-        for (path, mtime) in [("dir", Some(mtime)), ("dir/file", None)] {
-            behind.member(&Made { path: path.into(), mtime }).unwrap();
+        let upper = File::open(to.path()).unwrap().into();
+        let mut behind = Behind::new(upper, None, INTERVAL_BYTES, &options);
+        for (path, what) in [("dir", What::Dir(Some(mtime))), ("dir/file", What::File(None))] {
+            behind.member(Made { path: path.into(), what }).unwrap();
         }
         change(to.path());
-        let beside = behind.finish();
+        let beside = behind.finish().map(|followed| followed.written);
         assert_eq!(beside, (what == "nothing").then(|| whole(to.path())), "{what}");
     }
 }
@@ -126,8 +128,8 @@ fn a_tree_that_has_more_or_became_another_is_not_taken_for_what_was_told() {
 fn a_copy_that_fails_leaves_no_thread_behind() {
     let to = tempfile::tempdir().unwrap();
     write(to.path().join("file"), "").unwrap();
-    let follower = Follower::start(File::open(to.path()).unwrap().into()).unwrap();
-    follower.made(b"file".to_vec(), None);
+    let follower = Follower::start(File::open(to.path()).unwrap().into(), None).unwrap();
+    follower.made(b"file".to_vec(), What::File(None));
     let Follower { told, batch: _, following: Following { thread, stop } } = follower;
     drop((told, stop));
     assert_eq!(thread.join().unwrap(), None);
