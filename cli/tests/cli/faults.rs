@@ -10,6 +10,7 @@ use std::time::Instant;
 use kiln_testkit::faults::{Calls, Fault, Traced, trace};
 use nix::errno::Errno;
 
+use crate::deltas::{are_possible, deltas};
 use crate::harness::{Context, Store, needs_root};
 
 /// Calls that a run of the test command visits, for each kind of fault.
@@ -28,7 +29,21 @@ impl Reference {
             COPY --link a /linked\n\
             COPY . /\n\
             RUN --network=none echo made > /made && touch -d @7 /made\n";
-        let context = Context::new(&[("Dockerfile", dockerfile), ("a", "a"), ("d/b", "b"), ("d/c", "c")]);
+        Self::of(Context::new(&[("Dockerfile", dockerfile), ("a", "a"), ("d/b", "b"), ("d/c", "c")]))
+    }
+
+    /// A copy that is made in front of the one before.
+    fn delta() -> Self {
+        let dockerfile = "FROM busybox\nCOPY . /\nRUN --network=none cat /d/1 > /made && touch -d @7 /made\n";
+        let context = Context::new(&[("Dockerfile", dockerfile)]);
+        (0..80).for_each(|nth| context.write(&format!("d/{nth}"), &nth.to_string()));
+        let reference = Self::of(context);
+        let expected = usize::from(are_possible(&reference.store));
+        assert_eq!(deltas(&reference.store).len(), expected, "the second build");
+        reference
+    }
+
+    fn of(context: Context) -> Self {
         let store = Store::with_few_commands();
         let mut reference = Self { store, context, golden: String::new() };
         let outcome = reference.store.kiln(&reference.line()).expect(0);
@@ -146,4 +161,19 @@ fn a_short_read_or_write_at_any_call_is_continued() {
 fn a_kill_at_any_call_loses_nothing() {
     needs_root!();
     Reference::new().visit(Calls::Changing, Fault::Kill);
+}
+
+#[test]
+fn a_kill_while_a_delta_is_made_loses_nothing() {
+    needs_root!();
+    Reference::delta().visit(Calls::Changing, Fault::Kill);
+}
+
+#[test]
+fn a_full_or_broken_disk_while_a_delta_is_made_is_told_and_loses_nothing() {
+    needs_root!();
+    let reference = Reference::delta();
+    for errno in [Errno::ENOSPC, Errno::EIO] {
+        reference.visit(Calls::Changing, Fault::Fail(errno));
+    }
 }

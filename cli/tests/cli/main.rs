@@ -35,6 +35,7 @@ mod containers;
 mod context;
 mod copy;
 mod crash;
+mod deltas;
 mod differential;
 mod du;
 mod edits;

@@ -174,6 +174,17 @@ impl Active {
         Ok(id)
     }
 
+    /// Commits it in front of the changes of `full`.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::commit_delta`].
+    pub fn commit_delta(mut self, full: &SnapshotId) -> Result<SnapshotId, BuildError> {
+        let id = self.id()?;
+        self.engine.snapshots.commit_delta(self.key(), &id, full)?;
+        self.key = None;
+        Ok(id)
+    }
+
     /// Its name once it is committed, pinned before anybody can find it: garbage collection must not
     /// come before the first record.
     fn id(&self) -> Result<SnapshotId, BuildError> {

@@ -171,7 +171,9 @@ struct Check<'a> {
     survey: Survey,
     /// Committed snapshots and what they stand on; `None`: nobody can tell.
     parents: BTreeMap<SnapshotId, Option<Option<SnapshotId>>>,
-    /// Snapshots known to be damaged, or to stand on such.
+    /// What snapshots are deltas on.
+    fulls: BTreeMap<SnapshotId, SnapshotId>,
+    /// Snapshots known to be damaged, or to need such.
     bad: BTreeSet<SnapshotId>,
     /// All that layers hold is known to be visible to this process.
     sees_all: bool,
@@ -210,10 +212,14 @@ impl<'a> Check<'a> {
     fn new(engine: &'a Engine, repair: bool) -> Result<Self, BuildError> {
         // Records first: data comes before its record, so that there is data for all of these.
         let survey = engine.store.survey()?;
-        let mut parents = BTreeMap::new();
+        let (mut parents, mut fulls) = (BTreeMap::new(), BTreeMap::new());
         for id in engine.snapshots.committed()? {
-            let parent = match engine.snapshots.parent(&id) {
-                Ok(parent) => Some(parent),
+            let parent = engine.snapshots.parent(&id);
+            let parent = match parent.and_then(|parent| Ok((parent, engine.snapshots.full(&id)?))) {
+                Ok((parent, full)) => {
+                    fulls.extend(full.map(|full| (id.clone(), full)));
+                    Some(parent)
+                }
                 Err(kiln_snapshotter::Error::NoSnapshot(_)) => continue,
                 Err(kiln_snapshotter::Error::Damaged { .. }) => None,
                 Err(error) => return Err(error.into()),
@@ -225,6 +231,7 @@ impl<'a> Check<'a> {
             repair,
             survey,
             parents,
+            fulls,
             bad: BTreeSet::new(),
             sees_all: false,
             report: Report::default(),
@@ -251,7 +258,7 @@ impl<'a> Check<'a> {
             || survey.sources.iter().any(|(_, record)| record.snapshot == *id)
     }
 
-    /// Says that a snapshot is not to be trusted, and forgets it with all that stands on it. If no
+    /// Says that a snapshot is not to be trusted, and forgets it with all that need it. If no
     /// record leads there, it is garbage and no damage.
     fn bad_snapshot(&mut self, id: &SnapshotId, fault: impl Into<Fault>) -> Result<(), BuildError> {
         let Fault { what, is_proof } = fault.into();
@@ -274,7 +281,8 @@ impl<'a> Check<'a> {
                 .parents
                 .iter()
                 .filter(|(_, parent)| matches!(parent, Some(Some(parent)) if *parent == id));
-            pending.extend(on_it.map(|(child, _)| child.clone()));
+            let deltas = self.fulls.iter().filter(|(_, full)| **full == id);
+            pending.extend(on_it.map(|(child, _)| child).chain(deltas.map(|(delta, _)| delta)).cloned());
         }
         if is_named {
             self.found("snapshot", id, what, done);
@@ -541,6 +549,7 @@ impl<'a> Check<'a> {
         known.extend(self.survey.cache.iter().map(|(_, record)| &record.snapshot));
         known.extend(self.survey.sources.iter().map(|(_, record)| &record.snapshot));
         known.extend(self.parents.values().filter_map(|parent| parent.as_ref()?.as_ref()));
+        known.extend(self.fulls.values());
         let unknown = self.parents.keys().filter(|id| !known.contains(id)).count();
         if unknown > 0 {
             self.report

@@ -222,26 +222,27 @@ const BATCH: usize = 64;
 struct Collection<'a> {
     engine: &'a Engine,
     claims: &'a Claims,
-    /// What each snapshot stands on, as far as it has been looked at.
-    parents: HashMap<SnapshotId, Option<SnapshotId>>,
-    /// How many snapshots that are still there stand on each.
+    /// What each snapshot stands on and is a delta on, as far as it has been looked at.
+    needs: HashMap<SnapshotId, Vec<SnapshotId>>,
+    /// How many snapshots that are still there need each.
     children: HashMap<SnapshotId, usize>,
 }
 
 impl<'a> Collection<'a> {
     fn new(engine: &'a Engine, claims: &'a Claims, world: &World) -> Self {
-        let mut new = Self { engine, claims, parents: HashMap::new(), children: HashMap::new() };
+        let mut new = Self { engine, claims, needs: HashMap::new(), children: HashMap::new() };
         for (id, node) in &world.nodes {
-            new.add(id.clone(), node.parent.clone());
+            new.add(id.clone(), node.parent.clone(), node.full.clone());
         }
         new
     }
 
-    fn add(&mut self, id: SnapshotId, parent: Option<SnapshotId>) {
-        if let Some(parent) = &parent {
-            *self.children.entry(parent.clone()).or_default() += 1;
+    fn add(&mut self, id: SnapshotId, parent: Option<SnapshotId>, full: Option<SnapshotId>) {
+        let needs: Vec<SnapshotId> = parent.into_iter().chain(full).collect();
+        for need in &needs {
+            *self.children.entry(need.clone()).or_default() += 1;
         }
-        self.parents.insert(id, parent);
+        self.needs.insert(id, needs);
     }
 
     /// Removes objects, each unless it came into use since it was judged.
@@ -299,11 +300,12 @@ impl<'a> Collection<'a> {
     /// Sees snapshots that were committed since the last look.
     fn look_again(&mut self) -> Result<(), BuildError> {
         for id in self.engine.snapshots.committed()? {
-            if self.parents.contains_key(&id) {
+            if self.needs.contains_key(&id) {
                 continue;
             }
-            match self.engine.snapshots.parent(&id) {
-                Ok(parent) => self.add(id, parent),
+            let snapshots = &self.engine.snapshots;
+            match snapshots.parent(&id).and_then(|parent| Ok((parent, snapshots.full(&id)?))) {
+                Ok((parent, full)) => self.add(id, parent, full),
                 Err(kiln_snapshotter::Error::NoSnapshot(_)) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -327,10 +329,10 @@ impl<'a> Collection<'a> {
                 {
                     return Ok(false);
                 }
-                if let Some(Some(parent)) = self.parents.insert(id.clone(), None)
-                    && let Some(count) = self.children.get_mut(&parent)
-                {
-                    *count -= 1;
+                for need in self.needs.insert(id.clone(), Vec::new()).unwrap_or_default() {
+                    if let Some(count) = self.children.get_mut(&need) {
+                        *count -= 1;
+                    }
                 }
                 Ok(true)
             }

@@ -42,7 +42,7 @@ pub struct ImageUsage {
     pub names: Vec<String>,
     /// When it came; seconds since 1970.
     pub created_unix: i64,
-    /// All of its layers.
+    /// All of its layers, and what these are deltas on.
     pub disk_bytes: u64,
     /// Those that no other image has.
     pub unique_bytes: u64,
@@ -150,7 +150,7 @@ fn needed_by(world: &World) -> BTreeMap<&SnapshotId, Vec<String>> {
     let mut needed: BTreeMap<&SnapshotId, Vec<String>> = BTreeMap::new();
     for image in &world.survey.images {
         let name = names.get(&image.config).map_or_else(|| image.config.short(), |names| names.join(", "));
-        for id in image.snapshot.iter().flat_map(|top| world.chain(top)) {
+        for id in image.snapshot.iter().flat_map(|top| world.needs(top)) {
             needed.entry(id).or_default().push(name.clone());
         }
     }
@@ -160,16 +160,16 @@ fn needed_by(world: &World) -> BTreeMap<&SnapshotId, Vec<String>> {
 fn images(world: &World) -> Vec<ImageUsage> {
     let (mut names, needed) = (world.names(), needed_by(world));
     let usage = |image: &kiln_content::ImageRecord| {
-        let chain: Vec<&SnapshotId> = image.snapshot.iter().flat_map(|top| world.chain(top)).collect();
+        let needs: Vec<&SnapshotId> = image.snapshot.iter().flat_map(|top| world.needs(top)).collect();
         let bytes = |id: &SnapshotId| world.nodes.get(id).map_or(0, |node| node.disk_bytes);
-        let unique = chain.iter().filter(|id| needed.get(*id).is_some_and(|images| images.len() == 1));
+        let unique = needs.iter().filter(|id| needed.get(*id).is_some_and(|images| images.len() == 1));
         ImageUsage {
             id: image.config.to_string(),
             names: names.remove(&image.config).unwrap_or_default(),
             created_unix: image.created_unix,
-            disk_bytes: chain.iter().map(|id| bytes(id)).sum(),
+            disk_bytes: needs.iter().map(|id| bytes(id)).sum(),
             unique_bytes: unique.map(|id| bytes(id)).sum(),
-            layers: chain.len(),
+            layers: image.snapshot.as_ref().map_or(0, |top| world.chain(top).len()),
         }
     };
     world.survey.images.iter().map(usage).collect()

@@ -18,6 +18,8 @@ use crate::{BuildError, Engine};
 pub(crate) struct Node {
     /// `None`: it stands on nothing, or its sidecar cannot be read.
     pub(crate) parent: Option<SnapshotId>,
+    /// What it is a delta on; `None`: it is none, or its sidecar cannot be read.
+    pub(crate) full: Option<SnapshotId>,
     /// The sidecar cannot be read: nothing is known of what it needs.
     pub(crate) damaged: bool,
     pub(crate) disk_bytes: u64,
@@ -73,13 +75,14 @@ impl World {
                     Err(error) => return Err(error.into()),
                 },
             };
-            let (parent, damaged) = match engine.snapshots.parent(&id) {
-                Ok(parent) => (parent, false),
+            let parent = engine.snapshots.parent(&id);
+            let (parent, full, damaged) = match parent.and_then(|p| Ok((p, engine.snapshots.full(&id)?))) {
+                Ok((parent, full)) => (parent, full, false),
                 Err(kiln_snapshotter::Error::NoSnapshot(_)) => continue,
-                Err(kiln_snapshotter::Error::Damaged { .. }) => (None, true),
+                Err(kiln_snapshotter::Error::Damaged { .. }) => (None, None, true),
                 Err(error) => return Err(error.into()),
             };
-            nodes.insert(id, Node { parent, damaged, disk_bytes });
+            nodes.insert(id, Node { parent, full, damaged, disk_bytes });
         }
         store.put_disk_bytes(&measured)?;
         let blobs: BTreeMap<_, _> = store.blob_files()?.blobs.into_iter().collect();
@@ -144,6 +147,23 @@ impl World {
             next = node.parent.as_ref();
         }
         chain
+    }
+
+    /// `id` and all that it cannot be without: what it stands on and what it is a delta on, and what those
+    /// stand on. Each has more of these than any of the others.
+    pub(crate) fn needs<'a>(&'a self, id: &'a SnapshotId) -> Vec<&'a SnapshotId> {
+        let mut needs: Vec<&SnapshotId> = Vec::new();
+        let mut pending = vec![id];
+        while let Some(id) = pending.pop() {
+            for id in self.chain(id) {
+                if needs.contains(&id) {
+                    break;
+                }
+                needs.push(id);
+                pending.extend(self.nodes.get(id).and_then(|node| node.full.as_ref()));
+            }
+        }
+        needs
     }
 
     /// What is known of the use of a snapshot.

@@ -18,12 +18,18 @@ use crate::node::{self, Attributes, CallError, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath, PathError};
 
 mod content;
+mod delta;
 mod earlier;
+mod identity;
 mod over;
 
 pub use content::LARGE_FILE_BYTES;
+pub use delta::{Whole, changed, made, tell_whole};
 pub use earlier::Earlier;
+pub use identity::{Identity, Part};
 pub use over::make_dirs_over;
+
+use identity::{destination_of, given};
 
 /// What to copy where.
 pub struct CopyRequest<'a> {
@@ -51,8 +57,12 @@ pub struct CopyRequest<'a> {
     pub below: Option<BorrowedFd<'a>>,
     /// Files of an earlier copy to link to where they are the same; `None`: every file is made.
     pub earlier: Option<&'a Earlier>,
-    /// Whether to fill [`Copied::made`].
-    pub note_made: bool,
+    /// What each of the entries will be ([`Part::identities`]), for `earlier`; `None`: nobody has looked.
+    pub identities: Option<&'a [Identity]>,
+    /// The directory of an earlier copy's layer that what is made will stand in front of ([`changed`]):
+    /// directories that no time is copied for have the time that they have there. `None`: that of the copy.
+    /// Only with `below`.
+    pub times_of: Option<BorrowedFd<'a>>,
     /// Told of all that is made, as soon as it is what it will be.
     pub follower: Option<&'a Follower>,
     /// Where the entry equal to `strip` lands; others stand below.
@@ -88,7 +98,8 @@ impl<'a> CopyRequest<'a> {
             to,
             below: None,
             earlier: None,
-            note_made: false,
+            identities: None,
+            times_of: None,
             follower: None,
             destination: b"",
             owner: None,
@@ -122,8 +133,6 @@ pub struct Copied {
     pub entries: u64,
     /// Files among them that were not made but linked to those of an earlier copy.
     pub linked: u64,
-    /// Digests of the files, for an [`Earlier`] one day.
-    pub made: Vec<[u8; 32]>,
 }
 
 /// Why a copy failed. The destination is left half done.
@@ -198,16 +207,18 @@ pub fn copy(request: &CopyRequest<'_>) -> Result<Copied, CopyError> {
         kept: None,
         links: HashMap::new(),
         dir_mtimes: Vec::new(),
+        untimed: Vec::new(),
         clones: true,
         ranges: true,
         buffer: Vec::new(),
         copied: Copied::default(),
     };
-    for entry in request.entries {
+    for (nth, entry) in request.entries.iter().enumerate() {
         if request.cancel.load(Ordering::Relaxed) {
             return Err(CopyError::Cancelled);
         }
-        copier.entry(entry)?;
+        let identity = request.identities.map_or(Identity::Unknown, |identities| identities[nth]);
+        copier.entry(entry, identity)?;
         copier.tell(entry);
     }
     copier.finish()
@@ -229,11 +240,13 @@ struct Copier<'a> {
     /// The last directory of the earlier copy.
     earlier_dir: Option<(Vec<u8>, OwnedFd)>,
     /// The last file, if it is that of the earlier copy, for who follows.
-    kept: Option<Box<Entry>>,
+    kept: Option<Entry>,
     /// Destination of the first entry of every inode that has several links.
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Directories whose time is set at the end; as paths, as there may be more than fds allowed.
     dir_mtimes: Vec<(Vec<u8>, Timestamp)>,
+    /// Directories among the entries whose time is not theirs.
+    untimed: Vec<Vec<u8>>,
     /// Whether reflinks and in-kernel copies work between the two trees, until they fail.
     clones: bool,
     ranges: bool,
@@ -242,7 +255,7 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    fn entry(&mut self, entry: &Entry) -> Result<(), CopyError> {
+    fn entry(&mut self, entry: &Entry, identity: Identity) -> Result<(), CopyError> {
         if entry.kind == EntryKind::Socket {
             return Ok(());
         }
@@ -276,7 +289,9 @@ impl Copier<'_> {
                     }
                     self.links.insert(*inode, path.clone());
                 }
-                if self.link_earlier(parent, name, &path, entry, &attributes)? {
+                if self.link_earlier(parent, name, &path, identity)? {
+                    let kept = |_| identity::made_of(entry, &path, self.request.owner, self.request.mode);
+                    self.kept = self.request.follower.map(kept);
                     return Ok(());
                 }
                 return self.file(parent, name, &path, entry, &attributes);
@@ -303,10 +318,7 @@ impl Copier<'_> {
     }
 
     fn destination_of(&self, entry: &Entry) -> Vec<u8> {
-        let destination = self.request.destination;
-        let destination = &destination[destination.iter().take_while(|&&b| b == b'/').count()..];
-        let destination = destination.strip_suffix(b"/").unwrap_or(destination);
-        path::join(destination, path::strip(&entry.path, self.request.strip))
+        destination_of(self.request.destination, self.request.strip, entry)
     }
 
     /// Tells who follows that an entry was made.
@@ -317,7 +329,7 @@ impl Copier<'_> {
             (EntryKind::Socket, _) => return,
             // The first name was read before the second was there.
             (EntryKind::File { nlink, .. }, _) if *nlink > 1 => return follower.give_up(),
-            (EntryKind::File { .. }, Some(kept)) => What::Kept(kept),
+            (EntryKind::File { .. }, Some(kept)) => What::Kept(kept.into()),
             (EntryKind::File { content, .. }, None) => What::File(*content),
             (EntryKind::Dir, _) => {
                 let last = self.dir_mtimes.last().filter(|(last, _)| *last == path);
@@ -383,6 +395,7 @@ impl Copier<'_> {
             }
         }
         if !made && self.request.passed.is_some_and(|passed| passed.contains(&entry.path)) {
+            self.untimed.push(path.to_vec());
             return fs::fchmod(&directory, Mode::from_raw_mode(entry.mode & 0o7777))
                 .named("fchmod")
                 .map_err(host(path));
@@ -412,10 +425,8 @@ impl Copier<'_> {
     }
 
     fn attributes<'e>(&self, entry: &Entry, xattrs: &'e Xattrs) -> Attributes<'e> {
-        let owner = Some(self.request.owner.unwrap_or((entry.uid, entry.gid)));
-        let is_dir = entry.kind == EntryKind::Dir;
-        let mode = self.request.mode.map_or(entry.mode, |change| change(entry.mode, is_dir));
-        Attributes { owner, mode, xattrs, mtime: Some(entry.mtime) }
+        let (owner, mode) = given(entry, self.request.owner, self.request.mode);
+        Attributes { owner: Some(owner), mode, xattrs, mtime: Some(entry.mtime) }
     }
 
     /// The destination directory `path`, made if missing.
@@ -452,6 +463,7 @@ impl Copier<'_> {
 
     /// Sets the directories' times, the deepest first.
     fn finish(self) -> Result<Copied, CopyError> {
+        self.take_times()?;
         for (path, mtime) in self.dir_mtimes.iter().rev() {
             let directory = beneath::open_file(self.request.to, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
             node::set_mtime(directory.as_fd(), b".", *mtime).map_err(host(path))?;

@@ -55,7 +55,8 @@ pub use compression::{
     is_tar,
 };
 pub use copy::{
-    Copied, CopyError, CopyRequest, Earlier, LARGE_FILE_BYTES, ModeChange, TopDir, copy, make_dirs_over,
+    Copied, CopyError, CopyRequest, Earlier, Identity, LARGE_FILE_BYTES, ModeChange, Part, TopDir, Whole,
+    changed, copy, made, make_dirs_over, tell_whole,
 };
 pub use density::{DensityError, bounded_decoder};
 pub use diff::{
@@ -65,7 +66,7 @@ pub use diff::{
 pub use extract::{ExtractError, ExtractOptions, extract};
 pub use index::{Entry, EntryKind, FileStat, KnownFile, ScanError, StatCache, Timestamp};
 pub use looked_at::LookedAt;
-pub use marks::{copy_record, give, has_single_id, opaque_attribute, uses_user_attributes};
+pub use marks::{copy_record, give, has_single_id, marking, opaque_attribute, uses_user_attributes};
 pub use node::is_private_xattr;
 pub use owners::record_owner;
 pub use path::{EntryPath, PathError};

@@ -48,6 +48,11 @@ fn is_single(map: &str) -> bool {
     lines.next().is_some_and(|line| line.split_whitespace().nth(2) == Some("1")) && lines.next().is_none()
 }
 
+/// How trees are marked here, as a number to keep beside one: what was made with another is made otherwise.
+pub fn marking() -> u8 {
+    u8::from(uses_user_attributes()) | u8::from(has_single_id()) << 1
+}
+
 /// The ids of a namespace, as its maps have them: first and last of each part.
 struct Ids {
     users: Vec<(u32, u32)>,

@@ -10,6 +10,7 @@ use kiln_oci::{ActiveKey, SnapshotId};
 
 use crate::{Backend, Error, Form, LayerForm, OpenOptions, Snapshotter, open};
 
+mod deltas;
 mod layers;
 
 fn id(name: &str) -> SnapshotId {

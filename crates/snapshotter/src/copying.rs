@@ -175,6 +175,10 @@ impl Snapshotter for Copying {
         Ok(Changes { dir: self.committed_tree(id)?, form: Form::Tree { parent } })
     }
 
+    fn open_dirs(&self, id: &SnapshotId) -> Result<Vec<OwnedFd>, Error> {
+        Ok(vec![self.committed_tree(id)?])
+    }
+
     fn commit(&self, key: &ActiveKey, id: &SnapshotId) -> Result<(), Error> {
         // Complete or not at all: a snapshot that names no parent must not become one.
         self.places.active_parent(key)?;
@@ -198,6 +202,11 @@ impl Snapshotter for Copying {
         self.places.publish(key, id)
     }
 
+    fn commit_delta(&self, key: &ActiveKey, _: &SnapshotId, _: &SnapshotId) -> Result<(), Error> {
+        self.places.active_parent(key)?;
+        Err(Error::WholeTrees)
+    }
+
     fn remove_active(&self, key: &ActiveKey) -> Result<(), Error> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         if self.places.discard(&active(key))? { Ok(()) } else { Err(Error::NoActive(key.clone())) }
@@ -209,6 +218,10 @@ impl Snapshotter for Copying {
 
     fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
         Ok(self.places.links(id)?.parent)
+    }
+
+    fn full(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
+        Ok(self.places.links(id)?.full)
     }
 
     fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Error> {

@@ -29,6 +29,9 @@ pub enum Error {
     /// The backend keeps whole trees: a layer cannot be made before what it stands on.
     #[error("snapshots here are whole trees and cannot be put on another one")]
     WholeTrees,
+    /// The snapshot that a delta was to stand on is one.
+    #[error("snapshot {0} is a delta itself")]
+    IsDelta(SnapshotId),
     /// The snapshots were made by a backend that keeps them in another form.
     #[error("the snapshots at {path} are {found}, which this snapshotter does not keep")]
     OtherForm {

@@ -7,7 +7,8 @@
 //! - A tree is handed out as a descriptor of a detached mount: no mount namespace ever shows it,
 //!   and it is gone when its last descriptor is closed or the process dies.
 //! - A committed upperdir is only ever a lowerdir again.
-//! - Several snapshots may show one upperdir ([`Snapshotter::commit_layer`]); it goes with the last.
+//! - Several snapshots may show one upperdir ([`Snapshotter::commit_layer`],
+//!   [`Snapshotter::commit_delta`]); it goes with the last.
 //! - After a crash a committed snapshot is wholly there or not listed. Active ones may be partial;
 //!   their only use then is [`Snapshotter::remove_active`].
 //! - Nothing is synced to disk here; whoever keeps records about snapshots owns the barrier.

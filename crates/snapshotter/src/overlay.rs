@@ -64,6 +64,20 @@ impl Overlay {
         Ok(Self { places, mounter })
     }
 
+    /// Mounts these directories.
+    fn stack(
+        &self,
+        lower: &[PathBuf],
+        upper: Option<(PathBuf, PathBuf)>,
+        durable: bool,
+    ) -> Result<OwnedFd, Error> {
+        let stack = Stack { root: self.places.root.as_fd(), lower, upper, durable };
+        match &self.mounter {
+            Mounter::Kernel => overlay(&stack),
+            Mounter::Fuse(fuse) => fuse.mount(&self.places.path, &stack),
+        }
+    }
+
     /// Mounts the stack that ends in `top`, with the directory `above` on top of it, and extra ones
     /// below.
     fn mount(
@@ -85,18 +99,29 @@ impl Overlay {
             if lower.len() < least {
                 lower.push(PathBuf::from(EMPTY));
             }
-            let (root, upper) = (self.places.root.as_fd(), upper.cloned());
-            let stack = Stack { root, lower: &lower, upper, durable: options.durable };
-            match &self.mounter {
-                Mounter::Kernel => overlay(&stack),
-                Mounter::Fuse(fuse) => fuse.mount(&self.places.path, &stack),
-            }
+            self.stack(&lower, upper.cloned(), options.durable)
         };
+        self.twice(attempt)
+    }
+
+    /// Does what fails when somebody removes a snapshot whose changes are shared: they move, once.
+    fn twice<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
         match attempt() {
-            // Somebody removed a snapshot whose changes this stack shares: they have moved, once.
             Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => attempt(),
             result => result,
         }
+    }
+
+    /// Ends what was mounted on an active snapshot: nothing changes in it any more.
+    fn complete(&self, key: &ActiveKey) -> Result<(), Error> {
+        self.remove_work(&active(key).join("work"))?;
+        let upper = active(key).join("fs");
+        if let Mounter::Fuse(fuse) = &self.mounter
+            && fuse.settle(&upper)?
+        {
+            normalise(open_readable(&self.places.root, &upper)?.as_fd())?;
+        }
+        Ok(())
     }
 
     /// Removes a workdir. The kernel makes `work/work` with mode 000, which only root can list.
@@ -146,7 +171,7 @@ impl Snapshotter for Overlay {
         if inherit_root {
             self.root_like(&dir.join("fs"), parent)?;
         }
-        self.places.replace_sidecar(&dir, &Links { parent: Some(parent.clone()), changes: None })
+        self.places.replace_sidecar(&dir, &Links { parent: Some(parent.clone()), ..Links::default() })
     }
 
     fn open_active(&self, key: &ActiveKey, options: &OpenOptions) -> Result<OwnedFd, Error> {
@@ -173,15 +198,18 @@ impl Snapshotter for Overlay {
     }
 
     fn open_changes(&self, id: &SnapshotId) -> Result<Changes, Error> {
-        let place = || self.changes_of(id, &self.places.links(id)?);
-        let dir = match open_readable(&self.places.root, &place()?) {
-            // As in `mount`.
-            Err(Error::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                open_readable(&self.places.root, &place()?)?
-            }
-            result => result?,
-        };
+        let dir = self.twice(|| match self.changes_of(id, &self.places.links(id)?)?.as_slice() {
+            [whole] => open_readable(&self.places.root, whole),
+            parts => self.stack(parts, None, false),
+        })?;
         Ok(Changes { dir, form: Form::OverlayUpper })
+    }
+
+    fn open_dirs(&self, id: &SnapshotId) -> Result<Vec<OwnedFd>, Error> {
+        self.twice(|| {
+            let dirs = self.changes_of(id, &self.places.links(id)?)?;
+            dirs.iter().map(|dir| open_readable(&self.places.root, dir)).collect()
+        })
     }
 
     fn commit(&self, key: &ActiveKey, id: &SnapshotId) -> Result<(), Error> {
@@ -190,18 +218,16 @@ impl Snapshotter for Overlay {
         if self.is_taken(id) {
             return Err(Error::IdTaken(id.clone()));
         }
-        self.remove_work(&active(key).join("work"))?;
-        let upper = active(key).join("fs");
-        if let Mounter::Fuse(fuse) = &self.mounter
-            && fuse.settle(&upper)?
-        {
-            normalise(open_readable(&self.places.root, &upper)?.as_fd())?;
-        }
+        self.complete(key)?;
         self.places.publish(key, id)
     }
 
     fn commit_layer(&self, key: &ActiveKey, id: &SnapshotId, layer: &SnapshotId) -> Result<(), Error> {
         self.share(key, id, layer)
+    }
+
+    fn commit_delta(&self, key: &ActiveKey, id: &SnapshotId, full: &SnapshotId) -> Result<(), Error> {
+        self.put_before(key, id, full)
     }
 
     fn remove_active(&self, key: &ActiveKey) -> Result<(), Error> {
@@ -214,6 +240,10 @@ impl Snapshotter for Overlay {
 
     fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
         Ok(self.places.links(id)?.parent)
+    }
+
+    fn full(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
+        Ok(self.places.links(id)?.full)
     }
 
     fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Error> {

@@ -204,7 +204,7 @@ impl Places {
             Err(Errno::EXIST) => return Err(Error::KeyTaken(key.clone())),
             Err(errno) => return Err(host("mkdir", dir)(errno)),
         }
-        let links = Links { parent: parent.cloned(), changes: None };
+        let links = Links { parent: parent.cloned(), ..Links::default() };
         let filled = fill(&dir).and_then(|()| sidecar::write(&self.root, &dir.join("meta"), &links));
         filled.inspect_err(|_| {
             // The first error is the one to tell; what stays is swept as any dead active snapshot.

@@ -17,6 +17,8 @@ use crate::error::host;
 const VERSION: u32 = 1;
 /// Records with [`Links::changes`].
 const VERSION_SHARING: u32 = 2;
+/// Records with [`Links::full`].
+const VERSION_DELTA: u32 = 3;
 
 /// Far above any sidecar; a larger file is not one.
 const MAX_BYTES: u64 = 64 * 1024;
@@ -27,6 +29,8 @@ struct Record {
     parent: Option<SnapshotId>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     changes: Option<SnapshotId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    full: Option<SnapshotId>,
 }
 
 /// The other snapshots that one needs.
@@ -36,13 +40,26 @@ pub(crate) struct Links {
     pub(crate) parent: Option<SnapshotId>,
     /// The snapshot whose directory holds its changes; `None`: its own.
     pub(crate) changes: Option<SnapshotId>,
+    /// The snapshot whose directory stands below that one: the changes are both of them together.
+    pub(crate) full: Option<SnapshotId>,
+}
+
+impl Links {
+    /// The snapshots whose directories are shown beside its own.
+    pub(crate) fn shown(&self) -> impl Iterator<Item = &SnapshotId> {
+        self.changes.iter().chain(&self.full)
+    }
 }
 
 /// Writes the sidecar `name` below `dir`; it must not exist.
 pub(crate) fn write(dir: impl AsFd, name: &Path, links: &Links) -> Result<(), Error> {
-    let Links { parent, changes } = links.clone();
-    let version = if changes.is_some() { VERSION_SHARING } else { VERSION };
-    let record = Record { version, parent, changes };
+    let Links { parent, changes, full } = links.clone();
+    let version = match (&changes, &full) {
+        (None, None) => VERSION,
+        (Some(_), None) => VERSION_SHARING,
+        (_, Some(_)) => VERSION_DELTA,
+    };
+    let record = Record { version, parent, changes, full };
     let bytes = serde_json::to_vec(&record).expect("a record of a number and names is JSON");
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let fd = openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(host("openat", name))?;
@@ -61,12 +78,44 @@ pub(crate) fn read(dir: impl AsFd, name: &Path) -> Result<Option<Links>, Error> 
     File::from(fd).take(MAX_BYTES).read_to_end(&mut bytes).map_err(host("read", name))?;
     let damaged = |reason| Error::Damaged { path: name.to_owned(), reason };
     let record: Record = serde_json::from_slice(&bytes).map_err(|_| damaged("it is no snapshot record"))?;
-    match (record.version, &record.changes) {
-        (VERSION, None) | (VERSION_SHARING, Some(_)) => {}
-        (version, _) if version > VERSION_SHARING => {
-            return Err(Error::Newer { path: name.to_owned(), found: version, known: VERSION_SHARING });
+    match (record.version, &record.changes, &record.full) {
+        (VERSION, None, None) | (VERSION_SHARING, Some(_), None) | (VERSION_DELTA, _, Some(_)) => {}
+        (version, ..) if version > VERSION_DELTA => {
+            return Err(Error::Newer { path: name.to_owned(), found: version, known: VERSION_DELTA });
         }
         _ => return Err(damaged("its version does not fit what it says")),
     }
-    Ok(Some(Links { parent: record.parent, changes: record.changes }))
+    Ok(Some(Links { parent: record.parent, changes: record.changes, full: record.full }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_has_the_lowest_version_that_can_say_it_and_no_other() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = File::open(temp.path()).unwrap();
+        let id = |name: &str| -> Option<SnapshotId> { Some(name.parse().unwrap()) };
+        for (nth, (version, changes, full)) in
+            [(1, None, None), (2, id("owner"), None), (3, None, id("full")), (3, id("owner"), id("full"))]
+                .into_iter()
+                .enumerate()
+        {
+            let links = Links { parent: id("parent"), changes, full };
+            let name = Path::new("meta").with_extension(nth.to_string());
+            write(&dir, &name, &links).unwrap();
+            assert_eq!(read(&dir, &name).unwrap(), Some(links.clone()));
+            let text = std::fs::read_to_string(temp.path().join(&name)).unwrap();
+            // A kiln that knows fewer versions refuses what it would read wrong.
+            for other in (1..=3).filter(|other| *other != version) {
+                let wrong = text.replace(&format!("\"version\":{version}"), &format!("\"version\":{other}"));
+                assert_ne!(wrong, text);
+                std::fs::write(temp.path().join(&name), wrong).unwrap();
+                assert!(matches!(read(&dir, &name), Err(Error::Damaged { .. })), "{links:?} as {other}");
+            }
+        }
+        std::fs::write(temp.path().join("newer"), r#"{"version":4,"parent":null}"#).unwrap();
+        assert!(matches!(read(&dir, Path::new("newer")), Err(Error::Newer { found: 4, known: 3, .. })));
+    }
 }

@@ -12,6 +12,7 @@ use crate::Error;
 /// ```text
 /// prepare(key) ─▶ Active ── commit(key, id) ─▶ Committed(id)
 ///                    ├── commit_layer(key, id, layer) ─▶ Committed(id)
+///                    ├── commit_delta(key, id, full) ─▶ Committed(id)
 ///                    └── remove_active(key) ─▶ gone
 /// ```
 /// Only committed snapshots can be parents. Each active key belongs to one process; committed
@@ -61,11 +62,20 @@ pub trait Snapshotter: Send + Sync {
     /// [`Error::NoSnapshot`], [`Error::TooDeep`], [`Error::Damaged`] if a parent is missing.
     fn open_view(&self, id: &SnapshotId) -> Result<OwnedFd, Error>;
 
-    /// Returns what this committed snapshot alone adds to and hides from its parent.
+    /// Returns what this committed snapshot alone adds to and hides from its parent. Of a delta
+    /// ([`Snapshotter::commit_delta`]) it is a mount, read-only as all of them.
     ///
     /// # Errors
     /// [`Error::NoSnapshot`].
     fn open_changes(&self, id: &SnapshotId) -> Result<Changes, Error>;
+
+    /// Opens the directories whose files a committed snapshot's changes are, highest first: for who
+    /// shares blocks with them, which goes with files themselves only and not with what a mount shows
+    /// of them. One, or two of a delta.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`].
+    fn open_dirs(&self, id: &SnapshotId) -> Result<Vec<OwnedFd>, Error>;
 
     /// Turns the active snapshot into the committed snapshot `id`, in one step; from then on
     /// nobody may write to it. Its mount must be gone.
@@ -86,14 +96,29 @@ pub trait Snapshotter: Send + Sync {
     /// written; [`Error::IdTaken`], and the active snapshot stays then, to be removed only.
     fn commit_layer(&self, key: &ActiveKey, id: &SnapshotId, layer: &SnapshotId) -> Result<(), Error>;
 
+    /// Turns the active snapshot into the committed snapshot `id`: what it adds to its parent is what
+    /// `full` alone adds, whatever `full` stands on, and in front of that what was written, with
+    /// [`Snapshotter::open_layer`]. Everybody sees such a delta as any other snapshot: its changes
+    /// are one tree, and `full` is not in its chain. It takes a place more in a stack of layers. Either
+    /// may be removed first. Costs O(1); only where the form is [`LayerForm::Changes`].
+    ///
+    /// Neither may hide anything but files behind files: there are no whiteouts and no opaque
+    /// directories, and what is a directory in one is none else in the other. So one upperdir could
+    /// have what both have together.
+    ///
+    /// # Errors
+    /// [`Error::NoActive`], [`Error::NoSnapshot`] without `full`, [`Error::IsDelta`],
+    /// [`Error::WholeTrees`]; [`Error::IdTaken`], and the active snapshot stays then.
+    fn commit_delta(&self, key: &ActiveKey, id: &SnapshotId, full: &SnapshotId) -> Result<(), Error>;
+
     /// Removes an active snapshot, complete or not. Costs O(files).
     ///
     /// # Errors
     /// [`Error::NoActive`].
     fn remove_active(&self, key: &ActiveKey) -> Result<(), Error>;
 
-    /// Removes a committed snapshot. Costs O(files), unless another one shares its changes
-    /// ([`Snapshotter::commit_layer`]): they go when that one goes.
+    /// Removes a committed snapshot. Costs O(files), unless another one shows its changes
+    /// ([`Snapshotter::commit_layer`], [`Snapshotter::commit_delta`]): they go when that one goes.
     ///
     /// Children are not looked for: the caller, who knows all records, removes them first. A
     /// child left behind answers [`Error::Damaged`] from then on.
@@ -107,6 +132,13 @@ pub trait Snapshotter: Send + Sync {
     /// # Errors
     /// [`Error::NoSnapshot`].
     fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error>;
+
+    /// Returns the snapshot that a committed one is a delta on, which may be removed already; `None`:
+    /// it is none.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`].
+    fn full(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error>;
 
     /// Returns a committed snapshot and all it stands on, lowest first.
     ///

@@ -1,5 +1,6 @@
 //! A copy straight into an upperdir is the copy that is made through a mount of it. Needs root.
 
+use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
@@ -7,8 +8,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use kiln_layer::{
-    CopyError, CopyRequest, DiffOptions, Earlier, Entry, EntryKind, LookedAt, ScanOptions, Timestamp, TopDir,
-    TreeForm, beneath, copy, diff, make_dirs_over, scan,
+    CopyError, CopyRequest, DiffOptions, Earlier, Entry, EntryKind, Identity, LookedAt, Part, ScanOptions,
+    Timestamp, TopDir, TreeForm, Whole, beneath, changed, copy, diff, made, make_dirs_over, scan,
 };
 use kiln_oci::{ActiveKey, SnapshotId};
 use kiln_snapshotter::{OpenOptions, Overlay, Snapshotter};
@@ -208,9 +209,18 @@ fn files_that_are_the_same_are_those_of_the_earlier_layer() {
         let entries = scan_all(from.as_fd());
         store.prepare(&key(name), None).unwrap();
         let upper = store.open_layer(&key(name)).unwrap();
+        let part = Part {
+            entries: &entries,
+            passed: None,
+            strip: b"",
+            destination: b"app".to_vec(),
+            owner: Some((0, 0)),
+            mode: None,
+        };
+        let identities = part.identities();
         let copied = copy(&CopyRequest {
             earlier,
-            note_made: true,
+            identities: Some(&identities),
             looked_at: Some(LookedAt::now()),
             below: below.map(AsFd::as_fd),
             ..request(from.as_fd(), &entries, upper.as_fd(), b"app")
@@ -218,7 +228,7 @@ fn files_that_are_the_same_are_those_of_the_earlier_layer() {
         .unwrap();
         drop(upper);
         store.commit(&key(name), &id(name)).unwrap();
-        copied
+        (copied.linked, known(&identities))
     };
     let tar = |name: &str| {
         let mut tar = Vec::new();
@@ -233,11 +243,10 @@ fn files_that_are_the_same_are_those_of_the_earlier_layer() {
     };
     let earlier =
         |name: &str, made: Vec<[u8; 32]>| Earlier::new(store.open_changes(&id(name)).unwrap().dir, made);
-    let first = run("first", None, None);
-    assert_eq!((first.linked, first.made.len()), (0, 4), "hard links of one another are left out");
+    let (linked, first) = run("first", None, None);
+    assert_eq!((linked, first.len()), (0, 5), "a directory; hard links of one another are left out");
     let before = tar("first");
-    let again = run("again", Some(&earlier("first", first.made.clone())), None);
-    assert_eq!((again.linked, &again.made), (4, &first.made));
+    assert_eq!(run("again", Some(&earlier("first", first.clone())), None), (4, first.clone()));
     assert_eq!(tar("again"), before);
     assert_eq!(tar("first"), before, "the earlier layer is what it was");
 
@@ -249,15 +258,189 @@ fn files_that_are_the_same_are_those_of_the_earlier_layer() {
     File::open(at("time")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
     fs::rename(at("d/same"), at("d/moved")).unwrap();
     fs::write(at("d/same"), "same size").unwrap();
-    let changed = run("changed", Some(&earlier("first", first.made.clone())), None);
-    assert_eq!((changed.linked, changed.made.len()), (0, 5));
-    let cold = run("cold", None, None);
-    assert_eq!((tar("changed"), cold.made), (tar("cold"), changed.made));
+    let (linked, changed) = run("changed", Some(&earlier("first", first.clone())), None);
+    assert_eq!((linked, changed.len()), (0, 6));
+    let (_, cold) = run("cold", None, None);
+    assert_eq!((tar("changed"), cold), (tar("cold"), changed));
 
     // A layer that is not there any more, and one that lost a file: they are copied.
-    let gone = earlier("first", first.made);
+    let gone = earlier("first", first);
     store.remove(&id("first")).unwrap();
     store.empty_trash().unwrap();
     fs::rename(at("d/moved"), at("d/same")).unwrap();
-    assert_eq!(run("alone", Some(&gone), None).linked, 0);
+    assert_eq!(run("alone", Some(&gone), None).0, 0);
+}
+
+fn known(identities: &[Identity]) -> Vec<[u8; 32]> {
+    identities.iter().filter_map(Identity::known).collect()
+}
+
+/// Changes something in `dir`.
+fn edit(dir: &Path, random: &mut Random) {
+    let entries = scan_all(File::open(dir).unwrap().as_fd());
+    let any = &entries[random.below(entries.len())];
+    let at = dir.join(std::str::from_utf8(&any.path).unwrap());
+    let is_dir = any.kind == EntryKind::Dir;
+    let inside = if is_dir { at.as_path() } else { at.parent().unwrap() };
+    match random.below(10) {
+        0 | 1 => drop(fs::write(inside.join("written"), format!("new {}", random.below(4)))),
+        2 if !any.path.is_empty() && is_dir => fs::remove_dir_all(&at).unwrap(),
+        2 if !is_dir => fs::remove_file(&at).unwrap(),
+        3 if !matches!(any.kind, EntryKind::Symlink { .. }) => {
+            fs::set_permissions(&at, Permissions::from_mode([0o755, 0o711, 0o640][random.below(3)])).unwrap();
+        }
+        4 => lchown(&at, Some(9), Some(9)).unwrap(),
+        5 => {
+            let time = rustix::fs::Timespec { tv_sec: 1_500_000, tv_nsec: 1 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::utimensat(rustix::fs::CWD, &at, &times, flags).unwrap();
+        }
+        6 if matches!(any.kind, EntryKind::File { .. }) => drop(fs::hard_link(&at, dir.join("twin"))),
+        7 => drop(symlink("elsewhere", inside.join("pointed"))),
+        8 if !any.path.is_empty() => {
+            let _ = fs::remove_file(&at).or_else(|_| fs::remove_dir_all(&at));
+            if is_dir { fs::write(&at, "now a file").unwrap() } else { fs::create_dir(&at).unwrap() }
+        }
+        9 if fs::create_dir(inside.join("grown")).is_ok() => furnish(&inside.join("grown"), random, 1),
+        _ => {}
+    }
+}
+
+#[test]
+fn a_delta_and_what_it_stands_on_are_the_whole_copy() {
+    if skip() {
+        return;
+    }
+    let seed = Random::new().seed();
+    let mut random = Random::of(seed);
+    let (mut deltas, mut small, mut refused) = (0, 0, 0);
+    let (_temp, store) = store();
+    for case in 0..3 * CASES {
+        let names = ["base", "full", "whole", "delta"].map(|name| format!("{name}-{case}"));
+        let [base, full, whole, delta] = names.each_ref().map(String::as_str);
+        store.prepare(&key(base), None).unwrap();
+        furnish(Path::new(&path_of(&store.open_layer(&key(base)).unwrap())), &mut random, 2);
+        store.commit(&key(base), &id(base)).unwrap();
+        let source = tempfile::tempdir().unwrap();
+        furnish(source.path(), &mut random, 2);
+        let from = File::open(source.path()).unwrap();
+        let view = store.open_view(&id(base)).unwrap();
+        let named = DESTINATIONS[random.below(DESTINATIONS.len())];
+        let Ok(real) = beneath::real_path(view.as_fd(), named.as_bytes()) else { continue };
+        let passed: HashSet<Vec<u8>> =
+            NAMES.iter().filter(|_| random.below(3) == 0).map(|name| name.as_bytes().to_vec()).collect();
+        let owner = [None, Some((0, 0)), Some((7, 8))][random.below(3)];
+        let part = |entries| Part {
+            entries,
+            passed: Some(&passed),
+            strip: b"",
+            destination: real.clone(),
+            owner,
+            mode: None,
+        };
+        let run = |name: &str, entries: &[Entry], times_of: Option<BorrowedFd<'_>>| {
+            store.prepare(&key(name), Some(&id(base))).unwrap();
+            let upper = store.open_layer(&key(name)).unwrap();
+            let plain = request(from.as_fd(), entries, upper.as_fd(), &real);
+            let below = Some(view.as_fd());
+            copy(&CopyRequest { below, passed: Some(&passed), owner, times_of, ..plain }).map(drop)
+        };
+        let before = scan_all(from.as_fd());
+        if run(full, &before, None).is_err() {
+            continue;
+        }
+        store.commit(&key(full), &id(full)).unwrap();
+        for _ in 0..1 + random.below(3) {
+            edit(source.path(), &mut random);
+        }
+        let now = scan_all(from.as_fd());
+        let dir = store.open_changes(&id(full)).unwrap().dir;
+        let listed = [(part(&before), part(&before).identities())];
+        let (known, entries) = (known(&listed[0].1), made(&listed).unwrap());
+        let parts = [(part(&now), part(&now).identities())];
+        let earlier = Whole { dir: dir.as_fd(), known: &known, entries };
+        let Some(kept) = changed(&earlier, &parts, usize::MAX) else {
+            refused += 1;
+            continue;
+        };
+        let why = format!("KILN_SEED={seed}, case {case}: to {named}");
+        match (run(whole, &now, None), run(delta, &kept[0], Some(dir.as_fd()))) {
+            (Ok(()), Ok(())) => {}
+            (Err(one), Err(other)) => {
+                assert_eq!(kind_of(&one), kind_of(&other), "{why}: {one:?}\n{other:?}");
+                continue;
+            }
+            (one, other) => panic!("{why}: the whole {one:?}, the delta {other:?}"),
+        }
+        deltas += 1;
+        small += usize::from(kept[0].len() < now.len());
+        store.commit_delta(&key(delta), &id(delta), &id(full)).unwrap();
+        // Directories that a copy makes on its way have its time, and in a delta that of the earlier one.
+        let of_full = scan_all(dir.as_fd());
+        let upper = store.open_layer(&key(whole)).unwrap();
+        for entry in scan_all(store.open_changes(&id(delta)).unwrap().dir.as_fd()) {
+            let path = std::str::from_utf8(&entry.path).unwrap();
+            let is_above = !path.is_empty() && real.starts_with(format!("{path}/").as_bytes());
+            if let Some(like) = of_full.iter().find(|like| is_above && like.path == entry.path) {
+                assert_eq!(entry.mtime, like.mtime, "{why}: {path}");
+            }
+            if entry.kind == EntryKind::Dir && entry.mtime.secs > 2_000_000 && !path.is_empty() {
+                let time =
+                    rustix::fs::Timespec { tv_sec: entry.mtime.secs, tv_nsec: entry.mtime.nanos.into() };
+                let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+                let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::utimensat(&upper, path, &times, flags).unwrap();
+            }
+        }
+        drop(upper);
+        store.commit(&key(whole), &id(whole)).unwrap();
+        let seen = |name: &str| shown(store.open_view(&id(name)).unwrap().as_fd());
+        assert_eq!(seen(delta), seen(whole), "{why}");
+        let tar = |name: &str| {
+            let mut tar = Vec::new();
+            let options = DiffOptions { form: TreeForm::OverlayUpper, root_entry: false, cancel: &NEVER };
+            diff(store.open_changes(&id(name)).unwrap().dir.as_fd(), &mut tar, &options).unwrap();
+            tar
+        };
+        assert!(tar(delta) == tar(whole), "{why}: the layers differ");
+    }
+    let least = CASES / 10;
+    assert!(small > least && deltas > least && refused > least, "{deltas}, {small} small, {refused} refused");
+}
+
+#[test]
+fn parts_that_meet_and_what_is_too_much_make_no_delta() {
+    let source = tempfile::tempdir().unwrap();
+    for name in ["one/x", "other/y", "meeting/x"] {
+        fs::create_dir_all(source.path().join(name).parent().unwrap()).unwrap();
+        fs::write(source.path().join(name), name).unwrap();
+    }
+    let from = File::open(source.path()).unwrap();
+    let entries = |name: &str| {
+        let options = ScanOptions { hash: true, filter: None, stat_cache: None, cancel: &NEVER };
+        scan(from.as_fd(), name.as_bytes(), &options).unwrap()
+    };
+    let names = ["one", "other", "meeting"];
+    let found = names.map(entries);
+    let part = |nth: usize| {
+        let (entries, strip) = (found[nth].as_slice(), names[nth].as_bytes());
+        let part =
+            Part { entries, passed: None, strip, destination: b"app".to_vec(), owner: None, mode: None };
+        let identities = part.identities();
+        (part, identities)
+    };
+    assert_eq!(made(&[part(0), part(1)]), Some(2));
+    assert_eq!(made(&[part(0), part(2)]), None);
+    assert_eq!(part(0).1[0], Identity::Top);
+    // The earlier copy had nothing: both destinations and both files are kept.
+    let empty = tempfile::tempdir().unwrap();
+    let dir = File::open(empty.path()).unwrap();
+    let earlier = Whole { dir: dir.as_fd(), known: &[], entries: 0 };
+    let count = |most| {
+        changed(&earlier, &[part(0), part(1)], most).map(|kept| kept.iter().map(Vec::len).collect::<Vec<_>>())
+    };
+    assert_eq!((count(4), count(3)), (Some(vec![2, 2]), None));
+    let other = Whole { entries: 1, ..earlier };
+    assert!(changed(&other, &[part(0)], 9).is_none(), "something was there that is no more");
 }

@@ -8,6 +8,7 @@ use kiln_testkit::random::Random;
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, renameat_with, utimensat};
 
 use super::model::{self, Kind, Listing, Model};
+use crate::deltas::deltas;
 use crate::harness::{Context, Outcome, Store, busybox_tar, text};
 
 /// Directories that stay, and names that come and go in them.
@@ -94,6 +95,11 @@ impl World {
         expected.sort();
         assert_eq!(ran, expected, "other steps ran than had to\n{}", why());
         (ran.len(), warm.steps().len() - ran.len())
+    }
+
+    /// Copies that stand in front of earlier ones.
+    pub(super) fn deltas(&self) -> usize {
+        deltas(&self.store).len()
     }
 
     /// Edits something; what.

@@ -129,7 +129,7 @@ struct Judge<'a> {
     names: HashMap<Digest, Vec<String>>,
     too_many_bytes: u64,
     freed_bytes: u64,
-    /// Snapshots that others which stay stand on, with one of those.
+    /// Snapshots that others which stay need, with one of those and what for.
     kept_children: HashMap<SnapshotId, String>,
     gone_images: HashSet<Digest>,
     gone: HashSet<SnapshotId>,
@@ -170,8 +170,8 @@ impl<'a> Judge<'a> {
             candidates.push((used.unwrap_or(0).max(image.created_unix), 0, Candidate::Image(at)));
         }
         for id in world.nodes.keys() {
-            // Those above before those that they stand on.
-            let depth = usize::MAX - world.chain(id).len();
+            // Those above before those that they need.
+            let depth = usize::MAX - world.needs(id).len();
             candidates.push((last_used.get(id).copied().unwrap_or(0), depth, Candidate::Snapshot(id)));
         }
         for (at, (mount, _)) in world.cache_mounts.iter().enumerate() {
@@ -200,7 +200,7 @@ impl<'a> Judge<'a> {
         let mut others = Vec::new();
         // Its image may be forgotten: what its layer stands on stays all the same.
         for container in &self.world.containers {
-            for id in container.snapshot.iter().flat_map(|top| self.world.chain(top)) {
+            for id in container.snapshot.iter().flat_map(|top| self.world.needs(top)) {
                 needed.entry(id).or_insert_with(|| format!("container {} needs it", container.name));
             }
         }
@@ -208,7 +208,7 @@ impl<'a> Judge<'a> {
             if let Some(container) = self.container_of(&image.config) {
                 let verdict = (Verdict::Keep, format!("container {container} was made of it"));
                 let named = self.names.contains_key(&image.config);
-                for id in image.snapshot.iter().flat_map(|top| self.world.chain(top)) {
+                for id in image.snapshot.iter().flat_map(|top| self.world.needs(top)) {
                     needed.entry(id).or_insert_with(|| format!("container {container} needs it"));
                 }
                 self.push_image(at, image.created_unix, named, verdict);
@@ -227,7 +227,7 @@ impl<'a> Judge<'a> {
                     continue;
                 }
             }
-            for id in image.snapshot.iter().flat_map(|top| self.world.chain(top)) {
+            for id in image.snapshot.iter().flat_map(|top| self.world.needs(top)) {
                 needed.entry(id).or_insert_with(|| format!("{name} needs it"));
             }
             let verdict = (Verdict::Keep, "it has a name".to_owned());
@@ -274,7 +274,7 @@ impl<'a> Judge<'a> {
         let mut used: BTreeMap<&SnapshotId, i64> = BTreeMap::new();
         for id in self.world.nodes.keys() {
             let own = known.get(id).and_then(|known| known.last_used_unix).unwrap_or(0);
-            for below in self.world.chain(id) {
+            for below in self.world.needs(id) {
                 let entry = used.entry(below).or_default();
                 *entry = own.max(*entry);
             }
@@ -354,8 +354,8 @@ impl<'a> Judge<'a> {
         let image = known.images.iter().find(|image| !self.gone_images.contains(image));
         let (verdict, reason) = if let Some(reason) = needed.get(id) {
             (Verdict::Keep, reason.clone())
-        } else if let Some(child) = self.kept_children.get(id) {
-            (Verdict::Keep, format!("{child} stands on it"))
+        } else if let Some(reason) = self.kept_children.get(id) {
+            (Verdict::Keep, reason.clone())
         } else if let Some(image) = image {
             (Verdict::Keep, format!("image {} needs it", image.short()))
         } else if (self.in_use)(&Pinnable::Snapshot(id.clone()))? {
@@ -372,7 +372,10 @@ impl<'a> Judge<'a> {
         let node = &self.world.nodes[id];
         if verdict == Verdict::Keep {
             if let Some(parent) = &node.parent {
-                self.kept_children.insert(parent.clone(), format!("layer {id}"));
+                self.kept_children.insert(parent.clone(), format!("layer {id} stands on it"));
+            }
+            if let Some(full) = &node.full {
+                self.kept_children.insert(full.clone(), format!("layer {id} shows its files"));
             }
         } else {
             self.gone.insert(id.clone());

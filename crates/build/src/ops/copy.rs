@@ -5,8 +5,9 @@ use std::io::{BufReader, Cursor, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kiln_layer::{
-    CopyError, CopyRequest, Earlier, Entry, EntryKind, EntryPath, ExtractOptions, Follower, LARGE_FILE_BYTES,
-    Limits, LookedAt, TopDir, beneath, bounded_decoder, is_tar, make_dirs_over,
+    CopyError, CopyRequest, Earlier, Entry, EntryKind, EntryPath, ExtractOptions, Follower, HashStates,
+    Identity, LARGE_FILE_BYTES, Limits, LookedAt, ModeChange, Part, TopDir, beneath, bounded_decoder, is_tar,
+    make_dirs_over, tell_whole,
 };
 use kiln_llb as llb;
 use kiln_oci::SnapshotId;
@@ -15,7 +16,7 @@ use kiln_solver::{Scope, Stream};
 use rustix::fs::OFlags;
 
 use super::BuildOp;
-use super::earlier::LastCopy;
+use super::earlier::{FullCopy, LastCopy};
 use super::file::{is_dir, make_dirs, path_error, relative, resolve_owner};
 use crate::OpError;
 use crate::layers::UnderWay;
@@ -35,15 +36,24 @@ pub(super) struct Root<'a> {
     below: Option<BorrowedFd<'a>>,
     /// Of the source: [`CopyRequest::from_layers`].
     from_layers: &'a [OwnedFd],
+    /// What was found out about the copy before it is made; `None`: nothing.
+    planned: Option<&'a [(Part<'a>, Vec<Identity>)]>,
     earlier: Option<&'a Earlier>,
-    note_made: bool,
+    delta: Option<&'a Delta>,
     follower: Option<&'a Follower>,
+}
+
+/// What is made in front of an earlier copy.
+struct Delta {
+    full: FullCopy,
+    /// The entries of each match.
+    entries: Vec<Vec<Entry>>,
 }
 
 impl<'a> Root<'a> {
     /// One that shows all there is.
     pub(super) fn seen(to: BorrowedFd<'a>) -> Self {
-        Self { to, below: None, from_layers: &[], earlier: None, note_made: false, follower: None }
+        Self { to, below: None, from_layers: &[], planned: None, earlier: None, delta: None, follower: None }
     }
 
     /// Where links lead and users are known.
@@ -88,7 +98,8 @@ impl BuildOp {
         Ok(self.shared.engine.snapshots.form() == LayerForm::Changes && !is_unpacked)
     }
 
-    /// Does an instruction that is one plain copy: straight into the layer, with links to the files of the
+    /// Does an instruction that is one plain copy straight into the layer: in front of the last one, if not
+    /// much has changed (`docs/adr/0028-few-changed-files-are-a-delta.md`); else with links to the files of the
     /// last one that are the same (`docs/adr/0020-copies-share-files.md`), and hashed beside
     /// (`docs/adr/0026-hashed-beside-the-copy.md`) from where it differs (`docs/adr/0029-hashes-go-on.md`).
     pub(super) fn run_copy(
@@ -105,29 +116,71 @@ impl BuildOp {
         let below = base.map(|base| engine.snapshots.open_view(base)).transpose()?;
         let files = selection.matches.iter().map(|found| found.entries.len()).sum();
         let from_layers = self.layers_of(from, &selection)?;
-        let last = LastCopy::of(engine, &self.op.digest(), from, files);
-        let earlier = last.as_ref().and_then(|last| last.open(engine));
-        let states_file = last.as_ref().map(LastCopy::states_file);
-        let states = earlier.as_ref().zip(states_file.as_ref());
-        let states = states.and_then(|((id, _), file)| file.read(&engine.store, id));
-        let follow = || Follower::start(upper.try_clone().ok()?, states);
-        let follower = (files >= FEWEST_FOLLOWED).then(follow).flatten();
-        let root = Root {
-            to: upper.as_fd(),
+        let bare = Root {
             below: below.as_ref().map(AsFd::as_fd),
             from_layers: &from_layers,
-            earlier: earlier.as_ref().map(|(_, files)| files),
-            note_made: last.is_some(),
-            follower: follower.as_ref(),
+            ..Root::seen(upper.as_fd())
         };
-        let made = self.copy(copy, &selection, from, &root, scope)?;
+        let last = LastCopy::of(engine, &self.op.digest(), from, files);
+        let mode = mode_of(copy);
+        let planned = match &last {
+            Some(_) => plan(copy, &selection, &bare, copy.mode.is_some().then_some(&mode))?,
+            None => Vec::new(),
+        };
+        let full = last.as_ref().and_then(|last| last.open(engine));
+        let states_file = last.as_ref().map(LastCopy::states_file);
+        let states = full.as_ref().zip(states_file.as_ref());
+        let mut states = states.and_then(|(full, file)| file.read(&engine.store, &full.id));
+        let (delta, earlier) = match full {
+            Some(full) => match full.delta(engine, base, &planned) {
+                Some(entries) => (Some(Delta { full, entries }), None),
+                None => (None, Some(full.into_earlier())),
+            },
+            None => (None, None),
+        };
+        let mut follow = || Follower::start(upper.try_clone().ok()?, states.take());
+        let follower = (files >= FEWEST_FOLLOWED && delta.is_none()).then(&mut follow).flatten();
+        let root = Root {
+            planned: last.is_some().then_some(planned.as_slice()),
+            earlier: earlier.as_ref(),
+            delta: delta.as_ref(),
+            follower: follower.as_ref(),
+            ..bare
+        };
+        self.copy(copy, &selection, from, &root, scope)?;
         let under_way = follower.map(|follower| UnderWay { following: follower.complete(), states_file });
         drop((upper, below, earlier));
-        let tree = self.commit_hashed(active, under_way)?;
-        if let (Some(last), Some(id)) = (last, tree.snapshot()) {
-            last.save(id, &made);
+        let Some(delta) = delta else {
+            let tree = self.commit_hashed(active, under_way)?;
+            if let (Some(last), Some(id)) = (last, tree.snapshot()) {
+                last.save(id, &planned);
+            }
+            return Ok(tree);
+        };
+        let id = active.commit_delta(&delta.full.id)?;
+        let under_way = states.and_then(|states| self.follow_delta(&id, &delta, &planned, states));
+        self.shared.layers.start(&id, under_way);
+        if let Some(last) = last {
+            last.touch();
         }
-        Ok(tree)
+        Ok(Tree::Snapshot(id))
+    }
+
+    /// Hashes the layer of a delta and what it stands in front of from where that differs from the earlier copy's.
+    fn follow_delta(
+        &self,
+        id: &SnapshotId,
+        delta: &Delta,
+        planned: &[(Part<'_>, Vec<Identity>)],
+        states: HashStates,
+    ) -> Option<UnderWay> {
+        let whole = self.shared.engine.snapshots.open_changes(id).ok()?.dir;
+        let follower = Follower::start(whole, Some(states))?;
+        for ((part, _), made) in planned.iter().zip(&delta.entries) {
+            tell_whole(&follower, part, made);
+        }
+        // The states on record stay the earlier copy's, which the next delta is compared with, too.
+        Some(UnderWay { following: follower.complete(), states_file: None })
     }
 
     /// The directories of a stage's layers, highest first, if some file is large enough to be looked for.
@@ -137,11 +190,14 @@ impl BuildOp {
         let is_worth_it = selection.matches.iter().any(|found| found.entries.iter().any(is_large));
         let Some(top) = from.snapshot().filter(|_| is_worth_it) else { return Ok(Vec::new()) };
         let snapshots = &self.shared.engine.snapshots;
-        let dir = |id| Ok(snapshots.open_changes(&id)?.dir);
-        snapshots.chain(top)?.into_iter().rev().map(dir).collect()
+        let mut dirs = Vec::new();
+        for id in snapshots.chain(top)?.into_iter().rev() {
+            dirs.extend(snapshots.open_dirs(&id)?);
+        }
+        Ok(dirs)
     }
 
-    /// Does `copy`; the digests of the files that it made, if `root` wants them.
+    /// Does `copy`.
     pub(super) fn copy(
         &self,
         copy: &llb::Copy,
@@ -149,8 +205,7 @@ impl BuildOp {
         from: &Tree,
         root: &Root<'_>,
         scope: &Scope<'_>,
-    ) -> Result<Vec<[u8; 32]>, OpError> {
-        let mut made = Vec::new();
+    ) -> Result<(), OpError> {
         if selection.matches.is_empty()
             && let Some(path) = selection.skipped.first()
         {
@@ -167,24 +222,13 @@ impl BuildOp {
                 view = self.shared.engine.snapshots.open_view(id)?;
                 view.as_fd()
             }
-            Tree::Empty => return Ok(made),
+            Tree::Empty => return Ok(()),
             Tree::Far(_) => return Err(not_here().into()),
         };
-        let target = Target {
-            root,
-            named: relative(&copy.destination),
-            owner: match &copy.owner {
-                llb::Owner::Keep => None,
-                llb::Owner::Root => Some((0, 0)),
-                llb::Owner::Named(owner) => Some(resolve_owner(root.view(), owner)?),
-            },
-            // An octal mode is for these too, as far as it speaks of reading, writing and searching;
-            // a symbolic one changes what is there (as in BuildKit).
-            parent_mode: copy.mode.as_ref().and_then(llb::Mode::octal).map_or(0o755, |bits| bits & 0o777),
-        };
-        let mode = |bits: u32, is_dir: bool| copy.mode.as_ref().map_or(bits, |mode| mode.apply(bits, is_dir));
+        let target = Target::of(copy, root)?;
+        let mode = mode_of(copy);
         let mut one_file = false;
-        for found in &selection.matches {
+        for (nth, found) in selection.matches.iter().enumerate() {
             if copy.unpack == llb::Unpack::Archives
                 && self.unpack(found, selection.looked_at, source, &target, copy)?
             {
@@ -206,17 +250,21 @@ impl BuildOp {
                 one_file = true;
                 destination
             };
-            let copied = kiln_layer::copy(&CopyRequest {
+            let planned = root.planned.map(|planned| &planned[nth]);
+            debug_assert!(planned.is_none_or(|(part, _)| part.destination == place), "as it was planned");
+            kiln_layer::copy(&CopyRequest {
                 from: source,
                 from_layers: root.from_layers,
                 looked_at: selection.looked_at,
-                entries: &found.entries,
+                entries: root.delta.map_or(&found.entries, |delta| &delta.entries[nth]),
                 passed: Some(&found.passed),
                 strip: &found.path,
                 to: root.to,
                 below: root.below,
                 earlier: root.earlier,
-                note_made: root.note_made,
+                // These are of all entries.
+                identities: root.earlier.and(planned).map(|(_, identities)| identities.as_slice()),
+                times_of: root.delta.map(|delta| delta.full.dir().as_fd()),
                 follower: root.follower,
                 destination: &place,
                 owner: target.owner,
@@ -225,9 +273,8 @@ impl BuildOp {
                 top: TopDir::Contents,
                 cancel: self.shared.cancel.flag(),
             })?;
-            made.extend(copied.made);
         }
-        Ok(made)
+        Ok(())
     }
 
     /// Unpacks `found` below the destination when its content is an archive.
@@ -276,7 +323,52 @@ impl BuildOp {
     }
 }
 
-impl Target<'_> {
+/// What `copy` makes of permission bits; the second argument says whether it is a directory.
+fn mode_of(copy: &llb::Copy) -> impl Fn(u32, bool) -> u32 {
+    move |bits: u32, is_dir: bool| copy.mode.as_ref().map_or(bits, |mode| mode.apply(bits, is_dir))
+}
+
+/// Where each match of a plain copy goes, as [`BuildOp::copy`] has it when it comes there, and what becomes of
+/// it. Nothing is made yet.
+fn plan<'s>(
+    copy: &llb::Copy,
+    selection: &'s Selection,
+    root: &Root<'_>,
+    mode: Option<&'s ModeChange<'s>>,
+) -> Result<Vec<(Part<'s>, Vec<Identity>)>, OpError> {
+    let target = Target::of(copy, root)?;
+    let destination = target.real_path()?;
+    let mut is_dir = copy.destination_is_dir || root.is_dir(&destination)?;
+    let part = |found: &'s Match| {
+        is_dir |= found.is_dir();
+        let destination = match found.is_dir() {
+            false if is_dir => join(&destination, found.file_name()),
+            _ => destination.clone(),
+        };
+        let (entries, passed, strip) = (&found.entries, Some(&found.passed), &found.path);
+        let part = Part { entries, passed, strip, destination, owner: target.owner, mode };
+        let identities = part.identities();
+        (part, identities)
+    };
+    Ok(selection.matches.iter().map(part).collect())
+}
+
+impl<'a> Target<'a> {
+    fn of(copy: &'a llb::Copy, root: &'a Root<'a>) -> Result<Self, OpError> {
+        Ok(Self {
+            root,
+            named: relative(&copy.destination),
+            owner: match &copy.owner {
+                llb::Owner::Keep => None,
+                llb::Owner::Root => Some((0, 0)),
+                llb::Owner::Named(owner) => Some(resolve_owner(root.view(), owner)?),
+            },
+            // An octal mode is for these too, as far as it speaks of reading, writing and searching;
+            // a symbolic one changes what is there (as in BuildKit).
+            parent_mode: copy.mode.as_ref().and_then(llb::Mode::octal).map_or(0o755, |bits| bits & 0o777),
+        })
+    }
+
     /// The destination behind links, inside the root.
     fn real_path(&self) -> Result<Vec<u8>, OpError> {
         beneath::real_path(self.root.view(), self.named).map_err(|error| path_error(self.named, error))

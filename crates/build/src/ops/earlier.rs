@@ -1,15 +1,20 @@
-//! What a copy made the last time: a copy with few changed files links to the others (`docs/adr/0020`).
+//! What a copy made the last time that it made everything: a copy with few changed files stands in front of
+//! that (`docs/adr/0028`), and one with more links to what is the same (`docs/adr/0020`).
 //!
 //! ```text
-//! state/copies/<instruction and source>: magic, length of the name, the layer's snapshot by name,
-//!                                        a digest of 32 bytes for each file, BLAKE3 of all that
+//! state/copies/<instruction and source>: magic, how trees are marked, how many entries were made, length of
+//!                                        the name, the layer's snapshot by name, a digest of 32 bytes for
+//!                                        each entry that has one, BLAKE3 of all that
 //! ```
-//! Advice only: what cannot be read is not known, and what is not known is copied.
+//! Numbers are little-endian, of 8 bytes; the second is of one. Advice only: what cannot be read is not known,
+//! and what is not known is copied.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use kiln_layer::Earlier;
+use kiln_layer::{Earlier, Entry, Identity, Part, Whole, changed, made, marking};
 use kiln_oci::{Digest, SnapshotId};
 use kiln_snapshotter::{Changes, Form};
 
@@ -17,12 +22,21 @@ use super::hash_states::StatesFile;
 use crate::tree::Tree;
 use crate::{Engine, builds};
 
-const MAGIC: &[u8; 8] = b"kilncpy1";
+const MAGIC: &[u8; 8] = b"kilncpy2";
 const DIGEST: usize = 32;
+/// In the place of a number of entries that nobody can tell.
+const UNCOUNTED: u64 = u64::MAX;
 /// Fewer files are copied before a list of them is read.
 const FEWEST: usize = 64;
 /// Copies that are remembered; 50,000 files are 1.6 MB.
 const KEPT: usize = 32;
+/// A delta has no more entries than this part of the copy: with more, links are as cheap, and the next
+/// copies have less to make again.
+const LARGEST_PART: usize = 16;
+/// Nor more than so many.
+const MOST: usize = 4096;
+/// So many of a stack's layers may be deltas. Each takes a place more of the kernel's 500.
+const DELTAS: usize = 16;
 
 /// Where the last copy of an instruction from one context, or from a stage, is on record.
 pub(super) struct LastCopy(PathBuf);
@@ -45,21 +59,35 @@ impl LastCopy {
         StatesFile(state.join("hash-states").join(self.0.file_name().expect("it has a name")))
     }
 
-    /// Its layer and the files in that; `None`: there was none, or its layer is gone.
-    pub(super) fn open(&self, engine: &Engine) -> Option<(SnapshotId, Earlier)> {
-        let (id, known) = decode(&fs::read(&self.0).ok()?)?;
+    /// What it made; `None`: there was none, or its layer is gone, or nobody vouches for that any more.
+    pub(super) fn open(&self, engine: &Engine) -> Option<FullCopy> {
+        let Record { id, entries, known } = decode(&fs::read(&self.0).ok()?)?;
         // Held first: garbage collection does not take it any more, or has taken it.
         engine.store.hold_snapshot(&id).ok()?;
+        // The record of a layer goes when it is found damaged, or may not have reached the disk.
+        engine.store.layer(&id).ok()??;
+        // What is itself a delta has other files than these.
+        if engine.snapshots.full(&id).ok()?.is_some() {
+            return None;
+        }
         match engine.snapshots.open_changes(&id).ok()? {
-            Changes { dir, form: Form::OverlayUpper } => Some((id, Earlier::new(dir, known))),
+            Changes { dir, form: Form::OverlayUpper } => Some(FullCopy { id, dir, entries, known }),
             Changes { form: Form::Tree { .. }, .. } => None,
         }
     }
 
-    /// Puts it on record that `id` has these files.
-    pub(super) fn save(&self, id: &SnapshotId, made: &[[u8; DIGEST]]) {
+    /// Puts it on record that `id` has all of these entries, and directories on the way to them.
+    pub(super) fn save(&self, id: &SnapshotId, parts: &[(Part<'_>, Vec<Identity>)]) {
+        let entries = made(parts).unwrap_or(UNCOUNTED);
+        let known = parts.iter().flat_map(|(_, all)| all.iter().filter_map(Identity::known)).collect();
         // A disk without room is no reason to fail.
-        let _ = self.write(&encode(id, made));
+        let _ = self.write(&encode(&Record { id: id.clone(), entries, known }));
+    }
+
+    /// Notes that it was used again.
+    pub(super) fn touch(&self) {
+        // It may be forgotten earlier.
+        let _ = fs::File::open(&self.0).and_then(|file| file.set_modified(SystemTime::now()));
     }
 
     fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
@@ -67,6 +95,49 @@ impl LastCopy {
         builds::replace(&self.0, bytes)?;
         let dir = self.0.parent().expect("it is below state");
         forget_oldest(dir)
+    }
+}
+
+/// A copy that made everything itself.
+pub(super) struct FullCopy {
+    pub(super) id: SnapshotId,
+    /// The directory of its layer.
+    dir: OwnedFd,
+    entries: u64,
+    known: Vec<[u8; DIGEST]>,
+}
+
+impl FullCopy {
+    pub(super) fn dir(&self) -> &OwnedFd {
+        &self.dir
+    }
+
+    /// The entries of each part that are to be copied in front of it; `None`: a copy on `base` is not what
+    /// would be seen then, or making all of it is better.
+    pub(super) fn delta(
+        &self,
+        engine: &Engine,
+        base: Option<&SnapshotId>,
+        parts: &[(Part<'_>, Vec<Identity>)],
+    ) -> Option<Vec<Vec<Entry>>> {
+        // Which directories were there, and what they were like.
+        if engine.snapshots.parent(&self.id).ok()?.as_ref() != base {
+            return None;
+        }
+        let all: usize = parts.iter().map(|(_, identities)| identities.len()).sum();
+        let earlier = Whole { dir: self.dir.as_fd(), known: &self.known, entries: self.entries };
+        let kept = changed(&earlier, parts, (all / LARGEST_PART).min(MOST))?;
+        let below = base.map_or(Ok(Vec::new()), |base| engine.snapshots.chain(base)).ok()?;
+        let mut deltas = 0;
+        for id in &below {
+            deltas += usize::from(engine.snapshots.full(id).ok()?.is_some());
+        }
+        (deltas < DELTAS).then_some(kept)
+    }
+
+    /// Its files, to be linked to.
+    pub(super) fn into_earlier(self) -> Earlier {
+        Earlier::new(self.dir, self.known)
     }
 }
 
@@ -81,28 +152,42 @@ pub(super) fn forget_oldest(dir: &Path) -> std::io::Result<()> {
     all[..all.len().saturating_sub(KEPT)].iter().try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-fn encode(id: &SnapshotId, made: &[[u8; DIGEST]]) -> Vec<u8> {
+/// What a file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Record {
+    id: SnapshotId,
+    entries: u64,
+    known: Vec<[u8; DIGEST]>,
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    let Record { id, entries, known } = record;
     let name = id.as_str().as_bytes();
-    let mut bytes = Vec::with_capacity(MAGIC.len() + 8 + name.len() + (made.len() + 1) * DIGEST);
+    let mut bytes = Vec::with_capacity(MAGIC.len() + 17 + name.len() + (known.len() + 1) * DIGEST);
     bytes.extend_from_slice(MAGIC);
+    bytes.push(marking());
+    bytes.extend_from_slice(&entries.to_le_bytes());
     bytes.extend_from_slice(&(name.len() as u64).to_le_bytes());
     bytes.extend_from_slice(name);
-    bytes.extend_from_slice(made.as_flattened());
+    bytes.extend_from_slice(known.as_flattened());
     let checksum = blake3::hash(&bytes);
     bytes.extend_from_slice(checksum.as_bytes());
     bytes
 }
 
-/// `None` for anything but a whole file of this version.
-fn decode(bytes: &[u8]) -> Option<(SnapshotId, Vec<[u8; DIGEST]>)> {
+/// `None` for anything but a whole file of this version, of trees that are marked as here.
+fn decode(bytes: &[u8]) -> Option<Record> {
     let (body, checksum) = bytes.split_last_chunk::<DIGEST>()?;
     if blake3::hash(body) != *checksum {
         return None;
     }
-    let (length, rest) = body.strip_prefix(MAGIC)?.split_first_chunk()?;
-    let (name, made) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
-    let (made, []) = made.as_chunks::<DIGEST>() else { return None };
-    Some((std::str::from_utf8(name).ok()?.parse().ok()?, made.to_vec()))
+    let rest = body.strip_prefix(MAGIC)?.strip_prefix(&[marking()])?;
+    let (entries, rest) = rest.split_first_chunk()?;
+    let (length, rest) = rest.split_first_chunk()?;
+    let (name, known) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let (known, []) = known.as_chunks::<DIGEST>() else { return None };
+    let id = std::str::from_utf8(name).ok()?.parse().ok()?;
+    Some(Record { id, entries: u64::from_le_bytes(*entries), known: known.to_vec() })
 }
 
 #[cfg(test)]
@@ -112,15 +197,29 @@ mod tests {
     #[test]
     fn a_record_comes_back_and_a_damaged_one_does_not() {
         let id: SnapshotId = "snapshot-1".parse().unwrap();
-        for made in [vec![], vec![[1; DIGEST], [2; DIGEST]]] {
-            let whole = encode(&id, &made);
-            assert_eq!(decode(&whole), Some((id.clone(), made)));
+        for known in [vec![], vec![[1; DIGEST], [2; DIGEST]]] {
+            let record = Record { id: id.clone(), entries: 7, known };
+            let whole = encode(&record);
+            assert_eq!(decode(&whole), Some(record));
             for at in 0..whole.len() {
                 let mut damaged = whole.clone();
                 damaged[at] ^= 1;
                 assert_eq!(decode(&damaged), None, "byte {at}");
                 assert_eq!(decode(&whole[..at]), None, "cut at {at}");
             }
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_version_or_of_trees_that_are_marked_otherwise_says_nothing() {
+        let record = Record { id: "s".parse().unwrap(), entries: 0, known: Vec::new() };
+        for (at, other) in [(MAGIC.len() - 1, b'1'), (MAGIC.len(), 4)] {
+            let mut bytes = encode(&record);
+            bytes[at] = other;
+            let body = bytes.len() - DIGEST;
+            let checksum = *blake3::hash(&bytes[..body]).as_bytes();
+            bytes[body..].copy_from_slice(&checksum);
+            assert_eq!(decode(&bytes), None);
         }
     }
 

@@ -63,7 +63,7 @@ pub(super) fn copy_up(upper: BorrowedFd<'_>, below: BorrowedFd<'_>, path: &[u8])
 }
 
 /// The directory of the tree below; `None`: nothing is there.
-fn open_below(below: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>, CopyError> {
+pub(super) fn open_below(below: BorrowedFd<'_>, path: &[u8]) -> Result<Option<OwnedFd>, CopyError> {
     match beneath::open_dir_without_links(below, path) {
         Ok(dir) => Ok(Some(dir)),
         Err(error) if error.host_kind() == Some(io::ErrorKind::NotFound) => Ok(None),

@@ -1,8 +1,8 @@
-//! Snapshots whose changes are another one's.
+//! Snapshots whose changes are another one's, or stand in front of another one's.
 //!
-//! The sidecar of such a snapshot names the *owner* of its changes; below the owner, `sharers/`
-//! holds an empty file named after it. An owner that is removed while somebody shares its changes
-//! moves from `committed/` to `shared/`: it is a snapshot no more, its directory stays. The files
+//! The sidecar of such a snapshot names the *owner* of its changes, or of the larger part of them
+//! ([`Links::full`]), or both; below an owner, `sharers/` holds an empty file named after the
+//! snapshot. An owner that is removed while somebody shows its changes moves from `committed/` to `shared/`: it is a snapshot no more, its directory stays. The files
 //! in `sharers/` are hints: one counts only while that snapshot's sidecar names the owner, so a
 //! crash between the two leaves nothing that lasts.
 
@@ -36,20 +36,25 @@ impl Overlay {
             }
             // overlayfs refuses a directory twice. Below itself it shows and hides nothing that it
             // does not show and hide above.
-            let changes = self.changes_of(&id, &links)?;
-            if seen.insert(changes.clone()) {
-                lower.push(changes);
+            for changes in self.changes_of(&id, &links)? {
+                if seen.insert(changes.clone()) {
+                    lower.push(changes);
+                }
             }
         }
         Ok(lower)
     }
 
-    /// The directory with the changes of `id`.
-    pub(super) fn changes_of(&self, id: &SnapshotId, links: &Links) -> Result<PathBuf, Error> {
-        match &links.changes {
-            None => Ok(committed(id).join("fs")),
-            Some(owner) => Ok(self.place_of(owner)?.join("fs")),
+    /// The directories with the changes of `id`, highest first.
+    pub(super) fn changes_of(&self, id: &SnapshotId, links: &Links) -> Result<Vec<PathBuf>, Error> {
+        let mut dirs = vec![match &links.changes {
+            None => committed(id).join("fs"),
+            Some(owner) => self.place_of(owner)?.join("fs"),
+        }];
+        if let Some(full) = &links.full {
+            dirs.push(self.place_of(full)?.join("fs"));
         }
+        Ok(dirs)
     }
 
     /// Where the owner of shared changes is now.
@@ -90,7 +95,8 @@ impl Overlay {
         if self.is_taken(id) {
             return Err(Error::IdTaken(id.clone()));
         }
-        let owner = self.places.links(layer)?.changes.unwrap_or_else(|| layer.clone());
+        let Links { changes, full, .. } = self.places.links(layer)?;
+        let owner = changes.unwrap_or_else(|| layer.clone());
         let layer_root = self.at_owner(&owner, |place| self.places.stat_dir(&place.join("fs")))?;
         let dir = active(key);
         self.remove_work(&dir.join("work"))?;
@@ -105,22 +111,49 @@ impl Overlay {
             self.places.make_like(&fs, &root)?;
         }
 
-        self.places.replace_sidecar(&dir, &Links { parent, changes: Some(owner.clone()) })?;
-        self.at_owner(&owner, |place| {
-            ensure_dir(&self.places.root, &place.join(SHARERS), 0o700)?;
-            let hint = place.join(SHARERS).join(id.as_str());
-            let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
-            openat(&self.places.root, &hint, flags, Mode::RUSR | Mode::WUSR)
-                .map(drop)
-                .map_err(host("openat", &hint))
-        })?;
+        self.publish_shown(key, id, &Links { parent, changes: Some(owner), full })
+    }
+
+    /// [`Snapshotter::commit_delta`].
+    pub(super) fn put_before(
+        &self,
+        key: &ActiveKey,
+        id: &SnapshotId,
+        full: &SnapshotId,
+    ) -> Result<(), Error> {
+        let parent = self.places.active_parent(key)?;
+        if self.is_taken(id) {
+            return Err(Error::IdTaken(id.clone()));
+        }
+        let below = self.places.links(full)?;
+        if below.full.is_some() {
+            return Err(Error::IsDelta(full.clone()));
+        }
+        let full = below.changes.unwrap_or_else(|| full.clone());
+        self.complete(key)?;
+        self.publish_shown(key, id, &Links { parent, changes: None, full: Some(full) })
+    }
+
+    /// Gives an active snapshot its name, with what it shows of others: these know it before.
+    fn publish_shown(&self, key: &ActiveKey, id: &SnapshotId, links: &Links) -> Result<(), Error> {
+        self.places.replace_sidecar(&active(key), links)?;
+        for owner in links.shown() {
+            self.at_owner(owner, |place| {
+                ensure_dir(&self.places.root, &place.join(SHARERS), 0o700)?;
+                let hint = place.join(SHARERS).join(id.as_str());
+                let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+                openat(&self.places.root, &hint, flags, Mode::RUSR | Mode::WUSR)
+                    .map(drop)
+                    .map_err(host("openat", &hint))
+            })?;
+        }
         self.places.publish(key, id)
     }
 
     /// [`Snapshotter::remove`].
     pub(super) fn release(&self, id: &SnapshotId) -> Result<(), Error> {
         // A damaged sidecar must not keep the snapshot from being removed.
-        let owner = self.places.links(id).ok().and_then(|links| links.changes);
+        let links = self.places.links(id).unwrap_or_default();
         if self.is_shared(id, &committed(id))? {
             match renameat_with(
                 &self.places.root,
@@ -136,13 +169,15 @@ impl Overlay {
         } else if !self.places.discard(&committed(id))? {
             return Err(Error::NoSnapshot(id.clone()));
         }
-        let Some(owner) = owner else { return Ok(()) };
-        let Ok(place) = self.place_of(&owner) else { return Ok(()) };
-        match unlinkat(&self.places.root, place.join(SHARERS).join(id.as_str()), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(host("unlink", place)(errno)),
+        for owner in links.shown() {
+            let Ok(place) = self.place_of(owner) else { continue };
+            match unlinkat(&self.places.root, place.join(SHARERS).join(id.as_str()), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(host("unlink", place)(errno)),
+            }
+            self.discard_unshared(owner)?;
         }
-        self.discard_unshared(&owner)
+        Ok(())
     }
 
     /// Removes changes without an owner that nobody shares any more.
@@ -172,7 +207,7 @@ impl Overlay {
         for name in self.places.names(&sharers)? {
             let Ok(sharer) = name.parse::<SnapshotId>() else { continue };
             match self.places.links(&sharer) {
-                Ok(links) if links.changes.as_ref() == Some(owner) => return Ok(true),
+                Ok(links) if links.shown().any(|shown| shown == owner) => return Ok(true),
                 Ok(_) | Err(Error::NoSnapshot(_)) => {}
                 // It may be a sharer; what cannot be read frees nothing.
                 Err(_) => return Ok(true),

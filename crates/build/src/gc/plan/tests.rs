@@ -40,7 +40,7 @@ impl Sketch {
     }
 
     fn snapshot(&mut self, name: &str, parent: Option<&str>) {
-        let node = Node { parent: parent.map(id), damaged: false, disk_bytes: 100 };
+        let node = Node { parent: parent.map(id), full: None, damaged: false, disk_bytes: 100 };
         self.world.nodes.insert(id(name), node);
     }
 
@@ -201,6 +201,33 @@ fn images_without_a_name_go_before_their_files_and_names_only_when_asked() {
     assert!(all.contains(&"layer base: nothing refers to it".to_owned()), "{all:?}");
     sketch.used = vec![Pinnable::Snapshot(id("base"))];
     assert_eq!(sketch.removed(&Policy::prune(true)), gone);
+}
+
+#[test]
+fn what_a_delta_shows_stays_as_long_as_the_delta_and_goes_with_it() {
+    let mut sketch = Sketch::new();
+    sketch.cached("base", None, 5000);
+    sketch.cached("full", Some("base"), 5000);
+    sketch.cached("delta", Some("base"), 50);
+    sketch.world.nodes.get_mut(&id("delta")).unwrap().full = Some(id("full"));
+    assert_eq!(sketch.world.needs(&id("delta")), [&id("delta"), &id("base"), &id("full")]);
+    // It was used when the delta was.
+    assert!(sketch.removed(&kept_for(100)).is_empty());
+    let gone = ["delta", "full", "base"];
+    let ids: Vec<String> = sketch
+        .removed(&kept_for(0))
+        .iter()
+        .map(|line| line.split([' ', ':']).nth(1).unwrap().to_owned())
+        .collect();
+    assert_eq!(ids, gone, "each before what it needs");
+    sketch.image("app:1", "delta", true);
+    assert!(sketch.removed(&kept_for(0)).is_empty());
+    let judged = sketch.judged(&kept_for(0)).0;
+    assert!(judged.contains(&"+ result full: app:1 needs it".to_owned()), "{judged:?}");
+    sketch.world.survey.names.clear();
+    sketch.used.push(Pinnable::Snapshot(id("delta")));
+    let judged = sketch.judged(&kept_for(0)).0;
+    assert!(judged.contains(&"+ result full: layer delta shows its files".to_owned()), "{judged:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::diff::{Followed, Follower, TreeForm, Written, diff};
 use crate::index::{EntryKind, Timestamp};
-use crate::{CopyRequest, Earlier, LookedAt, ScanOptions, TopDir, copy, scan};
+use crate::{CopyRequest, Earlier, Identity, LookedAt, Part, ScanOptions, TopDir, copy, scan};
 
 /// Between two states.
 const INTERVAL_BYTES: u64 = 6000;
@@ -84,16 +84,20 @@ impl Layer {
         };
         let earlier = earlier.map(known);
         let follower = Follower::start_with(to.try_clone().unwrap().into(), states, INTERVAL_BYTES).unwrap();
-        let copied = copy(&CopyRequest {
+        let destination = Vec::new();
+        let part = Part { entries: &entries, passed: None, strip: b"", destination, owner: None, mode: None };
+        let identities = part.identities();
+        copy(&CopyRequest {
             looked_at: Some(looked_at),
             earlier: earlier.as_ref(),
-            note_made: true,
+            identities: Some(&identities),
             follower: Some(&follower),
             top: TopDir::Contents,
             ..CopyRequest::tree(from.as_fd(), &entries, to.as_fd(), &cancel)
         })
         .unwrap();
-        Self { dir, made: copied.made, followed: follower.complete().wait() }
+        let made = identities.iter().filter_map(Identity::known).collect();
+        Self { dir, made, followed: follower.complete().wait() }
     }
 
     /// What goes through the finished tree and begins at the beginning.
