@@ -183,7 +183,10 @@ impl Edit {
             Self::Mode(nth, mode) => fs::set_permissions(file(nth)?, fs::Permissions::from_mode(*mode)).ok(),
             Self::Owner(nth, uid) => chown(file(nth)?, Some(*uid), None).ok(),
             Self::Attribute(nth, value) => attribute(&file(nth)?, *value).ok(),
-            Self::Touch(nth, secs) => Some(set_time(&file(nth)?, *secs)),
+            Self::Touch(nth, secs) => {
+                set_time(&file(nth)?, *secs);
+                Some(())
+            }
             Self::Rename(nth) => {
                 let path = file(nth)?;
                 fs::rename(&path, path.with_extension("renamed")).ok()
