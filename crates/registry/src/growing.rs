@@ -28,6 +28,7 @@ pub trait Growing: BlobSource {
 }
 
 /// How far a [`Growing`] blob is.
+#[allow(clippy::large_enum_variant, reason = "one of them is there at a time")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grown {
     /// So many bytes are there, and there will be more.
