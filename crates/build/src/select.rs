@@ -2,14 +2,16 @@
 
 mod find;
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use kiln_frontend::ignore::Patterns;
 use kiln_layer::{
     Entry, EntryKind, LookedAt, ScanError, ScanOptions, StatCache, TopDir, Visit, scan, tree_digest,
+    walk_order,
 };
 use kiln_llb as llb;
 use kiln_oci::Digest;
@@ -17,6 +19,7 @@ use rustix::io::Errno;
 
 use self::find::{Found, find, is_dir, missing};
 use crate::OpError;
+use crate::context_files::lock;
 
 /// A tree to select from.
 pub(crate) struct Place<'a> {
@@ -258,18 +261,9 @@ fn scan_match(
     Ok(Some(Match { named, path, entries, passed }))
 }
 
-fn is_slash(byte: &u8) -> bool {
-    *byte == b'/'
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Makes `first` the path that a walk comes to first: several threads look, in no order.
 fn keep_first(first: &mut Option<Vec<u8>>, at: &[u8]) {
-    let is_before = |first: &Vec<u8>| at.split(is_slash).lt(first.split(is_slash));
-    if first.as_ref().is_none_or(is_before) {
+    if first.as_ref().is_none_or(|first| walk_order(at, first) == Ordering::Less) {
         *first = Some(at.to_vec());
     }
 }

@@ -69,7 +69,7 @@ pub use looked_at::LookedAt;
 pub use marks::{copy_record, give, has_single_id, marking, opaque_attribute, uses_user_attributes};
 pub use node::is_private_xattr;
 pub use owners::record_owner;
-pub use path::{EntryPath, PathError};
+pub use path::{EntryPath, PathError, walk_order};
 pub use repack::{RepackError, RepackOptions, Times, repack};
 pub use scan::{Filter, ScanOptions, Visit, scan};
 pub use shape::Shape;

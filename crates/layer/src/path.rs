@@ -1,5 +1,6 @@
 //! Paths as bytes: what the kernel takes, checked before it sees them.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 /// The kernel's PATH_MAX counts the closing NUL.
@@ -108,6 +109,11 @@ pub(crate) fn clip(path: &[u8]) -> Result<Vec<u8>, PathError> {
     let clipped = parts.join(&b'/');
     check(&clipped)?;
     Ok(clipped)
+}
+
+/// The order of a walk: by component, so that what is in a directory stands behind it at once.
+pub fn walk_order(one: &[u8], other: &[u8]) -> Ordering {
+    one.split(|&byte| byte == b'/').cmp(other.split(|&byte| byte == b'/'))
 }
 
 /// Parent and last component; the parent of a top-level name is empty.

@@ -9,8 +9,7 @@ use rustix::fs::{self, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Copier, CopyError, host, make};
-use crate::beneath;
-use crate::beneath::open_to_read;
+use crate::beneath::{self, open_to_read};
 use crate::index::{Entry, EntryKind};
 use crate::node::{self, Attributes, CallError, Named};
 use crate::path;

@@ -218,7 +218,7 @@ impl<'o> Behind<'o> {
 
     fn member(&mut self, made: Made) -> Option<()> {
         let Made { path, what } = made;
-        if in_tar_order(&self.last, &path) != Ordering::Less {
+        if path::walk_order(&self.last, &path) != Ordering::Less {
             return None;
         }
         for end in path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at) {
@@ -350,11 +350,6 @@ impl<'o> Behind<'o> {
         let (written, states) = self.writer.finish_recorded().ok()?;
         Some(Followed { written, same_entries: self.same_entries, states })
     }
-}
-
-/// The order of a walk: by component, so that what is in a directory stands behind it at once.
-fn in_tar_order(one: &[u8], other: &[u8]) -> Ordering {
-    one.split(|&byte| byte == b'/').cmp(other.split(|&byte| byte == b'/'))
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub fn diff_trees(
             (None, None) => return trees.writer.finish(),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(old), Some(new)) => in_order(old.path, new.path),
+            (Some(old), Some(new)) => path::walk_order(old.path, new.path),
         };
         match order {
             Ordering::Less => trees.gone()?,
@@ -59,11 +59,6 @@ pub fn diff_trees(
             Ordering::Equal => trees.compare()?,
         }
     }
-}
-
-/// The order of a walk: by component.
-fn in_order(a: &[u8], b: &[u8]) -> Ordering {
-    a.split(|&byte| byte == b'/').cmp(b.split(|&byte| byte == b'/'))
 }
 
 struct Trees<'a, W: Write> {
