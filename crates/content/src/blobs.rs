@@ -68,6 +68,20 @@ impl Ingest<'_> {
 }
 
 impl Ingest<'_> {
+    fn written(&self) -> &Sha256Writer<File> {
+        self.writer.as_ref().expect("only commit takes it, and commit consumes the value")
+    }
+
+    /// So many bytes have come.
+    pub fn size_bytes(&self) -> u64 {
+        self.written().size_bytes()
+    }
+
+    /// The digest of what has come so far.
+    pub fn digest(&self) -> Digest {
+        self.written().digest()
+    }
+
     /// What has come so far, to be read from its beginning while more comes. Nobody vouches for it before
     /// [`Ingest::commit`].
     ///
@@ -282,6 +296,7 @@ mod tests {
         let mut rest = [0; 5];
         ahead.read_exact_at(&mut rest, 6).unwrap();
         ingest.write_all(&rest).unwrap();
+        assert_eq!((ingest.digest(), ingest.size_bytes()), (Digest::of(b"hello world"), 11));
         let (digest, size_bytes) = ingest.commit(None).unwrap();
         assert_eq!((digest, size_bytes), (Digest::of(b"hello world"), 11));
         assert_eq!(store.read_blob(&digest, 100).unwrap(), b"hello world");

@@ -23,6 +23,9 @@ pub enum DigestError {
     /// Something other than `sha256:` stands in front.
     #[error("digest {0:?} does not start with sha256:")]
     Algorithm(String),
+    /// Registered (OCI image-spec, descriptor.md), and nothing that is verified here.
+    #[error("digest {0:?} is of an algorithm that kiln does not verify; sha256 is the one that it does")]
+    Unverified(String),
     /// Not exactly 64 lower-case hexadecimal digits.
     #[error("digest {0:?} is not sha256: and 64 lower-case hexadecimal digits")]
     Encoding(String),
@@ -72,7 +75,10 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
         let Some(encoded) = text.strip_prefix("sha256:") else {
-            return Err(DigestError::Algorithm(clip(text)));
+            return Err(match text.split_once(':') {
+                Some(("sha512" | "blake3", _)) => DigestError::Unverified(clip(text)),
+                _ => DigestError::Algorithm(clip(text)),
+            });
         };
         let lower = encoded.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let mut bytes = [0; 32];
@@ -158,6 +164,11 @@ impl<W: Write> Sha256Writer<W> {
         self.size_bytes
     }
 
+    /// The digest of what was written so far.
+    pub fn digest(&self) -> Digest {
+        Digest(self.hash.clone().finalize().into())
+    }
+
     /// How far the digest has come.
     pub fn state(&self) -> Sha256State {
         Sha256State(self.hash.serialize())
@@ -227,6 +238,15 @@ mod tests {
     }
 
     #[test]
+    fn an_algorithm_that_is_not_verified_is_told_from_nonsense() {
+        let digest = format!("sha512:{}", "ab".repeat(64));
+        let error = digest.parse::<Digest>().unwrap_err();
+        assert!(matches!(error, DigestError::Unverified(_)), "{error}");
+        assert!(error.to_string().contains("sha256 is the one that it does"), "{error}");
+        assert!(matches!("md5:00".parse::<Digest>(), Err(DigestError::Algorithm(_))));
+    }
+
+    #[test]
     fn chain_of_one_layer_is_the_layer() {
         let layer = DiffId(Digest::of(b"a"));
         assert_eq!(ChainId::of(&[layer]).unwrap().0, layer.0);
@@ -236,7 +256,9 @@ mod tests {
     #[test]
     fn writer_counts_and_hashes_what_passed() {
         let mut writer = Sha256Writer::new(Vec::new());
-        writer.write_all(b"hello").unwrap();
+        writer.write_all(b"hel").unwrap();
+        assert_eq!((writer.digest(), writer.size_bytes()), (Digest::of(b"hel"), 3));
+        writer.write_all(b"lo").unwrap();
         let (bytes, digest, size) = writer.finish();
         assert_eq!((bytes.as_slice(), digest, size), (&b"hello"[..], Digest::of(b"hello"), 5));
     }

@@ -38,13 +38,13 @@ pub enum ReferenceError {
     /// More than 255 characters.
     #[error("the image name has {0} characters, 255 are allowed")]
     TooLong(usize),
-    /// The digest behind `@` is none.
-    #[error("image name {name:?} carries a bad digest")]
+    /// The digest behind `@` is none. The text says why: command lines and Dockerfiles show no causes.
+    #[error("image name {name:?}: {why}")]
     Digest {
         /// The whole text.
         name: String,
         /// What is wrong with the digest.
-        source: DigestError,
+        why: DigestError,
     },
     /// Anything else.
     #[error("{0:?} is not an image name like registry.example.com/team/app:1.0")]
@@ -92,6 +92,12 @@ impl Reference {
         self.with_suffix(self.familiar_name())
     }
 
+    /// The same tag and digest in the repository of `other`.
+    pub fn in_repository_of(&self, other: &Reference) -> Reference {
+        let (domain, path) = (other.domain.clone(), other.path.clone());
+        Reference { domain, path, tag: self.tag.clone(), digest: self.digest }
+    }
+
     fn with_suffix(&self, mut text: String) -> String {
         if let Some(tag) = &self.tag {
             text.push(':');
@@ -129,10 +135,9 @@ impl FromStr for Reference {
         let (rest, digest) = match text.split_once('@') {
             None => (text, None),
             Some((rest, digest)) => {
-                let parsed = digest.parse().map_err(|source| ReferenceError::Digest {
-                    name: text.chars().take(100).collect(),
-                    source,
-                })?;
+                let parsed = digest
+                    .parse()
+                    .map_err(|why| ReferenceError::Digest { name: text.chars().take(100).collect(), why })?;
                 (rest, Some(parsed))
             }
         };
@@ -265,6 +270,8 @@ mod tests {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
         assert!(matches!(long.parse::<Reference>(), Err(ReferenceError::TooLong(_))));
+        let digest = format!("a@sha512:{}", "0".repeat(128)).parse::<Reference>().unwrap_err();
+        assert!(digest.to_string().contains("sha256 is the one"), "{digest}");
         assert!(matches!("app/UPPER".parse::<Reference>(), Err(ReferenceError::Uppercase(_))));
     }
 }

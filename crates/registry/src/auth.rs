@@ -49,6 +49,19 @@ pub(crate) struct Authority {
     secrets: Mutex<Vec<String>>,
     /// Registries that there are credentials for.
     has_credential: Mutex<HashMap<String, bool>>,
+    /// What registries asked for last, without the scopes.
+    asked: Mutex<HashMap<String, Vec<Challenge>>>,
+    refresh: Mutex<Refresh>,
+}
+
+/// A token that stands for a password from now on.
+#[derive(Default)]
+enum Refresh {
+    #[default]
+    Unwanted,
+    /// Token servers are asked for one.
+    Wanted,
+    Given(String),
 }
 
 #[derive(Clone)]
@@ -67,6 +80,8 @@ struct Token {
     access_token: Option<String>,
     #[serde(default)]
     expires_in: Option<u64>,
+    #[serde(default)]
+    refresh_token: Option<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,6 +121,35 @@ impl Client {
         is_good.then(|| found.header.clone())
     }
 
+    /// The same for a request that can be sent once: what has run out is replaced before.
+    pub(crate) async fn fresh_authorization(
+        &self,
+        host: &Host,
+        scopes: &[Scope],
+    ) -> Result<Option<HeaderValue>, Error> {
+        if let Some(shown) = self.authorization(host, scopes) {
+            return Ok(Some(shown));
+        }
+        let asked = lock(&self.inner.authority.asked).get(&host.name).cloned();
+        if let Some(challenges) = asked {
+            self.authenticate(host, &challenges, scopes, None).await?;
+        }
+        Ok(self.authorization(host, scopes))
+    }
+
+    /// Token servers shall give tokens that stand for the password from now on.
+    pub(crate) fn want_refresh_token(&self) {
+        *lock(&self.inner.authority.refresh) = Refresh::Wanted;
+    }
+
+    /// The token that stands for the password, if a token server has given one.
+    pub(crate) fn take_refresh_token(&self) -> Option<String> {
+        match std::mem::take(&mut *lock(&self.inner.authority.refresh)) {
+            Refresh::Given(token) => Some(token),
+            Refresh::Unwanted | Refresh::Wanted => None,
+        }
+    }
+
     pub(crate) fn has_credential(&self, host: &Host) -> bool {
         lock(&self.inner.authority.has_credential).get(&host.name).copied().unwrap_or(false)
     }
@@ -125,6 +169,8 @@ impl Client {
             return Ok(true);
         }
         lock(&authority.shown).remove(&key(host, scopes));
+        let asked = challenges.iter().cloned().map(Challenge::without_scope).collect();
+        lock(&authority.asked).insert(host.name.clone(), asked);
         let credential = self.credential(host).await?;
         let bearer = challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
         let made = match (bearer, &credential) {
@@ -213,6 +259,9 @@ impl Client {
             let mut request_headers = HeaderMap::new();
             if let Some(Credential::Password { user, password }) = credential {
                 pairs.push(("account", user));
+                if matches!(*lock(&self.inner.authority.refresh), Refresh::Wanted) {
+                    pairs.extend([("offline_token", "true"), ("client_id", "kiln")]);
+                }
                 if let Ok(mut value) = HeaderValue::from_str(&basic(user, password)) {
                     value.set_sensitive(true);
                     request_headers.insert(AUTHORIZATION, value);
@@ -228,7 +277,19 @@ impl Client {
         if text.is_empty() {
             return Err(protocol(&url, &Method::GET, "without a token"));
         }
-        let life = token.expires_in.map_or(TOKEN_LIFE, Duration::from_secs).min(Duration::from_secs(86_400));
+        if let Some(refresh) = token.refresh_token.filter(|refresh| !refresh.is_empty()) {
+            self.inner.authority.keep_secret(&refresh);
+            let mut wanted = lock(&self.inner.authority.refresh);
+            if matches!(*wanted, Refresh::Wanted) {
+                *wanted = Refresh::Given(refresh);
+            }
+        }
+        // None has no life at all: that is a server that does not say.
+        let life = token
+            .expires_in
+            .filter(|seconds| *seconds > 0)
+            .map_or(TOKEN_LIFE, Duration::from_secs)
+            .min(Duration::from_secs(86_400));
         // It is on its way for a while, and clocks differ.
         Ok((text, life.mul_f64(0.9)))
     }
@@ -340,7 +401,7 @@ mod tests {
     use crate::{NoCredentials, Settings, host};
 
     fn host(domain: &str, plain: bool) -> Host {
-        let client = host::client(&Settings::default(), None, true).unwrap();
+        let client = host::client(&Settings::default(), None).unwrap();
         Host { name: domain.to_owned(), base: host::base(domain, plain).unwrap(), client }
     }
 

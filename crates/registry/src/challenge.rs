@@ -7,6 +7,16 @@ pub(crate) enum Challenge {
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
 }
 
+impl Challenge {
+    /// The same for whatever is done next.
+    pub(crate) fn without_scope(self) -> Self {
+        match self {
+            Self::Bearer { realm, service, .. } => Self::Bearer { realm, service, scope: None },
+            Self::Basic => Self::Basic,
+        }
+    }
+}
+
 /// The challenges that this client knows, in the order they came. A header may hold several, and there
 /// may be several headers; parts that do not parse end theirs.
 pub(crate) fn parse(header: &str) -> Vec<Challenge> {

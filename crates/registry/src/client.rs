@@ -11,7 +11,7 @@ use crate::auth::{Authority, Scope};
 use crate::breaker::Breakers;
 use crate::exchange::{Ask, Document, Tries};
 use crate::host::{self, Host, is_loopback};
-use crate::{Clock, CredentialSource, Error, Settings, SystemClock};
+use crate::{Clock, Credential, CredentialSource, Error, Settings, SystemClock};
 
 /// A token server's answer, a list of tags, or an error that is read for its text.
 pub(crate) const MAX_LIST_BYTES: u64 = 4 << 20;
@@ -110,6 +110,18 @@ impl Client {
         self.document(&host, &ask, MAX_LIST_BYTES, None).await.map(drop)
     }
 
+    /// The same with a user's password. A token that may be kept in its place is what the token server gave, if it
+    /// gives such tokens.
+    ///
+    /// # Errors
+    /// As [`Client::check`].
+    pub async fn login(&self, domain: &str) -> Result<Option<Credential>, Error> {
+        self.want_refresh_token();
+        let checked = self.check(domain).await;
+        let token = self.take_refresh_token();
+        checked.map(|()| token.map(Credential::Identity))
+    }
+
     /// Where the registry is and how it speaks. Asks it once when it may speak plain http: https first.
     pub(crate) async fn host(&self, domain: &str, most_tries: Option<u32>) -> Result<Arc<Host>, Error> {
         let Inner { settings, hosts, .. } = &*self.inner;
@@ -117,9 +129,10 @@ impl Client {
         if let Some(host) = hosts.get(domain) {
             return Ok(host.clone());
         }
+        let client = host::client(settings, Some(domain))?;
         let made = |plain| -> Result<Host, Error> {
             let (name, base) = (domain.to_owned(), host::base(domain, plain)?);
-            Ok(Host { name, base, client: host::client(settings, Some(domain), plain)? })
+            Ok(Host { name, base, client: client.clone() })
         };
         let mut host = made(false)?;
         if is_loopback(domain) || settings.is_insecure(domain) {
@@ -156,7 +169,7 @@ impl Client {
         if let Some(client) = &*elsewhere {
             return Ok(client.clone());
         }
-        Ok(elsewhere.insert(host::client(&self.inner.settings, None, false)?).clone())
+        Ok(elsewhere.insert(host::client(&self.inner.settings, None)?).clone())
     }
 }
 
@@ -244,6 +257,7 @@ mod tests {
         check(repository.push_growing(growing, &|_| Vec::new()));
         let (file, room) =
             (Arc::new(tempfile::tempfile().unwrap()), Arc::new(tokio::sync::Semaphore::new(3)));
+        let mut out = kiln_oci::Sha256Writer::new(&mut out);
         check(repository.fetch_blob_ahead(&blob, &mut out, Some(&crate::Ahead { file, room })));
         check(repository.tags());
         check(client.check("h.example"));

@@ -15,6 +15,25 @@ use crate::{Error, Repository};
 /// Tries count anew after so many bytes: a server that gives one each time is not waited for.
 pub(crate) const PROGRESS_BYTES: u64 = 256 << 10;
 
+/// What a blob is written to: it computes the digest of what it gets, and nobody else has to.
+pub trait Sink: Write + Send {
+    /// So much was written.
+    fn size_bytes(&self) -> u64;
+
+    /// The digest of all that was written.
+    fn digest(&self) -> Digest;
+}
+
+impl<W: Write + Send> Sink for Sha256Writer<W> {
+    fn size_bytes(&self) -> u64 {
+        Sha256Writer::size_bytes(self)
+    }
+
+    fn digest(&self) -> Digest {
+        Sha256Writer::digest(self)
+    }
+}
+
 /// What goes on with the rest of a blob.
 enum Came {
     /// There is none.
@@ -50,28 +69,27 @@ impl Repository {
     /// [`Error::Mismatch`], [`Error::Size`], [`Error::NotFound`] and those of every request;
     /// [`Error::Local`] when `out` takes no more.
     pub async fn fetch_blob(&self, blob: &Descriptor, out: &mut (dyn Write + Send)) -> Result<(), Error> {
-        self.fetch_blob_ahead(blob, out, None).await
+        self.fetch_blob_ahead(blob, &mut Sha256Writer::new(out), None).await
     }
 
-    /// The same. With `ahead`, a large blob of a registry that is slow over one connection comes over several;
-    /// `out` gets its bytes in order nevertheless.
+    /// The same into a fresh sink. With `ahead`, a large blob of a registry that is slow over one connection comes
+    /// over several; `out` gets its bytes in order nevertheless.
     ///
     /// # Errors
     /// As [`Repository::fetch_blob`].
     pub async fn fetch_blob_ahead(
         &self,
         blob: &Descriptor,
-        out: &mut (dyn Write + Send),
+        out: &mut dyn Sink,
         ahead: Option<&Ahead>,
     ) -> Result<(), Error> {
-        let mut writer = Sha256Writer::new(out);
         let mirrors = self.mirrors();
         let mut fed = None;
         for mirror in mirrors.iter().chain([self]) {
-            let before = writer.size_bytes();
-            let read = mirror.believed(mirror.read_blob(blob, &mut writer, ahead).await);
+            let before = out.size_bytes();
+            let read = mirror.believed(mirror.read_blob(blob, out, ahead).await);
             // Another one goes on where this one broke off.
-            if writer.size_bytes() > before && mirror.is_mirror {
+            if out.size_bytes() > before && mirror.is_mirror {
                 fed = Some(mirror);
             }
             match read {
@@ -81,7 +99,7 @@ impl Repository {
                 Err(error) => return Err(error),
             }
         }
-        let (_, actual, actual_bytes) = writer.finish();
+        let (actual, actual_bytes) = (out.digest(), out.size_bytes());
         let (host, expected, expected_bytes) = (self.domain.clone(), blob.digest, blob.size);
         if (actual, actual_bytes) == (expected, expected_bytes) {
             return Ok(());
@@ -101,7 +119,7 @@ impl Repository {
     async fn read_blob(
         &self,
         blob: &Descriptor,
-        writer: &mut Sha256Writer<&mut (dyn Write + Send)>,
+        writer: &mut dyn Sink,
         ahead: Option<&Ahead>,
     ) -> Result<(), Error> {
         let host = self.host().await?;
@@ -145,7 +163,7 @@ impl Repository {
         host: &Host,
         ask: &mut Ask<'_>,
         blob: &Descriptor,
-        writer: &mut Sha256Writer<&mut (dyn Write + Send)>,
+        writer: &mut dyn Sink,
         tries: &Tries,
         ahead: Option<&Ahead>,
     ) -> Result<Came, Error> {

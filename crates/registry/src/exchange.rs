@@ -299,7 +299,7 @@ impl Client {
     /// Sends `ask` with another body, which cannot be sent again.
     pub(crate) async fn ask_once(&self, host: &Host, ask: &Ask<'_>, once: Once<'_>) -> Result<Answer, Error> {
         let at_home = same_origin(&ask.url, &host.base);
-        let shown = if at_home { self.authorization(host, ask.scopes) } else { None };
+        let shown = if at_home { self.fresh_authorization(host, ask.scopes).await? } else { None };
         let response = self.send(host, ask, &ask.url, shown.as_ref(), Some(once)).await?;
         self.judge(host, ask, response, shown.is_some()).await
     }

@@ -1,14 +1,12 @@
 //! Where a registry is, and the connections to it.
 
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, ClientBuilder, Identity, Url, redirect};
+use reqwest::{Client, Url, redirect};
 
-use crate::{Error, Settings};
+use crate::{Error, Settings, trust};
 
 /// A registry, once it is known how it speaks.
 #[derive(Debug, Clone)]
@@ -73,10 +71,8 @@ pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
         && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// Connections to `domain`; `None`: to wherever a registry redirects, with nothing of one registry. `plain`: without
-/// encryption, and so without reading certificates.
-pub(crate) fn client(settings: &Settings, domain: Option<&str>, plain: bool) -> Result<Client, Error> {
-    let insecure = domain.is_some_and(|domain| settings.is_insecure(domain));
+/// Connections to `domain`; `None`: to wherever a registry redirects, with nothing of one registry.
+pub(crate) fn client(settings: &Settings, domain: Option<&str>) -> Result<Client, Error> {
     let loopback = domain.is_some_and(is_loopback);
     let mut builder = Client::builder()
         .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
@@ -89,86 +85,13 @@ pub(crate) fn client(settings: &Settings, domain: Option<&str>, plain: bool) -> 
         .redirect(redirect::Policy::none())
         // Tried again by hand, where it is counted.
         .retry(reqwest::retry::never())
-        .tls_danger_accept_invalid_certs(insecure)
-        .tls_danger_accept_invalid_hostnames(insecure);
+        .tls_backend_preconfigured(trust::config(settings, domain)?);
     if loopback {
         // No proxy knows this machine.
         builder = builder.no_proxy();
     }
-    if plain {
-        return built(builder.tls_certs_only([]));
-    }
-    let mut certificates = Vec::new();
-    for file in &settings.ca_files {
-        certificates.extend(read_certificates(file)?);
-    }
-    if let Some(domain) = domain {
-        for dir in settings.cert_dirs.iter().map(|dir| dir.join(domain)) {
-            let (trusted, identity) = read_dir(&dir)?;
-            certificates.extend(trusted);
-            if let Some(identity) = identity {
-                builder = builder.identity(identity);
-            }
-        }
-    }
-    built(match crate::roots::roots() {
-        Some(roots) => builder.tls_certs_only(certificates.into_iter().chain(roots.iter().cloned())),
-        None => builder.tls_certs_merge(certificates),
-    })
-}
-
-fn built(builder: ClientBuilder) -> Result<Client, Error> {
-    builder.build().map_err(|error| Error::Certificates {
-        path: "the system's directory".to_owned(),
-        source: io::Error::other(error),
-    })
-}
-
-fn unusable(path: &Path, source: io::Error) -> Error {
-    Error::Certificates { path: path.display().to_string(), source }
-}
-
-fn read_certificates(path: &Path) -> Result<Vec<Certificate>, Error> {
-    let pem = fs::read(path).map_err(|error| unusable(path, error))?;
-    let found =
-        Certificate::from_pem_bundle(&pem).map_err(|error| unusable(path, io::Error::other(error)))?;
-    if found.is_empty() {
-        let none = io::Error::new(io::ErrorKind::InvalidData, "there is none in it");
-        return Err(unusable(path, none));
-    }
-    Ok(found)
-}
-
-/// What is in a directory of docker's layout; nothing when it is not there.
-fn read_dir(dir: &Path) -> Result<(Vec<Certificate>, Option<Identity>), Error> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok((Vec::new(), None));
-        }
-        Err(error) => return Err(unusable(dir, error)),
-    };
-    let mut files: Vec<PathBuf> = Vec::new();
-    for entry in entries {
-        files.push(entry.map_err(|error| unusable(dir, error))?.path());
-    }
-    files.sort();
-    let (mut trusted, mut identity) = (Vec::new(), None);
-    for file in files {
-        match file.extension().and_then(|extension| extension.to_str()) {
-            Some("crt") => trusted.extend(read_certificates(&file)?),
-            Some("cert") if identity.is_none() => {
-                let key = file.with_extension("key");
-                let mut pem = fs::read(&file).map_err(|error| unusable(&file, error))?;
-                pem.push(b'\n');
-                pem.extend(fs::read(&key).map_err(|error| unusable(&key, error))?);
-                let made = Identity::from_pem(&pem);
-                identity = Some(made.map_err(|error| unusable(&file, io::Error::other(error)))?);
-            }
-            _ => {}
-        }
-    }
-    Ok((trusted, identity))
+    let failed = |error| Error::Local { what: "preparing connections", source: io::Error::other(error) };
+    builder.build().map_err(failed)
 }
 
 #[cfg(test)]
@@ -204,19 +127,5 @@ mod tests {
             assert!(is_link_local(&Url::parse(url).unwrap()), "{url}");
         }
         assert!(!is_link_local(&Url::parse("http://192.168.1.1/").unwrap()));
-    }
-
-    #[test]
-    fn a_certificate_directory_is_read_or_its_file_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let (trusted, identity) = read_dir(&dir.path().join("absent")).unwrap();
-        assert!(trusted.is_empty() && identity.is_none());
-        fs::write(dir.path().join("ca.crt"), "no certificate").unwrap();
-        let error = read_dir(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("ca.crt"), "{error}");
-        fs::remove_file(dir.path().join("ca.crt")).unwrap();
-        fs::write(dir.path().join("client.cert"), "x").unwrap();
-        let error = read_dir(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("client.key"), "{error}");
     }
 }

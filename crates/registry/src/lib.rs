@@ -4,8 +4,8 @@
 //! manifests (`manifest.rs`), reads blobs (`download.rs`, large ones over several connections: `pieces.rs`),
 //! writes blobs (`upload.rs`, and `growing.rs` those that are still being made; `sending.rs` is one upload) and
 //! lists tags (`list.rs`). Below them `exchange.rs` sends one request as often as it takes, `auth.rs` answers the
-//! registry's challenges, `host.rs` knows where a registry is and whom to trust there (with `roots.rs`), `mirror.rs` where
-//! else to read, and `breaker.rs` whom not to ask for a while.
+//! registry's challenges, `host.rs` knows where a registry is, `trust.rs` whom to trust there (with `roots.rs`, the
+//! system's authorities), `mirror.rs` where else to read, and `breaker.rs` whom not to ask for a while.
 //!
 //! # Invariants
 //! - Registries are hostile: every answer has a limit in bytes and in time, and what a digest names is
@@ -36,10 +36,12 @@ mod roots;
 mod search;
 mod sending;
 mod settings;
+mod trust;
 mod upload;
 
 pub use client::{Client, Repository, Which};
 pub use credentials::{Credential, CredentialError, CredentialSource, DockerConfig, NoCredentials};
+pub use download::Sink;
 pub use error::{Error, Fault};
 pub use growing::{Growing, Grown};
 pub use host::{credential_key, is_loopback};

@@ -5,20 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_oci::Sha256Writer;
 use kiln_oci::image::Descriptor;
 use reqwest::Method;
 use reqwest::header::{CONTENT_RANGE, HeaderValue, RANGE};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use crate::download::{PROGRESS_BYTES, is_range, local};
+use crate::download::{PROGRESS_BYTES, Sink, is_range, local};
 use crate::exchange::{Ask, Tries, shown_host, shown_path};
 use crate::host::Host;
 use crate::{Error, Repository, Settings};
@@ -99,7 +98,7 @@ impl Repository {
     pub(crate) async fn fetch_pieces(
         &self,
         blob: &Descriptor,
-        writer: &mut Sha256Writer<&mut (dyn Write + Send)>,
+        writer: &mut dyn Sink,
         ahead: &Ahead,
         tries: &Tries,
     ) -> Result<(), Error> {
@@ -113,7 +112,7 @@ impl Repository {
     async fn give_pieces(
         &self,
         blob: &Descriptor,
-        writer: &mut Sha256Writer<&mut (dyn Write + Send)>,
+        writer: &mut dyn Sink,
         ahead: &Ahead,
         tries: &Tries,
         tasks: &mut JoinSet<Result<Came, Error>>,
@@ -211,7 +210,7 @@ impl Repository {
 }
 
 /// Gives `writer` what `file` has from its front up to `end`.
-fn give(file: &File, writer: &mut Sha256Writer<&mut (dyn Write + Send)>, end: u64) -> io::Result<()> {
+fn give(file: &File, writer: &mut dyn Sink, end: u64) -> io::Result<()> {
     let mut buffer = vec![0; COPY_BYTES];
     while writer.size_bytes() < end {
         let most = usize::try_from(end - writer.size_bytes()).unwrap_or(usize::MAX).min(COPY_BYTES);

@@ -1,65 +1,127 @@
-//! The certificates that this system trusts, read once for all connections.
+//! The authorities that this system trusts: read when a server has shown a certificate, and no more of them than
+//! it takes to know it.
 //!
-//! Most systems have them twice: in one file, and one by one in a directory, there under two names each. Whoever
-//! reads all of that decodes each certificate three times, which takes longer than a push with nothing to send.
+//! Most systems have them twice: in one file, and one by one in a directory, there under two names each. Servers are
+//! known by the file, so the directory, where administrators put more, is read for those that are not.
 
 use std::collections::HashSet;
+use std::env;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use reqwest::Certificate;
-use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::{OtherError, RootCertStore};
 
-/// The one file: of Debian, Arch and Alpine; Fedora; openSUSE; older Fedora.
-const BUNDLES: [&str; 4] = [
+use crate::trust::provider;
+
+/// The one file: of Debian, Arch and Alpine; Fedora; openSUSE; older Fedora; OpenSSL's own place.
+const BUNDLES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/ssl/ca-bundle.pem",
     "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
 ];
 /// Directories that administrators put more into.
 const DIRS: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
-/// Larger files are no certificates.
+/// Larger files in a directory are no certificates.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// What the system trusts; `None`: it keeps that elsewhere, or its environment says where (`SSL_CERT_FILE`,
-/// `SSL_CERT_DIR`), and whoever connects has to look for it.
-pub(crate) fn roots() -> Option<&'static [Certificate]> {
-    static ROOTS: OnceLock<Option<Vec<Certificate>>> = OnceLock::new();
-    let read = || {
-        if ["SSL_CERT_FILE", "SSL_CERT_DIR"].iter().any(|name| std::env::var_os(name).is_some()) {
-            return None;
-        }
-        let bundle = BUNDLES.iter().find_map(|bundle| fs::read_to_string(bundle).ok())?;
-        Some(certificates(&bundle, DIRS.map(Path::new).as_slice())).filter(|found| !found.is_empty())
-    };
-    ROOTS.get_or_init(read).as_deref()
+/// Knows the servers of some authorities; `None`: there are none.
+pub(crate) type Verifier = Option<Arc<WebPkiServerVerifier>>;
+
+/// `SSL_CERT_FILE` names no file that can be read. rustls hands on the text alone, so the cause is part of it.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificates in {} cannot be read: {why}", path.display())]
+struct Unreadable {
+    path: PathBuf,
+    why: io::Error,
 }
 
-/// Those of `bundle`, and those in `dirs` that it does not have.
-fn certificates(bundle: &str, dirs: &[&Path]) -> Vec<Certificate> {
+/// The authorities of the system's file; of the one that `SSL_CERT_FILE` names, if there is that variable.
+pub(crate) fn of_file() -> Result<&'static Verifier, rustls::Error> {
+    static FILE: OnceLock<Result<Verifier, rustls::Error>> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let text = match (variable("SSL_CERT_FILE"), variable("SSL_CERT_DIR")) {
+            (Some(file), _) => {
+                let path = PathBuf::from(file);
+                let unreadable = |why| Unreadable { path: path.clone(), why };
+                read(&path).map_err(|error| OtherError(Arc::new(unreadable(error))))?
+            }
+            (None, Some(_)) => String::new(),
+            (None, None) => {
+                BUNDLES.iter().find_map(|bundle| read(Path::new(bundle)).ok()).unwrap_or_default()
+            }
+        };
+        Ok(verifier(authorities([text.as_str()])))
+    })
+    .as_ref()
+    .map_err(Clone::clone)
+}
+
+/// The authorities of the system's directories; of those that `SSL_CERT_DIR` names, if there is that variable.
+pub(crate) fn of_directories() -> &'static Verifier {
+    static DIRECTORIES: OnceLock<Verifier> = OnceLock::new();
+    DIRECTORIES.get_or_init(|| {
+        let dirs = match (variable("SSL_CERT_FILE"), variable("SSL_CERT_DIR")) {
+            (_, Some(dirs)) => env::split_paths(&dirs).collect(),
+            (Some(_), None) => Vec::new(),
+            (None, None) => DIRS.map(PathBuf::from).to_vec(),
+        };
+        let texts = texts(&dirs);
+        verifier(authorities(texts.iter().map(String::as_str)))
+    })
+}
+
+fn variable(name: &str) -> Option<std::ffi::OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// What knows servers by these authorities.
+pub(crate) fn verifier(authorities: RootCertStore) -> Verifier {
+    // It is built from any authorities, but not from none.
+    WebPkiServerVerifier::builder_with_provider(Arc::new(authorities), provider()).build().ok()
+}
+
+/// Between certificates there may be notes in any encoding.
+fn read(path: &Path) -> io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What is in the files of these directories, each of them once.
+fn texts(dirs: &[PathBuf]) -> Vec<String> {
     let mut files = HashSet::new();
     let mut texts = Vec::new();
     for dir in dirs {
-        // One that cannot be read is nobody's: the bundle is what counts.
+        // One that cannot be read is nobody's: the file is what counts.
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             // Behind the link that most of them are.
             let Ok(stat) = fs::metadata(entry.path()) else { continue };
             if stat.is_file() && stat.len() <= MAX_FILE_BYTES && files.insert((stat.dev(), stat.ino())) {
-                texts.extend(fs::read_to_string(entry.path()));
+                texts.extend(read(&entry.path()));
             }
         }
     }
-    let mut known = HashSet::new();
-    let all = [bundle].into_iter().chain(texts.iter().map(String::as_str)).flat_map(blocks);
-    all.filter(|block| known.insert(*block)).filter_map(certificate).collect()
+    texts
+}
+
+/// The authorities in `texts`, each once. What no server could be known by is left out.
+fn authorities<'a>(texts: impl IntoIterator<Item = &'a str>) -> RootCertStore {
+    let (mut known, mut found) = (HashSet::new(), RootCertStore::empty());
+    for block in texts.into_iter().flat_map(blocks).filter(|block| known.insert(*block)) {
+        if let Ok(der) = CertificateDer::from_pem_slice(block.as_bytes()) {
+            let _ = found.add(der);
+        }
+    }
+    found
 }
 
 /// The certificates in `pem`, each from its first line to its last.
@@ -68,13 +130,6 @@ fn blocks(pem: &str) -> impl Iterator<Item = &str> {
         let rest = &pem[at..];
         rest.find(END).map(|end| &rest[..end + END.len()])
     })
-}
-
-/// `None`: it is none that anything could be verified with.
-fn certificate(block: &str) -> Option<Certificate> {
-    let der = CertificateDer::from_pem_slice(block.as_bytes()).ok()?;
-    let made = Certificate::from_der(&der).ok();
-    RootCertStore::empty().add(der).ok().and(made)
 }
 
 #[cfg(test)]
@@ -108,17 +163,20 @@ UBd9Jwxxog==
 ";
 
     #[test]
-    fn each_certificate_is_taken_once_and_what_is_none_is_left_out() {
+    fn each_authority_is_taken_once_and_what_is_none_is_left_out() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("one.pem"), ONE).unwrap();
         fs::write(at("two.pem"), format!("# ours\n{TWO}")).unwrap();
+        fs::write(at("latin.pem"), [&b"# M\xfcnchen\n"[..], TWO.as_bytes()].concat()).unwrap();
         std::os::unix::fs::symlink("two.pem", at("0123abcd.0")).unwrap();
         std::os::unix::fs::symlink("gone", at("dangling")).unwrap();
         fs::write(at("README"), format!("{BEGIN}\nbm90aGluZw==\n{END}\n{BEGIN}\n")).unwrap();
         fs::create_dir(at("java")).unwrap();
-        assert_eq!(certificates(ONE, &[dir.path(), &at("absent")]).len(), 2);
-        assert_eq!(certificates(&format!("{ONE}{TWO}{ONE}"), &[dir.path()]).len(), 2);
-        assert_eq!(certificates("", &[]).len(), 0);
+        let texts = texts(&[dir.path().to_owned(), at("absent")]);
+        assert_eq!(texts.len(), 4);
+        assert_eq!(authorities(texts.iter().map(String::as_str)).len(), 2);
+        assert_eq!(authorities([format!("{ONE}{TWO}{ONE}").as_str()]).len(), 2);
+        assert!(verifier(authorities([ONE])).is_some() && verifier(authorities([""])).is_none());
     }
 }

@@ -68,6 +68,11 @@ impl<'a> Sending<'a> {
             let before = self.arrived_bytes();
             match self.finish(blob, source).await {
                 Ok(()) => return Ok(()),
+                // What cannot be read here comes to nothing there.
+                Err(error @ Error::Local { .. }) => {
+                    self.give_back().await;
+                    return Err(error);
+                }
                 Err(error) => self.recover(before, error).await?,
             }
         }
@@ -197,10 +202,10 @@ impl<'a> Sending<'a> {
                 (self.upload, self.begun_again) = (None, true);
                 Ok(())
             }
-            // The token has run out on the way, which it may do more than once while a blob grows: the
-            // next request gets another.
+            // The registry takes the token no more, which may happen more than once while a blob grows: the next
+            // request gets another.
             Error::Denied { status: 401, known: true, .. }
-                if now > 0 && self.denied_at.is_none_or(|at| at + SMALL_BYTES < now) =>
+                if self.denied_at.is_none_or(|at| at + SMALL_BYTES < now) =>
             {
                 self.denied_at = Some(now);
                 self.find_offset().await

@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kiln_content::Ingest;
+use kiln_oci::Digest;
+use kiln_registry::Sink;
 use kiln_solver::Cancellation;
 
 use super::POLL;
@@ -68,6 +70,16 @@ impl Write for Counted<'_, '_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.ingest.flush()
+    }
+}
+
+impl Sink for Counted<'_, '_> {
+    fn size_bytes(&self) -> u64 {
+        self.ingest.size_bytes()
+    }
+
+    fn digest(&self) -> Digest {
+        self.ingest.digest()
     }
 }
 

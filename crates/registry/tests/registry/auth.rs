@@ -1,13 +1,15 @@
 //! Who gets which credentials.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use base64::Engine as _;
 use kiln_oci::Digest;
 use kiln_oci::image::Descriptor;
-use kiln_registry::{Credential, Error, Fault, Settings, Which};
+use kiln_registry::{Clock, Credential, Error, Fault, Settings, Which};
 
-use crate::bench::{Bench, password, text};
+use crate::bench::{Bench, Pauses, password, text};
 use crate::server::{Reply, Request, Server, answer};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
@@ -18,7 +20,12 @@ fn basic() -> String {
 
 /// A registry that wants a token of the server at `realm`, and takes `token-for-SCOPE`.
 fn guarded(realm: String) -> Server {
-    Server::scripted(move |request, _| {
+    let guard = guard(realm);
+    Server::scripted(move |request, _| guard(request))
+}
+
+fn guard(realm: String) -> impl Fn(&Request) -> Option<Reply> + Send + Sync {
+    move |request| {
         let scope = if request.method == "GET" || request.method == "HEAD" { "pull" } else { "pull,push" };
         let good = format!("Bearer token-for-repository:team/app:{scope}");
         let wider = "Bearer token-for-repository:team/app:pull,push";
@@ -28,7 +35,7 @@ fn guarded(realm: String) -> Server {
         }
         let challenge = format!(r#"Bearer realm="{realm}",service="s",scope="repository:team/app:{scope}""#);
         Some(answer(401, &[("WWW-Authenticate", &challenge)], b""))
-    })
+    }
 }
 
 fn tokens() -> Server {
@@ -67,9 +74,96 @@ fn a_token_is_fetched_for_the_scope_and_used_again() {
         .unwrap();
     assert_eq!(tokens.seen().len(), 2);
     // And when they run out, there are new ones.
-    bench.run(kiln_registry::Clock::pause(&*bench.pauses, std::time::Duration::from_secs(300)));
+    bench.run(bench.pauses.pause(Duration::from_secs(300)));
     bench.run(repository.manifest(Which::Tag("v1"))).unwrap();
     assert_eq!(tokens.seen().len(), 3);
+}
+
+#[test]
+fn a_token_that_has_run_out_is_replaced_before_the_rest_of_a_blob_is_sent() {
+    let (tokens, clock) = (tokens(), Arc::new(OnceLock::<Arc<Pauses>>::new()));
+    let (known, guard) = (clock.clone(), guard(format!("http://127.0.0.1:{}/token", tokens.port)));
+    let server = Server::scripted(move |request, _| {
+        let refused = guard(request);
+        if request.method == "PATCH" && refused.is_none() {
+            // Each piece takes longer than a token lives.
+            drop(known.get()?.pause(Duration::from_secs(400)));
+        }
+        refused
+    });
+    let settings = Settings { chunk_bytes: Some(1000), ..Settings::default() };
+    let bench = Bench::with(settings, Arc::new(password()));
+    clock.set(bench.pauses.clone()).ok().unwrap();
+    let bytes = vec![7; 3000];
+    let blob = Descriptor::new("x", Digest::of(&bytes), 3000);
+    bench.run(bench.repository(&server).push_blob(&blob, &bytes, &[])).unwrap();
+    assert_eq!(server.state.lock().unwrap().blobs[&blob.digest], bytes);
+    // No body went in vain.
+    let bodies = server.seen().into_iter().filter(|request| ["PATCH", "PUT"].contains(&&*request.method));
+    let shown: Vec<Option<String>> =
+        bodies.map(|request| request.header("authorization").map(str::to_owned)).collect();
+    assert_eq!(shown, vec![Some("Bearer token-for-repository:team/app:pull,push".to_owned()); 4]);
+    let pushes = tokens.seen().iter().filter(|request| request.query.contains("push")).count();
+    assert_eq!(pushes, 4);
+}
+
+#[test]
+fn a_token_that_the_registry_takes_no_more_is_replaced() {
+    let (tokens, turn) = (tokens(), AtomicUsize::new(0));
+    let guard = guard(format!("http://127.0.0.1:{}/token", tokens.port));
+    let server = Server::scripted(move |request, _| {
+        let refused = guard(request);
+        // Before anything of the blob has arrived.
+        let is_first = request.method == "PATCH" && turn.fetch_add(1, Ordering::SeqCst) == 0;
+        if is_first { Some(answer(401, &[], b"")) } else { refused }
+    });
+    let bytes = vec![7; 300_000];
+    let blob = Descriptor::new("x", Digest::of(&bytes), 300_000);
+    let bench = bench();
+    bench.run(bench.repository(&server).push_blob(&blob, &bytes, &[])).unwrap();
+    assert_eq!(server.state.lock().unwrap().blobs[&blob.digest], bytes);
+}
+
+#[test]
+fn a_token_that_lives_no_time_is_used_as_one_whose_server_does_not_say() {
+    let tokens = Server::scripted(|_, _| {
+        Some(answer(200, &[], br#"{"token":"token-for-repository:team/app:pull","expires_in":0}"#))
+    });
+    let server = guarded(format!("http://127.0.0.1:{}/token", tokens.port));
+    let digest = server.manifest("v1", MANIFEST);
+    let bench = bench();
+    bench.run(bench.repository(&server).manifest(Which::Tag("v1"))).unwrap();
+    bench.run(bench.repository(&server).manifest(Which::Digest(&digest))).unwrap();
+    assert_eq!(tokens.seen().len(), 1);
+}
+
+#[test]
+fn a_login_gets_a_token_in_the_place_of_the_password_where_there_are_such() {
+    let tokens = |gives: bool| {
+        Server::scripted(move |request, _| {
+            let asked = request.query.contains("offline_token=true&client_id=kiln");
+            let refresh = if gives && asked { r#","refresh_token":"canary-refresh""# } else { "" };
+            Some(answer(200, &[], format!(r#"{{"token":"good"{refresh}}}"#).as_bytes()))
+        })
+    };
+    for (gives, expected) in [(true, Some("canary-refresh")), (false, None)] {
+        let tokens = tokens(gives);
+        let realm = format!("http://127.0.0.1:{}/token", tokens.port);
+        let server = Server::scripted(move |request, _| {
+            let challenge = format!(r#"Bearer realm="{realm}",service="s""#);
+            let good = request.header("authorization") == Some("Bearer good");
+            (!good).then(|| answer(401, &[("WWW-Authenticate", &challenge)], b""))
+        });
+        let bench = bench();
+        let kept = bench.run(bench.client.login(&server.domain())).unwrap();
+        assert_eq!(kept, expected.map(|token| Credential::Identity(token.to_owned())));
+        // Nobody asks for one who does not log in.
+        bench.run(bench.pauses.pause(Duration::from_secs(300)));
+        bench.run(bench.client.check(&server.domain())).unwrap();
+        let queries: Vec<bool> =
+            tokens.seen().iter().map(|request| request.query.contains("offline_token")).collect();
+        assert_eq!(queries, [true, false]);
+    }
 }
 
 #[test]

@@ -367,7 +367,10 @@ async fn pull(repository: &kiln_registry::Repository, blob: &Descriptor, way: Wa
     assert_eq!(manifest.bytes, MANIFEST, "other bytes");
     let mut out = Vec::new();
     match way {
-        Way::PullPieces => repository.fetch_blob_ahead(blob, &mut out, Some(&ahead(3))).await?,
+        Way::PullPieces => {
+            let mut sink = kiln_oci::Sha256Writer::new(&mut out);
+            repository.fetch_blob_ahead(blob, &mut sink, Some(&ahead(3))).await?;
+        }
         _ => repository.fetch_blob(blob, &mut out).await?,
     }
     Ok(out)

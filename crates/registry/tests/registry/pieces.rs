@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use kiln_oci::Sha256Writer;
 use kiln_oci::image::Descriptor;
 use kiln_registry::{Ahead, Error, NoCredentials, Settings};
 use tokio::sync::Semaphore;
@@ -45,7 +46,8 @@ fn fetch(
     let bench = Bench::with(settings, Arc::new(NoCredentials));
     let mut out = Vec::new();
     let repository = bench.repository(server);
-    let came = bench.run(repository.fetch_blob_ahead(blob, &mut out, Some(&ahead(room))));
+    let mut sink = Sha256Writer::new(&mut out);
+    let came = bench.run(repository.fetch_blob_ahead(blob, &mut sink, Some(&ahead(room))));
     (came, out)
 }
 
@@ -131,9 +133,9 @@ fn pieces_wait_for_those_in_front_and_not_too_many_do() {
     });
     let blob = server.blob(&content());
     let bench = Bench::with(settings(), Arc::new(NoCredentials));
-    let mut out = Front(Vec::new(), front);
+    let mut out = Sha256Writer::new(Front(Vec::new(), front));
     bench.run(bench.repository(&server).fetch_blob_ahead(&blob, &mut out, Some(&ahead(3)))).unwrap();
-    assert!(out.0 == content());
+    assert!(out.get_ref().0 == content());
     // All of it came in pieces, but for the beginning.
     assert_eq!(server.seen().iter().filter(|request| range(request).is_none()).count(), 1);
 }
