@@ -13,6 +13,9 @@
 //! token-hosts = ["auth.corp"]  # may get credentials as a token server of another host
 //! tag-ttl = "1d"          # look up a pulled tag again after so long, when a build stands on it
 //!
+//! [registries.aliases]
+//! debian = "registry.corp/base/debian"     # where the image of that name is
+//!
 //! [gc]                    # garbage collection, after builds as well
 //! max-store = "50GB"      # or a part of the file system: "20%"
 //! min-free = "10%"
@@ -27,6 +30,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_build::gc::Policy;
+use kiln_build::registry::Aliases;
 use kiln_executor::Authorities;
 use kiln_layer::Limits;
 use kiln_registry::Mirror;
@@ -63,6 +67,8 @@ pub(crate) struct RegistriesConfig {
     pub(crate) token_hosts: Vec<String>,
     #[serde(deserialize_with = "duration")]
     pub(crate) tag_ttl: Option<Duration>,
+    #[serde(deserialize_with = "aliases")]
+    pub(crate) aliases: Aliases,
 }
 
 /// `[gc]`
@@ -145,6 +151,15 @@ fn mirrors<'de, D: Deserializer<'de>>(value: D) -> Result<BTreeMap<String, Vec<M
     texts.into_iter().map(parse).collect()
 }
 
+/// A place for each name.
+fn aliases<'de, D: Deserializer<'de>>(value: D) -> Result<Aliases, D::Error> {
+    let mut aliases = Aliases::default();
+    for (name, place) in BTreeMap::<String, String>::deserialize(value)? {
+        aliases.insert(&name, &place).map_err(serde::de::Error::custom)?;
+    }
+    Ok(aliases)
+}
+
 fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
     parse_duration(&String::deserialize(value)?).map(Some).map_err(serde::de::Error::custom)
 }
@@ -224,6 +239,8 @@ mod tests {
             ("[gc]\nmax-store = \"much\"\n", "much"),
             ("[gc]\nkeep-duration = 7\n", "line 2"),
             ("[gc\n", "line 1"),
+            ("[registries.aliases]\n\"debian:12\" = \"r.example/x\"\n", "\"debian:12\" is no short name"),
+            ("[registries.aliases]\ndebian = \"team/debian\"\n", "says not where an image is"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");

@@ -52,7 +52,7 @@ pub(crate) fn settings(config: &Config, args: &RegistryArgs) -> Settings {
 
 /// Registries, with the user's credentials. Reads nothing before the first request.
 pub(crate) fn registries(config: &Config, args: &RegistryArgs) -> Arc<Registries> {
-    Arc::new(Registries::new(client(config, args)))
+    Arc::new(Registries::new(client(config, args)).with_aliases(config.registries.aliases.clone()))
 }
 
 /// The same without what builds have to do with them.

@@ -48,10 +48,12 @@ pub(crate) fn login(args: &LoginArgs) -> Result<u8, Failure> {
     let config = Config::read()?;
     let client = Client::new(settings(&config, &args.registries), Arc::new(credential.clone()));
     let registries = Registries::new(client.clone());
-    registries.wait(&BuildCancel::new()?, client.check(&domain))?;
-    match file.store(credential_key(&domain), &credential).map_err(kiln_registry::Error::from)? {
+    let token = registries.wait(&BuildCancel::new()?, client.login(&domain))?;
+    let what = if token.is_some() { "a token that stands for the password" } else { "the password" };
+    let kept = token.unwrap_or(credential);
+    match file.store(credential_key(&domain), &kept).map_err(kiln_registry::Error::from)? {
         Stored::Plain(path) => say(&format!(
-            "warning: the password is in {} for whoever can read that file; a credential helper \
+            "warning: {what} is in {} for whoever can read that file; a credential helper \
              (\"credsStore\") keeps it elsewhere\n",
             path.display()
         )),

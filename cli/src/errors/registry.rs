@@ -33,8 +33,19 @@ pub(super) fn code(error: &Error) -> Code {
     }
 }
 
+/// What whoever gave a name without a host may not have meant.
+const HUB: &str = "a name without a host is one of Docker Hub, unless [registries.aliases] in the configuration \
+                   file says where it is";
+
 pub(super) fn hint(error: &Error) -> Option<String> {
     Some(match error {
+        // Docker Hub says so of what it does not have, too.
+        Error::Denied { registry, known: false, .. } if **registry == *"docker.io" => {
+            format!("`kiln login docker.io` may help; {HUB}")
+        }
+        Error::NotFound { host, .. } if host == "registry-1.docker.io" => {
+            format!("look for a mistake in the name or the tag; {HUB}")
+        }
         Error::Denied { registry, known: false, .. } => format!("`kiln login {registry}` may help"),
         Error::Denied { registry, .. } => format!(
             "the credentials for {registry} are wrong or not enough; `kiln login {registry}` replaces them"
@@ -125,6 +136,23 @@ impl From<StartError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_did_not_mean_docker_hub_is_told_that_it_was_asked() {
+        let hint_at = |host: &str, registry: &str| {
+            let (host, path, method) = (host.to_owned(), "/v2/library/x".to_owned(), "GET".to_owned());
+            let absent = Error::NotFound { host: host.clone(), path: path.clone(), said: String::new() };
+            let (status, said, registry) = (401, String::new(), registry.into());
+            let denied = Error::Denied { host, method, path, status, said, registry, known: false };
+            [absent, denied].map(|error| hint(&error).unwrap_or_default())
+        };
+        for hint in hint_at("registry-1.docker.io", "docker.io") {
+            assert!(hint.contains("[registries.aliases]"), "{hint}");
+        }
+        for hint in hint_at("r.example", "r.example") {
+            assert!(!hint.contains("Docker Hub"), "{hint}");
+        }
+    }
 
     #[test]
     fn the_end_of_a_connection_is_told_from_one_that_was_never_there() {

@@ -109,6 +109,12 @@ fn what_a_registry_lies_about_is_not_kept() {
     let web = serve(&image, |_, _| {});
     refused(&web, 6, "sha256:../../../etc/passwd");
     assert!(web.take_seen().iter().all(|request| !request.target.contains("..")));
+    // Digests that nobody here verifies.
+    let mut image = Image::new();
+    image.manifest["layers"][0]["digest"] = json!(format!("sha512:{}", "0".repeat(128)));
+    refused(&serve(&image, |_, _| {}), 6, "of an algorithm that kiln does not verify; sha256 is the one");
+    let by_it = format!("localhost/x@sha512:{}", "0".repeat(128));
+    Bench::empty().kiln(&["pull", &by_it]).expect(2).says(&["sha256 is the one"]);
     // Manifest and index at once.
     let mut image = Image::new();
     image.manifest["manifests"] = json!([]);

@@ -18,7 +18,7 @@ use crate::scripted::{Reply, Request, Server, answer, head};
 const LONG: Duration = Duration::from_secs(60);
 
 /// Bytes that no compressor makes less of.
-fn noise(mib: usize) -> Vec<u8> {
+pub(super) fn noise(mib: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let word = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -28,7 +28,7 @@ fn noise(mib: usize) -> Vec<u8> {
 }
 
 /// An image with a layer of so many MiB, which was never packed, as `name`.
-fn build(bench: &Bench, name: &str, mib: usize) {
+pub(super) fn build(bench: &Bench, name: &str, mib: usize) {
     let context = large(mib);
     bench.build(&context, &["-t", name]).expect(0);
 }
@@ -98,13 +98,13 @@ fn what_was_sent_while_it_was_packed_is_what_others_get() {
     bench.store.sound().unwrap();
 }
 
-fn uploads(server: &Server, method: &str) -> usize {
+pub(super) fn uploads(server: &Server, method: &str) -> usize {
     let is_upload = |request: &Request| request.method == method && request.path.contains("/uploads/");
     server.seen().iter().filter(|request| is_upload(request)).count()
 }
 
 /// The file of an image's only layer.
-fn layer_file(bench: &Bench) -> PathBuf {
+pub(super) fn layer_file(bench: &Bench) -> PathBuf {
     let committed = fs::read_dir(bench.store.root().join("snapshots/committed")).expect("ours");
     let mut found = committed.flat_map(|entry| {
         let snapshot = entry.expect("ours").path();

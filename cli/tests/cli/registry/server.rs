@@ -39,6 +39,8 @@ enum Guard {
     Nobody,
     Password,
     Certificate,
+    /// Whoever has a token of the server at this port, signed with the key of `tokens.pem`.
+    Token(u16),
 }
 
 impl Registry {
@@ -57,15 +59,30 @@ impl Registry {
         Self::start(Guard::Certificate)
     }
 
+    /// One that speaks plain http and wants tokens of the server at this port of loopback, signed with the key of
+    /// the certificate in `dir`, `tokens.pem`.
+    pub(super) fn with_tokens(dir: TempDir, port: u16) -> Self {
+        Self::start_in(dir, Guard::Token(port))
+    }
+
     fn start(guard: Guard) -> Self {
-        let dir = tempfile::tempdir().expect("temporary directories can be made");
+        Self::start_in(tempfile::tempdir().expect("temporary directories can be made"), guard)
+    }
+
+    fn start_in(dir: TempDir, guard: Guard) -> Self {
         let at = |name: &str| text(&dir.path().join(name)).to_owned();
         let mut config = format!(
             "version: 0.1\nlog: {{level: info, formatter: text}}\nstorage:\n  filesystem: {{rootdirectory: {}}}\n",
             at("data")
         );
         config.push_str("http:\n  addr: 127.0.0.1:0\n  secret: of-the-test\n");
-        if guard != Guard::Nobody {
+        if let Guard::Token(port) = guard {
+            config.push_str(&format!(
+                "auth:\n  token:\n    realm: http://127.0.0.1:{port}/token\n    service: test\n    issuer: tests\n    \
+                 rootcertbundle: {}\n",
+                at("tokens.pem")
+            ));
+        } else if guard != Guard::Nobody {
             make_certificates(dir.path());
             let (pem, key, ca) = (at("server.pem"), at("server.key"), at("ca.pem"));
             config.push_str(&format!("  tls:\n    certificate: {pem}\n    key: {key}\n"));

@@ -94,7 +94,8 @@ pub fn copy(
         Place::Registry(name) => {
             let repository = registries.repository(name);
             // On the same registry, what the other repository has need not travel.
-            let near = source.from.as_ref().filter(|from| from.domain() == name.domain());
+            let from = source.from.as_ref().map(|from| registries.place(from));
+            let near = from.filter(|from| from.domain() == repository.domain());
             let near: Vec<String> = near.map(|from| from.path().to_owned()).into_iter().collect();
             registries.wait(cancel, tree.send(&source, repository, name, near, &mut done))?;
         }

@@ -1,30 +1,36 @@
 //! Images from and to registries.
 //!
 //! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs` with
-//! `outbound.rs` (what is on its way) and `growth.rs` (what is sent while it is packed), `copy.rs` (from place to
-//! place) and `lists.rs` (images for several platforms under one name).
+//! `outbound.rs` (what is on its way), `growth.rs` (what is sent while it is packed) and `plain.rs` (what is not
+//! packed), `copy.rs` (from place to place), `lists.rs` (images for several platforms under one name) and
+//! `aliases.rs` (short names).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
+mod aliases;
 mod base;
 mod coming;
 mod copy;
 mod growth;
 mod lists;
 mod outbound;
+mod plain;
 mod pull;
 mod push;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use kiln_oci::Reference;
 use kiln_registry::{Client, Repository};
 use kiln_solver::Cancellation;
 use tokio::runtime::Runtime;
 
 use crate::{BuildCancel, BuildError};
 
+pub use aliases::{AliasError, Aliases};
 pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{Copied, CopyRequest, Place, Which as WhichImage, copy};
 pub(crate) use growth::Growth;
@@ -42,6 +48,7 @@ const AT_ONCE: usize = 4;
 /// The way to registries, for threads that may wait. Nothing is opened before the first request.
 pub struct Registries {
     client: Client,
+    aliases: Aliases,
     runtime: OnceLock<Runtime>,
 }
 
@@ -54,7 +61,13 @@ impl fmt::Debug for Registries {
 impl Registries {
     /// Registries by way of `client`, which nobody else has used.
     pub fn new(client: Client) -> Self {
-        Self { client, runtime: OnceLock::new() }
+        Self { client, aliases: Aliases::default(), runtime: OnceLock::new() }
+    }
+
+    /// The same with images of Docker Hub's names elsewhere.
+    pub fn with_aliases(mut self, aliases: Aliases) -> Self {
+        self.aliases = aliases;
+        self
     }
 
     /// The client, for futures that [`Registries::wait`] gets.
@@ -101,8 +114,14 @@ impl Registries {
         })
     }
 
-    fn repository(&self, reference: &kiln_oci::Reference) -> Repository {
-        self.client.repository(reference)
+    /// Where the image of this name is.
+    fn place<'a>(&self, name: &'a Reference) -> Cow<'a, Reference> {
+        self.aliases.place(name)
+    }
+
+    /// The repository of the image of this name.
+    pub(crate) fn repository(&self, name: &Reference) -> Repository {
+        self.client.repository(&self.place(name))
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::growth::{Growth, Trouble, growth};
 use super::push::{Load, Stored};
-use super::{AT_ONCE, PushedName, Registries};
+use super::{AT_ONCE, Aliases, PushedName, Registries};
 use crate::export::{LayerContent, ReadyLayer};
 use crate::image::parse_json;
 use crate::load::MAX_MANIFEST_BYTES;
@@ -38,8 +38,8 @@ type Elsewhere = BTreeMap<Digest, Vec<String>>;
 /// Dropped before all have arrived, it gives back the uploads of those that grow.
 pub(crate) struct Outbound {
     engine: Engine,
-    name: Reference,
     repository: Repository,
+    aliases: Aliases,
     runtime: Handle,
     /// Whether packing is for this registry's sake alone.
     alone: bool,
@@ -63,7 +63,7 @@ pub(crate) struct Outbound {
 impl fmt::Debug for Outbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Outbound")
-            .field("name", &self.name)
+            .field("to", &(self.repository.domain(), self.repository.path()))
             .field("begun", &self.begun)
             .finish_non_exhaustive()
     }
@@ -83,8 +83,8 @@ impl Outbound {
     ) -> Result<Self, BuildError> {
         Ok(Self {
             engine: engine.clone(),
-            name: name.clone(),
             repository: registries.repository(name),
+            aliases: registries.aliases.clone(),
             runtime: registries.runtime()?.handle().clone(),
             alone,
             elsewhere: None,
@@ -101,7 +101,8 @@ impl Outbound {
 
     /// Whether it goes to the repository of `name`.
     pub(super) fn is_to(&self, name: &Reference) -> bool {
-        (self.name.domain(), self.name.path()) == (name.domain(), name.path())
+        let place = self.aliases.place(name);
+        (self.repository.domain(), self.repository.path()) == (place.domain(), place.path())
     }
 
     /// Sends what will be written to `ingest`, while it is.
@@ -151,7 +152,7 @@ impl Outbound {
     pub(super) fn start(&mut self) -> Result<Arc<Elsewhere>, BuildError> {
         let elsewhere = match &self.elsewhere {
             Some(elsewhere) => elsewhere.clone(),
-            None => Arc::new(repositories_of(&self.engine, &self.name)?),
+            None => Arc::new(self.repositories_near()?),
         };
         self.elsewhere = Some(elsewhere.clone());
         for blob in std::mem::take(&mut self.waiting) {
@@ -159,6 +160,33 @@ impl Outbound {
             self.add(&elsewhere, &blob, Arc::new(stored));
         }
         Ok(elsewhere)
+    }
+
+    /// Repositories of the same registry that have blobs of the store: those of images that have a name there.
+    fn repositories_near(&self) -> Result<Elsewhere, BuildError> {
+        let mut found = Elsewhere::new();
+        let (store, to) = (&self.engine.store, &self.repository);
+        for image in store.images()? {
+            let names = store.names_of(&image.config)?;
+            let mut paths: Vec<String> = names
+                .iter()
+                .map(|other| self.aliases.place(other))
+                .filter(|other| other.domain() == to.domain() && other.path() != to.path())
+                .map(|other| other.path().to_owned())
+                .collect();
+            paths.dedup();
+            if paths.is_empty() {
+                continue;
+            }
+            // A manifest that is damaged helps nobody here.
+            let Ok(json) = store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) else { continue };
+            let Ok(manifest) = parse_json::<Manifest>("manifest", &image.manifest, &json) else { continue };
+            for part in manifest.layers.iter().chain([&manifest.config]) {
+                let known = found.entry(part.digest).or_default();
+                known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
+            }
+        }
+        Ok(found)
     }
 
     fn add(&mut self, elsewhere: &Elsewhere, blob: &Descriptor, source: Arc<dyn BlobSource>) {
@@ -231,29 +259,4 @@ impl Drop for Outbound {
         // Whoever has not ended by then is dropped with the set.
         let _ = runtime.block_on(async { tokio::time::timeout(GIVE_BACK, ended).await });
     }
-}
-
-/// Repositories of the same registry that have blobs of the store: those of images that have a name there.
-fn repositories_of(engine: &Engine, name: &Reference) -> Result<Elsewhere, BuildError> {
-    let mut found = Elsewhere::new();
-    for image in engine.store.images()? {
-        let names = engine.store.names_of(&image.config)?;
-        let mut paths: Vec<String> = names
-            .iter()
-            .filter(|other| other.domain() == name.domain() && other.path() != name.path())
-            .map(|other| other.path().to_owned())
-            .collect();
-        paths.dedup();
-        if paths.is_empty() {
-            continue;
-        }
-        // A manifest that is damaged helps nobody here.
-        let Ok(json) = engine.store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) else { continue };
-        let Ok(manifest) = parse_json::<Manifest>("manifest", &image.manifest, &json) else { continue };
-        for part in manifest.layers.iter().chain([&manifest.config]) {
-            let known = found.entry(part.digest).or_default();
-            known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
-        }
-    }
-    Ok(found)
 }

@@ -1,7 +1,7 @@
 //! `kiln push`: an image of the store becomes one of a registry.
 //!
 //! The registry is asked first what it has: a push of what is there sends nothing. What has to be packed is sent
-//! while it is (`outbound.rs`).
+//! while it is (`outbound.rs`), and what leaves as a plain tar while that is written (`plain.rs`).
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -16,9 +16,8 @@ use kiln_registry::{BlobSource, Error, Which};
 
 use super::Registries;
 use super::outbound::Outbound;
-use crate::export::{
-    Along, Assembled, Compress, LayerContent, ReadyImage, Style, make_ready, whole_index, write_plain,
-};
+use super::plain::{self, Plain};
+use crate::export::{Along, Assembled, Compress, LayerContent, ReadyImage, Style, make_ready, whole_index};
 use crate::image::parse_json;
 use crate::load::MAX_MANIFEST_BYTES;
 use crate::{BuildCancel, BuildError, Engine};
@@ -103,7 +102,8 @@ pub(crate) fn push_ready(
         if registries.wait(cancel, there)? != Some(root.digest) {
             let mut outbound = begun.map_or_else(|| Outbound::new(engine, registries, name, false), Ok)?;
             outbound.start()?;
-            registries.wait(cancel, outbound.send(&load, which, &mut done))?;
+            let sent = async { outbound.send(&load, which, &mut done).await.map_err(plain::cause) };
+            registries.wait(cancel, sent)?;
         }
         pushed.push(done);
     }
@@ -130,10 +130,9 @@ impl Load {
                 LayerContent::Blob => {
                     Arc::new(Stored { store: engine.store.clone(), digest: layer.descriptor.digest })
                 }
-                LayerContent::Plain(record) => {
-                    let mut spool = engine.store.spool()?;
-                    write_plain(engine, record, &mut spool, cancel.flag())?;
-                    Arc::new(Spooled(Arc::new(spool)))
+                LayerContent::Plain(layer) => {
+                    let (engine, layer, cancel) = (engine.clone(), layer.clone(), cancel.clone());
+                    Arc::new(Plain { engine, layer, cancel })
                 }
             };
             load.add_blob(layer.descriptor.clone(), source);
@@ -195,15 +194,6 @@ impl BlobSource for Stored {
     fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         let (file, _) = self.store.open_blob(&self.digest).map_err(io::Error::other)?;
         Ok(Box::new(From { file: Arc::new(file), at: offset }))
-    }
-}
-
-/// A file without a name.
-struct Spooled(Arc<File>);
-
-impl BlobSource for Spooled {
-    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
-        Ok(Box::new(From { file: self.0.clone(), at: offset }))
     }
 }
 

@@ -48,7 +48,7 @@ impl RegistryStore {
     ) -> Result<Self, RemoteError> {
         let none = || RemoteError::Options("there is no way to registries here".to_owned());
         let registries = registries.ok_or_else(none)?.clone();
-        let repository = registries.client().repository(reference);
+        let repository = registries.repository(reference);
         let tag = reference.tag().unwrap_or_default().to_owned();
         let (engine, cancel, has_config) = (engine.clone(), cancel.clone(), Mutex::default());
         Ok(Self { engine, registries, cancel, repository, tag, has_config })
