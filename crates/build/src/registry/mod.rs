@@ -2,7 +2,7 @@
 //!
 //! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs` with
 //! `outbound.rs` (what is on its way) and `growth.rs` (what is sent while it is packed), `copy.rs` (from place to
-//! place) and `lists.rs` (images for several platforms under one name).
+//! place), `lists.rs` (images for several platforms under one name) and `offers.rs` (what others pull from here).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod base;
@@ -10,6 +10,7 @@ mod coming;
 mod copy;
 mod growth;
 mod lists;
+mod offers;
 mod outbound;
 mod pull;
 mod push;
@@ -29,6 +30,7 @@ pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{Copied, CopyRequest, Place, Which as WhichImage, copy};
 pub(crate) use growth::Growth;
 pub use lists::{Annotate, ListEntry, ListError, Lists};
+pub use offers::{Asked, Offered, Offers};
 pub(crate) use outbound::Outbound;
 pub use pull::{Pulled, pull};
 pub(crate) use push::push_ready;
