@@ -100,8 +100,10 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         // Credentials are the user's, not the store's.
         Command::Login(args) => return commands::login::login(args),
         Command::Logout(args) => return commands::login::logout(args),
-        // A registry has a directory of its own.
-        Command::Registry { command } => return commands::registry_serve::run(command),
+        // A registry has a directory of its own, or the store's images.
+        Command::Registry { command } if !commands::registry_serve::needs_store(command)? => {
+            return commands::registry_serve::run(None, command);
+        }
         _ => {}
     }
     rootless::enter(cli.root.as_deref())?;
@@ -151,7 +153,8 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Gc(args) => commands::gc::run(&session, &args),
         Command::Prune(args) => commands::prune::run(&session, &args),
         // They have no store either.
-        Command::Doctor(_) | Command::Login(_) | Command::Logout(_) | Command::Registry { .. } => Ok(0),
+        Command::Doctor(_) | Command::Login(_) | Command::Logout(_) => Ok(0),
+        Command::Registry { command } => commands::registry_serve::run(Some(&session), &command),
         Command::Selftest(args) => commands::selftest::run(&session, &args),
         Command::Fsck(args) => commands::fsck::run(&session, &args),
     }

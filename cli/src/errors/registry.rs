@@ -109,17 +109,13 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let failure = Failure { code: exit::USAGE, text: format!("error: {}", chain(&error)), hint: None };
         match &error {
-            StartError::Directory(DirectoryError::Taken { .. }) => {
-                failure.with_code(exit::STORE).hint("choose another place with `--dir DIR`")
+            StartError::Directory(error @ DirectoryError::Taken { .. }) => {
+                of_directory(error, failure).hint("choose another place with `--dir DIR`")
             }
-            StartError::Directory(DirectoryError::Format { .. }) => {
-                failure.with_code(exit::STORE).hint("choose an empty directory with `--dir DIR`")
+            StartError::Directory(error @ DirectoryError::Format { .. }) => {
+                of_directory(error, failure).hint("choose an empty directory with `--dir DIR`")
             }
-            StartError::Directory(DirectoryError::Host { source, .. }) => {
-                let short = shortage(source);
-                failure.with_code(exit::STORE).for_want_of(short)
-            }
-            StartError::Directory(_) => failure.with_code(exit::STORE),
+            StartError::Directory(error) => of_directory(error, failure),
             StartError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse => {
                 failure.with_code(exit::NETWORK).hint("`--listen 127.0.0.1:0` takes a port that is free")
             }
@@ -130,6 +126,29 @@ impl From<StartError> for Failure {
             StartError::Accounts(_) | StartError::Pem { .. } => failure.with_code(exit::SOURCE),
             _ => failure,
         }
+    }
+}
+
+impl From<DirectoryError> for Failure {
+    fn from(error: DirectoryError) -> Self {
+        let failure = Failure { code: exit::USAGE, text: format!("error: {}", chain(&error)), hint: None };
+        let failure = of_directory(&error, failure);
+        match error {
+            DirectoryError::Taken { .. } => failure.hint(
+                "whoever serves it collects from time to time, and at once when it gets SIGUSR1; --dry-run tells \
+                 what would go",
+            ),
+            _ => failure,
+        }
+    }
+}
+
+/// With the code for it.
+fn of_directory(error: &DirectoryError, failure: Failure) -> Failure {
+    match error {
+        DirectoryError::Missing { .. } => failure.with_code(exit::SOURCE),
+        DirectoryError::Host { source, .. } => failure.with_code(exit::STORE).for_want_of(shortage(source)),
+        _ => failure.with_code(exit::STORE),
     }
 }
 

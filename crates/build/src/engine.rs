@@ -50,6 +50,15 @@ impl Engine {
         Ok(engine)
     }
 
+    /// The same store for another job, whose pins go with the value: for processes that live long.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn for_job(&self) -> Result<Self, BuildError> {
+        let store = Arc::new(Store::open(self.store.root())?);
+        Ok(Self { store, ..self.clone() })
+    }
+
     /// Compares the records of an index that was made anew with the data, whoever made it: a process
     /// that was killed, or could not see everything, leaves it to the next.
     fn prove(&mut self) -> Result<(), BuildError> {

@@ -210,6 +210,15 @@ impl Store {
         })
     }
 
+    /// All names with what they lead to, sorted; nothing is pinned.
+    pub fn names(&self) -> Result<Vec<(Reference, ImageRecord)>, Error> {
+        self.read(|db| {
+            let sql = "SELECT reference, image.* FROM name JOIN image USING (config) ORDER BY reference";
+            let mut query = db.prepare_cached(sql)?;
+            query.query_map([], |row| Ok((word(row, "reference")?, image(row)?)))?.collect()
+        })
+    }
+
     /// Lets `reference` lead to `image`, whose blobs and files the caller has pinned. Its record is
     /// made again if somebody took away its last name meanwhile, and with it the record.
     pub fn set_name(&self, reference: &Reference, image: &ImageRecord) -> Result<(), Error> {

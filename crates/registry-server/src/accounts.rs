@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +11,9 @@ use base64::engine::general_purpose::STANDARD;
 use kiln_oci::Digest;
 use tokio::sync::Semaphore;
 
+use crate::reports::Reports;
 use crate::rights::Who;
+use crate::version::Version;
 
 /// Passwords that were right are known again without bcrypt; no more of them.
 const MAX_KNOWN: usize = 4096;
@@ -38,6 +39,7 @@ pub enum AccountsError {
 /// The accounts, read again when the file changes.
 pub(crate) struct Accounts {
     path: PathBuf,
+    reports: Arc<Reports>,
     state: Mutex<State>,
     turns: Semaphore,
     /// Another one in each process: what is kept of right passwords is of no use elsewhere.
@@ -45,14 +47,12 @@ pub(crate) struct Accounts {
 }
 
 struct State {
-    version: Option<Version>,
+    /// Of the file as it was when it was last read, whether it was of use or not.
+    read: Option<Version>,
     hashes: Arc<HashMap<String, String>>,
     /// Salted digests of what was shown and was right.
     known: HashMap<Digest, String>,
 }
-
-/// What tells that a file is another one.
-type Version = (u64, u64, i64, i64);
 
 /// What somebody showed.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,11 +62,13 @@ pub(crate) enum Shown {
 }
 
 impl Accounts {
-    pub(crate) fn open(path: &Path) -> Result<Self, AccountsError> {
+    pub(crate) fn open(path: &Path, reports: Arc<Reports>) -> Result<Self, AccountsError> {
+        // Before it is read: what is written meanwhile is another version.
+        let version = Version::of(path);
         let hashes = Arc::new(read(path)?);
         let salt = [0u64; 4].map(|zero| RandomState::new().hash_one(zero));
-        let state = State { version: version(path), hashes, known: HashMap::new() };
-        Ok(Self { path: path.to_owned(), state: Mutex::new(state), turns: Semaphore::new(AT_ONCE), salt })
+        let state = Mutex::new(State { read: version, hashes, known: HashMap::new() });
+        Ok(Self { path: path.to_owned(), reports, state, turns: Semaphore::new(AT_ONCE), salt })
     }
 
     /// Who shows `Authorization`. Costs a bcrypt, once for each password that is right.
@@ -111,20 +113,23 @@ impl Accounts {
     /// may be about to be written.
     fn current(&self) -> std::sync::MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = version(&self.path);
-        if now.is_some()
-            && now != state.version
-            && let Ok(hashes) = read(&self.path)
-        {
-            *state = State { version: now, hashes: Arc::new(hashes), known: HashMap::new() };
+        let now = Version::of(&self.path);
+        if now != state.read {
+            state.read = now;
+            match read(&self.path) {
+                Ok(hashes) => {
+                    *state = State { read: now, hashes: Arc::new(hashes), known: HashMap::new() };
+                }
+                Err(error) => self.reports.error("the accounts from before stay in use", &error),
+            }
         }
         state
     }
-}
 
-fn version(path: &Path) -> Option<Version> {
-    let stat = std::fs::metadata(path).ok()?;
-    Some((stat.ino(), stat.size(), stat.mtime(), stat.mtime_nsec()))
+    /// Looks at the file now, not with the next request.
+    pub(crate) fn look(&self) {
+        drop(self.current());
+    }
 }
 
 fn read(path: &Path) -> Result<HashMap<String, String>, AccountsError> {
@@ -184,7 +189,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("htpasswd");
         std::fs::write(&path, format!("# people\nann:{HASH}\n")).unwrap();
-        let accounts = Accounts::open(&path).unwrap();
+        let reports = Arc::new(Reports::default());
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let to = said.clone();
+        reports.set(move |text| to.lock().unwrap().push(text));
+        let accounts = Accounts::open(&path, reports).unwrap();
         let ann = Shown::Right(Who::Account("ann".to_owned()));
         for _ in 0..2 {
             assert_eq!(accounts.check(Some(&basic("ann:right-horse"))).await, ann);
@@ -196,9 +205,18 @@ mod tests {
         for wrong in ["Bearer abc", "Basic ?", "Basic", ""] {
             assert_eq!(accounts.check(Some(wrong)).await, Shown::Wrong, "{wrong}");
         }
-        // Half a file is not the end of who is logged in; the whole one without her is.
-        std::fs::write(&path, "ann:").unwrap();
+        // Half a file is not the end of who is logged in, and is told; the whole one without her is.
+        assert!(said.lock().unwrap().is_empty());
+        for bad in ["ann:", "ann"] {
+            std::fs::write(&path, bad).unwrap();
+            assert_eq!(accounts.check(Some(&basic("ann:right-horse"))).await, ann);
+            assert_eq!(accounts.check(Some(&basic("ann:right-horse"))).await, ann);
+        }
+        let heard = std::mem::take(&mut *said.lock().unwrap());
+        assert!(heard.len() == 2 && heard[0].contains("line 1: the password"), "{heard:?}");
+        std::fs::remove_file(&path).unwrap();
         assert_eq!(accounts.check(Some(&basic("ann:right-horse"))).await, ann);
+        assert!(said.lock().unwrap()[0].contains("cannot be read"), "{said:?}");
         std::fs::write(&path, format!("robert:{HASH}\n")).unwrap();
         assert_eq!(accounts.check(Some(&basic("ann:right-horse"))).await, Shown::Wrong);
     }
@@ -215,9 +233,10 @@ mod tests {
             (&format!("a:{}", HASH.replace("$04$", "$31$")), "more than 14"),
         ] {
             std::fs::write(&path, text).unwrap();
-            let error = Accounts::open(&path).err().unwrap().to_string();
+            let error = Accounts::open(&path, Arc::default()).err().unwrap().to_string();
             assert!(error.contains(said), "{text}: {error}");
         }
-        assert!(matches!(Accounts::open(&dir.path().join("none")), Err(AccountsError::Read { .. })));
+        let none = Accounts::open(&dir.path().join("none"), Arc::default());
+        assert!(matches!(none, Err(AccountsError::Read { .. })));
     }
 }

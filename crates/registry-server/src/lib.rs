@@ -1,10 +1,10 @@
-//! A registry: OCI's distribution specification 1.1, on a directory of its own.
+//! A registry: OCI's distribution specification 1.1, on a directory of its own or with images that others keep.
 //!
 //! Read [`Settings`] first, then `server.rs`: connections become requests. `route.rs` and `range.rs` read what
 //! clients ask for, `api` answers it, one file a family of requests, `refusal.rs` says no in the words of the
-//! specification. `directory` is what there is on the disk, `accounts.rs` and `rights.rs` who may have it,
-//! `mirror.rs` fetches what is missing from another registry, `collect.rs` of `directory` removes what nothing
-//! refers to, `metrics.rs` counts.
+//! specification. `directory` is what there is on the disk, [`Images`] what others have, `accounts.rs` and
+//! `rights.rs` say who may have it, `tls.rs` speaks TLS, `mirror.rs` fetches what is missing from another registry,
+//! `collect.rs` of `directory` removes what nothing refers to, `metrics.rs` counts, `reports.rs` tells what went wrong.
 //!
 //! # Invariants
 //! - Clients are hostile: heads, bodies, sessions and connections have limits in bytes, number and time, and
@@ -22,18 +22,23 @@ mod api;
 mod body;
 mod connection;
 mod directory;
+mod images;
 mod metrics;
 mod mirror;
 pub mod range;
 mod refusal;
+mod reports;
 mod rights;
 pub mod route;
 mod server;
 mod settings;
+mod tls;
 mod transfer;
+mod version;
 
 pub use accounts::AccountsError;
-pub use directory::{Collected, DirectoryError};
+pub use directory::{Collected, DirectoryError, Judged, Kind, collect_offline};
+pub use images::{Found, FoundManifest, Images, ImagesError};
 pub use rights::{Right, Rule, RuleError, Who};
-pub use server::{Collector, Server, StartError};
-pub use settings::{Collection, Limits, MirrorOf, Settings, TlsFiles};
+pub use server::{Control, Server, StartError};
+pub use settings::{Collection, Content, Limits, MirrorOf, Settings, TlsFiles};

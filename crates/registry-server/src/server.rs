@@ -5,8 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -16,17 +16,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{self, ServerConfig};
+use tokio_rustls::rustls;
 
 use crate::accounts::{Accounts, AccountsError};
-use crate::api::Registry;
+use crate::api::{Held, Registry};
 use crate::connection::Patient;
 use crate::directory::{Collected, Directory, DirectoryError};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
-use crate::settings::{Collection, Settings, TlsFiles};
+use crate::reports::Reports;
+use crate::rights::Rule;
+use crate::settings::{Collection, Content, Limits, Settings};
+use crate::tls::Tls;
 
 /// Heads are at most so long, and have at most so many headers.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -58,20 +59,41 @@ pub struct Server {
     registry: Arc<Registry>,
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Tls>>,
     collection: Collection,
 }
 
-/// Removes what nothing refers to, beside a server that runs.
-pub struct Collector(Arc<Registry>);
+/// A hold on a server that runs.
+#[derive(Clone)]
+pub struct Control {
+    registry: Arc<Registry>,
+    tls: Option<Arc<Tls>>,
+}
 
-impl Collector {
-    /// As [`Server::collect`].
+impl Control {
+    /// Removes what nothing refers to, once, as it is removed from time to time. May take long, and pushes go on
+    /// meanwhile. Of images that others keep nothing is removed.
     ///
     /// # Errors
     /// [`DirectoryError`].
     pub async fn collect(&self, policy: &Collection) -> Result<Collected, DirectoryError> {
-        collect(&self.0, policy).await
+        collect(&self.registry, policy).await
+    }
+
+    /// Looks at the files of accounts and certificates now, not when somebody comes. What is wrong with them is
+    /// reported, and those from before hold.
+    pub fn look_at_files(&self) {
+        if let Some(accounts) = &self.registry.accounts {
+            accounts.look();
+        }
+        if let Some(tls) = &self.tls {
+            tls.current();
+        }
+    }
+
+    /// From the next request on these count.
+    pub fn set_rights(&self, rights: Vec<Rule>) {
+        *self.registry.rights.write().unwrap_or_else(std::sync::PoisonError::into_inner) = rights.into();
     }
 }
 
@@ -81,22 +103,32 @@ impl Server {
     /// # Errors
     /// [`StartError`]; nothing listens then.
     pub async fn bind(settings: Settings) -> Result<Self, StartError> {
-        let tls = settings.tls.as_ref().map(acceptor).transpose()?;
-        let accounts = settings.accounts.as_deref().map(Accounts::open).transpose()?;
-        let directory = Arc::new(Directory::open(&settings.directory, &settings.limits)?);
+        let reports = Arc::new(Reports::default());
+        let tls = settings.tls.as_ref().map(|files| Tls::open(files, reports.clone())).transpose()?;
+        let accounts = settings.accounts.as_deref().map(|path| Accounts::open(path, reports.clone()));
+        let accounts = accounts.transpose()?;
+        let (held, keeps) = match settings.content {
+            Content::Directory(path) => {
+                (Held::Directory(Arc::new(Directory::open(&path, &settings.limits)?)), true)
+            }
+            Content::Images(images) => (Held::Images(images), false),
+        };
         let failed = |source| StartError::Listen { address: settings.listen, source };
         let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let registry = Registry {
-            directory,
+            held,
             accounts,
-            rights: settings.rights,
-            read_only: settings.read_only || settings.mirror.is_some(),
+            rights: RwLock::new(settings.rights.into()),
+            read_only: settings.read_only || settings.mirror.is_some() || !keeps,
             mirror: settings.mirror.map(|behind| Arc::new(Mirror::new(behind))),
             limits: settings.limits,
             metrics: Arc::new(Metrics::default()),
+            packing: Arc::new(Semaphore::new(1)),
+            reports,
         };
         let registry = Arc::new(registry);
+        let tls = tls.map(Arc::new);
         Ok(Self { registry, listener, address, tls, collection: settings.collection })
     }
 
@@ -105,18 +137,9 @@ impl Server {
         self.address
     }
 
-    /// Removes what nothing refers to, once, as it is removed from time to time. May take long, and pushes go on
-    /// meanwhile.
-    ///
-    /// # Errors
-    /// [`DirectoryError`].
-    pub async fn collect(&self, policy: &Collection) -> Result<Collected, DirectoryError> {
-        self.collector().collect(policy).await
-    }
-
-    /// What does that while the server runs.
-    pub fn collector(&self) -> Collector {
-        Collector(self.registry.clone())
+    /// A hold on it for the time when it runs.
+    pub fn control(&self) -> Control {
+        Control { registry: self.registry.clone(), tls: self.tls.clone() }
     }
 
     /// Answers requests until `end` is there. Then nobody is let in any more, and what is being answered has
@@ -125,8 +148,8 @@ impl Server {
         let Self { registry, listener, tls, collection, .. } = self;
         let (ending, ended) = watch::channel(false);
         let turns = Arc::new(Semaphore::new(registry.limits.connections));
-        let report = Arc::new(report);
-        let care = tokio::spawn(take_care(registry.clone(), collection, report.clone()));
+        registry.reports.set(report);
+        let care = tokio::spawn(take_care(registry.clone(), collection));
         let mut end = pin!(end);
         loop {
             let turn = tokio::select! {
@@ -142,12 +165,13 @@ impl Server {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     // No descriptors, no memory: both come back when somebody else ends.
-                    report(format!("a connection could not be taken: {error}"));
+                    registry.reports.error("a connection could not be taken", &error);
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             };
-            let (registry, tls, ended) = (registry.clone(), tls.clone(), ended.clone());
+            let (registry, ended) = (registry.clone(), ended.clone());
+            let tls = tls.as_ref().map(|tls| tls.current());
             tokio::spawn(async move {
                 registry.metrics.connections.fetch_add(1, Ordering::Relaxed);
                 serve(&registry, stream, tls, ended).await;
@@ -163,34 +187,48 @@ impl Server {
     }
 }
 
+/// How often there is something to be done: once a minute, and more often where that would be long.
+fn pause(limits: &Limits, collection: &Collection) -> Duration {
+    let shortest = collection.every.map_or(limits.upload_life, |every| every.min(limits.upload_life));
+    (shortest / 4).clamp(Duration::from_millis(50), Duration::from_secs(60))
+}
+
 /// What is to be done from time to time.
-async fn take_care(
-    registry: Arc<Registry>,
-    collection: Collection,
-    report: Arc<impl Fn(String) + Send + Sync + 'static>,
-) {
-    let minute = Duration::from_secs(60);
+async fn take_care(registry: Arc<Registry>, collection: Collection) {
+    let pause = pause(&registry.limits, &collection);
     let mut since = Duration::ZERO;
     loop {
-        tokio::time::sleep(minute).await;
-        since += minute;
-        let directory = registry.directory.clone();
+        tokio::time::sleep(pause).await;
+        since += pause;
+        let directory = match &registry.held {
+            Held::Directory(directory) => directory.clone(),
+            Held::Images(images) => {
+                let images = images.clone();
+                let _ = tokio::task::spawn_blocking(move || images.tidy()).await;
+                continue;
+            }
+        };
         let expired = tokio::task::spawn_blocking(move || directory.uploads.expire()).await;
-        if let Ok(Err(error)) = expired {
-            report(format!("uploads that nobody goes on with: {error}"));
+        match expired {
+            Ok(Ok(count)) => {
+                registry.metrics.expired_uploads.fetch_add(count, Ordering::Relaxed);
+            }
+            Ok(Err(error)) => registry.reports.error("uploads that nobody goes on with", &error),
+            Err(_) => {}
         }
         if collection.every.is_some_and(|every| since >= every) {
             since = Duration::ZERO;
             if let Err(error) = collect(&registry, &collection).await {
-                report(format!("garbage collection: {error}"));
+                registry.reports.error("garbage collection", &error);
             }
         }
     }
 }
 
 async fn collect(registry: &Registry, policy: &Collection) -> Result<Collected, DirectoryError> {
-    let (directory, policy) = (registry.directory.clone(), policy.clone());
-    let done = tokio::task::spawn_blocking(move || directory.collect(&policy)).await;
+    let Held::Directory(directory) = &registry.held else { return Ok(Collected::default()) };
+    let (directory, policy) = (directory.clone(), policy.clone());
+    let done = tokio::task::spawn_blocking(move || directory.collect(&policy, false, &mut |_| {})).await;
     let collected = done.unwrap_or(Ok(Collected::default()))?;
     let metrics = &registry.metrics;
     metrics.collections.fetch_add(1, Ordering::Relaxed);
@@ -241,28 +279,4 @@ where
     }
     connection.as_mut().graceful_shutdown();
     let _ = connection.await;
-}
-
-fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, StartError> {
-    let pem = |path: &PathBuf, what| {
-        let path = path.clone();
-        move |source| StartError::Pem { path, what, source }
-    };
-    let certificates = CertificateDer::pem_file_iter(&files.certificates)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .and_then(
-            |all| if all.is_empty() { Err(rustls::pki_types::pem::Error::NoItemsFound) } else { Ok(all) },
-        )
-        .map_err(pem(&files.certificates, "certificates"))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(pem(&files.key, "private key"))?;
-    let unusable = |source| StartError::Tls { path: files.certificates.clone(), source };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config = config
-        .map_err(unusable)?
-        .with_no_client_auth()
-        .with_single_cert(certificates, key)
-        .map_err(unusable)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -2,21 +2,24 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_registry::Client;
 
+use crate::images::Images;
 use crate::rights::Rule;
 
 /// Everything that one says to a registry before it starts.
 pub struct Settings {
-    /// Where it keeps what it has; made when it is not there.
-    pub directory: PathBuf,
+    /// What it has to give out.
+    pub content: Content,
     /// Where it listens; port 0 takes one that is free.
     pub listen: SocketAddr,
-    /// Speaks TLS with these; `None`: plain http.
+    /// Speaks TLS with these, read again when they change; `None`: plain http.
     pub tls: Option<TlsFiles>,
-    /// A file of `htpasswd -B`; `None`: nobody is asked who they are, and everybody may do everything.
+    /// A file of `htpasswd -B`, read again when it changes; `None`: nobody is asked who they are, and everybody
+    /// may do everything.
     pub accounts: Option<PathBuf>,
     /// Who may do what; none at all: every account may do everything.
     pub rights: Vec<Rule>,
@@ -28,6 +31,15 @@ pub struct Settings {
     pub limits: Limits,
     /// What is removed by itself.
     pub collection: Collection,
+}
+
+/// What a registry has.
+#[derive(Clone)]
+pub enum Content {
+    /// What is below a directory of its own, which is made when it is not there.
+    Directory(PathBuf),
+    /// Images that somebody else keeps. They can be pulled; nobody may push or delete.
+    Images(Arc<dyn Images>),
 }
 
 /// A certificate and its key, as PEM.

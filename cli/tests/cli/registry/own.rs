@@ -1,12 +1,15 @@
-//! `kiln registry serve`: one command, other tools, many clients, and ends of every kind.
+//! `kiln registry`: one command, other tools, many clients, images of a store, and ends of every kind.
 
 #[allow(dead_code, reason = "each side uses what it needs")]
 #[path = "../../../../crates/registry-server/tests/registry/client.rs"]
 mod client;
+mod collect;
 mod crowd;
 mod ends;
 mod limits;
 mod peers;
+mod reload;
+mod store;
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -16,6 +19,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::server::Bench;
 use crate::harness::{Outcome, text};
 use client::Client;
 
@@ -46,8 +50,29 @@ impl Own {
 
     fn on(dir: TempDir, args: &[&str]) -> Self {
         let mut command = command();
-        command.args(["--listen", "127.0.0.1:0", "--dir", text(&dir.path().join("registry"))]).args(args);
-        // Its errors go where the test's go.
+        command.args(["--dir", text(&dir.path().join("registry"))]).args(args);
+        Self::start_by(command, dir)
+    }
+
+    /// The same with a file for what it says on standard error; see [`Own::log`].
+    fn logged(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directories can be made");
+        let mut command = command();
+        command.args(["--dir", text(&dir.path().join("registry"))]).args(args);
+        command.stderr(std::fs::File::create(dir.path().join("log")).expect("ours to write"));
+        Self::start_by(command, dir)
+    }
+
+    /// One that gives out the images of a store.
+    fn of_store(bench: &Bench, args: &[&str]) -> Self {
+        let mut command = bench.command(&["registry", "serve", "--store"]);
+        command.args(args);
+        Self::start_by(command, tempfile::tempdir().expect("temporary directories can be made"))
+    }
+
+    fn start_by(mut command: Command, dir: TempDir) -> Self {
+        command.args(["--listen", "127.0.0.1:0"]);
+        // Its errors go where the test's go, if nobody has said otherwise.
         let mut child = command.stdout(Stdio::piped()).spawn().expect("kiln starts");
         let mut said = String::new();
         let mut stdout = BufReader::new(child.stdout.take().expect("piped above"));
@@ -68,6 +93,31 @@ impl Own {
 
     fn at(&self, path: &str) -> PathBuf {
         self.dir.path().join("registry").join(path)
+    }
+
+    /// What it said on standard error.
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).expect("it was started with a file for it")
+    }
+
+    /// Asks again until the answer is what it shall be.
+    #[track_caller]
+    fn until<T: PartialEq + std::fmt::Debug>(&self, expected: T, ask: impl Fn() -> T) {
+        let begun = std::time::Instant::now();
+        loop {
+            let found = ask();
+            if found == expected {
+                return;
+            }
+            assert!(begun.elapsed().as_secs() < 50, "{found:?} and not {expected:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether `/metrics` has this line, without the word in front of all of them.
+    fn counts(&self, line: &str) -> bool {
+        let text = String::from_utf8(self.client().get("/metrics").expect(200).body).expect("text");
+        text.lines().any(|known| known == format!("kiln_registry_{line}"))
     }
 
     fn signal(&self, signal: Signal) {

@@ -82,26 +82,13 @@ pub(crate) fn ready(
     cancel: &AtomicBool,
     along: &mut Along<'_, '_>,
 ) -> Result<ReadyLayer, BuildError> {
-    let Compress { packing, level_given, force } = *compress;
-    if times == Times::Keep {
-        if let Some(blob) = &layer.blob {
-            let same = blob.media_type == oci_type(packing);
-            let asked_for_more = level_given || matches!(packing, Packing::Estargz { .. });
-            if !force || (same && !asked_for_more) {
-                let descriptor = Descriptor::new(&blob.media_type, blob.digest, blob.size_bytes);
-                return Ok(ReadyLayer { descriptor, diff_id: layer.diff_id, content: LayerContent::Blob });
-            }
-        }
-        if packing == Packing::UNCOMPRESSED {
-            let descriptor = Descriptor::new(media_type::OCI_LAYER, layer.diff_id.0, layer.size_bytes);
-            let content = LayerContent::Plain(layer.clone());
-            return Ok(ReadyLayer { descriptor, diff_id: layer.diff_id, content });
-        }
+    if times == Times::Keep
+        && let Some(layer) = as_it_is(layer, compress)
+    {
+        return Ok(layer);
     }
-    let name = match times {
-        Times::Keep => format!("{packing} v{PACKING_VERSION}"),
-        times => format!("{packing} v{PACKING_VERSION} {times:?}"),
-    };
+    let packing = compress.packing;
+    let name = packing_name(packing, times);
     let record = match engine.store.packed(&layer.diff_id, &name)? {
         Some(record) => record,
         None => {
@@ -116,6 +103,45 @@ pub(crate) fn ready(
         descriptor.annotations.insert(SIZE_ANNOTATION.to_owned(), record.tar_size_bytes.to_string());
     }
     Ok(ReadyLayer { descriptor, diff_id: record.packed_diff_id, content: LayerContent::Blob })
+}
+
+/// Whether `layer` can leave without being packed first. Costs look-ups.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) fn is_ready(
+    engine: &Engine,
+    layer: &LayerRecord,
+    compress: &Compress,
+) -> Result<bool, BuildError> {
+    let name = packing_name(compress.packing, Times::Keep);
+    Ok(as_it_is(layer, compress).is_some() || engine.store.packed(&layer.diff_id, &name)?.is_some())
+}
+
+/// The layer as it came, or as its plain tar, where that will do.
+fn as_it_is(layer: &LayerRecord, compress: &Compress) -> Option<ReadyLayer> {
+    let Compress { packing, level_given, force } = *compress;
+    if let Some(blob) = &layer.blob {
+        let same = blob.media_type == oci_type(packing);
+        let asked_for_more = level_given || matches!(packing, Packing::Estargz { .. });
+        if !force || (same && !asked_for_more) {
+            let descriptor = Descriptor::new(&blob.media_type, blob.digest, blob.size_bytes);
+            return Some(ReadyLayer { descriptor, diff_id: layer.diff_id, content: LayerContent::Blob });
+        }
+    }
+    (packing == Packing::UNCOMPRESSED).then(|| {
+        let descriptor = Descriptor::new(media_type::OCI_LAYER, layer.diff_id.0, layer.size_bytes);
+        let content = LayerContent::Plain(layer.clone());
+        ReadyLayer { descriptor, diff_id: layer.diff_id, content }
+    })
+}
+
+/// What a packing is remembered by.
+fn packing_name(packing: Packing, times: Times) -> String {
+    match times {
+        Times::Keep => format!("{packing} v{PACKING_VERSION}"),
+        times => format!("{packing} v{PACKING_VERSION} {times:?}"),
+    }
 }
 
 /// Packs `layer` into a blob of the store, and for `along` at the same time.

@@ -2,8 +2,8 @@
 //!
 //! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs` with
 //! `outbound.rs` (what is on its way), `growth.rs` (what is sent while it is packed) and `plain.rs` (what is not
-//! packed), `copy.rs` (from place to place), `lists.rs` (images for several platforms under one name) and
-//! `aliases.rs` (short names).
+//! packed), `copy.rs` (from place to place), `lists.rs` (images for several platforms under one name),
+//! `aliases.rs` (short names) and `offers.rs` (what others pull from here).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod aliases;
@@ -12,6 +12,7 @@ mod coming;
 mod copy;
 mod growth;
 mod lists;
+mod offers;
 mod outbound;
 mod plain;
 mod pull;
@@ -35,6 +36,7 @@ pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{Copied, CopyRequest, Place, Which as WhichImage, copy};
 pub(crate) use growth::Growth;
 pub use lists::{Annotate, ListEntry, ListError, Lists};
+pub use offers::{Asked, Offered, Offers};
 pub(crate) use outbound::Outbound;
 pub use pull::{Pulled, pull};
 pub(crate) use push::push_ready;

@@ -118,7 +118,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    fn of(
+    pub(super) fn of(
         engine: &Engine,
         ready: &ReadyImage,
         root: Option<&Descriptor>,

@@ -28,6 +28,19 @@ fn names_lead_to_images_and_move() {
 }
 
 #[test]
+fn names_are_listed_without_a_pin() {
+    let (_dir, store) = new_store();
+    let image = record("image");
+    let names: [Reference; 2] = ["b:1", "a:1"].map(|name| name.parse().unwrap());
+    for name in &names {
+        store.set_name(name, &image).unwrap();
+    }
+    let [second, first] = names;
+    assert_eq!(store.names().unwrap(), [(first, image.clone()), (second, image)]);
+    assert!(store.held_snapshots().is_empty());
+}
+
+#[test]
 fn first_cached_result_stays_unless_replaced() {
     let (_dir, store) = new_store();
     let key = Digest::of(b"key");

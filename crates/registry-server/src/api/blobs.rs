@@ -19,7 +19,7 @@ impl Registry {
             return partly(ask, digest, size, |from, to| Ok(FileBody::new(file, from, to)));
         }
         let Some(mirror) = &self.mirror else { return Err(Refusal::no_blob()) };
-        let coming = mirror.blob(&self.directory, name, digest).await?;
+        let coming = mirror.blob(self.directory()?, name, digest).await?;
         self.metrics.mirrored.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         partly(ask, digest, coming.size, |from, to| {
             Ok(FileBody::growing(coming.file.try_clone()?, from, to, coming.grows.clone()))
@@ -36,7 +36,7 @@ impl Registry {
 }
 
 /// The blob, or the part of it that is asked for.
-fn partly(
+pub(super) fn partly(
     ask: &Ask,
     digest: &Digest,
     size: u64,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::header::{CONTENT_TYPE, HeaderName, LINK};
 use kiln_oci::Digest;
-use kiln_oci::image::{Index, media_type, to_json};
+use kiln_oci::image::{Descriptor, Index, media_type, to_json};
 
 use super::{Answer, Ask, Registry, json, put};
 use crate::directory::Page;
@@ -39,25 +39,15 @@ impl Registry {
     }
 
     pub(super) async fn referrers(&self, ask: &Ask, name: &Name, subject: &Digest) -> Answer {
-        let kind = parameter(&ask.query, "artifactType").filter(|kind| !kind.is_empty());
+        let kind = artifact_type(ask);
         let last = parameter(&ask.query, "last").and_then(|last| last.parse::<Digest>().ok());
         let (at, of, wanted) = (name.clone(), *subject, kind.clone());
         let (manifests, more) = self
             .disk(move |directory| Ok(directory.referrers(&at, &of, wanted.as_deref(), last.as_ref())?))
             .await?;
         let next = manifests.last().filter(|_| more).map(|last| last.digest);
-        let index = Index {
-            schema_version: 2,
-            media_type: Some(media_type::OCI_INDEX.to_owned()),
-            manifests,
-            annotations: Default::default(),
-            extra: Default::default(),
-        };
-        let mut response = json(200, to_json(&index))?;
-        put(&mut response, CONTENT_TYPE, media_type::OCI_INDEX);
-        if kind.is_some() {
-            put(&mut response, FILTERS, "artifactType");
-        }
+        let index = index(manifests);
+        let mut response = referrers(&index, kind.as_deref())?;
         if let Some(next) = next {
             let filter = kind.map(|kind| format!("&artifactType={}", encode(&kind))).unwrap_or_default();
             let link = format!("</v2/{name}/referrers/{subject}?last={next}{filter}>; rel=\"next\"");
@@ -67,8 +57,33 @@ impl Registry {
     }
 }
 
+/// What a list of referrers shall be of.
+pub(super) fn artifact_type(ask: &Ask) -> Option<String> {
+    parameter(&ask.query, "artifactType").filter(|kind| !kind.is_empty())
+}
+
+pub(super) fn index(manifests: Vec<Descriptor>) -> Index {
+    Index {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_INDEX.to_owned()),
+        manifests,
+        annotations: Default::default(),
+        extra: Default::default(),
+    }
+}
+
+/// A list of referrers, of those of a `kind` alone if there is one.
+pub(super) fn referrers(list: &Index, kind: Option<&str>) -> Answer {
+    let mut response = json(200, to_json(list))?;
+    put(&mut response, CONTENT_TYPE, media_type::OCI_INDEX);
+    if kind.is_some() {
+        put(&mut response, FILTERS, "artifactType");
+    }
+    Ok(response)
+}
+
 /// `n` and `last`
-fn part(ask: &Ask) -> Result<(Option<usize>, Option<String>), Refusal> {
+pub(super) fn part(ask: &Ask) -> Result<(Option<usize>, Option<String>), Refusal> {
     let count = match parameter(&ask.query, "n") {
         None => None,
         Some(text) => {
@@ -84,7 +99,7 @@ fn part(ask: &Ask) -> Result<(Option<usize>, Option<String>), Refusal> {
     Ok((count, parameter(&ask.query, "last").filter(|last| !last.is_empty())))
 }
 
-fn listed(body: serde_json::Value, path: &str, count: Option<usize>, page: &Page) -> Answer {
+pub(super) fn listed(body: serde_json::Value, path: &str, count: Option<usize>, page: &Page) -> Answer {
     let mut response = json(200, body.to_string().into_bytes())?;
     if let Some(last) = page.entries.last().filter(|_| page.more) {
         let count = count.unwrap_or(page.entries.len());

@@ -22,22 +22,14 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 impl Registry {
     pub(super) async fn get_manifest(self: &Arc<Self>, ask: &Ask, name: &Name, which: &Which) -> Answer {
         if let Some(mirror) = &self.mirror
-            && mirror.manifest(&self.directory, name, which).await?
+            && mirror.manifest(self.directory()?, name, which).await?
         {
             self.metrics.mirrored.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         let (name, which) = (name.clone(), which.clone());
         let found = self.disk(move |directory| Ok(directory.manifest(&name, &which)?)).await?;
         let manifest = found.ok_or_else(Refusal::no_manifest)?;
-        if ask.has(&manifest.digest) {
-            let mut response = empty(304);
-            identify(&mut response, &manifest.digest);
-            return Ok(response);
-        }
-        let mut response = Response::new(Body::from(manifest.bytes));
-        identify(&mut response, &manifest.digest);
-        put(&mut response, CONTENT_TYPE, &manifest.media_type);
-        Ok(response)
+        shown(ask, &manifest.media_type, &manifest.digest, manifest.bytes)
     }
 
     pub(super) async fn put_manifest(
@@ -91,6 +83,19 @@ impl Registry {
             false => Err(Refusal::no_manifest()),
         }
     }
+}
+
+/// A manifest, unless the client has it.
+pub(super) fn shown(ask: &Ask, media_type: &str, digest: &Digest, bytes: Vec<u8>) -> Answer {
+    if ask.has(digest) {
+        let mut response = empty(304);
+        identify(&mut response, digest);
+        return Ok(response);
+    }
+    let mut response = Response::new(Body::from(bytes));
+    identify(&mut response, digest);
+    put(&mut response, CONTENT_TYPE, media_type);
+    Ok(response)
 }
 
 /// What it is and what it needs.

@@ -1,12 +1,14 @@
 //! Requests and their answers.
 
 mod blobs;
+mod images;
 mod lists;
 mod manifests;
 mod uploads;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use hyper::body::Incoming;
 use hyper::header::{
@@ -16,13 +18,16 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use kiln_oci::Digest;
+use tokio::sync::Semaphore;
 
 use crate::accounts::{Accounts, Shown};
 use crate::body::Body;
 use crate::directory::Directory;
+use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, disk};
 use crate::refusal::Refusal;
+use crate::reports::Reports;
 use crate::rights::{Right, Rule, Who, allows};
 use crate::route::{Name, Route};
 use crate::settings::Limits;
@@ -36,13 +41,24 @@ const DRAIN_BYTES: usize = 1 << 20;
 
 /// All that a request needs.
 pub(crate) struct Registry {
-    pub(crate) directory: Arc<Directory>,
+    pub(crate) held: Held,
     pub(crate) accounts: Option<Accounts>,
-    pub(crate) rights: Vec<Rule>,
+    pub(crate) rights: RwLock<Arc<[Rule]>>,
     pub(crate) read_only: bool,
     pub(crate) mirror: Option<Arc<Mirror>>,
     pub(crate) limits: Limits,
     pub(crate) metrics: Arc<Metrics>,
+    /// Images are made ready one at a time: each takes all processors for itself.
+    pub(crate) packing: Arc<Semaphore>,
+    pub(crate) reports: Arc<Reports>,
+}
+
+/// What there is to give out.
+pub(crate) enum Held {
+    /// What was pushed, or fetched from the registry behind.
+    Directory(Arc<Directory>),
+    /// Images that others keep.
+    Images(Arc<dyn Images>),
 }
 
 /// What a client asks, without the body.
@@ -58,6 +74,7 @@ type Answer = Result<Response<Body>, Refusal>;
 impl Registry {
     /// Answers a request, whatever it is.
     pub(crate) async fn handle(self: &Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let began = Instant::now();
         let (head, body) = request.into_parts();
         let mut body = Arriving::new(body, self.limits.clone());
         let route = Route::parse(head.uri.path());
@@ -81,7 +98,7 @@ impl Registry {
             headers_of_length(&mut response, length);
             *response.body_mut() = Body::Empty;
         }
-        self.metrics.answered(&method, kind, response.status().as_u16());
+        self.metrics.answered(&method, kind, response.status().as_u16(), began.elapsed());
         response
     }
 
@@ -111,10 +128,20 @@ impl Registry {
         if self.read_only && right != Right::Pull {
             return Err(Refusal::unsupported("this registry is for pulling only"));
         }
+        if let Held::Images(images) = &self.held
+            && reads
+            && !matches!(route, Route::Base | Route::Metrics)
+        {
+            return self.answer_with(images, ask, route).await;
+        }
         match (route, ask.method.as_str()) {
             (Route::Base, "GET" | "HEAD") => json(200, b"{}".to_vec()),
             (Route::Metrics, "GET" | "HEAD") => {
-                let text = self.metrics.text(self.directory.uploads.count());
+                let uploads = match &self.held {
+                    Held::Directory(directory) => directory.uploads.count(),
+                    Held::Images(_) => 0,
+                };
+                let text = self.metrics.text(uploads);
                 let mut response = Response::new(Body::from(text.into_bytes()));
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4");
                 response.headers_mut().insert(CONTENT_TYPE, kind);
@@ -169,14 +196,26 @@ impl Registry {
     }
 
     fn lets(&self, who: &Who, name: &Name, right: Right) -> bool {
-        self.accounts.is_none() || allows(&self.rights, who, name, right)
+        self.accounts.is_none() || allows(&self.rights(), who, name, right)
+    }
+
+    fn rights(&self) -> Arc<[Rule]> {
+        self.rights.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The directory; images that others keep have none, and whatever needs one cannot be done with them.
+    fn directory(&self) -> Result<&Arc<Directory>, Refusal> {
+        match &self.held {
+            Held::Directory(directory) => Ok(directory),
+            Held::Images(_) => Err(Refusal::unsupported("this registry is for pulling only")),
+        }
     }
 
     async fn disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Directory) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
-        disk(&self.directory, work).await
+        disk(self.directory()?, work).await
     }
 }
 

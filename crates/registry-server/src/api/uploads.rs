@@ -121,7 +121,7 @@ impl Registry {
         name: &Name,
         id: &UploadId,
     ) -> Result<OwnedMutexGuard<Writing>, Refusal> {
-        let entered = tokio::time::timeout(TURN, self.directory.uploads.enter(name, id, &ask.who)).await;
+        let entered = tokio::time::timeout(TURN, self.directory()?.uploads.enter(name, id, &ask.who)).await;
         let busy = |_| {
             let refusal = Refusal::new(429, "TOOMANYREQUESTS", "another request writes to this upload");
             refusal.with(RETRY_AFTER, "2")

@@ -1,4 +1,4 @@
-//! Removes what nothing refers to, while others push.
+//! Removes what nothing refers to, while others push, and tells why.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,7 +11,7 @@ use kiln_oci::Digest;
 use super::manifests::Reads;
 use super::{Directory, DirectoryError, names, remove};
 use crate::route::{Name, Tag, Which};
-use crate::settings::Collection;
+use crate::settings::{Collection, Limits};
 
 /// What a collection removed.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,34 @@ pub struct Collected {
     pub blobs: u64,
     /// How many bytes those were.
     pub bytes: u64,
+}
+
+/// What a collection looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A manifest or an index of a repository.
+    Manifest,
+    /// That a repository has a blob.
+    Share,
+    /// The bytes of a blob, whoever has it.
+    Blob,
+}
+
+/// What became of one thing, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// What it is.
+    pub kind: Kind,
+    /// Whose it is; `None` for the bytes of a blob.
+    pub repository: Option<String>,
+    /// Its name.
+    pub digest: Digest,
+    /// What it takes; nothing for a share.
+    pub bytes: u64,
+    /// It went, or would go.
+    pub removed: bool,
+    /// As people read it.
+    pub reason: &'static str,
 }
 
 /// Blobs that a repository got since a collection began.
@@ -45,113 +73,206 @@ impl Fresh {
     }
 }
 
+/// Collects garbage in the directory of a registry that nobody serves, and tells `note` of each thing what became of it.
+/// With `dry_run` nothing changes, and somebody may serve it meanwhile.
+///
+/// # Errors
+/// [`DirectoryError::Taken`] while somebody serves it; [`DirectoryError::Missing`]: there is no registry.
+pub fn collect_offline(
+    root: &Path,
+    policy: &Collection,
+    dry_run: bool,
+    note: &mut dyn FnMut(Judged),
+) -> Result<Collected, DirectoryError> {
+    let directory = Directory::open_existing(root, &Limits::default(), dry_run)?;
+    directory.collect(policy, dry_run, note)
+}
+
 impl Directory {
     /// Removes manifests without a tag, if that is asked for, then what no manifest of its repository refers to,
-    /// then blobs of no repository. Whatever somebody had to do with within [`Collection::grace`] stays. One at a time.
+    /// then blobs of no repository. Whatever somebody had to do with within [`Collection::grace`] stays. `note` hears of
+    /// each thing what became of it; with `dry_run` that is all that happens. One at a time: another waits.
     ///
     /// Pushes wait for a repository's part, and for a 256th of the blobs, at the longest.
-    pub(crate) fn collect(&self, policy: &Collection) -> Result<Collected, DirectoryError> {
-        let mut collected = Collected::default();
-        self.fresh.set(Some(HashSet::new()));
-        let done = self.collect_all(policy.grace, policy.untagged, &mut collected);
-        self.fresh.set(None);
-        done.map(|()| collected)
-    }
-
-    fn collect_all(
+    pub(crate) fn collect(
         &self,
-        grace: Duration,
-        untagged: bool,
-        collected: &mut Collected,
-    ) -> Result<(), DirectoryError> {
+        policy: &Collection,
+        dry_run: bool,
+        note: &mut dyn FnMut(Judged),
+    ) -> Result<Collected, DirectoryError> {
+        let _turn = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+        let grace = policy.grace;
+        let mut run = Run { directory: self, grace, dry_run, note, collected: Collected::default() };
+        self.fresh.set(Some(HashSet::new()));
+        let done = run.all(policy.untagged);
+        self.fresh.set(None);
+        done.map(|()| run.collected)
+    }
+}
+
+/// One collection.
+struct Run<'a> {
+    directory: &'a Directory,
+    grace: Duration,
+    dry_run: bool,
+    note: &'a mut dyn FnMut(Judged),
+    collected: Collected,
+}
+
+impl Run<'_> {
+    fn all(&mut self, untagged: bool) -> Result<(), DirectoryError> {
+        let directory = self.directory;
         let mut kept = HashSet::new();
-        for name in self.repositories()? {
-            let _alone = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
-            if untagged {
-                collected.manifests += self.collect_manifests(&name, grace)?;
+        for name in directory.repositories()? {
+            let _alone = directory.publishing.write().unwrap_or_else(PoisonError::into_inner);
+            let gone = self.manifests(&name, untagged)?;
+            self.shares(&name, &gone, &mut kept)?;
+            if !self.dry_run {
+                directory.collect_directories(&name);
             }
-            self.collect_marks(&name, grace, &mut kept)?;
-            self.collect_directories(&name);
         }
-        let blobs = self.root.join("blobs/sha256");
+        let blobs = directory.root.join("blobs/sha256");
         for first in names(&blobs)? {
-            let _alone = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
+            let _alone = directory.publishing.write().unwrap_or_else(PoisonError::into_inner);
             for hex in names(&blobs.join(&first))? {
                 let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
-                let path = self.blob(&digest);
-                if kept.contains(&digest) || self.fresh.has(&digest) || !is_older(&path, grace) {
-                    continue;
-                }
-                let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-                if remove(&path)? {
-                    collected.blobs += 1;
-                    collected.bytes += size;
-                }
+                self.blob(&digest, kept.contains(&digest))?;
             }
         }
         Ok(())
     }
 
-    /// Removes what no tag leads to, over indexes and subjects.
-    fn collect_manifests(&self, name: &Name, grace: Duration) -> Result<u64, DirectoryError> {
-        let mut live = HashSet::new();
-        let mut open = Vec::new();
-        for tag in names(&self.repository(name).join("_tags"))? {
-            let Ok(tag) = tag.parse::<Tag>() else { continue };
-            open.extend(self.tag(name, &tag)?);
+    fn tell(&mut self, kind: Kind, name: Option<&Name>, digest: &Digest, bytes: u64, verdict: Verdict) {
+        let repository = name.map(|name| name.as_str().to_owned());
+        let (removed, reason) = verdict;
+        (self.note)(Judged { kind, repository, digest: *digest, bytes, removed, reason });
+    }
+
+    /// Removes what no tag leads to, over indexes and subjects, if that is asked for; what went.
+    fn manifests(&mut self, name: &Name, untagged: bool) -> Result<HashSet<Digest>, DirectoryError> {
+        let directory = self.directory;
+        let dir = directory.repository(name).join("_manifests");
+        let all = directory.manifests(name)?;
+        let verdicts = if untagged {
+            self.judge_manifests(name, &dir, &all)?
+        } else {
+            vec![(false, "manifests stay unless those without a tag are asked for"); all.len()]
+        };
+        let mut gone = HashSet::new();
+        for (digest, verdict) in all.iter().zip(verdicts) {
+            let bytes = fs::metadata(dir.join(digest.hex())).map_or(0, |metadata| metadata.len());
+            if verdict.0 {
+                if !self.dry_run {
+                    directory.forget_manifest(name, digest)?;
+                }
+                gone.insert(*digest);
+                self.collected.manifests += 1;
+            }
+            self.tell(Kind::Manifest, Some(name), digest, bytes, verdict);
         }
-        let all = self.manifests(name)?;
-        let dir = self.repository(name).join("_manifests");
+        Ok(gone)
+    }
+
+    fn judge_manifests(
+        &self,
+        name: &Name,
+        dir: &Path,
+        all: &[Digest],
+    ) -> Result<Vec<Verdict>, DirectoryError> {
+        let directory = self.directory;
+        let mut tagged = HashSet::new();
+        for tag in names(&directory.repository(name).join("_tags"))? {
+            let Ok(tag) = tag.parse::<Tag>() else { continue };
+            tagged.extend(directory.tag(name, &tag)?);
+        }
         // Somebody may be about to push the index, or the tag.
-        open.extend(all.iter().filter(|digest| !is_older(&dir.join(digest.hex()), grace)));
+        let is_young = |digest: &&Digest| !is_older(&dir.join(digest.hex()), self.grace);
+        let young: HashSet<Digest> = all.iter().filter(is_young).copied().collect();
+        let mut live = HashSet::new();
+        let mut open: Vec<Digest> = tagged.iter().chain(&young).copied().collect();
         while let Some(digest) = open.pop() {
             if !live.insert(digest) {
                 continue;
             }
             // A signature lives as long as what it signs.
-            let referrers = names(&self.referrers_path(name, &digest))?;
+            let referrers = names(&directory.referrers_path(name, &digest))?;
             open.extend(referrers.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
-            if let Some(manifest) = self.manifest(name, &Which::Digest(digest))?
+            if let Some(manifest) = directory.manifest(name, &Which::Digest(digest))?
                 && let Ok(reads) = Reads::new(&manifest.bytes)
             {
                 open.extend(reads.manifests.iter().map(|child| child.digest));
             }
         }
-        let mut removed = 0;
-        for digest in all.iter().filter(|digest| !live.contains(digest)) {
-            removed += u64::from(self.forget_manifest(name, digest)?);
-        }
-        Ok(removed)
+        let judge = |digest: &Digest| match () {
+            () if tagged.contains(digest) => (false, "a tag leads to it"),
+            () if young.contains(digest) => (false, "it is younger than the grace time"),
+            () if live.contains(digest) => (false, "an index or a subject that stays leads to it"),
+            () => (true, "no tag, index or subject leads to it"),
+        };
+        Ok(all.iter().map(judge).collect())
     }
 
-    /// Takes from a repository the blobs that none of its manifests needs; what is left goes into `kept`.
-    fn collect_marks(
-        &self,
+    /// Takes from a repository the blobs that none of its manifests needs, those that are `gone` left out; what is left
+    /// goes into `kept`.
+    fn shares(
+        &mut self,
         name: &Name,
-        grace: Duration,
+        gone: &HashSet<Digest>,
         kept: &mut HashSet<Digest>,
     ) -> Result<(), DirectoryError> {
+        let directory = self.directory;
         let mut needed = HashSet::new();
-        for digest in self.manifests(name)? {
+        for digest in directory.manifests(name)?.iter().filter(|digest| !gone.contains(digest)) {
             // One that cannot be read may need anything: nothing of this repository goes then.
-            let Some(manifest) = self.manifest(name, &Which::Digest(digest))? else { continue };
-            let damaged = || DirectoryError::Damaged { path: self.repository(name) };
+            let Some(manifest) = directory.manifest(name, &Which::Digest(*digest))? else { continue };
+            let damaged = || DirectoryError::Damaged { path: directory.repository(name) };
             let reads = Reads::new(&manifest.bytes).map_err(|_| damaged())?;
             needed.extend(reads.blobs().map(|blob| blob.digest));
         }
-        let dir = self.repository(name).join("_blobs");
+        let dir = directory.repository(name).join("_blobs");
         for hex in names(&dir)? {
             let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
             let mark = dir.join(&hex);
-            if needed.contains(&digest) || self.fresh.has(&digest) || !is_older(&mark, grace) {
+            let verdict = match () {
+                () if needed.contains(&digest) => (false, "a manifest needs it"),
+                () if directory.fresh.has(&digest) => (false, "it came meanwhile"),
+                () if !is_older(&mark, self.grace) => {
+                    (false, "it was sent, mounted or asked for within the grace time")
+                }
+                () => (true, "no manifest of its repository needs it"),
+            };
+            if !verdict.0 {
                 kept.insert(digest);
-            } else {
+            } else if !self.dry_run {
                 remove(&mark)?;
             }
+            self.tell(Kind::Share, Some(name), &digest, 0, verdict);
         }
         Ok(())
     }
 
+    fn blob(&mut self, digest: &Digest, is_kept: bool) -> Result<(), DirectoryError> {
+        let path = self.directory.blob(digest);
+        let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        let verdict = match () {
+            () if is_kept => (false, "a repository has it"),
+            () if self.directory.fresh.has(digest) => (false, "it came meanwhile"),
+            () if !is_older(&path, self.grace) => (false, "it is younger than the grace time"),
+            () => (true, "no repository has it"),
+        };
+        if verdict.0 && (self.dry_run || remove(&path)?) {
+            self.collected.blobs += 1;
+            self.collected.bytes += bytes;
+        }
+        self.tell(Kind::Blob, None, digest, bytes, verdict);
+        Ok(())
+    }
+}
+
+/// Whether something goes, and why or why not.
+type Verdict = (bool, &'static str);
+
+impl Directory {
     /// Removes the directories of a repository in which nothing is left.
     fn collect_directories(&self, name: &Name) {
         let root = self.repository(name);

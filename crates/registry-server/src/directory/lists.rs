@@ -18,7 +18,7 @@ pub(crate) struct Page {
 
 impl Page {
     /// At most `count` of those behind `last`.
-    fn of(sorted: impl Iterator<Item = String>, count: Option<usize>, last: Option<&str>) -> Self {
+    pub(crate) fn of(sorted: impl Iterator<Item = String>, count: Option<usize>, last: Option<&str>) -> Self {
         let count = count.unwrap_or(MOST).min(MOST);
         let mut rest = sorted.filter(|entry| last.is_none_or(|last| entry.as_str() > last));
         let entries: Vec<String> = rest.by_ref().take(count).collect();

@@ -24,14 +24,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
 
 use rustix::fs::FlockOperation;
 
 use crate::route::Name;
 use crate::settings::Limits;
-pub use collect::Collected;
+pub use collect::{Collected, Judged, Kind, collect_offline};
 pub(crate) use lists::Page;
 pub(crate) use manifests::{Manifest, NotPut, Reads};
 pub(crate) use uploads::{NotEnded, Uploads, Writing};
@@ -49,6 +49,9 @@ pub enum DirectoryError {
     /// A newer kiln wrote it, or it is something else.
     #[error("{} is not the directory of a registry that this kiln knows ({found:?})", path.display())]
     Format { path: PathBuf, found: String },
+    /// There is no registry.
+    #[error("{} is not the directory of a registry", path.display())]
+    Missing { path: PathBuf },
     /// What is under a digest is something else.
     #[error("{} is damaged", path.display())]
     Damaged { path: PathBuf },
@@ -70,10 +73,12 @@ pub(crate) struct Directory {
     pub(crate) uploads: Uploads,
     /// Held by whoever adds something or takes it away, and alone by who removes what nothing refers to.
     publishing: RwLock<()>,
+    /// Held by who collects garbage.
+    collecting: Mutex<()>,
     /// Blobs that came to be in a repository while garbage is collected.
     fresh: collect::Fresh,
     counter: AtomicU64,
-    /// The owner of the lock; the kernel lets go of it when the process is gone.
+    /// The owner of the lock, unless this only looks; the kernel lets go of it when the process is gone.
     _lock: File,
 }
 
@@ -118,6 +123,7 @@ impl Directory {
             root: root.to_owned(),
             uploads,
             publishing: RwLock::new(()),
+            collecting: Mutex::default(),
             fresh: collect::Fresh::default(),
             counter: AtomicU64::new(0),
             _lock: lock,
@@ -126,6 +132,30 @@ impl Directory {
             directory.write(&format, FORMAT.as_bytes())?;
         }
         Ok(directory)
+    }
+
+    /// Opens one that is there; to `look` at it alone nobody is kept out, and nothing changes.
+    pub(crate) fn open_existing(root: &Path, limits: &Limits, look: bool) -> Result<Self, DirectoryError> {
+        let format = root.join("format");
+        let found = match fs::read_to_string(&format) {
+            Ok(found) => found,
+            Err(error) if is_gone(&error) => return Err(DirectoryError::Missing { path: root.to_owned() }),
+            Err(error) => return Err(DirectoryError::host("read", format)(error)),
+        };
+        if !look || found != FORMAT {
+            // It says what is wrong with the format, too.
+            return Self::open(root, limits);
+        }
+        let lock = File::open(&format).map_err(DirectoryError::host("opened", format))?;
+        Ok(Self {
+            root: root.to_owned(),
+            uploads: Uploads::none(root.join("uploads")),
+            publishing: RwLock::new(()),
+            collecting: Mutex::default(),
+            fresh: collect::Fresh::default(),
+            counter: AtomicU64::new(0),
+            _lock: lock,
+        })
     }
 
     fn repository(&self, name: &Name) -> PathBuf {

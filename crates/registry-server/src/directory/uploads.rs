@@ -80,6 +80,11 @@ impl Uploads {
         Ok(Self { dir, most: limits.uploads, life: limits.upload_life, open: Mutex::new(open) })
     }
 
+    /// None at all, and none can begin.
+    pub(super) fn none(dir: PathBuf) -> Self {
+        Self { dir, most: 0, life: Duration::MAX, open: Mutex::default() }
+    }
+
     fn all(&self) -> std::sync::MutexGuard<'_, HashMap<UploadId, Arc<Upload>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -136,7 +141,7 @@ impl Uploads {
     }
 
     /// Forgets those that nobody went on with; how many.
-    pub(crate) fn expire(&self) -> Result<usize, DirectoryError> {
+    pub(crate) fn expire(&self) -> Result<u64, DirectoryError> {
         let all: Vec<_> = self.all().iter().map(|(id, upload)| (id.clone(), upload.clone())).collect();
         let mut count = 0;
         for (id, upload) in all {

@@ -6,7 +6,7 @@ use kiln_oci::Digest;
 use kiln_registry_server::Rule;
 
 use crate::client::Client;
-use crate::lab::Lab;
+use crate::lab::{Lab, beside};
 
 /// bcrypt of `right-horse`.
 const HASH: &str = "$2b$04$om4aILnRDyIuTYtbc2RffejFJCYYpvVe9w3cNIv8pY1PXJ5jh3Qc6";
@@ -18,7 +18,7 @@ fn rule(repositories: &str, users: &str, allow: &str) -> Rule {
 
 fn guarded(rights: Vec<Rule>) -> Lab {
     Lab::with(|settings| {
-        let path = settings.directory.with_file_name("htpasswd");
+        let path = beside(settings, "htpasswd");
         std::fs::write(&path, format!("ann:{HASH}\nbob:{HASH}\n")).unwrap();
         settings.accounts = Some(path);
         settings.rights = rights;
@@ -96,4 +96,25 @@ fn nobody_goes_on_with_somebody_elses_upload() {
     // Nor with one's own in another repository.
     ann.get(&place.replace("/v2/a/", "/v2/b/")).expect(404);
     ann.send("PUT", &format!("{place}?digest={}", Digest::of(b"y")), &[], b"y").expect(201);
+}
+
+#[test]
+fn rights_and_accounts_change_while_clients_are_connected() {
+    let lab = guarded(vec![rule("a", "ann", "pull push")]);
+    let (mut ann, mut bob) = (login(&lab, "ann:right-horse"), login(&lab, "bob:right-horse"));
+    ann.push_image("a", "v1", "x");
+    bob.get("/v2/a/manifests/v1").expect(403);
+    lab.control.set_rights(vec![rule("a", "bob", "pull")]);
+    bob.get("/v2/a/manifests/v1").expect(200);
+    ann.get("/v2/a/manifests/v1").expect(403);
+    // Nobody at all, by a file that is whole; then one that is not.
+    let path = lab.at("").with_file_name("htpasswd");
+    std::fs::write(&path, format!("ann:{HASH}\n")).unwrap();
+    bob.get("/v2/a/manifests/v1").expect(401);
+    std::fs::write(&path, "bob:").unwrap();
+    lab.control.look_at_files();
+    let said = lab.said.lock().unwrap().concat();
+    assert!(said.contains("the accounts from before stay in use") && said.contains("line 1"), "{said}");
+    bob.get("/v2/a/manifests/v1").expect(401);
+    ann.get("/v2/a/manifests/v1").expect(403);
 }

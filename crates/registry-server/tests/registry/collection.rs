@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kiln_oci::Digest;
-use kiln_registry_server::{Collection, Server};
+use kiln_registry_server::{Collection, DirectoryError, Judged, Kind, Server, collect_offline};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::client::{Client, manifest};
-use crate::lab::{Lab, settings};
+use crate::lab::{Lab, files, settings};
 
 const AT_ONCE: Collection = Collection { every: None, grace: Duration::ZERO, untagged: true };
 
@@ -76,7 +76,7 @@ fn nothing_that_is_being_pushed_is_collected() {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(Server::bind(settings(&dir.path().join("registry")))).unwrap();
     let address = server.address();
-    let collector = server.collector();
+    let control = server.control();
     let (end, stop) = tokio::sync::oneshot::channel::<()>();
     let run = runtime.spawn(server.run(async move { drop(stop.await) }, |_| {}));
     let done = Arc::new(AtomicBool::new(false));
@@ -86,7 +86,7 @@ fn nothing_that_is_being_pushed_is_collected() {
     let collecting = runtime.spawn(async move {
         let mut times = 0;
         while !stop.load(Ordering::Relaxed) {
-            collector.collect(&policy).await.unwrap();
+            control.collect(&policy).await.unwrap();
             times += 1;
         }
         times
@@ -119,4 +119,78 @@ fn nothing_that_is_being_pushed_is_collected() {
     drop(end);
     drop(client);
     runtime.block_on(run).unwrap();
+}
+
+#[test]
+fn each_thing_is_told_with_a_reason_and_a_dry_run_changes_nothing() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    client.push_image("a", "kept", "kept");
+    let (old, _) = client.push_image("a", "moved", "old");
+    client.push_image("a", "moved", "new");
+    client.push_blob("b", b"nobody needs this");
+    let collect = |dry_run, told: &mut Vec<Judged>| {
+        collect_offline(&lab.at(""), &AT_ONCE, dry_run, &mut |judged| told.push(judged))
+    };
+    let (before, mut told) = (files(&lab.at("")), Vec::new());
+    // Somebody serves it: one may look, not remove.
+    let collected = collect(true, &mut told).unwrap();
+    assert_eq!((collected.manifests, collected.blobs), (1, 3));
+    assert!(matches!(collect(false, &mut Vec::new()), Err(DirectoryError::Taken { .. })));
+    assert_eq!(files(&lab.at("")), before);
+    let reason = |kind: Kind, repository: Option<&str>, digest: Digest| {
+        let mut found = told.iter().filter(|judged| {
+            judged.kind == kind && judged.repository.as_deref() == repository && judged.digest == digest
+        });
+        let judged = found.next().expect("everything is told");
+        assert!(found.next().is_none(), "and once");
+        (judged.removed, judged.reason)
+    };
+    assert_eq!(reason(Kind::Manifest, Some("a"), old), (true, "no tag, index or subject leads to it"));
+    let layer = Digest::of(b"layer of old");
+    assert_eq!(reason(Kind::Share, Some("a"), layer), (true, "no manifest of its repository needs it"));
+    assert_eq!(reason(Kind::Blob, None, layer), (true, "no repository has it"));
+    let kept = Digest::of(b"layer of kept");
+    assert_eq!(reason(Kind::Share, Some("a"), kept), (false, "a manifest needs it"));
+    assert_eq!(reason(Kind::Blob, None, kept), (false, "a repository has it"));
+    let stray = Digest::of(b"nobody needs this");
+    assert!(reason(Kind::Share, Some("b"), stray).0 && reason(Kind::Blob, None, stray).0);
+
+    let (dir, root) = (lab.dir(), lab.at(""));
+    drop(client);
+    drop(lab);
+    let mut really = Vec::new();
+    let removed = collect_offline(&root, &AT_ONCE, false, &mut |judged| really.push(judged)).unwrap();
+    assert_eq!((removed, &really), (collected, &told), "what was told before is what happens");
+    let again = collect_offline(&root, &AT_ONCE, false, &mut |judged| assert!(!judged.removed)).unwrap();
+    assert_eq!(again, Default::default());
+    Lab::on(dir, |_| {}).client().get("/v2/a/manifests/moved").expect(200);
+}
+
+#[test]
+fn what_is_no_registry_is_not_made_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let collect = |dry_run| collect_offline(&dir.path().join("none"), &AT_ONCE, dry_run, &mut |_| {});
+    assert!(matches!(collect(true), Err(DirectoryError::Missing { .. })));
+    assert!(matches!(collect(false), Err(DirectoryError::Missing { .. })));
+    assert!(!dir.path().join("none").exists());
+}
+
+#[test]
+fn uploads_that_nobody_goes_on_with_end_by_themselves() {
+    let lab = Lab::with(|settings| settings.limits.upload_life = Duration::from_secs(1));
+    let mut client = lab.client();
+    let place = client.begin("a");
+    client.send("PATCH", &place, &[], b"half").expect(202);
+    assert_eq!(files(&lab.at("uploads")).len(), 2);
+    // Whoever asks how far it is does not go on with it.
+    let begun = std::time::Instant::now();
+    while client.get(&place).status == 204 {
+        assert!(begun.elapsed() < Duration::from_secs(50), "it is still there");
+    }
+    client.send("PATCH", &place, &[], b"more").expect(404);
+    assert_eq!(files(&lab.at("uploads")), [""; 0]);
+    let metrics = String::from_utf8(client.get("/metrics").expect(200).body).unwrap();
+    assert!(metrics.contains("kiln_registry_expired_uploads_total 1\n"), "{metrics}");
+    assert!(metrics.contains("kiln_registry_uploads 0\n"), "{metrics}");
 }

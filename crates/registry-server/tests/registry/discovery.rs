@@ -175,3 +175,33 @@ fn referrers_that_are_too_many_for_one_answer_come_page_by_page() {
     }
     assert_eq!((seen, pages), (5, 2));
 }
+
+#[test]
+fn whatever_can_be_got_has_a_head() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    let (digest, _) = client.push_image("a", "v1", "x");
+    let blob = Digest::of(b"layer of x");
+    for path in [
+        "/v2/".to_owned(),
+        "/v2/_catalog".to_owned(),
+        "/v2/a/tags/list".to_owned(),
+        "/v2/a/tags/list?n=1".to_owned(),
+        "/v2/a/manifests/v1".to_owned(),
+        format!("/v2/a/manifests/{digest}"),
+        format!("/v2/a/blobs/{blob}"),
+        format!("/v2/a/referrers/{digest}"),
+        format!("/v2/a/referrers/{digest}?artifactType=x"),
+        // What is not there, too.
+        "/v2/none/tags/list".to_owned(),
+        "/v2/a/manifests/none".to_owned(),
+    ] {
+        let whole = client.get(&path);
+        let head = client.send("HEAD", &path, &[], b"").expect(whole.status);
+        assert!(head.body.is_empty(), "{path}");
+        for name in ["content-length", "content-type", "docker-content-digest", "oci-filters-applied", "link"]
+        {
+            assert_eq!(head.header(name), whole.header(name), "{name} of {path}");
+        }
+    }
+}

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kiln_registry_server::{Collected, Collection, Limits, Server, Settings};
+use kiln_registry_server::{Collected, Collection, Content, Control, Limits, Server, Settings};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
@@ -16,6 +16,9 @@ use crate::client::Client;
 pub(crate) struct Lab {
     dir: Arc<TempDir>,
     pub(crate) address: SocketAddr,
+    pub(crate) control: Control,
+    /// What it said without being asked.
+    pub(crate) said: Arc<Mutex<Vec<String>>>,
     runtime: Option<Runtime>,
     end: Option<oneshot::Sender<()>>,
     ended: Option<oneshot::Receiver<()>>,
@@ -42,15 +45,19 @@ impl Lab {
             .build()
             .expect("threads can be started");
         let server = runtime.block_on(Server::bind(settings)).expect("it starts");
-        let address = server.address();
+        let (address, control) = (server.address(), server.control());
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let to = said.clone();
         let (end, stop) = oneshot::channel::<()>();
         let (say, ended) = oneshot::channel();
         runtime.spawn(async move {
             let stop = async move { drop(stop.await) };
-            server.run(stop, |problem| eprintln!("{problem}")).await;
+            let report = move |problem| to.lock().expect("nobody panics there").push(problem);
+            server.run(stop, report).await;
             let _ = say.send(());
         });
-        Self { dir, address, runtime: Some(runtime), end: Some(end), ended: Some(ended) }
+        let (runtime, end, ended) = (Some(runtime), Some(end), Some(ended));
+        Self { dir, address, control, said, runtime, end, ended }
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -88,7 +95,7 @@ impl Lab {
         let runtime = Runtime::new().expect("threads can be started");
         let collected = runtime.block_on(async {
             let server = Server::bind(settings(&dir.path().join("registry"))).await.expect("it starts");
-            server.collect(policy).await.expect("nothing is damaged")
+            server.control().collect(policy).await.expect("nothing is damaged")
         });
         (collected, dir)
     }
@@ -106,7 +113,7 @@ impl Drop for Lab {
 
 pub(crate) fn settings(directory: &Path) -> Settings {
     Settings {
-        directory: directory.to_owned(),
+        content: Content::Directory(directory.to_owned()),
         listen: "127.0.0.1:0".parse().expect("an address"),
         tls: None,
         accounts: None,
@@ -115,6 +122,14 @@ pub(crate) fn settings(directory: &Path) -> Settings {
         mirror: None,
         limits: Limits { drain: Duration::from_secs(1), ..Limits::default() },
         collection: Collection { every: None, ..Collection::default() },
+    }
+}
+
+/// A file beside the directory.
+pub(crate) fn beside(settings: &Settings, name: &str) -> PathBuf {
+    match &settings.content {
+        Content::Directory(directory) => directory.with_file_name(name),
+        Content::Images(_) => panic!("images have no directory"),
     }
 }
 

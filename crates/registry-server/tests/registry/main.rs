@@ -6,6 +6,7 @@ mod client;
 mod collection;
 mod discovery;
 mod hostile;
+mod images;
 mod lab;
 mod management;
 mod mirror;

@@ -93,6 +93,10 @@ fn blob_upload_chunked_patch_request_with_chunks_should_return_202_and_retried_o
     let second = client.send("PATCH", &place, &[("content-range", "10-14")], &BLOB[10..15]).expect(202);
     assert_eq!(second.header("range"), Some("0-14"));
     let digest = Digest::of(BLOB);
+    // The last one has to come last as well, and what came before stays.
+    let early = [("content-range", "16-19")];
+    client.send("PUT", &format!("{place}?digest={digest}"), &early, &BLOB[16..]).expect(416);
+    assert_eq!(client.get(&place).expect(204).header("range"), Some("0-14"));
     let last = [("content-range", "15-19")];
     client.send("PUT", &format!("{place}?digest={digest}"), &last, &BLOB[15..]).expect(201);
     assert_eq!(client.get(&format!("/v2/a/blobs/{digest}")).expect(200).body, BLOB);
