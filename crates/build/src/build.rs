@@ -135,6 +135,8 @@ async fn carry_out(
     let results =
         Results { cache, layers: &shared.layers, top, registries: request.bases.registries.as_ref() };
     export_cache(engine, &request.cache_to, &results, cancel, &*progress).await?;
+    // An output with a time of its own has another image.
+    let id = id.or_else(|| record.as_ref().map(|record| record.config));
     let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
     Ok(Built { image: record, id, manifest, names, pushed, files, notes, steps_run: shared.steps.runs() })
 }
@@ -479,5 +481,6 @@ async fn assemble(
     }
     config.created = lowered.epoch.map(rfc3339).or(created).or_else(|| Some(rfc3339(0)));
     let (config_json, top) = (with_layers(config, &records), tree.snapshot().cloned());
-    Ok(Assembled { config_json, layers: records, top, inherited, manifest: None })
+    let own_history = lowered.history.len();
+    Ok(Assembled { config_json, layers: records, top, inherited, own_history, manifest: None })
 }

@@ -84,6 +84,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("interop::", PEERS),
     both("remote_cache_s3::", CAMPAIGN),
     both("registry::transfer::", PEERS),
+    both("registry::collected::", CAMPAIGN),
     both("registry::own::peers::", PEERS),
     both("registry::own::crowd::", CAMPAIGN),
     both("registry::own::limits::a_full_disk_is_said_and_with_more_room_the_same_push_is_taken", MOUNTS),

@@ -10,6 +10,7 @@ use kiln_oci::{Digest, Platform, SnapshotId};
 
 use super::layers::{Along, ReadyLayer, docker_type, ready};
 use super::packing::Compress;
+use crate::engine::rfc3339;
 use crate::image::{MAX_CONFIG_BYTES, parse_json};
 use crate::layers::describe;
 use crate::load::MAX_MANIFEST_BYTES;
@@ -24,6 +25,8 @@ pub(crate) struct Assembled {
     pub(crate) top: Option<SnapshotId>,
     /// So many of the layers are those of the image that it was built on.
     pub(crate) inherited: usize,
+    /// So many of the history entries, the last ones, are not.
+    pub(crate) own_history: usize,
     /// The manifest that is in the store already.
     pub(crate) manifest: Option<Digest>,
 }
@@ -37,10 +40,23 @@ impl Assembled {
         Ok(Self {
             config_json: engine.store.read_blob(&image.config, MAX_CONFIG_BYTES)?,
             inherited: layers.len(),
+            own_history: 0,
             layers,
             top: image.snapshot.clone(),
             manifest: Some(image.manifest),
         })
+    }
+
+    /// The same image, made at this time: what `SOURCE_DATE_EPOCH` would have made of the config.
+    pub(crate) fn made_at(&self, epoch: i64) -> Result<Self, BuildError> {
+        let digest = Digest::of(&self.config_json);
+        let mut config: ImageConfig = parse_json("image config", &digest, &self.config_json)?;
+        let inherited = config.history.len().saturating_sub(self.own_history);
+        for entry in &mut config.history[inherited..] {
+            entry.created = Some(rfc3339(epoch));
+        }
+        config.created = Some(rfc3339(epoch));
+        Ok(Self { config_json: to_json(&config), ..self.clone() })
     }
 }
 
