@@ -306,6 +306,35 @@ fn nothing_that_is_damaged_leaves() {
 }
 
 #[test]
+fn an_image_that_lost_the_layer_below_is_no_smaller_image() {
+    needs_root!();
+    let (bench, exits) = (Bench::new(), Exits::new());
+    let mut sidecars = Vec::new();
+    files(&bench.store.root().join("snapshots/committed"), &mut sidecars);
+    sidecars.retain(|path| path.ends_with("meta"));
+    let is_lowest = |path: &PathBuf| fs::read_to_string(path).expect("JSON").contains("\"parent\":null");
+    let (lowest, upper): (Vec<PathBuf>, Vec<PathBuf>) = sidecars.into_iter().partition(is_lowest);
+    let lowest = fs::read(&lowest[0]).expect("ours to read");
+    let on_it = Context::new(&[("Dockerfile", "FROM image\nCOPY a /again\n"), ("a", "a")]);
+    assert_eq!(upper.len(), 2, "COPY and RUN");
+    for path in upper {
+        let whole = fs::read(&path).expect("ours to read");
+        // As good a record as any, but for another layer.
+        put(&path, &lowest);
+        for (_, outcome, left) in exits.all(&bench) {
+            outcome.expect(6).says(&["are not those that its config lists", "fsck --deep --repair"]);
+            assert!(left.is_empty());
+        }
+        bench.store.build(&on_it, &["-t", "on-it"]).expect(6).says(&["are not those that its config lists"]);
+        bench.store.kiln(&["fsck"]).expect(6);
+        put(&path, &whole);
+    }
+    exits.all(&bench).into_iter().for_each(|(_, outcome, _)| drop(outcome.expect(0)));
+    bench.store.build(&on_it, &["-t", "on-it"]).expect(0);
+    bench.store.sound().unwrap();
+}
+
+#[test]
 fn what_says_how_to_run_is_compared_and_what_is_run_is_for_fsck() {
     needs_root!();
     let bench = Bench::new();

@@ -16,7 +16,7 @@ use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
 use crate::dockerfile::Dockerfile;
 use crate::engine::{now_unix, rfc3339};
-use crate::export::{Assembled, Delivered, Delivery, Output, deliver};
+use crate::export::{Assembled, Delivered, Delivery, Output, are_of, deliver};
 use crate::image::{read_config, with_layers};
 use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
@@ -458,6 +458,10 @@ async fn assemble(
         records.push(record?);
     }
     let mut config = lowered.config.clone();
+    // A base that has lost a layer must not become an image that never had it.
+    if !are_of(&records[..inherited], &config) {
+        return Err(BuildError::OtherLayers { image: "the base image".to_owned() });
+    }
     let mut own = chain.iter().skip(inherited);
     // An instruction without a layer is as old as what stands before it, so that a build from the
     // cache gives the same bytes again.

@@ -556,7 +556,8 @@ mod tests {
         let mut dd = Command::new("/bin/dd");
         dd.args(["if=/dev/zero", "of=/dev/null", "bs=1", "count=7", "status=none"]);
         let traced = trace(&dd, Calls::Changing, None).unwrap();
-        assert_eq!((traced.calls, traced.code, traced.hit), (7, Some(0), None));
+        // Opening what it writes to is one of them.
+        assert_eq!((traced.calls, traced.code, traced.hit), (8, Some(0), None));
         let echo = trace(&program(&["echo", "hello"]), Calls::Changing, None).unwrap();
         // `env` becomes `echo`, which is another program: none of its calls count.
         assert_eq!((echo.calls, echo.code, echo.stdout.as_str()), (0, Some(0), "hello\n"));
@@ -566,7 +567,7 @@ mod tests {
     fn the_chosen_call_fails_and_no_other() {
         let mut dd = Command::new("/bin/dd");
         dd.args(["if=/dev/zero", "of=/dev/null", "bs=1", "count=7"]).env("LC_ALL", "C");
-        let fault = Some((3, Fault::Fail(Errno::ENOSPC)));
+        let fault = Some((4, Fault::Fail(Errno::ENOSPC)));
         let traced = trace(&dd, Calls::Changing, fault).unwrap();
         assert_eq!((traced.code, traced.hit), (Some(1), Some("write")));
         assert!(traced.stderr.contains("No space left on device"), "{}", traced.stderr);
@@ -585,22 +586,12 @@ mod tests {
         list.arg("/").env("LC_ALL", "C");
         assert_eq!(trace(&list, Calls::Changing, None).unwrap().calls, 1, "it writes what it found");
         let looks = trace(&list, Calls::Reading, None).unwrap().calls;
-        let failed = (0..looks).filter(|&at| {
+        // The loader has looked for libraries before.
+        let is_told = (0..looks).rev().any(|at| {
             let traced = trace(&list, Calls::Reading, Some((at, Fault::Fail(Errno::EIO)))).unwrap();
             traced.hit == Some("getdents64") && traced.stderr.contains("Input/output error")
         });
-        assert!(failed.count() > 0, "of {looks} calls");
-    }
-
-    #[test]
-    fn what_has_no_path_is_no_disk() {
-        let mut of_a_pipe = Command::new("/bin/sh");
-        of_a_pipe.args(["-c", "echo 123456789 | { read -r line; :; }"]);
-        let piped = trace(&of_a_pipe, Calls::Reading, None).unwrap();
-        let mut of_nothing = Command::new("/bin/sh");
-        of_nothing.args(["-c", "echo 123456789 | { :; }"]);
-        let nothing = trace(&of_nothing, Calls::Reading, None).unwrap();
-        assert_eq!((piped.code, piped.calls), (Some(0), nothing.calls));
+        assert!(is_told, "of {looks} calls");
     }
 
     #[test]

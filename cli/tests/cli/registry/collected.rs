@@ -20,12 +20,15 @@ const VERSIONS: usize = 3;
 fn halting(maker: &Bench) -> Server {
     let this: Arc<OnceLock<Server>> = Arc::default();
     let own = this.clone();
-    let server = Server::scripted(move |request, _| match own.get()?.behave(request) {
-        Reply::Bytes(bytes) if request.is_blob() => {
-            let (first, second) = bytes.split_at(bytes.len() / 2);
-            Some(Reply::Halting(first.to_vec(), PAUSE, second.to_vec()))
-        }
-        _ => None,
+    let server = Server::scripted(move |request, _| {
+        let server = own.get().filter(|_| request.is_blob())?;
+        Some(match server.behave(request) {
+            Reply::Bytes(bytes) => {
+                let (first, second) = bytes.split_at(bytes.len() / 2);
+                Reply::Halting(first.to_vec(), PAUSE, second.to_vec())
+            }
+            other => other,
+        })
     });
     for version in 0..VERSIONS {
         let steps = format!("FROM busybox\nCOPY variant /\nRUN --network=none echo made {version} > /made\n");

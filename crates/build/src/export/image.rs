@@ -33,12 +33,21 @@ pub(crate) struct Assembled {
 
 impl Assembled {
     /// An image of the store.
+    ///
+    /// # Errors
+    /// [`BuildError::OtherLayers`]; those of the store.
     pub(crate) fn stored(engine: &Engine, image: &ImageRecord) -> Result<Self, BuildError> {
         let chain = image.snapshot.as_ref().map_or(Ok(Vec::new()), |top| engine.snapshots.chain(top))?;
         let layers = chain.iter().map(|id| describe(&engine.store, &*engine.snapshots, id));
         let layers: Vec<LayerRecord> = layers.collect::<Result<_, _>>()?;
+        let config_json = engine.store.read_blob(&image.config, MAX_CONFIG_BYTES)?;
+        let config: ImageConfig = parse_json("image config", &image.config, &config_json)?;
+        // The sidecars say what stands on what. One that is another's is no worse JSON.
+        if !are_of(&layers, &config) {
+            return Err(BuildError::OtherLayers { image: format!("image {}", image.config) });
+        }
         Ok(Self {
-            config_json: engine.store.read_blob(&image.config, MAX_CONFIG_BYTES)?,
+            config_json,
             inherited: layers.len(),
             own_history: 0,
             layers,
@@ -58,6 +67,11 @@ impl Assembled {
         config.created = Some(rfc3339(epoch));
         Ok(Self { config_json: to_json(&config), ..self.clone() })
     }
+}
+
+/// Whether these layers are all that the config lists.
+pub(crate) fn are_of(layers: &[LayerRecord], config: &ImageConfig) -> bool {
+    layers.iter().map(|layer| &layer.diff_id).eq(&config.rootfs.diff_ids)
 }
 
 /// How an image shall be written.

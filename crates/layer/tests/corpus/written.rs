@@ -129,19 +129,18 @@ impl Tar {
     }
 }
 
-/// An archive, and whether umoci reads it.
+/// An archive.
 pub(crate) struct Written {
     pub(crate) name: &'static str,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) umoci: bool,
 }
 
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 pub(crate) fn written() -> Vec<Written> {
     let mut all = Vec::new();
-    let mut add = |name, umoci, tar: Tar| all.push(Written { name, bytes: tar.end(), umoci });
-    go(&mut |name, tar| add(name, true, tar));
+    let mut add = |name, tar: Tar| all.push(Written { name, bytes: tar.end() });
+    go(&mut add);
     by_hand(&mut add);
     all
 }
@@ -221,7 +220,7 @@ fn go(add: &mut dyn FnMut(&'static str, Tar)) {
     add("Go: the GNU format", gnu_tar);
 }
 
-fn by_hand(add: &mut dyn FnMut(&'static str, bool, Tar)) {
+fn by_hand(add: &mut dyn FnMut(&'static str, Tar)) {
     let records = Tar::default()
         .records(
             b'x',
@@ -237,13 +236,13 @@ fn by_hand(add: &mut dyn FnMut(&'static str, bool, Tar)) {
         )
         .file("original", "x")
         .file("next", "has no records");
-    add("records in no order, of which the last counts", true, records);
+    add("records in no order, of which the last counts", records);
 
     let two = Tar::default()
         .dir("dir/")
         .member(&Header { prefix: "dir", ..header(b'0', "file") }, b"prefixed")
         .file("dir//./twice", "odd, but a path");
-    add("a prefix, and a path with nothing in it", true, two);
+    add("a prefix, and a path with nothing in it", two);
 
     let mut spaces = header(b'0', "spaces").block(5);
     put(&mut spaces[100..108], b"   644 \0");
@@ -251,23 +250,22 @@ fn by_hand(add: &mut dyn FnMut(&'static str, bool, Tar)) {
     put(&mut spaces[116..124], b"     8 \0");
     put(&mut spaces[124..136], b"          5 ");
     put(&mut spaces[136..148], b"13737357000 ");
-    add("numbers behind spaces", true, Tar::default().raw(spaces, b"12345"));
+    add("numbers behind spaces", Tar::default().raw(spaces, b"12345"));
 
     let mut full = header(b'0', "full").block(5);
     put(&mut full[124..136], b"000000000005");
     put(&mut full[136..148], b"013737357000");
-    add("numbers without an end", true, Tar::default().raw(full, b"12345"));
+    add("numbers without an end", Tar::default().raw(full, b"12345"));
 
     let old = |name: &str| Header { magic: V7, ..header(0, name) };
     let v7 = Tar::default()
         .member(&Header { mode: 0o700, ..old("dir/") }, b"")
         .member(&old("dir/file"), b"of 1979")
         .member(&Header { link: "dir/file", kind: b'1', ..old("hard") }, b"");
-    add("a directory that is one by its slash alone", true, v7);
+    add("a directory that is one by its slash alone", v7);
 
-    // umoci refuses what it calls an unknown type.
     let contiguous = Tar::default().member(&header(b'7', "contiguous"), b"a file like any other");
-    add("a contiguous file", false, contiguous);
+    add("a contiguous file", contiguous);
 
     let again = Tar::default()
         .file("file", "first")
@@ -275,7 +273,7 @@ fn by_hand(add: &mut dyn FnMut(&'static str, bool, Tar)) {
         .file("file", "second")
         .link(b'2', "link", "first")
         .link(b'2', "link", "second");
-    add("members that come twice", true, again);
+    add("members that come twice", again);
 }
 
 /// Stacks of layers with whiteouts, lowest first.
