@@ -331,7 +331,7 @@ pub(crate) enum ProgressMode {
 
 #[derive(Args)]
 pub(crate) struct ImportArgs {
-    /// A tar (plain, gzip, zstd or xz), a directory, or - for standard input
+    /// A tar (plain, gzip, zstd, bzip2 or xz), a directory, or - for standard input
     #[arg(value_name = "ROOTFS")]
     pub(crate) source: PathBuf,
     /// Name for the image

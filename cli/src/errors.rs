@@ -295,6 +295,8 @@ impl Failure {
                 plain(exit::USAGE).hint(format!("there are:\n  {}", steps.join("\n  ")))
             }
             BuildError::Watch(error) => watch(error, plain),
+            BuildError::LayerChanged { .. } | BuildError::OtherLayers { .. } => plain(exit::STORE)
+                .hint("`kiln fsck --deep --repair` forgets what is damaged; then it is made or loaded anew"),
             BuildError::NothingBefore { .. } => plain(exit::USAGE).hint("leave out `--before`"),
             BuildError::NoCacheMount { .. } => {
                 plain(exit::SOURCE).hint("`kiln cache-mount ls` lists what is there")

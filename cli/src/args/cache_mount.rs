@@ -80,7 +80,7 @@ pub(crate) struct ImportArgs {
     /// ID, as RUN --mount=type=cache has it: its id, or its target
     #[arg(value_name = "ID")]
     pub(crate) id: String,
-    /// A tar (plain, gzip, zstd or xz), or - for standard input
+    /// A tar (plain, gzip, zstd, bzip2 or xz), or - for standard input
     #[arg(value_name = "FILE")]
     pub(crate) source: PathBuf,
     /// Replace what is in a cache mount that is there

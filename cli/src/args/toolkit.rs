@@ -95,9 +95,15 @@ pub(crate) struct MutateArgs {
     /// Environment variable; without a value, the one of the environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
+    /// Remove an environment variable, before others are set; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) unset_env: Vec<String>,
     /// Label
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) label: Vec<String>,
+    /// Remove a label, before others are set; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) unset_label: Vec<String>,
     /// Entrypoint: one program, or a JSON list of words, or nothing to have none; the command goes
     /// with the old one
     #[arg(long, value_name = "PROGRAM|[\"WORD\",…]")]
@@ -114,6 +120,15 @@ pub(crate) struct MutateArgs {
     /// Port that the image listens on; may be given several times
     #[arg(long, value_name = "PORT[/PROTOCOL]")]
     pub(crate) expose: Vec<String>,
+    /// Directory that containers have as a volume; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub(crate) volume: Vec<String>,
+    /// Signal that asks a container to end, or nothing for the usual one
+    #[arg(long, value_name = "SIGNAL")]
+    pub(crate) stop_signal: Option<String>,
+    /// What HEALTHCHECK is given in a Dockerfile: NONE, or [OPTIONS] CMD …; or nothing to have none
+    #[arg(long, value_name = "NONE|[OPTION…] CMD …", allow_hyphen_values = true)]
+    pub(crate) healthcheck: Option<String>,
     /// Make one layer of those above the base, or of all
     #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "own")]
     pub(crate) squash: Option<SquashWhat>,

@@ -36,13 +36,18 @@ pub(crate) fn run(session: &Session, args: MutateArgs) -> Result<u8, Failure> {
     };
     let mutation = Mutation {
         append: args.append,
+        unset_env: args.unset_env,
         env,
+        unset_labels: args.unset_label,
         labels,
         entrypoint: args.entrypoint.as_deref().map(|text| words("--entrypoint", text)).transpose()?,
         cmd: args.cmd.as_deref().map(|text| words("--cmd", text)).transpose()?,
         user: args.user,
         workdir: args.workdir,
         expose: args.expose,
+        volumes: args.volume,
+        stop_signal: args.stop_signal,
+        healthcheck: args.healthcheck,
         squash,
     };
     if mutation.reads_stdin_twice() {

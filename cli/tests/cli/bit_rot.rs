@@ -1,8 +1,14 @@
 //! Single bits of the store turn over: each is found by `fsck --deep`, or changes nothing that anybody
-//! can see.
+//! can see. Whatever the damage, it does not leave: `save` and `push` refuse, or what they send is what they
+//! always sent.
 //!
-//! `KILN_FLIPS=N` turns so many of them, `KILN_SEED=N` repeats a run.
+//! What a container or a step reads of a tree is not compared with anything: no builder reads every file
+//! before each use. That is for `fsck --deep`, and a test says so.
+//!
+//! `KILN_FLIPS=N` turns so many bits, `KILN_DAMAGES=N` does so many damages of each kind, `KILN_SEED=N` repeats
+//! a run.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -11,10 +17,13 @@ use std::time::Instant;
 use kiln_testkit::random::Random;
 use rustix::fs::{CWD, Timespec, Timestamps, utimensat};
 
-use crate::harness::{Context, Store, needs_root, text};
+use crate::harness::{Context, Outcome, Store, needs_root, text};
+use crate::scripted::Server;
 
 /// Bits in a run of the test command.
 const FLIPS: usize = 1000;
+/// Damages of each kind in a run of the test command.
+const DAMAGES: usize = 30;
 
 struct Bench {
     store: Store,
@@ -79,12 +88,18 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
 
 /// Turns one bit of a file; its times stay.
 fn flip(path: &Path, bit: u64) {
+    silently(path, |file| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, bit / 8).expect("it is within the file");
+        byte[0] ^= 1 << (bit % 8);
+        file.write_all_at(&byte, bit / 8).expect("ours to write");
+    });
+}
+
+/// Changes a file and sets its times back.
+fn silently(path: &Path, change: impl FnOnce(&File)) {
     let metadata = fs::metadata(path).expect("ours to read");
-    let file = File::options().read(true).write(true).open(path).expect("ours to write");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, bit / 8).expect("it is within the file");
-    byte[0] ^= 1 << (bit % 8);
-    file.write_all_at(&byte, bit / 8).expect("ours to write");
+    change(&File::options().read(true).write(true).open(path).expect("ours to write"));
     let at = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     let times = Timestamps {
         last_access: at(metadata.atime(), metadata.atime_nsec()),
@@ -142,4 +157,204 @@ fn every_bit_that_turns_is_found_or_does_not_matter() {
         wrong.len()
     );
     assert!(wrong.is_empty(), "seed {seed}\n{}", wrong.join("\n"));
+}
+
+/// What may become of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Damage {
+    Flip,
+    Truncation,
+    /// A block of zeros, as of a disk that lost a write.
+    Zeros,
+    /// Another file's content.
+    Swap,
+}
+
+const KINDS: [Damage; 4] = [Damage::Flip, Damage::Truncation, Damage::Zeros, Damage::Swap];
+
+impl Damage {
+    /// `content` with this damage; `None`: it would be the same.
+    fn of(self, content: &[u8], other: &[u8], random: &mut Random) -> Option<Vec<u8>> {
+        const BLOCK: usize = 4096;
+        let mut damaged = content.to_vec();
+        let at = random.below(content.len());
+        match self {
+            Damage::Flip => damaged[at] ^= 1 << random.below(8),
+            Damage::Truncation => damaged.truncate(at),
+            Damage::Zeros => {
+                let from = at / BLOCK * BLOCK;
+                let end = content.len().min(from + BLOCK);
+                damaged[from..end].fill(0);
+            }
+            Damage::Swap => damaged = other.to_vec(),
+        }
+        (damaged != content).then_some(damaged)
+    }
+}
+
+fn put(path: &Path, content: &[u8]) {
+    silently(path, |file| {
+        file.set_len(content.len() as u64).expect("ours to write");
+        file.write_all_at(content, 0).expect("ours to write");
+    });
+}
+
+/// The image of the bench on its way out.
+struct Exits {
+    server: Server,
+    name: String,
+}
+
+/// What left: file or manifest and blobs, by name.
+type Left = BTreeMap<String, Vec<u8>>;
+
+impl Exits {
+    fn new() -> Self {
+        let server = Server::new();
+        let name = format!("{}/team/image:v1", server.domain());
+        Self { server, name }
+    }
+
+    fn save(bench: &Bench, format: &str) -> (Outcome, Left) {
+        let out = bench.store.beside("leaves.tar");
+        let _ = fs::remove_file(&out);
+        let outcome = bench.store.kiln(&["save", "--format", format, "-o", text(&out), "image"]);
+        let left = fs::read(&out).map(|bytes| Left::from([(format.to_owned(), bytes)]));
+        (outcome, left.unwrap_or_default())
+    }
+
+    /// To a registry that has nothing. What it got without a manifest is nobody's image.
+    fn push(&self, bench: &Bench) -> (Outcome, Left) {
+        *self.server.state.lock().expect("no panic") = Default::default();
+        bench.store.ok(&["tag", "image", &self.name]);
+        let mut command = bench.store.command(&["push", &self.name]);
+        command.env("DOCKER_CONFIG", bench.store.beside("no-docker"));
+        let outcome = Outcome::of(command.output().expect("kiln starts"));
+        let state = self.server.state.lock().expect("no panic");
+        let Some((_, manifest)) = state.manifests.get("v1") else { return (outcome, Left::new()) };
+        let blobs = state.blobs.iter().map(|(digest, blob)| (digest.to_string(), blob.clone()));
+        let left = blobs.chain([("manifest".to_owned(), manifest.clone())]).collect();
+        (outcome, left)
+    }
+
+    /// All ways out, the one that packs nothing first.
+    fn all(&self, bench: &Bench) -> [(&'static str, Outcome, Left); 3] {
+        let (plain, plain_left) = Self::save(bench, "docker");
+        let (packed, packed_left) = Self::save(bench, "oci");
+        let (push, push_left) = self.push(bench);
+        [("save", plain, plain_left), ("save", packed, packed_left), ("push", push, push_left)]
+    }
+}
+
+#[test]
+fn nothing_that_is_damaged_leaves() {
+    needs_root!();
+    let given = std::env::var("KILN_DAMAGES").ok();
+    let damages: usize = given.map_or(DAMAGES, |damages| damages.parse().expect("KILN_DAMAGES is a number"));
+    let mut random = Random::new();
+    let (seed, started, exits) = (random.seed(), Instant::now(), Exits::new());
+    let mut refused: BTreeMap<(Damage, &str), usize> = BTreeMap::new();
+    let (mut harmless, mut wrong) = (0, Vec::new());
+    // Layers that were never packed, which are packed from their trees; then those that were.
+    for was_packed in [false, true] {
+        let mut bench = Bench::new();
+        let golden = exits.all(&bench);
+        assert!(golden.iter().all(|(_, outcome, left)| outcome.code == Some(0) && !left.is_empty()));
+        if !was_packed {
+            bench = Bench::new();
+        }
+        for (number, kind) in KINDS.iter().cycle().take(damages * KINDS.len() / 2).enumerate() {
+            let mut candidates = Vec::new();
+            for part in ["blobs", "snapshots/committed"] {
+                files(&bench.store.root().join(part), &mut candidates);
+            }
+            candidates.sort();
+            let [path, other] = [(); 2].map(|()| candidates[random.below(candidates.len())].clone());
+            let [content, other] = [&path, &other].map(|path| fs::read(path).expect("ours to read"));
+            let Some(damaged) = kind.of(&content, &other, &mut random) else { continue };
+            put(&path, &damaged);
+            let mut has_left = false;
+            for ((way, outcome, left), (_, _, expected)) in exits.all(&bench).into_iter().zip(&golden) {
+                let name = path.strip_prefix(bench.store.root()).expect("below it").display();
+                let mut complain = |what: &str| {
+                    wrong.push(format!("{number}: {kind:?} of {name}: {way} {what}: {outcome:?}"))
+                };
+                match outcome.code {
+                    Some(0) if left == *expected => has_left = true,
+                    Some(0) => complain("sends something else"),
+                    _ if !left.is_empty() => complain("fails and leaves something"),
+                    Some(6) => *refused.entry((*kind, way)).or_default() += 1,
+                    _ => complain("does not call it damage"),
+                }
+            }
+            harmless += usize::from(has_left);
+            put(&path, &content);
+            if has_left && !was_packed {
+                bench = Bench::new();
+            }
+        }
+        bench.store.sound().expect("all damage was undone");
+    }
+    let took = started.elapsed().as_secs_f64();
+    println!("{refused:?}, {harmless} without effect; seed {seed}, {took:.1} s");
+    assert!(wrong.is_empty(), "seed {seed}\n{}", wrong.join("\n"));
+    for way in ["save", "push"] {
+        for kind in KINDS {
+            assert!(refused.contains_key(&(kind, way)), "seed {seed}: no {kind:?} ever mattered to {way}");
+        }
+    }
+}
+
+#[test]
+fn an_image_that_lost_the_layer_below_is_no_smaller_image() {
+    needs_root!();
+    let (bench, exits) = (Bench::new(), Exits::new());
+    let mut sidecars = Vec::new();
+    files(&bench.store.root().join("snapshots/committed"), &mut sidecars);
+    sidecars.retain(|path| path.ends_with("meta"));
+    let is_lowest = |path: &PathBuf| fs::read_to_string(path).expect("JSON").contains("\"parent\":null");
+    let (lowest, upper): (Vec<PathBuf>, Vec<PathBuf>) = sidecars.into_iter().partition(is_lowest);
+    let lowest = fs::read(&lowest[0]).expect("ours to read");
+    let on_it = Context::new(&[("Dockerfile", "FROM image\nCOPY a /again\n"), ("a", "a")]);
+    assert_eq!(upper.len(), 2, "COPY and RUN");
+    for path in upper {
+        let whole = fs::read(&path).expect("ours to read");
+        // As good a record as any, but for another layer.
+        put(&path, &lowest);
+        for (_, outcome, left) in exits.all(&bench) {
+            outcome.expect(6).says(&["are not those that its config lists", "fsck --deep --repair"]);
+            assert!(left.is_empty());
+        }
+        bench.store.build(&on_it, &["-t", "on-it"]).expect(6).says(&["are not those that its config lists"]);
+        bench.store.kiln(&["fsck"]).expect(6);
+        put(&path, &whole);
+    }
+    exits.all(&bench).into_iter().for_each(|(_, outcome, _)| drop(outcome.expect(0)));
+    bench.store.build(&on_it, &["-t", "on-it"]).expect(0);
+    bench.store.sound().unwrap();
+}
+
+#[test]
+fn what_says_how_to_run_is_compared_and_what_is_run_is_for_fsck() {
+    needs_root!();
+    let bench = Bench::new();
+    let run = || bench.store.kiln(&["run", "--rm", "--network", "none", "image", "cat", "/all/a"]);
+    assert_eq!(run().expect(0).stdout, "a");
+    // The config is read whole before each use.
+    let id = bench.store.inspect("image")["Id"].as_str().expect("a digest").replace("sha256:", "");
+    let config = bench.store.root().join("blobs/sha256").join(&id[..2]).join(&id);
+    flip(&config, 40);
+    run().expect(125).says(&[&id]);
+    flip(&config, 40);
+    // A file of the tree is not: it is what is on the disk.
+    let mut trees = Vec::new();
+    files(&bench.store.root().join("snapshots/committed"), &mut trees);
+    let copied = trees.iter().find(|path| path.ends_with("all/a")).expect("it was copied");
+    put(copied, b"b");
+    assert_eq!(run().expect(0).stdout, "b");
+    bench.store.kiln(&["fsck"]).expect(0);
+    bench.store.kiln(&["fsck", "--deep"]).expect(6).says(&["all/a"]);
+    bench.store.kiln(&["fsck", "--deep", "--repair"]);
+    bench.build().expect("the step is run again");
+    assert_eq!(run().expect(0).stdout, "a");
 }

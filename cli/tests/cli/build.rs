@@ -213,6 +213,22 @@ fn a_directory_and_standard_input_can_be_imported_too() {
     command.stdin(std::fs::File::open(&tar).expect("just written"));
     assert!(command.status().expect("kiln starts").success());
     assert!(store.ok(&["images"]).stdout.contains("piped"));
+    // Packed in any way it is the same tree.
+    let layers = store.inspect("piped:1")["RootFS"].clone();
+    for packer in ["bzip2", "xz", "zstd"] {
+        if Command::new(packer).arg("--version").stdin(std::process::Stdio::null()).output().is_err() {
+            eprintln!("SKIPPED ALOUD: needs {packer}");
+            continue;
+        }
+        let packed = store.beside(&format!("base.tar.{packer}"));
+        let line = format!("gzip -dc '{}' | {packer} -c > '{}'", text(&tar), text(&packed));
+        assert!(Command::new("sh").args(["-c", &line]).status().expect("sh runs").success(), "{packer}");
+        let name = format!("{packer}:1");
+        store.ok(&["import", text(&packed), &name]);
+        assert_eq!(store.inspect(&name)["RootFS"], layers, "{packer}");
+    }
+    let told = store.ok(&["import", "--help"]).stdout;
+    assert!(told.contains("plain, gzip, zstd, bzip2 or xz"), "{told}");
 }
 
 #[test]

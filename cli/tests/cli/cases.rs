@@ -65,9 +65,16 @@ const CASES: &[(&str, u32, u32, &str, &str)] = &[
     ("C", 16, 16, "surroundings.rs", "c16_a_mask_changes_no_mode"),
     ("C", 17, 17, "surroundings.rs", "c17_a_directory_that_is_gone_is_an_error_of_the_source"),
     ("C", 18, 18, "surroundings.rs", "c18_clocks_of_1970_and_2106_are_clocks"),
-    // `config.json` of docker comes with registries; this is kiln's own file.
     ("C", 19, 19, "command_line.rs", "c19_a_broken_configuration_is_named_with_its_line"),
+    ("C", 19, 19, "registry/login.rs", "a_broken_file_of_credentials_is_named"),
     ("C", 20, 20, "command_line.rs", "c20_flags_that_contradict_each_other_are_refused"),
+    (
+        "C",
+        20,
+        20,
+        "registry/bases.rs",
+        "a_build_pulls_what_it_stands_on_and_asks_nobody_when_nothing_changed",
+    ),
     ("C", 21, 23, "remote_git.rs", "what_would_reach_options_or_other_files_is_refused"),
     ("M", 1, 4, "catalogue.rs", "bad_mounts_are_refused_with_place_and_exit_code"),
     ("M", 5, 7, "run_mounts.rs", "odd_mounts_stay_inside"),

@@ -129,7 +129,7 @@ fn c11_garbage_in_the_environment_is_named() {
 #[test]
 fn c19_a_broken_configuration_is_named_with_its_line() {
     needs_root!();
-    // `~/.docker/config.json` is read by nothing yet: it comes with registries.
+    // kiln's own file; docker's `config.json` is read for registries, in `registry/login.rs`.
     let store = Store::empty();
     store.ok(&["images"]);
     let watch = Watch::new(&store);
@@ -151,7 +151,7 @@ fn c19_a_broken_configuration_is_named_with_its_line() {
 #[test]
 fn c20_flags_that_contradict_each_other_are_refused() {
     needs_root!();
-    // `--offline` and `--pull` come with registries.
+    // `--offline` with `--pull=always`: in `registry/bases.rs`.
     check(&[
         (&["build", "--check", "--call=outline", "."], "'--check' cannot be used with '--call"),
         (&["build", "--check", "--call=check,format=json", "."], "cannot be used with"),

@@ -303,6 +303,41 @@ fn times_are_rewritten_in_own_layers_and_the_image_in_the_store_has_them_too() {
 }
 
 #[test]
+fn each_output_may_have_a_time_of_its_own() {
+    needs_root!();
+    let (store, context) = (Store::with_busybox(), context());
+    let at = |name: &str| text(&store.beside(name)).to_owned();
+    let oci = |name: &str, time: &str| format!("type=oci,dest={},rewrite-timestamp=true{time}", at(name));
+    let (tar, id_file) = (format!("type=tar,dest={},source-date-epoch=1000", at("files.tar")), at("id"));
+    let (own, none) = (oci("own.tar", ",source-date-epoch=1234567890"), oci("none.tar", ""));
+    let outputs = ["type=image,source-date-epoch=2000", &own, &tar, &none];
+    let outcome = build(&store, &context, &outputs, &["-t", "app", "--iidfile", &id_file]).expect(0);
+    let told = outcome.stderr.matches("rewrite-timestamp has no effect").count();
+    assert_eq!(told, 1, "of the one without a time: {}", outcome.stderr);
+
+    let (config, base) = (store.config("app"), store.config("busybox"));
+    let time = json!("1970-01-01T00:33:20Z");
+    let history = config["history"].as_array().expect("a list");
+    let inherited = base["history"].as_array().expect("a list");
+    assert_eq!(&history[..inherited.len()], &inherited[..], "that of the base stays");
+    assert!(history[inherited.len()..].iter().all(|entry| entry["created"] == time), "{history:?}");
+    assert_eq!(config["created"], time);
+    let id = fs::read_to_string(&id_file).expect("written");
+    assert_eq!(store.inspect("app")["Id"], json!(id), "the first image");
+    assert!(files(&fs::read(at("files.tar")).expect("written")).values().all(|(time, _)| *time == 1000));
+    // What the build argument would have made of it.
+    let epoch = ["-t", "app", "--build-arg", "SOURCE_DATE_EPOCH=1234567890"];
+    build(&store, &context, &[&oci("arg.tar", "")], &epoch).expect(0);
+    let [own, arg, none] =
+        ["own.tar", "arg.tar", "none.tar"].map(|name| fs::read(at(name)).expect("written"));
+    assert!(own == arg && own != none);
+    let wrong = build(&store, &context, &["type=image,source-date-epoch=yesterday"], &[]);
+    wrong.expect(2).says(&["source-date-epoch=yesterday is no number of seconds"]);
+    let insecure = build(&store, &context, &["type=registry,name=a/b,registry.insecure=true"], &[]);
+    insecure.expect(2).says(&["--insecure-registry", "[registries]"]);
+}
+
+#[test]
 fn images_in_the_store_can_be_packed_and_named_by_digest() {
     needs_root!();
     let (store, context) = (Store::with_busybox(), context());

@@ -2,6 +2,7 @@
 
 mod bases;
 mod cache;
+mod collected;
 mod copy;
 mod hostile;
 mod lists;

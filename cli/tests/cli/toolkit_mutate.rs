@@ -80,6 +80,30 @@ fn settings_are_set_and_the_rest_stays() {
 }
 
 #[test]
+fn volumes_signals_and_checks_are_set_and_variables_and_labels_go() {
+    needs_root!();
+    let store = Store::with_busybox();
+    built(&store, "app:1", "busybox", "LABEL a=1 b=2\nVOLUME /old\n");
+    let check = "--interval=5s --retries=2 CMD test -e /ready";
+    let args = ["mutate", "app:1", "-t", "m:1", "--unset-env", "GREETING", "--unset-label", "b"];
+    let more = ["--volume", "/data", "--stop-signal", "SIGINT", "--healthcheck", check];
+    store.ok(&[&args[..], &more].concat());
+    let config = store.config("m:1")["config"].clone();
+    assert_eq!(config["Env"].as_array().map(Vec::len), Some(1), "PATH is left: {config}");
+    assert_eq!((&config["Labels"], &config["StopSignal"]), (&json!({ "a": "1" }), &json!("SIGINT")));
+    assert_eq!(config["Volumes"], json!({ "/data": {}, "/old": {} }));
+    let shell = json!(["CMD-SHELL", "test -e /ready"]);
+    assert_eq!(config["Healthcheck"], json!({ "Test": shell, "Interval": 5_000_000_000_u64, "Retries": 2 }));
+    let none = ["--unset-label", "a", "--stop-signal", "", "--healthcheck", "NONE"];
+    store.ok(&[&["mutate", "m:1", "-t", "m:2"][..], &none].concat());
+    let config = store.config("m:2")["config"].clone();
+    assert_eq!([&config["Labels"], &config["StopSignal"]], [&Value::Null; 2], "{config}");
+    assert_eq!(config["Healthcheck"], json!({ "Test": ["NONE"] }));
+    store.ok(&["mutate", "m:2", "-t", "m:3", "--healthcheck", ""]);
+    assert_eq!(store.config("m:3")["config"]["Healthcheck"], Value::Null);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_and_no_name_moves() {
     needs_root!();
     let store = Store::with_busybox();
@@ -95,6 +119,9 @@ fn what_makes_no_sense_is_refused_and_no_name_moves() {
         (&["-t", "m:1", "--env", "NO_SUCH_VARIABLE_HERE"], 2, "NO_SUCH_VARIABLE_HERE"),
         (&["-t", "m:1", "--label", "x"], 2, "NAME=VALUE"),
         (&["-t", "m:1", "--cmd", "[1]"], 2, "--cmd"),
+        (&["-t", "m:1", "--volume", "data"], 2, "--volume"),
+        (&["-t", "m:1", "--stop-signal", "SIGNOSUCH"], 2, "SIGNOSUCH"),
+        (&["-t", "m:1", "--healthcheck", "CMD a\nUSER x"], 2, "--healthcheck"),
         (&["-t", "m:1", "--base", "busybox"], 2, "--squash"),
         (&["-t", "m:1", "--squash"], 2, "--squash=all"),
         (&["-t", "m:1", "--squash=all", "--base", "busybox"], 2, "--base"),

@@ -16,7 +16,7 @@ use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
 use crate::dockerfile::Dockerfile;
 use crate::engine::{now_unix, rfc3339};
-use crate::export::{Assembled, Delivered, Delivery, Output, deliver};
+use crate::export::{Assembled, Delivered, Delivery, Output, are_of, deliver};
 use crate::image::{read_config, with_layers};
 use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
@@ -135,6 +135,8 @@ async fn carry_out(
     let results =
         Results { cache, layers: &shared.layers, top, registries: request.bases.registries.as_ref() };
     export_cache(engine, &request.cache_to, &results, cancel, &*progress).await?;
+    // An output with a time of its own has another image.
+    let id = id.or_else(|| record.as_ref().map(|record| record.config));
     let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
     Ok(Built { image: record, id, manifest, names, pushed, files, notes, steps_run: shared.steps.runs() })
 }
@@ -456,6 +458,10 @@ async fn assemble(
         records.push(record?);
     }
     let mut config = lowered.config.clone();
+    // A base that has lost a layer must not become an image that never had it.
+    if !are_of(&records[..inherited], &config) {
+        return Err(BuildError::OtherLayers { image: "the base image".to_owned() });
+    }
     let mut own = chain.iter().skip(inherited);
     // An instruction without a layer is as old as what stands before it, so that a build from the
     // cache gives the same bytes again.
@@ -479,5 +485,6 @@ async fn assemble(
     }
     config.created = lowered.epoch.map(rfc3339).or(created).or_else(|| Some(rfc3339(0)));
     let (config_json, top) = (with_layers(config, &records), tree.snapshot().cloned());
-    Ok(Assembled { config_json, layers: records, top, inherited, manifest: None })
+    let own_history = lowered.history.len();
+    Ok(Assembled { config_json, layers: records, top, inherited, own_history, manifest: None })
 }

@@ -127,6 +127,9 @@ pub enum BuildError {
     /// A stored layer no longer gives the bytes it was recorded with.
     #[error("the stored layer {expected} now reads as {actual}")]
     LayerChanged { expected: DiffId, actual: DiffId },
+    /// A stored image lacks layers, or has others than it should: what its layers stand on was damaged.
+    #[error("the stored layers of {image} are not those that its config lists")]
+    OtherLayers { image: String },
     /// Image JSON does not parse.
     #[error("{what} {digest} is not valid")]
     Json { what: &'static str, digest: Digest, source: serde_json::Error },

@@ -619,7 +619,10 @@ fn is_about_content(error: &BuildError) -> bool {
             of_stream(source)
         }
         BuildError::Apply(error) => matches!(error, ApplyError::Broken { .. } | ApplyError::Refused { .. }),
-        BuildError::Json { .. } | BuildError::WrongDiffId { .. } | BuildError::LayerChanged { .. } => true,
+        BuildError::Json { .. }
+        | BuildError::WrongDiffId { .. }
+        | BuildError::LayerChanged { .. }
+        | BuildError::OtherLayers { .. } => true,
         _ => false,
     }
 }

@@ -22,7 +22,7 @@ use crate::{BuildError, Engine};
 /// What to import.
 #[derive(Debug, Clone)]
 pub struct ImportRequest {
-    /// A tar (plain, gzip, zstd or xz), a directory, or `-` for standard input.
+    /// A tar (plain, gzip, zstd, bzip2 or xz), a directory, or `-` for standard input.
     pub source: PathBuf,
     /// Name of the image.
     pub name: Reference,

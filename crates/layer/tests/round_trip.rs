@@ -1,5 +1,6 @@
 //! Diff, then apply, is the identity: whatever happens to a tree on an overlay mount, its layer makes
-//! the lower tree into the merged one. Needs root and overlayfs.
+//! the lower tree into the merged one. Needs root and overlayfs. Of a tree that stands alone anybody can see it, and
+//! who is not root sees it without other owners, devices and capabilities: those actions fail.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -111,7 +112,9 @@ fn act(root: &Path, action: &Action) {
             rustix::fs::mknodat(CWD, at(n), FileType::CharacterDevice, Mode::RUSR, null).map_err(Into::into)
         }
         Action::Chmod(n, mode) if !at(n).is_symlink() => {
-            fs::set_permissions(at(n), fs::Permissions::from_mode((*mode).into()))
+            // Others than root could not read it again.
+            let own = if rustix::process::geteuid().is_root() { 0 } else { 0o700 };
+            fs::set_permissions(at(n), fs::Permissions::from_mode(u32::from(*mode) | own))
         }
         Action::Chmod(..) => Ok(()),
         Action::Chown(n, uid) => lchown(at(n), Some((*uid).into()), Some(u32::from(*uid) * 3)),
@@ -274,6 +277,34 @@ proptest! {
         if can_mount() {
             check(&below, &above);
         }
+    }
+}
+
+/// What a tree that stands alone becomes when it has been a layer.
+fn check_alone(actions: &[Action]) {
+    let temp = tempfile::tempdir().unwrap();
+    let [tree, again] = ["tree", "again"].map(|name| {
+        fs::create_dir(temp.path().join(name)).unwrap();
+        temp.path().join(name)
+    });
+    actions.iter().for_each(|action| act(&tree, action));
+    let cancel = AtomicBool::new(false);
+    let options = DiffOptions { form: TreeForm::Plain, root_entry: false, cancel: &cancel };
+    let mut tar = Vec::new();
+    diff(open(&tree).as_fd(), &mut tar, &options).unwrap();
+    unpack(&tar, open(&again).as_fd(), Whiteouts::Remove);
+    let (expected, found) = (describe(open(&tree).as_fd()), describe(open(&again).as_fd()));
+    assert_same(&found, &expected, "a tree alone");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_tree_alone_is_the_same_when_it_has_been_a_layer(
+        actions in proptest::collection::vec(action(), 0..80),
+    ) {
+        check_alone(&actions);
     }
 }
 

@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 pub enum Fault {
     /// It is not made, and returns this.
     Fail(Errno),
-    /// A read or write handles half of its bytes, at least one.
+    /// A read or write handles half of its bytes or vectors.
     Short,
     /// All processes of the program are killed before it is made.
     Kill,
@@ -32,11 +32,16 @@ pub enum Fault {
 /// A group of system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Calls {
-    /// What changes the disk: writes, links, renames, removals, syncs, directories, attributes, mounts.
+    /// What changes the disk: writes, links, renames, removals, syncs, directories, attributes, reflinks,
+    /// mounts, and opening what is made or emptied thereby.
     Changing,
+    /// What looks at the disk: content, directories, attributes, links, and opening. Of calls that take a
+    /// descriptor those whose file has a path: pipes and sockets are no disk.
+    Reading,
     /// What allocates a descriptor of a file.
     Opening,
-    /// `read`, `pread64`, `write`, `pwrite64` and those with vectors.
+    /// What reads, writes or copies content and can do half of it: two bytes or vectors at least, and no
+    /// counter or signal, which come whole.
     Transferring,
 }
 
@@ -73,28 +78,86 @@ pub enum TraceError {
 }
 
 impl Calls {
-    fn has(self, number: c_long) -> Option<&'static str> {
+    /// The name of a call that is one of them.
+    fn name(self, thread: Pid, call: &SystemCall) -> Option<&'static str> {
         let table: &[(c_long, &'static str)] = match self {
             Self::Changing => CHANGING,
+            Self::Reading => READING,
             Self::Opening => OPENING,
             Self::Transferring => TRANSFERRING,
         };
-        table.iter().find(|(known, _)| *known == number).map(|(_, name)| *name)
+        let (_, name) = table.iter().find(|(known, _)| *known == call.number)?;
+        self.counts(thread, call).then_some(name)
     }
+
+    /// Whether a call of the table does with these arguments what the group is about.
+    fn counts(self, thread: Pid, call: &SystemCall) -> bool {
+        let [a, b, c, ..] = call.args;
+        match (self, call.number) {
+            (Self::Changing, libc::SYS_open) => b & CREATING != 0,
+            (Self::Changing, libc::SYS_openat) => c & CREATING != 0,
+            // The flags are the first word of what the third argument points to.
+            (Self::Changing, libc::SYS_openat2) => word(thread, c).is_some_and(|flags| flags & CREATING != 0),
+            (Self::Changing, libc::SYS_ioctl) => [FICLONE, FICLONERANGE].contains(&b),
+            (Self::Opening, libc::SYS_fcntl) => {
+                [libc::F_DUPFD, libc::F_DUPFD_CLOEXEC].iter().any(|&command| b == command as u64)
+            }
+            (Self::Reading, number) if OF_DESCRIPTORS.contains(&number) => {
+                file_of(thread, a).is_some_and(|file| file.is_absolute())
+            }
+            (Self::Transferring, _) => {
+                let counter = |file: PathBuf| file.to_string_lossy().starts_with("anon_inode:");
+                call.args[length_argument(call.number)] > 1 && !file_of(thread, a).is_some_and(counter)
+            }
+            _ => true,
+        }
+    }
+}
+
+const CREATING: u64 = (libc::O_CREAT | libc::O_TRUNC | (libc::O_TMPFILE & !libc::O_DIRECTORY)) as u64;
+const FICLONE: u64 = 0x4004_9409;
+const FICLONERANGE: u64 = 0x4020_940d;
+
+/// Which argument says how many bytes or vectors there are.
+fn length_argument(number: c_long) -> usize {
+    match number {
+        libc::SYS_copy_file_range => 4,
+        libc::SYS_sendfile => 3,
+        _ => 2,
+    }
+}
+
+/// A word of the memory of a thread that has stopped.
+fn word(thread: Pid, at: u64) -> Option<u64> {
+    ptrace::read(thread, at as ptrace::AddressType).ok().map(i64::cast_unsigned)
+}
+
+/// What a descriptor of the thread leads to.
+fn file_of(thread: Pid, fd: u64) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{thread}/fd/{}", fd as u32)).ok()
 }
 
 const CHANGING: &[(c_long, &str)] = &[
     (libc::SYS_write, "write"),
     (libc::SYS_pwrite64, "pwrite64"),
     (libc::SYS_writev, "writev"),
+    (libc::SYS_pwritev, "pwritev"),
     (libc::SYS_pwritev2, "pwritev2"),
     (libc::SYS_copy_file_range, "copy_file_range"),
     (libc::SYS_sendfile, "sendfile"),
+    (libc::SYS_splice, "splice"),
+    (libc::SYS_ioctl, "ioctl FICLONE"),
+    (libc::SYS_creat, "creat"),
+    (libc::SYS_open, "open"),
+    (libc::SYS_openat, "openat"),
+    (libc::SYS_openat2, "openat2"),
+    (libc::SYS_truncate, "truncate"),
     (libc::SYS_ftruncate, "ftruncate"),
     (libc::SYS_fallocate, "fallocate"),
     (libc::SYS_fsync, "fsync"),
     (libc::SYS_fdatasync, "fdatasync"),
     (libc::SYS_syncfs, "syncfs"),
+    (libc::SYS_sync_file_range, "sync_file_range"),
     (libc::SYS_rename, "rename"),
     (libc::SYS_renameat, "renameat"),
     (libc::SYS_renameat2, "renameat2"),
@@ -107,21 +170,76 @@ const CHANGING: &[(c_long, &str)] = &[
     (libc::SYS_rmdir, "rmdir"),
     (libc::SYS_mkdir, "mkdir"),
     (libc::SYS_mkdirat, "mkdirat"),
+    (libc::SYS_mknod, "mknod"),
     (libc::SYS_mknodat, "mknodat"),
     (libc::SYS_fchmod, "fchmod"),
     (libc::SYS_fchmodat, "fchmodat"),
+    (libc::SYS_fchmodat2, "fchmodat2"),
     (libc::SYS_chmod, "chmod"),
+    (libc::SYS_chown, "chown"),
+    (libc::SYS_lchown, "lchown"),
     (libc::SYS_fchown, "fchown"),
     (libc::SYS_fchownat, "fchownat"),
     (libc::SYS_utimensat, "utimensat"),
     (libc::SYS_fsetxattr, "fsetxattr"),
     (libc::SYS_lsetxattr, "lsetxattr"),
     (libc::SYS_setxattr, "setxattr"),
+    (libc::SYS_fremovexattr, "fremovexattr"),
+    (libc::SYS_lremovexattr, "lremovexattr"),
+    (libc::SYS_removexattr, "removexattr"),
+    (libc::SYS_mount, "mount"),
+    (libc::SYS_mount_setattr, "mount_setattr"),
     (libc::SYS_fsopen, "fsopen"),
     (libc::SYS_fsconfig, "fsconfig"),
     (libc::SYS_fsmount, "fsmount"),
     (libc::SYS_open_tree, "open_tree"),
     (libc::SYS_move_mount, "move_mount"),
+];
+
+const READING: &[(c_long, &str)] = &[
+    (libc::SYS_open, "open"),
+    (libc::SYS_openat, "openat"),
+    (libc::SYS_openat2, "openat2"),
+    (libc::SYS_read, "read"),
+    (libc::SYS_pread64, "pread64"),
+    (libc::SYS_readv, "readv"),
+    (libc::SYS_preadv, "preadv"),
+    (libc::SYS_preadv2, "preadv2"),
+    (libc::SYS_getdents64, "getdents64"),
+    (libc::SYS_lseek, "lseek"),
+    (libc::SYS_stat, "stat"),
+    (libc::SYS_lstat, "lstat"),
+    (libc::SYS_fstat, "fstat"),
+    (libc::SYS_newfstatat, "newfstatat"),
+    (libc::SYS_statx, "statx"),
+    (libc::SYS_statfs, "statfs"),
+    (libc::SYS_fstatfs, "fstatfs"),
+    (libc::SYS_access, "access"),
+    (libc::SYS_faccessat, "faccessat"),
+    (libc::SYS_faccessat2, "faccessat2"),
+    (libc::SYS_readlink, "readlink"),
+    (libc::SYS_readlinkat, "readlinkat"),
+    (libc::SYS_getxattr, "getxattr"),
+    (libc::SYS_lgetxattr, "lgetxattr"),
+    (libc::SYS_fgetxattr, "fgetxattr"),
+    (libc::SYS_listxattr, "listxattr"),
+    (libc::SYS_llistxattr, "llistxattr"),
+    (libc::SYS_flistxattr, "flistxattr"),
+];
+
+/// Those whose first argument is an open file.
+const OF_DESCRIPTORS: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_pread64,
+    libc::SYS_readv,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_getdents64,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_fgetxattr,
+    libc::SYS_flistxattr,
 ];
 
 const OPENING: &[(c_long, &str)] = &[
@@ -137,14 +255,28 @@ const OPENING: &[(c_long, &str)] = &[
     (libc::SYS_fcntl, "fcntl"),
     (libc::SYS_epoll_create1, "epoll_create1"),
     (libc::SYS_eventfd2, "eventfd2"),
+    (libc::SYS_timerfd_create, "timerfd_create"),
+    (libc::SYS_signalfd4, "signalfd4"),
+    (libc::SYS_inotify_init1, "inotify_init1"),
+    (libc::SYS_pidfd_open, "pidfd_open"),
+    (libc::SYS_fsopen, "fsopen"),
+    (libc::SYS_fsmount, "fsmount"),
+    (libc::SYS_open_tree, "open_tree"),
 ];
 
 const TRANSFERRING: &[(c_long, &str)] = &[
     (libc::SYS_read, "read"),
     (libc::SYS_pread64, "pread64"),
+    (libc::SYS_readv, "readv"),
+    (libc::SYS_preadv, "preadv"),
+    (libc::SYS_preadv2, "preadv2"),
     (libc::SYS_write, "write"),
     (libc::SYS_pwrite64, "pwrite64"),
+    (libc::SYS_writev, "writev"),
+    (libc::SYS_pwritev, "pwritev"),
+    (libc::SYS_pwritev2, "pwritev2"),
     (libc::SYS_copy_file_range, "copy_file_range"),
+    (libc::SYS_sendfile, "sendfile"),
 ];
 
 /// A system call as it is made.
@@ -354,16 +486,16 @@ impl Tracer<'_> {
             return Ok(());
         }
         let Ok(mut registers) = ptrace::getregs(id) else { return Ok(()) };
-        if let Some(watch) = &mut self.watch {
-            let number = registers.orig_rax.cast_signed();
-            if watch.wants(number) {
-                let libc::user_regs_struct { rdi, rsi, rdx, r10, r8, r9, .. } = registers;
-                let call = SystemCall { number, args: [rdi, rsi, rdx, r10, r8, r9] };
-                watch.enters(id, &call);
-                self.threads.entry(id).and_modify(|thread| thread.call = Some(call));
-            }
+        let libc::user_regs_struct { rdi, rsi, rdx, r10, r8, r9, .. } = registers;
+        let call =
+            SystemCall { number: registers.orig_rax.cast_signed(), args: [rdi, rsi, rdx, r10, r8, r9] };
+        if let Some(watch) = &mut self.watch
+            && watch.wants(call.number)
+        {
+            watch.enters(id, &call);
+            self.threads.entry(id).and_modify(|thread| thread.call = Some(call));
         }
-        let Some(name) = self.calls.has(registers.orig_rax.cast_signed()) else { return Ok(()) };
+        let Some(name) = self.calls.name(id, &call) else { return Ok(()) };
         let number = self.count;
         self.count += 1;
         let Some((at, fault)) = self.fault else { return Ok(()) };
@@ -378,9 +510,12 @@ impl Tracer<'_> {
                 self.threads.entry(id).and_modify(|thread| thread.answer = Some(errno));
             }
             Fault::Short => {
-                // Reads and writes have their length third, copy_file_range(2) fifth.
-                let length = if name == "copy_file_range" { &mut registers.r8 } else { &mut registers.rdx };
-                *length = (*length / 2).max(1);
+                let length = match length_argument(call.number) {
+                    4 => &mut registers.r8,
+                    3 => &mut registers.r10,
+                    _ => &mut registers.rdx,
+                };
+                *length /= 2;
                 ptrace::setregs(id, registers).map_err(failed("PTRACE_SETREGS"))?;
             }
             Fault::Kill => {
@@ -421,7 +556,8 @@ mod tests {
         let mut dd = Command::new("/bin/dd");
         dd.args(["if=/dev/zero", "of=/dev/null", "bs=1", "count=7", "status=none"]);
         let traced = trace(&dd, Calls::Changing, None).unwrap();
-        assert_eq!((traced.calls, traced.code, traced.hit), (7, Some(0), None));
+        // Opening what it writes to is one of them.
+        assert_eq!((traced.calls, traced.code, traced.hit), (8, Some(0), None));
         let echo = trace(&program(&["echo", "hello"]), Calls::Changing, None).unwrap();
         // `env` becomes `echo`, which is another program: none of its calls count.
         assert_eq!((echo.calls, echo.code, echo.stdout.as_str()), (0, Some(0), "hello\n"));
@@ -431,11 +567,31 @@ mod tests {
     fn the_chosen_call_fails_and_no_other() {
         let mut dd = Command::new("/bin/dd");
         dd.args(["if=/dev/zero", "of=/dev/null", "bs=1", "count=7"]).env("LC_ALL", "C");
-        let fault = Some((3, Fault::Fail(Errno::ENOSPC)));
+        let fault = Some((4, Fault::Fail(Errno::ENOSPC)));
         let traced = trace(&dd, Calls::Changing, fault).unwrap();
         assert_eq!((traced.code, traced.hit), (Some(1), Some("write")));
         assert!(traced.stderr.contains("No space left on device"), "{}", traced.stderr);
         assert!(traced.stderr.contains("3+0 records out"), "{}", traced.stderr);
+    }
+
+    #[test]
+    fn opening_to_write_is_a_change_and_looking_is_none() {
+        let dir = std::env::temp_dir().join(format!("kiln-opens-{}", std::process::id()));
+        let mut touch = Command::new("/usr/bin/touch");
+        touch.arg(&dir).env("LC_ALL", "C");
+        let traced = trace(&touch, Calls::Changing, Some((0, Fault::Fail(Errno::EIO)))).unwrap();
+        assert_eq!((traced.code, traced.hit), (Some(1), Some("openat")), "{}", traced.stderr);
+        assert!(!dir.exists());
+        let mut list = Command::new("/bin/ls");
+        list.arg("/").env("LC_ALL", "C");
+        assert_eq!(trace(&list, Calls::Changing, None).unwrap().calls, 1, "it writes what it found");
+        let looks = trace(&list, Calls::Reading, None).unwrap().calls;
+        // The loader has looked for libraries before.
+        let is_told = (0..looks).rev().any(|at| {
+            let traced = trace(&list, Calls::Reading, Some((at, Fault::Fail(Errno::EIO)))).unwrap();
+            traced.hit == Some("getdents64") && traced.stderr.contains("Input/output error")
+        });
+        assert!(is_told, "of {looks} calls");
     }
 
     #[test]

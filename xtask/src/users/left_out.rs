@@ -84,6 +84,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("interop::", PEERS),
     both("remote_cache_s3::", CAMPAIGN),
     both("registry::transfer::", PEERS),
+    both("registry::collected::", CAMPAIGN),
     both("registry::own::peers::", PEERS),
     both("registry::own::store::other_tools_pull_from_a_store", PEERS),
     both("registry::own::crowd::", CAMPAIGN),

@@ -10,6 +10,7 @@ use kiln_oci::{Digest, Platform, SnapshotId};
 
 use super::layers::{Along, ReadyLayer, docker_type, ready};
 use super::packing::Compress;
+use crate::engine::rfc3339;
 use crate::image::{MAX_CONFIG_BYTES, parse_json};
 use crate::layers::describe;
 use crate::load::MAX_MANIFEST_BYTES;
@@ -24,24 +25,53 @@ pub(crate) struct Assembled {
     pub(crate) top: Option<SnapshotId>,
     /// So many of the layers are those of the image that it was built on.
     pub(crate) inherited: usize,
+    /// So many of the history entries, the last ones, are not.
+    pub(crate) own_history: usize,
     /// The manifest that is in the store already.
     pub(crate) manifest: Option<Digest>,
 }
 
 impl Assembled {
     /// An image of the store.
+    ///
+    /// # Errors
+    /// [`BuildError::OtherLayers`]; those of the store.
     pub(crate) fn stored(engine: &Engine, image: &ImageRecord) -> Result<Self, BuildError> {
         let chain = image.snapshot.as_ref().map_or(Ok(Vec::new()), |top| engine.snapshots.chain(top))?;
         let layers = chain.iter().map(|id| describe(&engine.store, &*engine.snapshots, id));
         let layers: Vec<LayerRecord> = layers.collect::<Result<_, _>>()?;
+        let config_json = engine.store.read_blob(&image.config, MAX_CONFIG_BYTES)?;
+        let config: ImageConfig = parse_json("image config", &image.config, &config_json)?;
+        // The sidecars say what stands on what. One that is another's is no worse JSON.
+        if !are_of(&layers, &config) {
+            return Err(BuildError::OtherLayers { image: format!("image {}", image.config) });
+        }
         Ok(Self {
-            config_json: engine.store.read_blob(&image.config, MAX_CONFIG_BYTES)?,
+            config_json,
             inherited: layers.len(),
+            own_history: 0,
             layers,
             top: image.snapshot.clone(),
             manifest: Some(image.manifest),
         })
     }
+
+    /// The same image, made at this time: what `SOURCE_DATE_EPOCH` would have made of the config.
+    pub(crate) fn made_at(&self, epoch: i64) -> Result<Self, BuildError> {
+        let digest = Digest::of(&self.config_json);
+        let mut config: ImageConfig = parse_json("image config", &digest, &self.config_json)?;
+        let inherited = config.history.len().saturating_sub(self.own_history);
+        for entry in &mut config.history[inherited..] {
+            entry.created = Some(rfc3339(epoch));
+        }
+        config.created = Some(rfc3339(epoch));
+        Ok(Self { config_json: to_json(&config), ..self.clone() })
+    }
+}
+
+/// Whether these layers are all that the config lists.
+pub(crate) fn are_of(layers: &[LayerRecord], config: &ImageConfig) -> bool {
+    layers.iter().map(|layer| &layer.diff_id).eq(&config.rootfs.diff_ids)
 }
 
 /// How an image shall be written.

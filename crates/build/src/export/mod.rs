@@ -30,7 +30,7 @@ pub use save::{SaveOptions, SavedImage, save};
 pub use tree::export_tree;
 
 pub(crate) use archive::{SHORT_NAME, Shelf, TarShelf, put_bytes, put_index};
-pub(crate) use image::{Assembled, ReadyImage, Style, make_ready};
+pub(crate) use image::{Assembled, ReadyImage, Style, are_of, make_ready};
 pub(crate) use index::whole_index;
 pub(crate) use layers::{Along, LayerContent, ReadyLayer, WriteError, is_ready, ready, write_layer};
 pub(crate) use layout::DirShelf;

@@ -33,6 +33,8 @@ pub struct ImageFormat {
     pub docker_types: bool,
     /// `rewrite-timestamp`
     pub rewrite_timestamp: bool,
+    /// `source-date-epoch`: seconds since 1970, instead of the build's `SOURCE_DATE_EPOCH`.
+    pub epoch: Option<i64>,
     /// `annotation…`
     pub annotations: Annotations,
 }
@@ -156,6 +158,8 @@ pub struct TreeOutput {
     pub platform_split: bool,
     /// What becomes of what is there.
     pub mode: LocalMode,
+    /// `source-date-epoch`, as for images.
+    pub epoch: Option<i64>,
 }
 
 /// What `type=local` does with files that are in the directory.
@@ -257,9 +261,12 @@ impl FromStr for Output {
 
 impl TreeOutput {
     fn to(dest: Dest) -> Self {
-        Self { dest, platform_split: false, mode: LocalMode::Copy }
+        Self { dest, platform_split: false, mode: LocalMode::Copy, epoch: None }
     }
 }
+
+/// The year 10000, which image configs cannot hold (RFC 3339).
+const MAX_EPOCH: i64 = 253_402_300_800;
 
 /// Attributes that nobody took yet.
 #[derive(Default)]
@@ -267,15 +274,15 @@ pub(crate) struct Attributes {
     values: Vec<(String, String)>,
 }
 
-/// About attestations, or without a meaning here whatever they say.
-const WITHOUT_EFFECT: [&str; 8] = [
+/// About attestations, which are not made here, or about what is so whatever they say: an image in the store
+/// is unpacked, and all of its layers are in it.
+const WITHOUT_EFFECT: [&str; 7] = [
     "attestation-inline",
     "attestation-prefix",
     "buildinfo",
     "buildinfo-attrs",
     "oci-artifact",
     "prefer-nondist-layers",
-    "registry.insecure",
     "unpack",
 ];
 
@@ -361,7 +368,8 @@ impl Attributes {
             "oci" => self.archive(ArchiveFormat::Oci),
             "tar" => {
                 let dest = self.dest().unwrap_or(Dest::Stdout);
-                Ok(Output::Tar(TreeOutput { platform_split: self.split()?, ..TreeOutput::to(dest) }))
+                let (platform_split, epoch) = (self.split()?, self.epoch()?);
+                Ok(Output::Tar(TreeOutput { platform_split, epoch, ..TreeOutput::to(dest) }))
             }
             "local" => {
                 let dest = self.dest().ok_or_else(|| OutputError("type=local needs dest=DIR".to_owned()))?;
@@ -373,7 +381,8 @@ impl Attributes {
                     Some("delete") => LocalMode::Delete,
                     Some(other) => return Err(OutputError(format!("mode={other} is none of copy, delete"))),
                 };
-                Ok(Output::Local(TreeOutput { dest, platform_split: self.split()?, mode }))
+                let (platform_split, epoch) = (self.split()?, self.epoch()?);
+                Ok(Output::Local(TreeOutput { dest, platform_split, mode, epoch }))
             }
             "cacheonly" => Ok(Output::CacheOnly),
             "registry" => {
@@ -387,6 +396,16 @@ impl Attributes {
         }
     }
 
+    /// `source-date-epoch`; empty: none of its own.
+    fn epoch(&mut self) -> Result<Option<i64>, OutputError> {
+        let Some(text) = self.take("source-date-epoch").filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let seconds = text.parse().ok().filter(|seconds| (0..MAX_EPOCH).contains(seconds));
+        let wrong = || OutputError(format!("source-date-epoch={text} is no number of seconds since 1970"));
+        seconds.map(Some).ok_or_else(wrong)
+    }
+
     fn split(&mut self) -> Result<bool, OutputError> {
         self.take("attestation-prefix");
         Ok(self.flag("platform-split")?.unwrap_or(false))
@@ -397,6 +416,14 @@ impl Attributes {
         let push = self.flag("push")?.unwrap_or(by_digest);
         if self.flag("store")? == Some(false) {
             return Err(OutputError("store=false: an image is always kept in the store, too".to_owned()));
+        }
+        // Who may be spoken to without encryption is not for one build to say.
+        if self.flag("registry.insecure")? == Some(true) {
+            return Err(OutputError(
+                "registry.insecure: use --insecure-registry HOST, or list the registry under [registries] \
+                 insecure in the configuration file"
+                    .to_owned(),
+            ));
         }
         let prefix = self.take("dangling-name-prefix").map(|prefix| reference(&prefix)).transpose()?;
         Ok(Output::Image(ImageOutput {
@@ -443,6 +470,7 @@ impl Attributes {
             compress,
             docker_types: self.flag("oci-mediatypes")? == Some(false),
             rewrite_timestamp: self.flag("rewrite-timestamp")?.unwrap_or(false),
+            epoch: self.epoch()?,
             annotations,
         })
     }

@@ -1,5 +1,6 @@
 //! The outputs of a build, all or none.
 
+use std::borrow::Cow;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -141,18 +142,24 @@ impl Delivered {
 }
 
 impl Delivery<'_> {
-    fn assembled(&self) -> Result<&Assembled, BuildError> {
-        self.image.ok_or_else(|| BuildError::Bug { what: "an output lacks its image".to_owned() })
+    /// The image for an output: with the time that it has of its own, if any.
+    fn assembled(&self, format: &ImageFormat) -> Result<Cow<'_, Assembled>, BuildError> {
+        let lacking = || BuildError::Bug { what: "an output lacks its image".to_owned() };
+        let image = self.image.ok_or_else(lacking)?;
+        match format.epoch {
+            Some(epoch) => Ok(Cow::Owned(image.made_at(epoch)?)),
+            None => Ok(Cow::Borrowed(image)),
+        }
     }
 
     fn tree_style(&self, output: &TreeOutput) -> TreeStyle {
         let below = output.platform_split.then(|| self.platform.to_string().replace('/', "_"));
-        TreeStyle { epoch: self.epoch, below }
+        TreeStyle { epoch: output.epoch.or(self.epoch), below }
     }
 
     fn style(&self, format: &ImageFormat, delivered: &mut Delivered) -> Style {
         let compress = format.compress.unwrap_or(Compress::new(Packing::GZIP));
-        let newest = self.epoch.filter(|_| format.rewrite_timestamp);
+        let newest = format.epoch.or(self.epoch).filter(|_| format.rewrite_timestamp);
         if format.rewrite_timestamp && newest.is_none() {
             let note = "rewrite-timestamp has no effect: SOURCE_DATE_EPOCH is not set";
             delivered.notes.push(note.to_owned());
@@ -168,15 +175,16 @@ impl Delivery<'_> {
 
     /// An image in the store. Packed only when somebody asked for it.
     fn image(&self, output: &ImageOutput, delivered: &mut Delivered) -> Result<ImageRecord, BuildError> {
-        let image = self.assembled()?;
-        let Assembled { config_json, layers, top, .. } = image;
+        let image = self.assembled(&output.format)?;
+        let Assembled { config_json, layers, top, .. } = &*image;
         let mut format = output.format.clone();
         if output.push {
             // What the registry gets is what the store says the image is.
             format.compress.get_or_insert(Compress::new(Packing::GZIP));
         }
         let format = &format;
-        let plain = ImageFormat { rewrite_timestamp: format.rewrite_timestamp, ..ImageFormat::default() };
+        let ImageFormat { rewrite_timestamp, epoch, .. } = *format;
+        let plain = ImageFormat { rewrite_timestamp, epoch, ..ImageFormat::default() };
         let style = self.style(format, delivered);
         if *format == plain && style.newest.is_none() {
             let record = store_image(self.engine, config_json, layers, top.clone(), None)?;
@@ -202,7 +210,7 @@ impl Delivery<'_> {
             _ => None,
         };
         let mut along = outbound.as_mut().map_or(Along::Nobody, Along::Registry);
-        let ready = make_ready(self.engine, image, &style, self.cancel.flag(), &mut along)?;
+        let ready = make_ready(self.engine, &image, &style, self.cancel.flag(), &mut along)?;
         delivered.seen(ready.config, &ready.descriptor);
         if output.push {
             let names = output.names.iter().map(|name| match output.by_digest {
@@ -258,7 +266,8 @@ impl Delivery<'_> {
         let style = self.style(&output.format, delivered);
         output.names.iter().for_each(|name| delivered.add_name(name));
         let (engine, cancel) = (self.engine, self.cancel.flag());
-        let leaving = [Leaving { image: self.assembled()?, names: &output.names, index: None }];
+        let image = self.assembled(&output.format)?;
+        let leaving = [Leaving { image: &image, names: &output.names, index: None }];
         if let (Dest::Path(dir), true) = (&output.dest, output.directory) {
             let mut shelf = DirShelf::new(dir)?;
             let made = write_ready(engine, &leaving, &style, output.kind, &mut shelf, cancel)?;

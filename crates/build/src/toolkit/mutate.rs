@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kiln_content::{ImageRecord, LayerRecord};
-use kiln_oci::image::{History, ImageConfig};
+use kiln_oci::image::{EmptyObject, History, ImageConfig};
 use kiln_oci::{DiffId, Platform, Reference};
 
 use super::ToolkitError;
@@ -20,8 +20,12 @@ use crate::{BuildCancel, BuildError, Engine};
 pub struct Mutation {
     /// Tars that become layers on top, lowest first.
     pub append: Vec<PathBuf>,
+    /// Environment variables to remove, before others are set; those that are not there stay away.
+    pub unset_env: Vec<String>,
     /// Environment variables to set.
     pub env: Vec<(String, String)>,
+    /// Labels to remove, before others are set.
+    pub unset_labels: Vec<String>,
     /// Labels to set.
     pub labels: BTreeMap<String, String>,
     /// The entrypoint; an empty list removes it. The command goes with the old one, unless it is
@@ -35,6 +39,12 @@ pub struct Mutation {
     pub workdir: Option<String>,
     /// Ports to expose: `80`, `53/udp`, `8000-8010`.
     pub expose: Vec<String>,
+    /// Directories that containers have as volumes.
+    pub volumes: Vec<String>,
+    /// The signal that asks a container to end: `SIGTERM`, `9`; empty: that of the runtime.
+    pub stop_signal: Option<String>,
+    /// What HEALTHCHECK would be given, `NONE` among it; empty: nothing is said of it.
+    pub healthcheck: Option<String>,
     /// Make one layer of several, appended ones included.
     pub squash: Option<Squash>,
 }
@@ -154,6 +164,10 @@ fn keep(
 fn set(config: &mut ImageConfig, mutation: &Mutation) -> Result<Vec<String>, ToolkitError> {
     let mut said = Vec::new();
     let run = &mut config.config;
+    for name in &mutation.unset_env {
+        run.env.retain(|entry| entry.split_once('=').is_none_or(|(known, _)| known != name));
+        said.push(format!("--unset-env {name}"));
+    }
     for (name, value) in &mutation.env {
         let wrong = |problem| ToolkitError::Setting { what: "--env", value: name.clone(), problem };
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
@@ -166,6 +180,10 @@ fn set(config: &mut ImageConfig, mutation: &Mutation) -> Result<Vec<String>, Too
             None => run.env.push(entry.clone()),
         }
         said.push(format!("--env {entry}"));
+    }
+    for name in &mutation.unset_labels {
+        run.labels.remove(name);
+        said.push(format!("--unset-label {name}"));
     }
     for (name, value) in &mutation.labels {
         run.labels.insert(name.clone(), value.clone());
@@ -187,6 +205,14 @@ fn set(config: &mut ImageConfig, mutation: &Mutation) -> Result<Vec<String>, Too
         run.working_dir = working_dir(&run.working_dir, path)?;
         said.push(format!("--workdir {path}"));
     }
+    for path in &mutation.volumes {
+        if !path.starts_with('/') || path.contains('\0') {
+            let (value, problem) = (path.clone(), "is no directory from the root on");
+            return Err(ToolkitError::Setting { what: "--volume", value, problem });
+        }
+        run.volumes.insert(path.clone(), EmptyObject::default());
+        said.push(format!("--volume {path}"));
+    }
     // The rules are those of the instructions; these values have nothing in them to be expanded.
     let mut changes = Vec::new();
     if let Some(user) = &mutation.user {
@@ -207,6 +233,30 @@ fn set(config: &mut ImageConfig, mutation: &Mutation) -> Result<Vec<String>, Too
         }
         changes.push(format!("EXPOSE {port}"));
         said.push(format!("--expose {port}"));
+    }
+    if let Some(signal) = &mutation.stop_signal {
+        match signal.as_str() {
+            "" => config.config.stop_signal = None,
+            text if text.chars().all(|c| c.is_ascii_alphanumeric() || "+-".contains(c)) => {
+                changes.push(format!("STOPSIGNAL {text}"));
+            }
+            _ => {
+                let (value, problem) = (signal.clone(), "is no signal such as SIGTERM or 9");
+                return Err(ToolkitError::Setting { what: "--stop-signal", value, problem });
+            }
+        }
+        said.push(format!("--stop-signal {signal}"));
+    }
+    if let Some(text) = &mutation.healthcheck {
+        if text.contains(['\n', '\r', '\0']) {
+            let (value, problem) = (text.clone(), "is more than one line");
+            return Err(ToolkitError::Setting { what: "--healthcheck", value, problem });
+        }
+        match text.trim() {
+            "" => config.config.healthcheck = None,
+            text => changes.push(format!("HEALTHCHECK {text}")),
+        }
+        said.push(format!("--healthcheck {text}"));
     }
     kiln_frontend::apply_changes(config, &changes, &Platform::host())
         .map_err(|error| BuildError::Change { message: error.to_string() })?;
@@ -299,11 +349,17 @@ fn find_base(
 impl Mutation {
     /// Whether it changes nothing but the name.
     pub fn is_empty(&self) -> bool {
-        let Self { append, env, labels, entrypoint, cmd, user, workdir, expose, squash } = self;
+        let Self { append, unset_env, env, unset_labels, labels, entrypoint, cmd, user, .. } = self;
+        let Self { workdir, expose, volumes, stop_signal, healthcheck, squash, .. } = self;
         append.is_empty()
+            && unset_env.is_empty()
             && env.is_empty()
+            && unset_labels.is_empty()
             && labels.is_empty()
             && expose.is_empty()
+            && volumes.is_empty()
+            && stop_signal.is_none()
+            && healthcheck.is_none()
             && entrypoint.is_none()
             && cmd.is_none()
             && user.is_none()
@@ -376,6 +432,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_unset_goes_and_may_be_set_again() {
+        let mut image = config(&[]);
+        image.config.env = ["PATH=/bin", "A=1", "AA=2"].map(str::to_owned).to_vec();
+        image.config.labels = [("a", "1"), ("b", "2")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        image.config.stop_signal = Some("SIGINT".to_owned());
+        let words = |list: &[&str]| list.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let mutation = Mutation {
+            unset_env: words(&["A", "PATH", "NONE"]),
+            env: vec![("PATH".to_owned(), "/usr/bin".to_owned())],
+            unset_labels: words(&["b", "c"]),
+            volumes: words(&["/data", "/a b$c"]),
+            stop_signal: Some(String::new()),
+            healthcheck: Some("--interval=5s CMD [\"true\", \"$X\"]".to_owned()),
+            ..Mutation::default()
+        };
+        let said = set(&mut image, &mutation).unwrap();
+        let run = &image.config;
+        assert_eq!(run.env, ["AA=2", "PATH=/usr/bin"]);
+        assert_eq!(run.labels.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(run.volumes.keys().collect::<Vec<_>>(), ["/a b$c", "/data"]);
+        assert_eq!(run.stop_signal, None);
+        let healthcheck = run.healthcheck.as_ref().unwrap();
+        assert_eq!(healthcheck["Test"], serde_json::json!(["CMD", "true", "$X"]));
+        assert_eq!(healthcheck["Interval"], 5_000_000_000_i64);
+        assert_eq!(said[..2], ["--unset-env A", "--unset-env PATH"]);
+        let of = |healthcheck: &str, stop_signal: &str| Mutation {
+            healthcheck: Some(healthcheck.to_owned()),
+            stop_signal: Some(stop_signal.to_owned()),
+            ..Mutation::default()
+        };
+        set(&mut image, &of("NONE", "SIGUSR1")).unwrap();
+        assert_eq!(image.config.healthcheck.as_ref().unwrap()["Test"], serde_json::json!(["NONE"]));
+        assert_eq!(image.config.stop_signal.as_deref(), Some("SIGUSR1"));
+        set(&mut image, &of("", "9")).unwrap();
+        assert_eq!((&image.config.healthcheck, image.config.stop_signal.as_deref()), (&None, Some("9")));
+    }
+
+    #[test]
     fn settings_that_make_no_sense_are_refused() {
         let refused = |mutation: Mutation| set(&mut config(&[]), &mutation).unwrap_err().to_string();
         for user in ["a b", "$USER", "x\n", "4294967295"] {
@@ -388,5 +482,17 @@ mod tests {
         }
         let mutation = Mutation { env: vec![(String::new(), "x".to_owned())], ..Mutation::default() };
         assert!(refused(mutation).contains("--env"));
+        for path in ["", "data", "a/b", "/a\0b"] {
+            let mutation = Mutation { volumes: vec![path.to_owned()], ..Mutation::default() };
+            assert!(refused(mutation).contains("--volume"), "{path}");
+        }
+        for signal in ["SIGNOSUCH", "$S", "TERM\nUSER x", "SIG TERM"] {
+            let mutation = Mutation { stop_signal: Some(signal.to_owned()), ..Mutation::default() };
+            assert!(!refused(mutation).is_empty(), "{signal}");
+        }
+        for text in ["CMD a\nUSER x", "--interval=x CMD a", "NONE of it", "true"] {
+            let mutation = Mutation { healthcheck: Some(text.to_owned()), ..Mutation::default() };
+            assert!(!refused(mutation).is_empty(), "{text}");
+        }
     }
 }

@@ -36,7 +36,7 @@ fn a_directory_or_a_dash_says_it_all() {
     assert_eq!(parse("type=cacheonly"), Output::CacheOnly);
     assert_eq!(parse("type=tar"), Output::Tar(TreeOutput::to(Dest::Stdout)));
     assert_eq!(parse("type=tar,dest=a.tar"), Output::Tar(TreeOutput::to(path("a.tar"))));
-    let delete = TreeOutput { dest: path("d"), platform_split: true, mode: LocalMode::Delete };
+    let delete = TreeOutput { dest: path("d"), platform_split: true, mode: LocalMode::Delete, epoch: None };
     assert_eq!(parse("type=local,dest=d,mode=delete,platform-split=true"), Output::Local(delete));
 }
 
@@ -54,6 +54,39 @@ fn archives_say_where_and_how() {
     assert!(docker.kind == ArchiveFormat::Docker && docker.dest == Dest::Stdout);
     assert!(docker.format.docker_types && docker.format.rewrite_timestamp);
     assert_eq!(docker.format.compress, None);
+}
+
+#[test]
+fn an_output_may_have_a_time_of_its_own() {
+    let of = |text: &str| match parse(text) {
+        Output::Image(image) => image.format.epoch,
+        Output::Archive(archive) => archive.format.epoch,
+        Output::Tar(tree) | Output::Local(tree) => tree.epoch,
+        Output::CacheOnly => None,
+    };
+    for kind in ["image", "registry", "docker", "docker,dest=a", "oci", "tar", "local,dest=d"] {
+        assert_eq!(of(&format!("type={kind},source-date-epoch=1000")), Some(1000), "{kind}");
+        assert_eq!(of(&format!("type={kind},source-date-epoch=")), None, "{kind}");
+        assert_eq!(of(&format!("type={kind}")), None, "{kind}");
+    }
+    for wrong in ["x", "-1", "1.5", "253402300800", "9223372036854775808"] {
+        let text = format!("type=oci,source-date-epoch={wrong}");
+        check_error(&text, &format!("source-date-epoch={wrong} is no number of seconds since 1970"));
+    }
+    check_error(
+        "type=cacheonly,source-date-epoch=1",
+        "type=cacheonly has no attribute \"source-date-epoch\"",
+    );
+}
+
+#[test]
+fn a_registry_without_encryption_is_not_for_an_output_to_allow() {
+    for kind in ["image", "registry"] {
+        parse(&format!("type={kind},name=a,registry.insecure=false"));
+        let error = format!("type={kind},name=a,registry.insecure=true").parse::<Output>().unwrap_err();
+        assert!(error.to_string().contains("--insecure-registry HOST"), "{error}");
+    }
+    check_error("type=oci,registry.insecure=true", "type=oci has no attribute \"registry.insecure\"");
 }
 
 #[test]

@@ -1,20 +1,25 @@
-//! Archives of the tools that people have, unpacked to what GNU tar makes of them.
+//! Archives of the tools that people have, and such as nobody's tool writes, unpacked to what GNU tar and umoci
+//! make of them. Layers with whiteouts, which GNU tar does not know, are judged by umoci. And each tree of the
+//! corpus is the same when it has been a layer.
 //!
-//! Needs root, GNU tar, bsdtar and Python; what is missing is skipped aloud.
+//! Needs root, GNU tar, bsdtar, Python and umoci; what is missing is skipped aloud.
+
+mod umoci;
+mod written;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, lchown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use kiln_layer::{
-    ApplyOptions, DiffOptions, EntryKind, Limits, ScanOptions, TreeForm, Whiteouts, apply, bounded_decoder,
-    diff, scan, shape,
+    Applied, ApplyOptions, DiffOptions, EntryKind, Limits, ScanOptions, TreeForm, Whiteouts, apply,
+    bounded_decoder, diff, scan, shape,
 };
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
@@ -213,14 +218,20 @@ fn describe(dir: &Path) -> Vec<String> {
     lines.collect()
 }
 
-fn unpack(archive: &Path, to: &Path) {
+fn apply_to(tar: impl Read, to: &Path) -> Applied {
     let never = AtomicBool::new(false);
     let (whiteouts, limits) = (Whiteouts::Remove, Limits::default());
     let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &never };
+    let root = File::open(to).unwrap();
+    apply(tar, root.as_fd(), &options).unwrap_or_else(|error| panic!("{error}: {error:?}"))
+}
+
+fn unpack(archive: &Path, to: &Path) {
+    let never = AtomicBool::new(false);
     let (_, plain) =
         bounded_decoder(BufReader::new(File::open(archive).unwrap()), &Limits::default()).unwrap();
+    let applied = apply_to(plain, to);
     let root = File::open(to).unwrap();
-    let applied = apply(plain, root.as_fd(), &options).unwrap_or_else(|error| panic!("{error}: {error:?}"));
     // A tree has the shape of the very tar that it gives again, and of no other.
     let options = DiffOptions { form: TreeForm::Plain, root_entry: false, cancel: &never };
     let again = diff(root.as_fd(), std::io::sink(), &options).expect("archives have no reserved names");
@@ -239,7 +250,7 @@ fn archives_unpack_to_what_gnu_tar_makes_of_them() {
         fs::create_dir(temp.path().join(name)).unwrap();
         make(&temp.path().join(name));
     }
-    let mut count = 0;
+    let (mut count, mut by_umoci) = (0, 0);
     for maker in makers() {
         if !is_there(maker.needs) {
             eprintln!("SKIPPED ALOUD: {} is not installed", maker.needs);
@@ -256,33 +267,117 @@ fn archives_unpack_to_what_gnu_tar_makes_of_them() {
                 .output()
                 .unwrap();
             assert!(made.status.success(), "{what}: {}", String::from_utf8_lossy(&made.stderr));
-            let (theirs, ours) = (work.path().join("theirs"), work.path().join("ours"));
-            fs::create_dir(&theirs).unwrap();
-            fs::create_dir(&ours).unwrap();
-            let unpacked = Command::new("tar")
-                .args([
-                    "--numeric-owner",
-                    "--xattrs",
-                    "--xattrs-include=*",
-                    "--delay-directory-restore",
-                    "-xpf",
-                ])
-                .arg(&archive)
-                .current_dir(&theirs)
-                .output()
-                .unwrap();
-            let told = String::from_utf8_lossy(&unpacked.stderr).into_owned();
-            assert!(unpacked.status.success(), "{what}: {told}");
+            let [theirs, ours] = two(work.path());
+            gnu_unpack(&archive, &theirs, &what);
             unpack(&archive, &ours);
-            let (theirs, ours) = (describe(&theirs), describe(&ours));
-            for (theirs, ours) in theirs.iter().zip(&ours) {
-                assert_eq!(ours, theirs, "{what}");
+            assert_same(&ours, &theirs, &what);
+            if umoci::is_there() && umoci::reads(&maker.name) {
+                let layer = fs::read(&archive).unwrap();
+                if let Some(theirs) = umoci::unpack(&[layer], work.path(), &what) {
+                    assert_same(&ours, &theirs, &format!("{what}, by umoci"));
+                    by_umoci += 1;
+                }
             }
-            assert_eq!(ours.len(), theirs.len(), "{what}");
-            assert!(!ours.is_empty(), "{what}");
             count += 1;
         }
     }
-    eprintln!("{count} archives");
+    eprintln!("{count} archives, {by_umoci} of them also by umoci");
     assert!(count >= 40, "{count}");
+    assert!(by_umoci >= 40 || !umoci::is_there(), "{by_umoci}");
+}
+
+/// Unpacks with GNU tar, keeping all that it keeps.
+#[track_caller]
+fn gnu_unpack(archive: &Path, to: &Path, what: &str) {
+    let unpacked = Command::new("tar")
+        .args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "--delay-directory-restore", "-xpf"])
+        .arg(archive)
+        .current_dir(to)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&unpacked.stderr).into_owned();
+    assert!(unpacked.status.success(), "{what}: {told}");
+}
+
+#[track_caller]
+fn assert_same(ours: &Path, theirs: &Path, what: &str) {
+    let (theirs, ours) = (describe(theirs), describe(ours));
+    for (theirs, ours) in theirs.iter().zip(&ours) {
+        assert_eq!(ours, theirs, "{what}");
+    }
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    assert!(!ours.is_empty(), "{what}");
+}
+
+/// Two empty directories in `work`.
+fn two(work: &Path) -> [PathBuf; 2] {
+    ["theirs", "ours"].map(|name| {
+        fs::create_dir(work.join(name)).unwrap();
+        work.join(name)
+    })
+}
+
+fn may(tool: &str) -> bool {
+    let can = rustix::process::geteuid().is_root() && is_there(tool);
+    if !can {
+        eprintln!("SKIPPED ALOUD: needs root and {tool}");
+    }
+    can
+}
+
+#[test]
+fn headers_written_by_hand_mean_what_they_mean_to_gnu_tar_and_umoci() {
+    if !may("tar") {
+        return;
+    }
+    for written in written::written() {
+        let work = tempfile::tempdir().unwrap();
+        let [theirs, ours] = two(work.path());
+        let archive = work.path().join("archive");
+        fs::write(&archive, &written.bytes).unwrap();
+        gnu_unpack(&archive, &theirs, written.name);
+        unpack(&archive, &ours);
+        assert_same(&ours, &theirs, written.name);
+        if umoci::is_there()
+            && let Some(theirs) = umoci::unpack(&[written.bytes], work.path(), written.name)
+        {
+            assert_same(&ours, &theirs, &format!("{}, by umoci", written.name));
+        }
+    }
+}
+
+#[test]
+fn whiteouts_hide_what_they_hide_from_umoci() {
+    if !may("umoci") {
+        return;
+    }
+    for (what, layers) in written::stacks() {
+        let work = tempfile::tempdir().unwrap();
+        let [_, ours] = two(work.path());
+        for layer in &layers {
+            apply_to(&layer[..], &ours);
+        }
+        let theirs = umoci::unpack(&layers, work.path(), what).expect("kinds that it knows");
+        assert_same(&ours, &theirs, what);
+    }
+}
+
+#[test]
+fn each_tree_is_the_same_when_it_has_been_a_layer() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED ALOUD: needs root");
+        return;
+    }
+    for (name, make) in TREES {
+        let work = tempfile::tempdir().unwrap();
+        let [tree, again] = two(work.path());
+        make(&tree);
+        let never = AtomicBool::new(false);
+        let options = DiffOptions { form: TreeForm::Plain, root_entry: false, cancel: &never };
+        let mut layer = Vec::new();
+        let written = diff(File::open(&tree).unwrap().as_fd(), &mut layer, &options).unwrap();
+        let applied = apply_to(&layer[..], &again);
+        assert_eq!(applied.diff_id, written.diff_id, "{name}");
+        assert_same(&again, &tree, name);
+    }
 }
