@@ -1,8 +1,8 @@
 //! Images from and to registries.
 //!
-//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs` with
-//! `outbound.rs` (what is on its way) and `growth.rs` (what is sent while it is packed), `copy.rs` (from place to
-//! place) and `lists.rs` (images for several platforms under one name).
+//! Read [`Registries`] first, then `pull.rs`, `base.rs` with `stored.rs` (which images a build looks for), `push.rs`
+//! with `outbound.rs` (what is on its way) and `growth.rs` (what is sent while it is packed), `copy.rs` (from place
+//! to place) and `lists.rs` (images for several platforms under one name).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod base;
@@ -13,6 +13,7 @@ mod lists;
 mod outbound;
 mod pull;
 mod push;
+mod stored;
 
 use std::fmt;
 use std::pin::pin;
@@ -31,8 +32,9 @@ pub(crate) use growth::Growth;
 pub use lists::{Annotate, ListEntry, ListError, Lists};
 pub(crate) use outbound::Outbound;
 pub use pull::{Pulled, pull};
-pub(crate) use push::push_ready;
 pub use push::{PushRequest, PushedName, push};
+pub(crate) use push::{push_index, push_ready};
+pub use stored::stored_image;
 
 /// How soon a cancelled command is noticed.
 const POLL: Duration = Duration::from_millis(100);
