@@ -9,6 +9,7 @@ mod login;
 mod mirrors;
 mod own;
 mod pace;
+mod platforms;
 mod replies;
 mod run;
 mod server;
