@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kiln_build::export::Output;
 use kiln_build::{Entitlement, SecretSpec, SshSpec, StepChoice, StepNumber};
-use kiln_oci::Reference;
+use kiln_oci::{Platform, Reference};
 use kiln_snapshotter::Backend;
 
 /// Builds container images from Dockerfiles, runs them, and moves them. No daemon.
@@ -148,6 +148,10 @@ pub(crate) struct BuildArgs {
     /// Label for the image
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) label: Vec<String>,
+    /// Build for this platform [default: this machine's]; several make one image for all of them
+    #[arg(long, value_name = "OS/ARCH[/VARIANT][,…]", value_delimiter = ',')]
+    #[arg(value_parser = crate::platforms::parse)]
+    pub(crate) platform: Vec<Platform>,
     /// Build this stage [default: the last]
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
@@ -217,7 +221,7 @@ pub(crate) struct BuildArgs {
     /// Push the image under its names, and keep it in the store; the same as --output type=registry
     #[arg(long)]
     pub(crate) push: bool,
-    /// Annotation for the image's manifest
+    /// Annotation for the image's manifest, its index or what points to them
     #[arg(long, value_name = "[TYPE[PLATFORM]:]NAME=VALUE")]
     pub(crate) annotation: Vec<String>,
     /// Write the image ID to this file

@@ -237,6 +237,22 @@ impl Failure {
                 };
                 Failure { code: within.code, text, hint }
             }
+            BuildError::OtherPlatform { reference, wanted, actual, at, source } => {
+                let name = reference.familiar();
+                let message =
+                    format!("base image {name} is in the store for {actual} only, not for {wanted}");
+                let text = frame(message, at.as_ref());
+                match source {
+                    Some(source) => {
+                        let within = Self::of_build(source);
+                        Failure { code: within.code, text: text + &causes(source), hint: within.hint }
+                    }
+                    None => Failure { code: exit::SOURCE, text, hint: None }.hint(format!(
+                        "let it be pulled, without `--offline` and `--pull=never`; `FROM --platform={actual} {name}` \
+                         means the one that is there"
+                    )),
+                }
+            }
             BuildError::Registry(inner) => registry::of_registry(inner),
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
             BuildError::Warnings { .. } => {
@@ -407,6 +423,10 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::CacheMount { .. } => plain(exit::STORE),
         OpError::NoShell => plain(exit::RUN)
             .hint("install busybox-static, or name a program of the image: `kiln shell -- PROGRAM`"),
+        OpError::NoEmulator { platform, .. } => plain(exit::STORE).hint(format!(
+            "register an emulator for {platform}: `apt-get install qemu-user-static binfmt-support`; or build the \
+             step for this machine with `FROM --platform=$BUILDPLATFORM`, and copy what it makes"
+        )),
         OpError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
         OpError::Exec(_) => plain(exit::STORE),
         OpError::NoSource { ignored_by: Some(rule), .. } => {

@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod errors;
 mod escape;
+mod platforms;
 mod progress;
 mod registries;
 mod rootless;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Once};
 
-use kiln_build::registry::{Bases, PullPolicy, Registries, base_image};
+use kiln_build::registry::{Bases, PullPolicy, Registries, base_image, stored_image};
 use kiln_content::ImageRecord;
 use kiln_oci::{Platform, Reference};
 use kiln_registry::{
@@ -13,6 +13,7 @@ use kiln_registry::{
 use crate::args::registry::{BaseArgs, MirrorOf, RegistryArgs, RunPullArgs};
 use crate::config::{Config, limits};
 use crate::errors::{Failure, exit, say};
+use crate::platforms::asked_one;
 use crate::session::Session;
 
 /// docker's file of credentials, if there is a place for one.
@@ -103,6 +104,21 @@ pub(crate) fn tell_notes(registries: &Registries) {
     }
 }
 
+/// The image of the store that `text` means for `platform`.
+fn image_for(session: &Session, text: &str, platform: &Platform) -> Result<ImageRecord, Failure> {
+    let found = session.find(text)?;
+    let actual = session.config(&found)?.platform();
+    if platform.distance(&actual).is_some() {
+        return Ok(found);
+    }
+    let reference = text.parse::<Reference>().ok();
+    let stored = reference.map(|name| stored_image(&session.engine, &name, platform, &session.cancel));
+    match stored.transpose()?.flatten() {
+        Some(stored) => Ok(stored),
+        None => Err(Failure::source(format!("image {text} is for {actual}, not for {platform}"))),
+    }
+}
+
 /// The image that a container is made of: `text` is a name, or the first digits of an ID.
 ///
 /// Costs what [`Session::find`] does when the image is in the store, unless the registry is to be asked.
@@ -112,7 +128,11 @@ pub(crate) fn image_to_run(
     args: &RunPullArgs,
 ) -> Result<ImageRecord, Failure> {
     let policy = args.pull.unwrap_or_default();
-    let found = session.find(text);
+    let asked = asked_one(args.platform.as_ref())?;
+    let found = match &asked {
+        None => session.find(text),
+        Some(platform) => image_for(session, text, platform),
+    };
     let Ok(reference) = text.parse::<Reference>() else { return found };
     match (&found, policy) {
         (_, PullPolicy::Never) | (Ok(_), PullPolicy::Missing) => return found,
@@ -123,7 +143,7 @@ pub(crate) fn image_to_run(
     }
     let config = Config::read()?;
     let registries = registries(&config, &args.registries);
-    let platform = Platform::host();
+    let platform = asked.unwrap_or_else(Platform::host);
     if found.is_err() {
         say(&format!("{}: pulling, since it is not in the store\n", reference.familiar()));
     }

@@ -37,7 +37,11 @@ pub fn lowered(text: &str, options: &Options) -> Option<Lowered> {
             }
             Ok(Lowering::Needs(needs)) => {
                 let known = images.len();
-                images.extend(needs.into_iter().map(|need| (need.reference.clone(), image(&need.reference))));
+                let found = needs.into_iter().map(|need| {
+                    let image = image(&need.image.reference);
+                    (need.image, image)
+                });
+                images.extend(found);
                 assert!(images.len() > known, "it asks again for what it has got");
             }
             Ok(Lowering::NeedsTime(_)) => {

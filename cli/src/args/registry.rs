@@ -44,6 +44,9 @@ pub(crate) struct RunPullArgs {
     /// [default: missing]
     #[arg(long, value_name = "WHEN", env = "KILN_PULL", hide_env = true)]
     pub(crate) pull: Option<PullPolicy>,
+    /// The image for this platform [default: what the name leads to, or this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = crate::platforms::parse)]
+    pub(crate) platform: Option<Platform>,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
 }

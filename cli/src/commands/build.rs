@@ -20,6 +20,7 @@ use super::{pair, print};
 use crate::args::{BuildArgs, Call, Method, NetworkMode, NoCacheOf, OnError, ProgressMode};
 use crate::config::{self, Config};
 use crate::errors::{Failure, say};
+use crate::platforms;
 use crate::progress::{Live, Plain, Quiet, Shown};
 use crate::registries::bases;
 use crate::session::Session;
@@ -44,6 +45,7 @@ pub(super) fn request(
         tags: args.tag.clone(),
         outputs,
         wants_id: args.iidfile.is_some() || args.metadata_file.is_some(),
+        platforms: platforms::asked(&args.platform)?,
         target: args.target.clone(),
         no_cache: no_cache(args),
         cache_from: caches(&args.cache_from, "--cache-from")?,
@@ -116,6 +118,10 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     let config = Config::read()?;
     let outputs = outputs(&args)?;
     let mut request = request(&args, outputs, &config)?;
+    let is_for_several = request.platforms.len() > 1;
+    for output in &request.outputs {
+        output.check(is_for_several).map_err(|error| Failure::usage(error.to_string()))?;
+    }
     let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
     match call.method {
         Method::Build => {}
@@ -192,8 +198,10 @@ pub(super) fn once(
 /// What was made, a line each.
 fn report(built: &Built) -> String {
     let cached = if built.steps_run == 0 { ", everything from the cache" } else { "" };
+    let platforms: Vec<String> = built.platforms.iter().map(ToString::to_string).collect();
+    let of = if platforms.len() > 1 { format!(" for {}", platforms.join(", ")) } else { String::new() };
     let mut text = match built.id {
-        Some(id) => format!("image {id}{cached}\n"),
+        Some(id) => format!("image {id}{of}{cached}\n"),
         None => format!("built{cached}\n"),
     };
     for name in &built.names {

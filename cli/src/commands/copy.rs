@@ -79,7 +79,9 @@ pub(crate) fn run(session: &Session, args: &CopyArgs) -> Result<u8, Failure> {
                     pull(engine, &registries, &name, &platform, cancel, &|line| say(&format!("{line}\n")))?
                         .image
                 }
-                End::Outside(Place::Layout(path, image)) => load_layout(engine, &path, &image, cancel)?,
+                End::Outside(Place::Layout(path, image)) => {
+                    load_layout(engine, &path, &image, &platform, cancel)?
+                }
                 End::Outside(Place::Archive(path, LayoutImage::Tag(tag))) => {
                     loaded(session, &path, &platform, |name| name.tag() == Some(&tag))?
                 }

@@ -73,7 +73,8 @@ pub(super) fn write_results(args: &BuildArgs, built: &Built) -> Result<(), Failu
 fn write_metadata(path: &Path, built: &Built) -> Result<(), Failure> {
     let mut keys = Map::new();
     let mut set = |key: &str, value: Value| keys.insert(key.to_owned(), value);
-    if let Some(id) = built.id {
+    // An index has no config of its own.
+    if let Some(id) = built.id.filter(|_| built.platforms.len() < 2) {
         set("containerimage.config.digest", json!(id));
     }
     if let Some(manifest) = &built.manifest {

@@ -7,12 +7,13 @@ use super::print;
 use crate::args::registry::PullArgs;
 use crate::config::Config;
 use crate::errors::{Failure, say};
+use crate::platforms::asked_one;
 use crate::registries::{registries, tell_notes};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &PullArgs) -> Result<u8, Failure> {
     let registries = registries(&Config::read()?, &args.registries);
-    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let platform = asked_one(args.platform.as_ref())?.unwrap_or_else(Platform::host);
     let note = |line: &str| {
         if !args.quiet {
             say(&format!("{line}\n"));

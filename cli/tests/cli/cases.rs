@@ -47,7 +47,6 @@ const CASES: &[(&str, u32, u32, &str, &str)] = &[
     ("J", 21, 21, "manifests.rs", "j21_labels_of_64_mib_are_not_read"),
     ("C", 1, 2, "command_line.rs", "c01_and_c02_what_is_no_command_line_is_answered_with_one_that_is"),
     ("C", 3, 3, "command_line.rs", "c03_a_name_is_a_name"),
-    // `--platform` of a build comes with builds for other platforms.
     ("C", 4, 5, "command_line.rs", "c04_and_c05_arguments_have_names_and_platforms_two_words"),
     ("C", 6, 6, "surroundings.rs", "c06_a_closed_standard_input_is_an_error_of_the_source"),
     ("C", 7, 7, "surroundings.rs", "c07_a_context_that_is_none_is_named"),

@@ -62,8 +62,10 @@ fn c04_and_c05_arguments_have_names_and_platforms_two_words() {
     for platform in ["foo", "", "/", "a/b/c/d", "../x/y", "linux/amd64\n"] {
         check(&[(&["load", "-i", "x.tar", "--platform", platform], "is not a platform")]);
     }
-    // One that nobody knows has words enough; no image is for it: see J15. `kiln build` has no such flag yet.
-    check(&[(&["build", "--platform", "foo/bar", "."], "unexpected argument '--platform'")]);
+    for platform in ["foo/bar", "linux/foo", "linux/amd64,", "linux/amd64,foo"] {
+        check(&[(&["build", "--platform", platform, "."], "is not a platform")]);
+    }
+    check(&[(&["build", "--platform", "linux/amd46", "."], "did you mean `linux/amd64`?")]);
 }
 
 #[test]

@@ -41,6 +41,19 @@ const ROWS: &[Row] = &[
         ran: &[],
     },
     option("", &["--add-host", "one:10.0.0.1"], &["--add-host", "one:10.0.0.2"], &[]),
+    // What is built for, where nothing depends on it: the first stage of these is not built.
+    option(
+        "FROM --platform=$BUILDPLATFORM busybox",
+        &["--platform", "linux/arm64"],
+        &["--platform", "linux/riscv64"],
+        &[],
+    ),
+    option(
+        "FROM --platform=$BUILDPLATFORM busybox\nARG TARGETARCH",
+        &["--platform", "linux/arm64"],
+        &["--platform", "linux/riscv64"],
+        &["RUN"],
+    ),
     // What a process sees. It leaves what it left, so that the copy on it stays.
     line("ENV a=1", "ENV a=2", &["RUN"]),
     line("ENV a=1 b=2", "ENV b=2 a=1", &["RUN"]),

@@ -53,6 +53,7 @@ mod layers;
 mod manifests;
 mod no_cache;
 mod outputs;
+mod platforms;
 mod power;
 mod reflink;
 mod registry;

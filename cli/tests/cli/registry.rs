@@ -11,6 +11,7 @@ mod mirrors;
 mod own;
 mod pace;
 mod plain;
+mod platforms;
 mod replies;
 mod run;
 mod server;

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
-use kiln_frontend::{Ast, BaseImage, Diagnostic, EpochTime, Lowered, Lowering, Need, Options, Severity};
+use kiln_frontend::{
+    Ast, BaseImage, Diagnostic, EpochTime, ImageKey, Lowered, Lowering, Need, Options, Severity,
+};
 use kiln_llb::{Location, Op, Source, Vertex, VertexId};
 use kiln_oci::image::Descriptor;
-use kiln_oci::{Digest, Reference, SnapshotId};
+use kiln_oci::{Digest, Platform, Reference, SnapshotId};
 use kiln_solver::{EventSink, Job, Limits, SolveError};
 
 use crate::cache::BuildCache;
@@ -22,8 +24,9 @@ use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
 use crate::no_cache::MadeAgain;
-use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
-use crate::registry::{PushedName, base_image};
+use crate::ops::{BuildOp, Gathered, Shared, ShellJob, StepResources};
+use crate::platforms::{Product, Target, join, serves, stored_platform};
+use crate::registry::{PushedName, base_image, stored_image};
 use crate::remote_cache::{
     CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
 };
@@ -52,9 +55,9 @@ pub struct Built {
     /// The image in the store; `None`: no output put one there.
     pub image: Option<ImageRecord>,
     /// Digest of the image's config, under which users know it. Of the first output that is an image,
-    /// or of the image that the build would have made.
+    /// or of the image that the build would have made. For several platforms it is that of the index.
     pub id: Option<Digest>,
-    /// Points to the manifest of the first output that is an image.
+    /// Points to the manifest, or index, of the first output that is an image.
     pub manifest: Option<Descriptor>,
     /// Names that the image got, in the store or in archives.
     pub names: Vec<Reference>,
@@ -64,6 +67,8 @@ pub struct Built {
     pub files: Vec<PathBuf>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// The platforms that were asked for; none: nobody asked.
+    pub platforms: Vec<Platform>,
     /// Steps that had to run.
     pub steps_run: usize,
 }
@@ -95,12 +100,13 @@ async fn carry_out(
     progress: Arc<dyn Progress>,
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
-    let solved = solve(plan, plan.lowered.result, None, progress.clone()).await;
+    let wanted: Vec<Option<VertexId>> = plan.targets.iter().map(|target| target.result).collect();
+    let solved = solve_all(plan, &wanted, progress.clone()).await;
     plan.shared.steps.costs().save();
-    let Plan { lowered, dockerfile, shared, cache, .. } = plan;
+    let Plan { lowered, shared, cache, .. } = plan;
     let is_inline = request.cache_to.iter().any(CacheTarget::is_inline);
-    let tree = match solved {
-        Ok(tree) => tree,
+    let trees = match solved {
+        Ok(trees) => trees,
         Err(error) => {
             if let Some(failed) = error.failed {
                 last_build::note(engine, request, Some(*failed));
@@ -116,34 +122,42 @@ async fn carry_out(
     }
     let default = [Output::image(&request.tags)];
     let outputs = if request.outputs.is_empty() { &default[..] } else { &request.outputs };
-    let image = if request.wants_id || outputs.iter().any(Output::is_image) {
-        Some(assemble(engine, lowered, dockerfile, &shared.layers, cache, is_inline, &tree).await?)
-    } else {
-        None
-    };
-    let platform = request.platform();
-    let (epoch, top, image) = (lowered.epoch, tree.snapshot(), image.as_ref());
-    let wants_manifest = request.wants_id;
+    let wants_image = request.wants_id || outputs.iter().any(Output::is_image);
+    let mut products = Vec::with_capacity(plan.targets.len());
+    for (target, tree) in plan.targets.iter().zip(&trees) {
+        let image =
+            if wants_image { Some(assemble(engine, plan, target, is_inline, tree).await?) } else { None };
+        let (platform, top) = (target.platform.clone(), tree.snapshot().cloned());
+        products.push(Product { platform, image, top });
+    }
+    let (epoch, wants_manifest) = (lowered.epoch, request.wants_id);
     let registries = request.bases.registries.as_deref();
-    let delivery =
-        Delivery { engine, image, top, wants_manifest, epoch, platform: &platform, registries, cancel };
+    let delivery = Delivery { engine, products: &products, wants_manifest, epoch, registries, cancel };
     let delivered = tokio::task::block_in_place(|| deliver(&delivery, outputs))?;
     engine.store.barrier()?;
     engine.store.note_use(now_unix())?;
     last_build::note(engine, request, None);
     let Delivered { image: record, id, manifest, names, files, notes, pushed, .. } = delivered;
-    let results =
-        Results { cache, layers: &shared.layers, top, registries: request.bases.registries.as_ref() };
+    let tops: Vec<SnapshotId> = products.iter().filter_map(|product| product.top.clone()).collect();
+    let registries = request.bases.registries.as_ref();
+    let results = Results { cache, layers: &shared.layers, tops: &tops, registries };
     export_cache(engine, &request.cache_to, &results, cancel, &*progress).await?;
     // An output with a time of its own has another image.
     let id = id.or_else(|| record.as_ref().map(|record| record.config));
-    let id = id.or_else(|| image.map(|image| Digest::of(&image.config_json)));
-    Ok(Built { image: record, id, manifest, names, pushed, files, notes, steps_run: shared.steps.runs() })
+    // Several images have no ID together unless there is an index of them.
+    let only = if let [only] = products.as_slice() { only.image.as_ref() } else { None };
+    let id = id.or_else(|| only.map(|image| Digest::of(&image.config_json)));
+    let platforms = request.platforms.clone();
+    let steps_run = shared.steps.runs();
+    Ok(Built { image: record, id, manifest, names, pushed, files, notes, platforms, steps_run })
 }
 
 /// A build that only has to be solved.
 pub(crate) struct Plan {
+    /// The first target's, with the steps of all of them.
     pub(crate) lowered: Lowered,
+    /// For each platform.
+    pub(crate) targets: Vec<Target>,
     pub(crate) dockerfile: Arc<Dockerfile>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) cache: Arc<BuildCache>,
@@ -160,10 +174,10 @@ pub(crate) fn plan(
 ) -> Result<Plan, BuildError> {
     let reader = Reader { engine, request, cancel };
     // Fetching waits for networks and disks: not on a thread that others need.
-    let (input, lowered) = tokio::task::block_in_place(|| {
+    let (input, lowered, targets) = tokio::task::block_in_place(|| {
         let input = reader.read()?;
-        let lowered = lower(&reader, &input, Purpose::Build)?;
-        Ok::<_, BuildError>((input, lowered))
+        let (lowered, targets) = lower_all(&reader, &input, Purpose::Build)?;
+        Ok::<_, BuildError>((input, lowered, targets))
     })?;
     let dockerfile = &input.dockerfile;
     for warning in &lowered.warnings {
@@ -194,7 +208,7 @@ pub(crate) fn plan(
     });
     let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
     let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
-    Ok(Plan { lowered, dockerfile, shared, cache, again, jobs: request.jobs })
+    Ok(Plan { lowered, targets, dockerfile, shared, cache, again, jobs: request.jobs })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -215,12 +229,31 @@ pub(crate) enum Purpose {
     Check,
 }
 
+/// Lowers the Dockerfile for every platform of the request: the first one's, with the steps of all, and each.
+pub(crate) fn lower_all(
+    reader: &Reader<'_>,
+    input: &Input,
+    purpose: Purpose,
+) -> Result<(Lowered, Vec<Target>), BuildError> {
+    let lowered = |platform: Platform| {
+        let lowered = lower(reader, input, purpose, &platform)?;
+        Ok((platform, lowered))
+    };
+    let all = reader.request.targets().into_iter().map(lowered).collect::<Result<_, BuildError>>()?;
+    join(all).ok_or_else(|| BuildError::Bug { what: "a build for no platform".to_owned() })
+}
+
 /// Rounds of asking for base images; each round needs one more, and stages are bounded.
 const MAX_ROUNDS: usize = 1000;
 
-/// Parses and lowers the Dockerfile of a request, with the images it needs. Blocks when it asks for
-/// the time of something.
-pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Result<Lowered, BuildError> {
+/// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs. Blocks when it asks
+/// for the time of something.
+pub(crate) fn lower(
+    reader: &Reader<'_>,
+    input: &Input,
+    purpose: Purpose,
+    platform: &Platform,
+) -> Result<Lowered, BuildError> {
     let Reader { engine, request, .. } = *reader;
     let Input { dockerfile, ignore, named, .. } = input;
     let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
@@ -239,9 +272,11 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
         all_stages: purpose == Purpose::Check && request.target.is_none(),
         keep_owners: input.has_owners(),
         epoch: if purpose == Purpose::Build { EpochTime::Unasked } else { EpochTime::Unknown },
-        ..Options::new(request.platform())
+        build_platform: Platform::host(),
+        names_platform: request.platforms.len() > 1,
+        ..Options::new(platform.clone())
     };
-    let mut images: BTreeMap<Reference, BaseImage> = BTreeMap::new();
+    let mut images: BTreeMap<ImageKey, BaseImage> = BTreeMap::new();
     for _ in 0..MAX_ROUNDS {
         match kiln_frontend::lower(&ast, &options, &images).map_err(wrong)? {
             Lowering::Done(mut lowered) => {
@@ -252,32 +287,47 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
             Lowering::NeedsTime(asked) => options.epoch = EpochTime::At(reader.time_of(input, &asked)?),
             Lowering::Needs(needs) => {
                 for need in needs {
-                    let found = match purpose {
-                        Purpose::Build => find_base(reader, dockerfile, &ast, &need, &mut warnings)?,
-                        Purpose::Look | Purpose::Check => engine.store.resolve(&need.reference)?,
+                    let found = match (&need.image.layout, purpose) {
+                        (Some(layout), _) => Some(reader.layout(layout, &need.image.platform)?),
+                        (None, Purpose::Build) => find_base(reader, dockerfile, &ast, &need, &mut warnings)?,
+                        (None, Purpose::Look | Purpose::Check) => {
+                            engine.store.resolve(&need.image.reference)?
+                        }
                     };
-                    let Need { reference, span, stages } = need;
+                    let Need { image: key, span, stages } = need;
+                    let at = || Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
                     let image = match found {
                         Some(record) => {
                             let config = read_config(engine, &record.config)?;
+                            // For this machine's own platform it is the frontend that warns.
+                            let is_asked =
+                                purpose == Purpose::Build && key.platform != options.build_platform;
+                            if is_asked && !serves(&key.platform, &config) {
+                                return Err(BuildError::OtherPlatform {
+                                    reference: Box::new(key.reference),
+                                    wanted: Box::new(key.platform),
+                                    actual: Box::new(config.platform()),
+                                    at: at(),
+                                    source: None,
+                                });
+                            }
                             BaseImage { config_digest: record.config, config, unknown: false }
                         }
                         None if purpose != Purpose::Build => {
-                            BaseImage::unknown(&reference, &options.platform)
+                            BaseImage::unknown(&key.reference, &key.platform)
                         }
                         None => {
-                            let at =
-                                Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
+                            let reference = key.reference;
                             let similar = similar_name(engine, &ast, &reference)?;
                             return Err(BuildError::NoImage {
                                 reference: Box::new(reference),
-                                at,
+                                at: at(),
                                 stages,
                                 similar,
                             });
                         }
                     };
-                    images.insert(reference, image);
+                    images.insert(key, image);
                 }
             }
         }
@@ -294,22 +344,39 @@ fn find_base(
     warnings: &mut Vec<Diagnostic>,
 ) -> Result<Option<ImageRecord>, BuildError> {
     let Reader { engine, request, cancel } = *reader;
-    let Need { reference, span, stages } = need;
+    let Need { image: ImageKey { reference, platform, .. }, span, stages } = need;
     let span = *span;
     // Whoever misspells a stage wants to hear that, not what a registry says.
     let bare = reference.familiar();
     let bare = bare.strip_suffix(":latest").unwrap_or(&bare);
     let stages = stages.iter().flatten().map(String::as_str);
     if kiln_frontend::nearest(bare, stages).is_some() {
-        return Ok(engine.store.resolve(reference)?);
+        return stored_image(engine, reference, platform, cancel);
     }
     let mut note = |message| {
         warnings.push(Diagnostic { severity: Severity::Warning, span, message, hint: None, rule: None });
     };
-    match base_image(engine, &request.bases, reference, &request.platform(), cancel, &mut note) {
-        Err(BuildError::Cancelled) => Err(BuildError::Cancelled),
+    let found = match base_image(engine, &request.bases, reference, platform, cancel, &mut note) {
+        Err(BuildError::Cancelled) => return Err(BuildError::Cancelled),
+        Ok(Some(found)) => return Ok(Some(found)),
+        found => found,
+    };
+    let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
+    // There is one of this name, and it is not the right one.
+    if let Some(named) = engine.store.resolve(reference)? {
+        let (actual, is_right) = stored_platform(engine, &named, platform)?;
+        if !is_right {
+            return Err(BuildError::OtherPlatform {
+                reference: Box::new(reference.clone()),
+                wanted: Box::new(platform.clone()),
+                actual: Box::new(actual),
+                at,
+                source: found.err().map(Box::new),
+            });
+        }
+    }
+    match found {
         Err(error) => {
-            let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
             let similar = similar_name(engine, ast, reference)?;
             let (reference, source) = (Box::new(reference.clone()), Box::new(error));
             Err(BuildError::Pull { reference, at, similar, source })
@@ -354,6 +421,28 @@ impl From<BuildError> for Unsolved {
     }
 }
 
+/// Solves for all `targets` at once.
+async fn solve_all(
+    plan: &Plan,
+    targets: &[Option<VertexId>],
+    progress: Arc<dyn Progress>,
+) -> Result<Vec<Tree>, Unsolved> {
+    let mut wanted: Vec<VertexId> = targets.iter().flatten().copied().collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let trees = match wanted.as_slice() {
+        [] => Vec::new(),
+        [only] => vec![solve(plan, Some(*only), None, progress).await?],
+        several => {
+            let gathered = Arc::new(Gathered::default());
+            solve_for(plan, Goal::All(several, gathered.clone()), progress).await?;
+            gathered.take()
+        }
+    };
+    let of = |target: &VertexId| wanted.binary_search(target).ok().and_then(|at| trees.get(at).cloned());
+    Ok(targets.iter().map(|target| target.as_ref().and_then(of).unwrap_or(Tree::Empty)).collect())
+}
+
 /// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead.
 pub(crate) async fn solve(
     plan: &Plan,
@@ -361,8 +450,20 @@ pub(crate) async fn solve(
     shell: Option<Arc<ShellJob>>,
     progress: Arc<dyn Progress>,
 ) -> Result<Tree, Unsolved> {
-    let Plan { lowered, dockerfile, shared, cache, .. } = plan;
     let Some(target) = target else { return Ok(Tree::Empty) };
+    solve_for(plan, Goal::One(target, shell), progress).await
+}
+
+/// What is wanted of a solve.
+enum Goal<'a> {
+    /// One tree; or a shell in the place of what makes it.
+    One(VertexId, Option<Arc<ShellJob>>),
+    /// All of these trees.
+    All(&'a [VertexId], Arc<Gathered>),
+}
+
+async fn solve_for(plan: &Plan, goal: Goal<'_>, progress: Arc<dyn Progress>) -> Result<Tree, Unsolved> {
+    let Plan { lowered, dockerfile, shared, cache, .. } = plan;
     let ids = || (0..lowered.definition.vertices().len()).map(VertexId);
     let titles: Vec<String> = ids().map(|id| lowered.source_map.title(id).to_owned()).collect();
     for (id, vertex) in ids().zip(lowered.definition.vertices()) {
@@ -372,28 +473,35 @@ pub(crate) async fn solve(
     progress.plan(&titles);
     let vertices = lowered.definition.vertices().iter().zip(&titles);
     let why = shared.why.clone();
+    let count = titles.len();
     let events: EventSink = Arc::new(move |event| {
+        // The step that waits for all targets is nobody's business.
+        if event.vertex() >= count {
+            return;
+        }
         if let Some(why) = &why {
             why.event(&event);
         }
         progress.event(event);
     });
-    let op = |id: VertexId, vertex| match &shell {
-        Some(shell) if id == target => BuildOp::with_shell(vertex, shared, shell.clone()),
+    let op = |id: VertexId, vertex| match &goal {
+        Goal::One(target, Some(shell)) if id == *target => BuildOp::with_shell(vertex, shared, shell.clone()),
         _ => BuildOp::new(vertex, shared),
     };
-    let job = Job {
-        vertices: ids()
-            .zip(vertices)
-            .map(|(id, (vertex, title))| {
-                op(id, vertex).planned(vertex, id, title, plan.again.reason(id.0).is_some())
-            })
-            .collect(),
-        target: target.0,
-        cache: cache.clone(),
-        cancel: Arc::new(shared.cancel.clone()),
-        events,
+    let mut vertices: Vec<_> = ids()
+        .zip(vertices)
+        .map(|(id, (vertex, title))| {
+            op(id, vertex).planned(vertex, id, title, plan.again.reason(id.0).is_some())
+        })
+        .collect();
+    let target = match &goal {
+        Goal::One(target, _) => target.0,
+        Goal::All(targets, gathered) => {
+            vertices.push(BuildOp::gathering(targets, count, shared, gathered.clone()));
+            count
+        }
     };
+    let job = Job { vertices, target, cache: cache.clone(), cancel: Arc::new(shared.cancel.clone()), events };
     // Steps that only wait are many: the kernel shares processors better than a limit does.
     let many = std::thread::available_parallelism().map_or(4, usize::from).max(4) * 8;
     let limits = Limits {
@@ -433,22 +541,21 @@ pub(crate) fn step_error(
 /// Diff IDs, history with times, config.
 async fn assemble(
     engine: &Engine,
-    lowered: &Lowered,
-    dockerfile: &Arc<Dockerfile>,
-    layers: &Layers,
-    cache: &BuildCache,
+    plan: &Plan,
+    target: &Target,
     is_inline: bool,
     tree: &Tree,
 ) -> Result<Assembled, BuildError> {
+    let Plan { lowered, dockerfile, shared, cache, .. } = plan;
     let chain: Vec<SnapshotId> = match tree.snapshot() {
         Some(top) => engine.snapshots.chain(top)?,
         None => Vec::new(),
     };
-    let made: Vec<VertexId> = lowered.history.iter().filter_map(|entry| entry.vertex).collect();
+    let made: Vec<VertexId> = target.history.iter().filter_map(|entry| entry.vertex).collect();
     let inherited = chain.len().saturating_sub(made.len());
     let mut records: Vec<LayerRecord> = Vec::with_capacity(chain.len());
     for (nth, snapshot) in chain.iter().enumerate() {
-        let record = layers.record(snapshot).await.map_err(|error| {
+        let record = shared.layers.record(snapshot).await.map_err(|error| {
             // A layer that cannot be written is the fault of the step that made its files.
             match nth.checked_sub(inherited).and_then(|nth| made.get(nth)) {
                 Some(vertex) => step_error(lowered, dockerfile, *vertex, error.into()),
@@ -457,7 +564,7 @@ async fn assemble(
         });
         records.push(record?);
     }
-    let mut config = lowered.config.clone();
+    let mut config = target.config.clone();
     // A base that has lost a layer must not become an image that never had it.
     if !are_of(&records[..inherited], &config) {
         return Err(BuildError::OtherLayers { image: "the base image".to_owned() });
@@ -466,7 +573,7 @@ async fn assemble(
     // An instruction without a layer is as old as what stands before it, so that a build from the
     // cache gives the same bytes again.
     let mut created = config.created.clone();
-    for entry in &lowered.history {
+    for entry in &target.history {
         let mut history = entry.history.clone();
         if let Some(epoch) = lowered.epoch {
             created = Some(rfc3339(epoch));

@@ -28,7 +28,7 @@ pub struct Checked {
 pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Checked, BuildError> {
     let reader = Reader { engine, request, cancel };
     let input = reader.read()?;
-    match lower(&reader, &input, Purpose::Check) {
+    match lower(&reader, &input, Purpose::Check, &request.targets()[0]) {
         Ok(lowered) => {
             Ok(Checked { dockerfile: input.dockerfile, warnings: lowered.warnings, errors: Vec::new() })
         }
@@ -47,7 +47,7 @@ pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> R
 pub fn outline(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Outline, BuildError> {
     let reader = Reader { engine, request, cancel };
     let input = reader.read()?;
-    Ok(lower(&reader, &input, Purpose::Look)?.outline)
+    Ok(lower(&reader, &input, Purpose::Look, &request.targets()[0])?.outline)
 }
 
 /// The stages that `--target` can name, in file order.

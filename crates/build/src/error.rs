@@ -70,6 +70,16 @@ pub enum BuildError {
         similar: Option<String>,
         source: Box<BuildError>,
     },
+    /// A base image is in the store for another platform, and for the right one it is nowhere.
+    #[error("base image {} is in the store for {actual} only, not for {wanted}", reference.familiar())]
+    OtherPlatform {
+        reference: Box<Reference>,
+        wanted: Box<Platform>,
+        actual: Box<Platform>,
+        at: Option<(Arc<Dockerfile>, Location)>,
+        /// Why it could not be pulled; `None`: nobody was to be asked.
+        source: Option<Box<BuildError>>,
+    },
     /// A registry.
     #[error(transparent)]
     Registry(Arc<kiln_registry::Error>),
@@ -254,6 +264,9 @@ pub enum OpError {
     /// of what it left.
     #[error("cannot add certificates to {path:?}, or take them out again")]
     Certificates { path: String, source: io::Error },
+    /// The step's programs are for another platform, and nothing here runs them.
+    #[error("this machine cannot run {platform} programs: {reason}")]
+    NoEmulator { platform: Box<Platform>, reason: String },
     /// Neither the image nor the host has a shell.
     #[error("the image has no shell, and this host has no static busybox to lend")]
     NoShell,

@@ -42,13 +42,7 @@ pub(crate) fn store_image(
             engine.store.put_blob(&to_json(&manifest))?
         }
     };
-    let mut diff_ids: Vec<DiffId> = Vec::with_capacity(layers.len());
-    for layer in layers {
-        diff_ids.push(layer.diff_id);
-        if let Some(chain) = ChainId::of(&diff_ids) {
-            engine.store.put_chain(&chain, &layer.snapshot)?;
-        }
-    }
+    note_chains(engine, layers)?;
     let record = ImageRecord {
         config: config_digest,
         manifest: manifest_digest,
@@ -58,6 +52,18 @@ pub(crate) fn store_image(
     };
     engine.store.put_image(&record)?;
     Ok(record)
+}
+
+/// Records which snapshots hold these layers, lowest first.
+pub(crate) fn note_chains(engine: &Engine, layers: &[LayerRecord]) -> Result<(), BuildError> {
+    let mut diff_ids: Vec<DiffId> = Vec::with_capacity(layers.len());
+    for layer in layers {
+        diff_ids.push(layer.diff_id);
+        if let Some(chain) = ChainId::of(&diff_ids) {
+            engine.store.put_chain(&chain, &layer.snapshot)?;
+        }
+    }
+    Ok(())
 }
 
 /// The bytes of `config` with the diff IDs of `layers`.

@@ -7,13 +7,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use kiln_content::ImageRecord;
 use kiln_frontend::ignore::Patterns;
-use kiln_frontend::{BaseImage, NamedContext as Known, NeedsTime, TimeOf, git_url, without_credentials};
-use kiln_oci::Reference;
+use kiln_frontend::{NamedContext as Known, NeedsTime, TimeOf, git_url, without_credentials};
+use kiln_oci::{Platform, Reference};
 
 use crate::context::Context;
 use crate::dockerfile::{self, Dockerfile};
-use crate::image::read_config;
 use crate::remote_context::{ContextOpener, ContextSource, MainContext, TreeContext};
 use crate::tree::Tree;
 use crate::{BuildCancel, BuildError, BuildRequest, Engine, NamedSource, SourceOptions, load_layout};
@@ -218,6 +218,22 @@ impl Reader<'_> {
         time.ok_or_else(|| BuildError::NoTime { name: asked.name.clone() })
     }
 
+    /// The image of the named context `name`, a layout. Blocks; unpacks it.
+    ///
+    /// # Errors
+    /// As [`load_layout`].
+    pub(crate) fn layout(&self, name: &str, platform: &Platform) -> Result<ImageRecord, BuildError> {
+        let contexts = self.request.contexts.iter().filter(|context| context.name == name);
+        // Of two of one name the last counts.
+        let places = contexts.filter_map(|context| match &context.source {
+            NamedSource::Layout { path, image } => Some((path, image)),
+            _ => None,
+        });
+        let (path, image) =
+            places.last().ok_or_else(|| BuildError::Bug { what: format!("no layout {name}") })?;
+        load_layout(self.engine, path, image, platform, self.cancel)
+    }
+
     fn read_file(
         &self,
         directory: &Path,
@@ -250,12 +266,7 @@ impl Reader<'_> {
             let name = context.name.clone();
             let known = match &context.source {
                 NamedSource::Image(reference) => Known::Image(reference.clone()),
-                NamedSource::Layout { path, image } => {
-                    let record = load_layout(self.engine, path, image, self.cancel)?;
-                    let config = read_config(self.engine, &record.config)?;
-                    let image = BaseImage { config_digest: record.config, config, unknown: false };
-                    Known::Layout(layout_name(&name, path), Box::new(image))
-                }
+                NamedSource::Layout { path, .. } => Known::Layout(layout_name(&name, path)),
                 NamedSource::Files(ContextSource::Git(git)) => Known::Git(git.clone()),
                 NamedSource::Files(ContextSource::Http(url)) => Known::Http(url.clone()),
                 NamedSource::Files(ContextSource::Directory(path)) => {

@@ -21,7 +21,7 @@ pub enum LayoutImage {
     Digest(Digest),
 }
 
-/// Loads one image, for this platform, from the OCI layout directory at `path`. No name is set.
+/// Loads one image, for `platform` if there is a choice, from the OCI layout directory at `path`. No name is set.
 ///
 /// # Errors
 /// [`BuildError::Archive`] when it is no layout, has no such image or is damaged.
@@ -29,12 +29,13 @@ pub fn load_layout(
     engine: &Engine,
     path: &Path,
     image: &LayoutImage,
+    platform: &Platform,
     cancel: &BuildCancel,
 ) -> Result<ImageRecord, BuildError> {
     let archive = Archive::open_dir(path)?;
     let index = layout_index(&archive)?;
     let descriptor = find_in_layout(&archive, &index, image)?;
-    let picked = pick_manifest(&archive, &descriptor, &Platform::host(), 0)?;
+    let picked = pick_manifest(&archive, &descriptor, platform, 0)?;
     load_picked(engine, &archive, &picked, true, cancel)
 }
 
@@ -131,7 +132,7 @@ mod tests {
     }
 
     fn load(bench: &Bench, layout: &Layout, image: &LayoutImage) -> Result<String, BuildError> {
-        let record = load_layout(&bench.engine, &layout.path, image, &bench.cancel)?;
+        let record = load_layout(&bench.engine, &layout.path, image, &Platform::host(), &bench.cancel)?;
         let files = fs::read_dir(bench.path(&record.snapshot.unwrap())).unwrap();
         let names: Vec<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
         Ok(names.join(" "))
@@ -193,7 +194,13 @@ mod tests {
         assert!(outside.to_string().contains("is missing"), "{outside}");
         fs::remove_file(layout.path.join("index.json")).unwrap();
         assert!(matches!(load(&bench, &layout, &LayoutImage::Default), Err(BuildError::Archive { .. })));
-        let absent = load_layout(&bench.engine, Path::new("/absent"), &LayoutImage::Default, &bench.cancel);
+        let absent = load_layout(
+            &bench.engine,
+            Path::new("/absent"),
+            &LayoutImage::Default,
+            &Platform::host(),
+            &bench.cancel,
+        );
         assert!(matches!(absent, Err(BuildError::Unreadable { .. })));
         assert!(bench.engine.snapshots.list().unwrap().0.is_empty());
     }

@@ -12,6 +12,7 @@ use crate::cancel::BuildCancel;
 use crate::image::MAX_CONFIG_BYTES;
 use crate::load::{Config, Loaded, MAX_MANIFEST_BYTES, load_image};
 use crate::load_layers::LayerSource;
+use crate::platforms::serves;
 use crate::reread::is_readable;
 use crate::{BuildError, Engine};
 
@@ -64,9 +65,12 @@ pub(crate) fn load_oci(
             continue;
         }
         // Some tools list one manifest for each platform under the same name.
-        let better = |other: &Descriptor| oci_name(other) == name && fits(other, wanted);
-        let alone = platform.is_none() && !index.manifests.iter().any(better);
-        if !fits(descriptor, wanted) && (!alone || is_attestation(descriptor)) {
+        let same = |other: &&Descriptor| oci_name(other) == name;
+        let nearest = index.manifests.iter().filter(same).filter_map(|other| distance(other, wanted)).min();
+        let alone = platform.is_none() && nearest.is_none();
+        let own = distance(descriptor, wanted);
+        let is_beaten = descriptor.platform.is_some() && own > nearest;
+        if is_beaten || (own.is_none() && (!alone || is_attestation(descriptor))) {
             others.see(descriptor);
             continue;
         }
@@ -99,11 +103,9 @@ impl Others {
 
     /// Whether the image with this config is for `platform`; always, when there is none.
     pub(crate) fn is_for(&mut self, config: &ImageConfig, platform: Option<&Platform>) -> bool {
-        let variant = config.variant.clone();
-        let has = Platform { variant, ..Platform::new(&config.os, &config.architecture) };
-        let fits = platform.is_none_or(|wanted| matches(&has, wanted));
+        let fits = platform.is_none_or(|wanted| serves(wanted, config));
         if !fits {
-            self.0.insert(has.to_string());
+            self.0.insert(config.platform().to_string());
         }
         fits
     }
@@ -179,16 +181,19 @@ pub(crate) fn layout_index(archive: &Archive) -> Result<Index, BuildError> {
     archive.parse("index.json", &json, |json| document::read_index(json, media_type::OCI_INDEX))
 }
 
-fn matches(has: &Platform, wanted: &Platform) -> bool {
-    let variants = (has.variant.as_deref(), wanted.variant.as_deref());
-    has.os == wanted.os
-        && has.architecture == wanted.architecture
-        && !matches!(variants, (Some(has), Some(wants)) if has != wants)
+/// How far what `descriptor` points to is from an image for `wanted`; `None`: it is none. What does not say
+/// may be one, or hold one, and comes last.
+fn distance(descriptor: &Descriptor, wanted: &Platform) -> Option<usize> {
+    match &descriptor.platform {
+        Some(has) => wanted.distance(has),
+        None => Some(usize::MAX),
+    }
 }
 
-/// Whether what `descriptor` points to may be, or hold, an image for `wanted`.
-fn fits(descriptor: &Descriptor, wanted: &Platform) -> bool {
-    descriptor.platform.as_ref().is_none_or(|has| matches(has, wanted))
+/// The entry of `index` that is nearest to `wanted`; of equals the first.
+pub(crate) fn nearest<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Descriptor> {
+    let reached = index.manifests.iter().filter_map(|below| Some((distance(below, wanted)?, below)));
+    reached.min_by_key(|(distance, _)| *distance).map(|(_, below)| below)
 }
 
 /// What BuildKit says about an image stands beside it, as a manifest for no platform.
@@ -343,7 +348,7 @@ pub(crate) fn pick_manifest(
         return Ok(Picked { json, manifest, root: descriptor.clone() });
     }
     let index = parse_index(archive, descriptor, &json)?;
-    let Some(found) = index.manifests.iter().find(|below| fits(below, platform)) else {
+    let Some(found) = nearest(&index, platform) else {
         let mut others = Others::default();
         index.manifests.iter().for_each(|below| others.see(below));
         return Err(others.none_for(archive, platform));

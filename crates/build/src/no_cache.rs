@@ -7,7 +7,7 @@ use std::str::FromStr;
 use kiln_frontend::Lowered;
 use kiln_llb::VertexId;
 
-use crate::shell::stage_of;
+use crate::shell::{is_stage, stage_of, without_platform};
 use crate::{BuildError, StepNumber};
 
 /// Which results of earlier builds do not count. What stands on a step that runs again is looked up by what
@@ -115,8 +115,7 @@ fn title(lowered: &Lowered, vertex: usize) -> &str {
 
 fn of_stage(lowered: &Lowered, name: &str) -> Vec<usize> {
     let vertices = 0..lowered.definition.vertices().len();
-    let of =
-        |at: &usize| stage_of(title(lowered, *at)).is_some_and(|(stage, _)| stage.eq_ignore_ascii_case(name));
+    let of = |at: &usize| stage_of(title(lowered, *at)).is_some_and(|(stage, _)| is_stage(stage, name));
     vertices.filter(of).collect()
 }
 
@@ -126,10 +125,10 @@ fn vertices_of(lowered: &Lowered, step: &StepChoice) -> Vec<usize> {
         StepChoice::Stage(name) => of_stage(lowered, name),
         StepChoice::Number(number) => {
             let built = lowered.result.and_then(|id| stage_of(title(lowered, id.0))).map(|(stage, _)| stage);
-            let stage = number.stage.as_deref().or(built).unwrap_or_default();
+            let stage = number.stage.as_deref().or(built.map(without_platform)).unwrap_or_default();
             let is_it = |at: &usize| {
                 stage_of(title(lowered, *at))
-                    .is_some_and(|(name, nth)| name.eq_ignore_ascii_case(stage) && nth == number.number)
+                    .is_some_and(|(name, nth)| is_stage(name, stage) && nth == number.number)
             };
             vertices.filter(is_it).collect()
         }

@@ -37,6 +37,8 @@ pub struct BuildRequest {
     pub build_args: BTreeMap<String, String>,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
+    /// `--platform`: what to build for, each once; none: this machine.
+    pub platforms: Vec<Platform>,
     /// `--target`; `None`: the last stage.
     pub target: Option<String>,
     /// `--no-cache`, `--no-cache-filter`: what to run again.
@@ -79,6 +81,7 @@ impl BuildRequest {
             wants_id: false,
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),
+            platforms: Vec::new(),
             target: None,
             no_cache: NoCache::default(),
             cache_from: Vec::new(),
@@ -104,8 +107,8 @@ impl BuildRequest {
         }
     }
 
-    /// What is built for: this machine.
-    pub fn platform(&self) -> Platform {
-        Platform::host()
+    /// What is built for, in order; one at least.
+    pub fn targets(&self) -> Vec<Platform> {
+        if self.platforms.is_empty() { vec![Platform::host()] } else { self.platforms.clone() }
     }
 }

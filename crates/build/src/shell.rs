@@ -136,12 +136,22 @@ fn find<'a>(plan: &'a Plan, step: &ShellStep) -> Result<(VertexId, &'a Vertex), 
     let title = |at: usize| plan.lowered.source_map.title(VertexId(at));
     let digest = |at: usize| -> Digest { vertices[at].op.digest() };
     let found = match step {
-        ShellStep::Failed(failed) => (0..vertices.len()).find(|at| digest(*at) == failed.op),
+        ShellStep::Failed(failed) => {
+            let is_it = |at: &usize| digest(*at) == failed.op;
+            // Of a build for several platforms there may be one for each.
+            let titled = (0..vertices.len()).find(|at| is_it(at) && title(*at) == failed.title);
+            titled.or_else(|| (0..vertices.len()).find(is_it))
+        }
         ShellStep::Number(wanted) => {
             let built = plan.lowered.result.and_then(|id| stage_of(title(id.0))).map(|(stage, _)| stage);
             let stage = wanted.stage.as_deref().or(built).unwrap_or_default();
+            let of = |at: &usize| {
+                stage_of(title(*at)).is_some_and(|(name, number)| {
+                    number == wanted.number && (name == stage || without_platform(name) == stage)
+                })
+            };
             // The last of those that make one step.
-            (0..vertices.len()).rfind(|at| stage_of(title(*at)) == Some((stage, wanted.number)))
+            (0..vertices.len()).rfind(of)
         }
     };
     let missing = || {
@@ -165,9 +175,33 @@ pub(crate) fn stage_of(title: &str) -> Option<(&str, usize)> {
     Some((stage.trim_end(), number.parse().ok()?))
 }
 
+/// A stage as the Dockerfile calls it: titles of a build for several platforms say for which one it is.
+pub(crate) fn without_platform(stage: &str) -> &str {
+    let (first, rest) = stage.split_once(' ').unwrap_or((stage, ""));
+    if first.contains('/') { rest.trim_start() } else { stage }
+}
+
+/// Whether a title's stage is the one that somebody calls `name`, with its platform or without.
+pub(crate) fn is_stage(stage: &str, name: &str) -> bool {
+    stage.eq_ignore_ascii_case(name) || without_platform(stage).eq_ignore_ascii_case(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stage_is_the_same_for_every_platform() {
+        let stage = |title| stage_of(title).map(|(stage, _)| stage);
+        assert_eq!(stage("[linux/arm/v7 build 2/3] RUN make"), Some("linux/arm/v7 build"));
+        assert_eq!(stage("[linux/arm64 2/3] RUN make"), Some("linux/arm64"));
+        assert!(
+            is_stage("linux/arm/v7 build", "Build") && is_stage("linux/arm/v7 build", "linux/arm/v7 build")
+        );
+        assert!(
+            is_stage("linux/arm64", "") && is_stage("build", "build") && !is_stage("linux/arm64", "build")
+        );
+    }
 
     #[test]
     fn steps_are_known_by_stage_and_number() {

@@ -15,7 +15,7 @@ use kiln_frontend::ignore::Patterns;
 use kiln_llb::{Exec, File, FileAction, MountKind, Op, Source};
 
 pub use self::inotify::{News, Watcher};
-use crate::build::{Purpose, lower};
+use crate::build::{Purpose, lower_all};
 use crate::dockerfile::{IGNORE_NAMES, NAMES};
 use crate::input::{DockerfileSource, Reader};
 use crate::remote_context::ContextSource;
@@ -111,7 +111,8 @@ pub fn reads(
     }
     reads.written = written.iter().filter_map(|path| whole(path)).collect();
     let reader = Reader { engine, request, cancel };
-    let understood = reader.read().and_then(|input| Ok((lower(&reader, &input, Purpose::Look)?, input)));
+    let understood =
+        reader.read().and_then(|input| Ok((lower_all(&reader, &input, Purpose::Look)?.0, input)));
     let Ok((lowered, input)) = understood else {
         reads.trees.push(ReadTree { root, ignore: Patterns::default(), parts: vec![PathBuf::new()] });
         return Ok(reads);

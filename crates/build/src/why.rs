@@ -411,7 +411,8 @@ fn lineage_of(request: &BuildRequest, dir: &Path) -> (String, String) {
         DockerfileSource::Url(url) => kiln_frontend::without_credentials(url).into_owned(),
     };
     let target = request.target.as_deref().unwrap_or_default();
-    let platform = request.platform();
+    let platforms: Vec<String> = request.targets().iter().map(ToString::to_string).collect();
+    let platform = platforms.join(",");
     let all = format!("{context}\n{dockerfile}\n{target}\n{platform}");
     let name = Listing::name_of(all.as_bytes());
     (context, name)

@@ -43,8 +43,8 @@ pub use check::{CheckOptions, Rule};
 pub use decode::decode;
 pub use diagnostic::{Diagnostic, Severity, Span};
 pub use lower::{
-    BaseImage, ChangeError, EpochTime, HistoryEntry, Lowered, Lowering, NamedContext, Need, NeedsTime,
-    Options, TimeOf, apply_changes, lower,
+    BaseImage, ChangeError, EpochTime, HistoryEntry, ImageKey, Lowered, Lowering, NamedContext, Need,
+    NeedsTime, Options, TimeOf, apply_changes, lower,
 };
 pub use outline::{Outline, OutlineArg, Target, targets};
 pub use parser::parse;

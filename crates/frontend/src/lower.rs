@@ -43,6 +43,8 @@ pub struct Options {
     pub platform: Platform,
     /// What builds.
     pub build_platform: Platform,
+    /// It is one of several that are built for at once: titles say which.
+    pub names_platform: bool,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
     /// The context's ignore file.
@@ -68,6 +70,7 @@ impl Options {
             build_args: BTreeMap::new(),
             target: None,
             build_platform: platform.clone(),
+            names_platform: false,
             platform,
             labels: BTreeMap::new(),
             ignore: Patterns::default(),
@@ -88,8 +91,8 @@ pub enum NamedContext {
     Local { ignore: Vec<String> },
     /// `docker-image://`.
     Image(Reference),
-    /// An image that the caller has read already: `oci-layout://`.
-    Layout(Reference, Box<BaseImage>),
+    /// An image of a layout that the caller reads, and what to call it: `oci-layout://`.
+    Layout(Reference),
     /// A git repository.
     Git(Git),
     /// A file or an archive on a web server.
@@ -118,11 +121,22 @@ pub enum Lowering {
     NeedsTime(Box<NeedsTime>),
 }
 
+/// What tells base images apart: one name may stand for an image of each platform.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ImageKey {
+    /// The image.
+    pub reference: Reference,
+    /// What it shall be for.
+    pub platform: Platform,
+    /// The named context that is a layout with it; `None`: it is known by its name.
+    pub layout: Option<String>,
+}
+
 /// An image whose config is needed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Need {
     /// The image.
-    pub reference: Reference,
+    pub image: ImageKey,
     /// Where it is named.
     pub span: Span,
     /// It is named by a `from` that might have meant one of these stages; `None`: by FROM.
@@ -194,7 +208,7 @@ const MOST_SUGGESTIONS: usize = 200;
 pub fn lower(
     ast: &Ast,
     options: &Options,
-    images: &BTreeMap<Reference, BaseImage>,
+    images: &BTreeMap<ImageKey, BaseImage>,
 ) -> std::result::Result<Lowering, Vec<Diagnostic>> {
     let check = directives_of_arguments(ast, options).map_err(|error| vec![error])?;
     let mut lint = Lint::new(check);
@@ -257,13 +271,13 @@ struct Built {
 struct Lower<'a> {
     ast: &'a Ast,
     options: &'a Options,
-    images: &'a BTreeMap<Reference, BaseImage>,
+    images: &'a BTreeMap<ImageKey, BaseImage>,
     lint: &'a mut Lint,
     stages: Stages<'a>,
     definition: Definition,
     source_map: SourceMap,
     needs: Vec<Need>,
-    needed: BTreeSet<Reference>,
+    needed: BTreeSet<ImageKey>,
     /// Stages that were lowered, until nobody stands on them any more.
     done: BTreeMap<usize, Option<Built>>,
     /// The trees of stages that were lowered; `None` while an image is missing.
@@ -302,7 +316,7 @@ impl<'a> Lower<'a> {
     fn new(
         ast: &'a Ast,
         options: &'a Options,
-        images: &'a BTreeMap<Reference, BaseImage>,
+        images: &'a BTreeMap<ImageKey, BaseImage>,
         stages: Stages<'a>,
         lint: &'a mut Lint,
     ) -> Self {
@@ -445,7 +459,11 @@ impl<'a> Lower<'a> {
     fn stage(&mut self, index: usize) -> Result<Option<Built>> {
         let stage = &self.stages.list[index];
         let (from, body, platform) = (stage.from, stage.body, stage.platform.clone());
-        let (base, label) = (stage.base.clone(), stage.label.clone());
+        let base = stage.base.clone();
+        let label = match self.options.names_platform {
+            true => format!("{platform} {}", stage.label).trim_end().to_owned(),
+            false => stage.label.clone(),
+        };
         let mut step = Step {
             stage: index,
             label,

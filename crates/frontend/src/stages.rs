@@ -66,6 +66,18 @@ pub(crate) struct Stages<'a> {
     pub(crate) declared: BTreeSet<String>,
 }
 
+/// Those that most images are for.
+const PLATFORMS: [&str; 8] = [
+    "linux/amd64",
+    "linux/arm64",
+    "linux/arm/v7",
+    "linux/arm/v6",
+    "linux/386",
+    "linux/ppc64le",
+    "linux/riscv64",
+    "linux/s390x",
+];
+
 /// Proxies reach RUN without being declared.
 pub(crate) const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
 
@@ -153,6 +165,11 @@ impl<'a> Stages<'a> {
             _ if image == "scratch" => Base::Scratch,
             _ => Base::Image(image),
         };
+        // What stands on a stage is for what that is for, whatever its own flag says (BuildKit).
+        let platform = match base {
+            Base::Stage(earlier) => self.list[earlier].platform.clone(),
+            _ => platform,
+        };
         let comments = &from.line.comments;
         let description = name.as_ref().and_then(|name| description(comments, name));
         Ok(Stage { from, name, label, base, platform, body, description })
@@ -179,7 +196,10 @@ impl<'a> Stages<'a> {
         let platform: Platform = match value.parse() {
             Ok(platform) => platform,
             Err(_) if matches!(value.as_str(), "linux" | "local") => options.build_platform.clone(),
-            Err(error) => return wrong(span, error.to_string()),
+            Err(error) => {
+                let hint = did_you_mean(&value, PLATFORMS.into_iter());
+                return Err(Box::new(Diagnostic::error(span, error.to_string()).with_hint(hint)));
+            }
         };
         if matches!(text.value.as_str(), "$TARGETPLATFORM" | "${TARGETPLATFORM}") {
             let message = "--platform=$TARGETPLATFORM is the default";

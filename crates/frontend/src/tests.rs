@@ -4,20 +4,22 @@ use std::collections::BTreeMap;
 
 use kiln_llb::{Op, VertexId};
 use kiln_oci::image::ImageConfig;
-use kiln_oci::{DiffId, Digest, Platform, Reference};
+use kiln_oci::{DiffId, Digest, Platform};
 
-use crate::{BaseImage, Lowered, Lowering, Options, lower, parse};
+use crate::{BaseImage, ImageKey, Lowered, Lowering, Options, lower, parse};
 
 fn options() -> Options {
     Options::new("linux/amd64".parse().expect("a platform"))
 }
 
-fn images() -> BTreeMap<Reference, BaseImage> {
-    let mut config = ImageConfig::empty(&"linux/amd64".parse::<Platform>().unwrap());
+fn images() -> BTreeMap<ImageKey, BaseImage> {
+    let platform: Platform = "linux/amd64".parse().unwrap();
+    let mut config = ImageConfig::empty(&platform);
     config.rootfs.diff_ids.push(DiffId(Digest::of(b"layer")));
     config.config.cmd = Some(vec!["base".to_owned()]);
     let base = BaseImage { config_digest: Digest::of(b"config"), config, unknown: false };
-    [("debian".parse().unwrap(), base)].into()
+    let key = ImageKey { reference: "debian".parse().unwrap(), platform, layout: None };
+    [(key, base)].into()
 }
 
 fn try_lower(text: &str, options: &Options) -> Result<Lowered, String> {
@@ -66,7 +68,7 @@ fn only_what_the_target_needs_becomes_a_vertex() {
 fn missing_base_images_are_asked_for_with_their_place() {
     let (ast, _) = parse("FROM alpine\n");
     let Ok(Lowering::Needs(needs)) = lower(&ast, &options(), &images()) else { panic!("it needs alpine") };
-    assert_eq!(needs[0].reference.familiar(), "alpine:latest");
+    assert_eq!(needs[0].image.reference.familiar(), "alpine:latest");
     assert_eq!((needs[0].span.start, needs[0].span.end), (5, 11));
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_frontend::ignore::Patterns;
-use kiln_frontend::{BaseImage, Lowered, Lowering, Options, decode, lower, parse};
+use kiln_frontend::{BaseImage, ImageKey, Lowered, Lowering, Options, decode, lower, parse};
 use kiln_oci::image::ImageConfig;
 use kiln_oci::{DiffId, Digest, Platform};
 
@@ -21,7 +21,8 @@ fn build(text: &str) -> Result<Box<Lowered>, String> {
     let mut config = ImageConfig::empty(&platform());
     config.rootfs.diff_ids.push(DiffId(Digest::of(b"layer")));
     let base = BaseImage { config_digest: Digest::of(b"debian"), config, unknown: false };
-    let images = BTreeMap::from([("debian".parse().expect("it is a reference"), base)]);
+    let reference = "debian".parse().expect("it is a reference");
+    let images = BTreeMap::from([(ImageKey { reference, platform: platform(), layout: None }, base)]);
     match lower(&ast, &Options::new(platform()), &images) {
         Ok(Lowering::Done(lowered)) => Ok(lowered),
         Ok(Lowering::Needs(needs)) => Err(format!("needs {needs:?}")),

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use kiln_oci::Digest;
+use kiln_oci::{Digest, Platform};
 
 use crate::*;
 
@@ -75,6 +75,10 @@ fn all<T: std::marker::Copy + Debug, const N: usize>(values: [T; N], place: impl
     values
 }
 
+fn platform(text: &str) -> Platform {
+    text.parse().expect("a platform")
+}
+
 fn text(text: &str) -> String {
     text.to_owned()
 }
@@ -106,6 +110,7 @@ fn exec() -> Exec {
         mounts: vec![Mount { target: text("/a"), kind: MountKind::Bind(bind()) }],
         secret_env: vec![secret_env()],
         cache_ttl: None,
+        foreign: None,
     }
 }
 
@@ -196,6 +201,8 @@ fn run() {
         secret_env: Both => [Vec::new(), vec![secret_env(), secret_env()]],
         // It says which results count, not what they are.
         cache_ttl: Neither => [Some(Duration::from_secs(1))],
+        // An emulator is another machine.
+        foreign: Both => [Some(platform("linux/arm64")), Some(platform("linux/arm/v7"))],
     });
     let other_address = Exec { extra_hosts: pairs([("db", "10.0.0.2")]), ..exec() };
     let row = Row { field: text("the address of a host"), key: Neither, changed: Op::Exec(other_address) };

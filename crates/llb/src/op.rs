@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kiln_oci::image::ImageConfig;
-use kiln_oci::{ChainId, Digest, Reference};
+use kiln_oci::{ChainId, Digest, Platform, Reference};
 
 use crate::Mode;
 
@@ -153,6 +153,9 @@ pub struct Exec {
     pub secret_env: Vec<SecretEnv>,
     /// How long a result counts; `None`: for ever. No part of the key.
     pub cache_ttl: Option<Duration>,
+    /// The platform that its programs are for, when the machine that builds needs an emulator for them. `None`:
+    /// it starts them by itself, and what they are for is known by the tree.
+    pub foreign: Option<Platform>,
 }
 
 /// What network a process sees.
@@ -519,6 +522,7 @@ impl Exec {
             mounts,
             secret_env,
             cache_ttl: _,
+            foreign,
         } = self;
         let mut out = vec![component("op", "exec"), component("base", slot(*base))];
         out.extend(args.iter().map(|arg| component("arg", arg)));
@@ -538,6 +542,7 @@ impl Exec {
             out.push(component(format!("secret env {name}"), id));
             out.push(component("required", required.to_string()));
         }
+        out.extend(foreign.as_ref().map(|platform| component("platform", platform.to_string())));
         out
     }
 }

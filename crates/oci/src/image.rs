@@ -145,6 +145,12 @@ pub struct ImageConfig {
 }
 
 impl ImageConfig {
+    /// What it says it is for.
+    pub fn platform(&self) -> Platform {
+        let variant = self.variant.clone().filter(|variant| !variant.is_empty());
+        Platform { variant, ..Platform::new(&self.os, &self.architecture) }
+    }
+
     /// The config of an image without layers or settings.
     pub fn empty(platform: &Platform) -> Self {
         Self {

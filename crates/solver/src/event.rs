@@ -66,6 +66,19 @@ pub enum Event {
 }
 
 impl Event {
+    /// Position of the vertex that it is about.
+    pub fn vertex(&self) -> usize {
+        match self {
+            Self::Started { vertex }
+            | Self::Cached { vertex, .. }
+            | Self::Log { vertex, .. }
+            | Self::Completed { vertex, .. }
+            | Self::Failed { vertex, .. }
+            | Self::Cancelled { vertex }
+            | Self::Quiet { vertex, .. } => *vertex,
+        }
+    }
+
     /// The same of another vertex.
     pub(crate) fn at(&self, vertex: usize) -> Self {
         match self.clone() {

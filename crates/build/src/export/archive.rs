@@ -17,6 +17,7 @@ use super::file::Target;
 use super::image::ReadyImage;
 use super::index::WholeIndex;
 use super::layers::{LayerContent, ReadyLayer, WriteError, write_blob, write_layer};
+use super::several::ReadyIndex;
 use crate::load::blob_name;
 use crate::{BuildError, Engine};
 
@@ -129,9 +130,18 @@ impl<'a> ImageWriter<'a> {
         })
     }
 
-    /// Puts all of an image there that is not.
-    pub(crate) fn image(&mut self, outgoing: &Outgoing<'_>) -> Result<(), BuildError> {
-        let Outgoing { image, names, index } = outgoing;
+    /// Puts all that an index lists there, and lists the index.
+    pub(crate) fn index(&mut self, ready: &ReadyIndex, names: &[Reference]) -> Result<(), BuildError> {
+        ready.images.iter().try_for_each(|image| self.parts(image))?;
+        let ReadyIndex { descriptor, json, .. } = ready;
+        let mut write = |out: &mut dyn Write| out.write_all(json).map_err(WriteError::Out);
+        self.blob(&descriptor.digest, descriptor.size, &mut write)?;
+        self.listed.extend(named(descriptor, names));
+        Ok(())
+    }
+
+    /// Puts layers, config and manifest there.
+    fn parts(&mut self, image: &ReadyImage) -> Result<(), BuildError> {
         for layer in &image.layers {
             self.layer(layer)?;
         }
@@ -139,6 +149,13 @@ impl<'a> ImageWriter<'a> {
             let mut write = |out: &mut dyn Write| out.write_all(bytes).map_err(WriteError::Out);
             self.blob(&Digest::of(bytes), bytes.len() as u64, &mut write)?;
         }
+        Ok(())
+    }
+
+    /// Puts all of an image there that is not.
+    pub(crate) fn image(&mut self, outgoing: &Outgoing<'_>) -> Result<(), BuildError> {
+        let Outgoing { image, names, index } = outgoing;
+        self.parts(image)?;
         let (engine, cancel) = (self.engine, self.cancel);
         for (digest, size) in index.iter().flat_map(|index| &index.blobs) {
             self.blob(digest, *size, &mut |out| write_blob(engine, digest, *size, out, cancel))?;

@@ -315,6 +315,20 @@ pub(crate) fn write_layer(
     Ok(())
 }
 
+/// Writes the plain tar of `layer` to a file of the store.
+pub(crate) fn write_plain(
+    engine: &Engine,
+    layer: &LayerRecord,
+    out: &mut dyn Write,
+    cancel: &AtomicBool,
+) -> Result<(), BuildError> {
+    let failed = |source| {
+        let path = engine.store.root().join("ingest");
+        BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
+    };
+    write_layer(engine, layer, out, cancel).map_err(|error| error.named(failed))
+}
+
 fn write_changes(
     engine: &Engine,
     snapshot: &SnapshotId,

@@ -1,7 +1,8 @@
 //! Everything that leaves the store: archives, layouts, trees.
 //!
 //! Read [`Output`] first (what users ask for), then `image.rs` (an image made ready to leave),
-//! `layers.rs` (blobs on demand), and the writers: `archive.rs`, `layout.rs`, `tree.rs`.
+//! `layers.rs` (blobs on demand), and the writers: `archive.rs`, `layout.rs`, `tree.rs`;
+//! `several.rs` for several platforms at once.
 //!
 //! # Invariants
 //! - What is written depends on the image and the options alone: two stores give the same bytes.
@@ -18,6 +19,7 @@ mod output;
 mod packing;
 mod run;
 mod save;
+mod several;
 mod tree;
 
 pub use archive::ArchiveFormat;

@@ -46,6 +46,10 @@ pub struct Annotations {
     manifest: Vec<(Option<String>, String, String)>,
     /// Of the descriptor that points to it.
     descriptor: Vec<(Option<String>, String, String)>,
+    /// Of the index that lists the manifests of several platforms.
+    index: BTreeMap<String, String>,
+    /// Of the descriptor that points to the index.
+    index_descriptor: BTreeMap<String, String>,
 }
 
 impl Annotations {
@@ -67,8 +71,23 @@ impl Annotations {
         all.iter().filter(fits).map(|(_, key, value)| (key.clone(), value.clone())).collect()
     }
 
+    /// Those of the index.
+    pub fn of_index(&self) -> &BTreeMap<String, String> {
+        &self.index
+    }
+
+    /// Those of the descriptor that points to the index.
+    pub fn of_index_descriptor(&self) -> &BTreeMap<String, String> {
+        &self.index_descriptor
+    }
+
+    /// Whether they say something of an index, which only an image for several platforms has.
+    pub fn need_index(&self) -> bool {
+        !self.index.is_empty() || !self.index_descriptor.is_empty()
+    }
+
     fn is_empty(&self) -> bool {
-        self.manifest.is_empty() && self.descriptor.is_empty()
+        self.manifest.is_empty() && self.descriptor.is_empty() && !self.need_index()
     }
 
     /// Adds `--annotation [TYPE[PLATFORM]:]KEY=VALUE`.
@@ -89,19 +108,30 @@ impl Annotations {
         kinds.split(',').try_for_each(|kind| self.add(kind, key, value))
     }
 
-    /// `kind`: `manifest`, `manifest-descriptor`, perhaps with `[platform]`.
+    /// `kind`: `manifest`, `manifest-descriptor`, perhaps with `[platform]`, `index` or `index-descriptor`.
     fn add(&mut self, kind: &str, key: &str, value: &str) -> Result<(), OutputError> {
-        let Some((kind, platform)) = kind_of(kind) else {
-            return Err(OutputError(format!("{kind:?} is none of manifest, manifest-descriptor")));
+        let unknown = || {
+            OutputError(format!("{kind:?} is none of manifest, manifest-descriptor, index, index-descriptor"))
         };
-        let entry = (platform.map(str::to_owned), key.to_owned(), value.to_owned());
+        let (name, platform) = kind_of(kind).ok_or_else(unknown)?;
+        if name.starts_with("index") && platform.is_some() {
+            return Err(OutputError(format!("{kind:?}: an index is of all platforms")));
+        }
+        // Platforms go by many names.
+        let platform = platform.map(|text| {
+            text.parse::<Platform>()
+                .map(|platform| platform.to_string())
+                .map_err(|error| OutputError(error.to_string()))
+        });
+        let platform = platform.transpose()?;
+        let (kind, entry) = (name, (platform, key.to_owned(), value.to_owned()));
+        let pair = || (key.to_owned(), value.to_owned());
         match kind {
             "manifest" => self.manifest.push(entry),
             "manifest-descriptor" => self.descriptor.push(entry),
-            _ => {
-                let reason = "an image for one platform has no index to annotate".to_owned();
-                return Err(OutputError(reason));
-            }
+            "index" => self.index.extend([pair()]),
+            "index-descriptor" => self.index_descriptor.extend([pair()]),
+            _ => return Err(unknown()),
         }
         Ok(())
     }
@@ -154,8 +184,8 @@ pub struct ArchiveOutput {
 pub struct TreeOutput {
     /// Where they go.
     pub dest: Dest,
-    /// They stand below a directory named after the platform.
-    pub platform_split: bool,
+    /// They stand below a directory named after the platform. `None`: they do when there are several.
+    pub platform_split: Option<bool>,
     /// What becomes of what is there.
     pub mode: LocalMode,
     /// `source-date-epoch`, as for images.
@@ -204,6 +234,32 @@ impl Output {
             Self::Image(output) => output.names = names.to_vec(),
             Self::Archive(output) => output.names = names.to_vec(),
             Self::Tar(_) | Self::Local(_) | Self::CacheOnly => {}
+        }
+    }
+
+    /// Checks that it can be made: for several platforms, or for one only.
+    ///
+    /// # Errors
+    /// [`OutputError`], which says what to ask for instead.
+    pub fn check(&self, is_for_several: bool) -> Result<(), OutputError> {
+        let refused = |what: &str| Err(OutputError(what.to_owned()));
+        match self {
+            Self::Archive(ArchiveOutput { kind: ArchiveFormat::Docker, .. }) if is_for_several => {
+                refused("type=docker holds an image for one platform; type=oci and type=image hold several")
+            }
+            Self::Local(TreeOutput { platform_split: Some(false), mode: LocalMode::Delete, .. })
+                if is_for_several =>
+            {
+                refused(
+                    "mode=delete without platform-split: each platform would remove the files of the others",
+                )
+            }
+            Self::Image(ImageOutput { format, .. }) | Self::Archive(ArchiveOutput { format, .. })
+                if format.annotations.need_index() && !is_for_several =>
+            {
+                refused("an image for one platform has no index to annotate")
+            }
+            _ => Ok(()),
         }
     }
 
@@ -261,7 +317,7 @@ impl FromStr for Output {
 
 impl TreeOutput {
     fn to(dest: Dest) -> Self {
-        Self { dest, platform_split: false, mode: LocalMode::Copy, epoch: None }
+        Self { dest, platform_split: None, mode: LocalMode::Copy, epoch: None }
     }
 }
 
@@ -406,9 +462,9 @@ impl Attributes {
         seconds.map(Some).ok_or_else(wrong)
     }
 
-    fn split(&mut self) -> Result<bool, OutputError> {
+    fn split(&mut self) -> Result<Option<bool>, OutputError> {
         self.take("attestation-prefix");
-        Ok(self.flag("platform-split")?.unwrap_or(false))
+        self.flag("platform-split")
     }
 
     fn image(&mut self) -> Result<Output, OutputError> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_content::ImageRecord;
 use kiln_oci::image::{Descriptor, Manifest, media_type};
-use kiln_oci::{Digest, Platform, Reference, SnapshotId};
+use kiln_oci::{Digest, Platform, Reference};
 
 use super::archive::{ArchiveFormat, ImageWriter, Outgoing, TarShelf};
 use super::file::{Dest, NewFile, Target};
@@ -16,24 +16,23 @@ use super::layout::DirShelf;
 use super::output::{ArchiveOutput, ImageFormat, ImageOutput, Output, TreeOutput};
 use super::packing::{Compress, Packing};
 use super::save::{Leaving, write_archive, write_ready};
-use super::tree::{TreeStyle, left_out_note, write_local, write_tar};
+use super::tree::{TreeStyle, write_tar};
 use crate::archive::Archive;
 use crate::image::{parse_json, store_image};
 use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
-use crate::registry::{Outbound, PushedName, Registries, push_ready};
+use crate::platforms::Product;
+use crate::registry::{Outbound, PushedName, Registries, push_index, push_ready};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// What a build made, before anything of it has left.
 pub(crate) struct Delivery<'a> {
     pub(crate) engine: &'a Engine,
-    /// `None`: no output wants an image.
-    pub(crate) image: Option<&'a Assembled>,
-    pub(crate) top: Option<&'a SnapshotId>,
+    /// For each platform, one at least.
+    pub(crate) products: &'a [Product],
     /// Somebody wants to know what the manifest is, even of an image that only stays in the store.
     pub(crate) wants_manifest: bool,
     /// `SOURCE_DATE_EPOCH`
     pub(crate) epoch: Option<i64>,
-    pub(crate) platform: &'a Platform,
     /// `None`: nothing can be pushed.
     pub(crate) registries: Option<&'a Registries>,
     pub(crate) cancel: &'a BuildCancel,
@@ -57,6 +56,8 @@ pub(crate) struct Delivered {
     pub(crate) notes: Vec<String>,
     /// What is to be pushed once all files are written, and what of it is on its way to the first name.
     outgoing: Vec<(ReadyImage, Vec<Reference>, Option<Outbound>)>,
+    /// Indexes in the store that are to be pushed then.
+    pub(super) indexes: Vec<(Descriptor, Vec<Reference>)>,
 }
 
 /// Writes all `outputs`. Files get their names only when every output is written, and what is to be pushed
@@ -76,31 +77,40 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
         Output::Archive(archive) if archive.directory => 1,
         _ => 0,
     });
+    let first = delivery.products.first();
+    let first = first.ok_or_else(|| BuildError::Bug { what: "nothing was built".to_owned() })?;
+    let is_one = delivery.products.len() == 1;
     for output in ordered {
         match output {
             Output::Image(output) => {
-                let record = delivery.image(output, &mut delivered)?;
-                for name in delivery.names(output, &record)? {
+                let (record, digest) = if is_one {
+                    let record = delivery.image(output, first, &mut delivered)?;
+                    let digest = record.manifest;
+                    (record, digest)
+                } else {
+                    delivery.store_index(output, &mut delivered)?
+                };
+                for name in delivery.names(output, &digest)? {
                     names.push((name, record.clone()));
                 }
                 delivered.image = Some(record);
             }
-            Output::Archive(output) => delivery.archive(output, &mut files, &mut delivered)?,
-            Output::Tar(output) => {
-                let style = delivery.tree_style(output);
+            Output::Archive(output) if is_one => {
+                delivery.archive(output, first, &mut files, &mut delivered)?;
+            }
+            Output::Archive(output) => delivery.archive_index(output, &mut files, &mut delivered)?,
+            Output::Tar(output) if is_one => {
+                let style = delivery.tree_style(output, first);
                 delivery.write_to(&output.dest, &mut files, &mut |target| {
                     let (engine, cancel) = (delivery.engine, delivery.cancel.flag());
-                    write_tar(engine, delivery.top, &style, target.path, target.out, cancel)
+                    write_tar(engine, first.top.as_ref(), &style, target.path, target.out, cancel)
                 })?;
             }
-            Output::Local(output) => {
-                let Dest::Path(dir) = &output.dest else { continue };
-                let style = delivery.tree_style(output);
-                let (engine, cancel) = (delivery.engine, delivery.cancel.flag());
-                let left_out = write_local(engine, delivery.top, &style, dir, output.mode, cancel)?;
-                delivered.notes.extend(left_out_note(dir, &left_out));
-                delivered.files.push(dir.clone());
+            Output::Tar(output) => {
+                delivery
+                    .write_to(&output.dest, &mut files, &mut |target| delivery.write_tars(output, target))?;
             }
+            Output::Local(output) => delivery.write_locals(output, &mut delivered)?,
             Output::CacheOnly => {}
         }
     }
@@ -109,6 +119,12 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
         let registries = delivery.registries.ok_or_else(none)?;
         let (engine, cancel) = (delivery.engine, delivery.cancel);
         let pushed = push_ready(engine, registries, &ready, None, &names, outbound, cancel)?;
+        delivered.pushed.extend(pushed);
+    }
+    for (root, names) in std::mem::take(&mut delivered.indexes) {
+        let none = || BuildError::Bug { what: "there are no registries to push to".to_owned() };
+        let registries = delivery.registries.ok_or_else(none)?;
+        let pushed = push_index(delivery.engine, registries, &root, &names, delivery.cancel)?;
         delivered.pushed.extend(pushed);
     }
     for file in files {
@@ -123,7 +139,7 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
 }
 
 impl Delivered {
-    fn add_name(&mut self, name: &Reference) {
+    pub(super) fn add_name(&mut self, name: &Reference) {
         if !self.names.contains(name) {
             self.names.push(name.clone());
         }
@@ -133,7 +149,7 @@ impl Delivered {
         made.iter().for_each(|image| self.seen(image.config, &image.descriptor));
     }
 
-    fn seen(&mut self, id: Digest, manifest: &Descriptor) {
+    pub(super) fn seen(&mut self, id: Digest, manifest: &Descriptor) {
         if self.id.is_none() {
             self.id = Some(id);
             self.manifest = Some(manifest.clone());
@@ -142,40 +158,57 @@ impl Delivered {
 }
 
 impl Delivery<'_> {
-    /// The image for an output: with the time that it has of its own, if any.
-    fn assembled(&self, format: &ImageFormat) -> Result<Cow<'_, Assembled>, BuildError> {
+    /// The image of `product` for an output: with the time that it has of its own, if any.
+    pub(super) fn assembled<'p>(
+        &self,
+        format: &ImageFormat,
+        product: &'p Product,
+    ) -> Result<Cow<'p, Assembled>, BuildError> {
         let lacking = || BuildError::Bug { what: "an output lacks its image".to_owned() };
-        let image = self.image.ok_or_else(lacking)?;
+        let image = product.image.as_ref().ok_or_else(lacking)?;
         match format.epoch {
             Some(epoch) => Ok(Cow::Owned(image.made_at(epoch)?)),
             None => Ok(Cow::Borrowed(image)),
         }
     }
 
-    fn tree_style(&self, output: &TreeOutput) -> TreeStyle {
-        let below = output.platform_split.then(|| self.platform.to_string().replace('/', "_"));
+    pub(super) fn tree_style(&self, output: &TreeOutput, product: &Product) -> TreeStyle {
+        let is_split = output.platform_split.unwrap_or(self.products.len() > 1);
+        let below = is_split.then(|| product.platform.to_string().replace('/', "_"));
         TreeStyle { epoch: output.epoch.or(self.epoch), below }
     }
 
-    fn style(&self, format: &ImageFormat, delivered: &mut Delivered) -> Style {
+    pub(super) fn style(
+        &self,
+        format: &ImageFormat,
+        platform: &Platform,
+        delivered: &mut Delivered,
+    ) -> Style {
         let compress = format.compress.unwrap_or(Compress::new(Packing::GZIP));
         let newest = format.epoch.or(self.epoch).filter(|_| format.rewrite_timestamp);
         if format.rewrite_timestamp && newest.is_none() {
             let note = "rewrite-timestamp has no effect: SOURCE_DATE_EPOCH is not set";
-            delivered.notes.push(note.to_owned());
+            if !delivered.notes.iter().any(|known| known == note) {
+                delivered.notes.push(note.to_owned());
+            }
         }
         Style {
             newest,
             oci: Output::oci_types(format, &compress),
-            annotations: format.annotations.of_manifest(self.platform),
-            descriptor_annotations: format.annotations.of_descriptor(self.platform),
+            annotations: format.annotations.of_manifest(platform),
+            descriptor_annotations: format.annotations.of_descriptor(platform),
             ..Style::new(compress)
         }
     }
 
     /// An image in the store. Packed only when somebody asked for it.
-    fn image(&self, output: &ImageOutput, delivered: &mut Delivered) -> Result<ImageRecord, BuildError> {
-        let image = self.assembled(&output.format)?;
+    fn image(
+        &self,
+        output: &ImageOutput,
+        product: &Product,
+        delivered: &mut Delivered,
+    ) -> Result<ImageRecord, BuildError> {
+        let image = self.assembled(&output.format, product)?;
         let Assembled { config_json, layers, top, .. } = &*image;
         let mut format = output.format.clone();
         if output.push {
@@ -185,7 +218,7 @@ impl Delivery<'_> {
         let format = &format;
         let ImageFormat { rewrite_timestamp, epoch, .. } = *format;
         let plain = ImageFormat { rewrite_timestamp, epoch, ..ImageFormat::default() };
-        let style = self.style(format, delivered);
+        let style = self.style(format, &product.platform, delivered);
         if *format == plain && style.newest.is_none() {
             let record = store_image(self.engine, config_json, layers, top.clone(), None)?;
             if self.wants_manifest {
@@ -193,7 +226,7 @@ impl Delivery<'_> {
                 let parsed: Manifest = parse_json("manifest", &record.manifest, &json)?;
                 let kind = parsed.media_type.as_deref().unwrap_or(media_type::OCI_MANIFEST);
                 let mut descriptor = Descriptor::new(kind, record.manifest, json.len() as u64);
-                descriptor.platform = Some(self.platform.clone());
+                descriptor.platform = Some(product.platform.clone());
                 delivered.seen(record.config, &descriptor);
             }
             return Ok(record);
@@ -227,7 +260,7 @@ impl Delivery<'_> {
     }
 
     /// Stores an image whose layers are no longer those of the snapshots: it is unpacked.
-    fn store_changed(&self, ready: ReadyImage) -> Result<ImageRecord, BuildError> {
+    pub(super) fn store_changed(&self, ready: ReadyImage) -> Result<ImageRecord, BuildError> {
         let path = Path::new("the image");
         let failed = |source| BuildError::Output { path: path.to_owned(), source };
         let mut spool = self.engine.store.spool()?;
@@ -243,16 +276,16 @@ impl Delivery<'_> {
         load_only_image(self.engine, &Archive::open(path, spool)?, self.cancel)
     }
 
-    /// The names that an image gets in the store.
-    fn names(&self, output: &ImageOutput, record: &ImageRecord) -> Result<Vec<Reference>, BuildError> {
+    /// The names that an image gets in the store; `digest` is what is behind them.
+    fn names(&self, output: &ImageOutput, digest: &Digest) -> Result<Vec<Reference>, BuildError> {
         let mut names = output.names.clone();
         if output.canonical {
             for name in &output.names {
-                names.push(with_digest(name, &record.manifest)?);
+                names.push(with_digest(name, digest)?);
             }
         }
         if let (Some(prefix), true) = (&output.dangling_prefix, output.names.is_empty()) {
-            names.push(with_digest(prefix, &record.manifest)?);
+            names.push(with_digest(prefix, digest)?);
         }
         Ok(names)
     }
@@ -260,13 +293,14 @@ impl Delivery<'_> {
     fn archive(
         &self,
         output: &ArchiveOutput,
+        product: &Product,
         files: &mut Vec<NewFile>,
         delivered: &mut Delivered,
     ) -> Result<(), BuildError> {
-        let style = self.style(&output.format, delivered);
+        let style = self.style(&output.format, &product.platform, delivered);
         output.names.iter().for_each(|name| delivered.add_name(name));
         let (engine, cancel) = (self.engine, self.cancel.flag());
-        let image = self.assembled(&output.format)?;
+        let image = self.assembled(&output.format, product)?;
         let leaving = [Leaving { image: &image, names: &output.names, index: None }];
         if let (Dest::Path(dir), true) = (&output.dest, output.directory) {
             let mut shelf = DirShelf::new(dir)?;
@@ -283,7 +317,7 @@ impl Delivery<'_> {
     }
 
     /// Lets `write` write to `dest`; a file is added to `files`, to get its name later.
-    fn write_to(
+    pub(super) fn write_to(
         &self,
         dest: &Dest,
         files: &mut Vec<NewFile>,
@@ -307,7 +341,7 @@ impl Delivery<'_> {
 }
 
 /// `name`, without its tag and with this digest.
-fn with_digest(name: &Reference, digest: &Digest) -> Result<Reference, BuildError> {
+pub(super) fn with_digest(name: &Reference, digest: &Digest) -> Result<Reference, BuildError> {
     let text = format!("{}@{digest}", name.familiar_name());
     text.parse().map_err(|error: kiln_oci::ReferenceError| BuildError::Bug { what: error.to_string() })
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kiln_executor::{Authorities, Exit, Handles, Network, ProcessSpec, Security, Stdio};
+use kiln_executor::{Authorities, ExecError, Exit, Handles, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
 use kiln_oci::Digest;
 use kiln_snapshotter::OpenOptions;
@@ -23,6 +23,7 @@ use self::mounts::StepMounts;
 use super::BuildOp;
 use crate::cache_mounts::CacheMounts;
 use crate::context_files::ContextFiles;
+use crate::emulator::{Emulation, emulation};
 use crate::entitlement;
 use crate::last_build::Kept;
 use crate::step_costs::StepCosts;
@@ -157,6 +158,7 @@ impl BuildOp {
         let covers = shown.iter().map(Covers::path).collect();
         let options = OpenOptions { extra_lower, covers, ..OpenOptions::default() };
         let root = engine.snapshots.open_active(active.key(), &options)?;
+        check_emulator(exec, root.as_fd())?;
         let mut spec = process(exec, &mut mounts);
         let mut redactors = [mounts.redactor(), mounts.redactor()];
         let mut log = |stream: kiln_executor::Stream, bytes: &[u8]| {
@@ -176,7 +178,7 @@ impl BuildOp {
         stderr.finish(&mut |bytes| scope.log(Stream::Stderr, bytes));
         // Locks, sockets and what was written to throw-away trees end with the step.
         drop((mounts, shown));
-        let finished = exit?;
+        let finished = exit.map_err(|error| no_emulator(exec, error))?;
         take_out(engine, authorities, &active, self.shared.cancel.flag())?;
         if let Some(why) = &self.shared.why {
             why.note_memory(self.vertex, finished.usage.peak_memory_bytes);
@@ -200,6 +202,31 @@ impl BuildOp {
                 Err(if is_full { OpError::ExitOnFullDisk { exit } } else { OpError::Exit { exit } })
             }
         }
+    }
+}
+
+/// Refuses a step whose programs nothing here runs.
+fn check_emulator(exec: &llb::Exec, root: BorrowedFd<'_>) -> Result<(), OpError> {
+    let Some(platform) = &exec.foreign else { return Ok(()) };
+    match emulation(platform, root) {
+        Emulation::Ready | Emulation::Unknown => Ok(()),
+        Emulation::Missing(reason) => {
+            Err(OpError::NoEmulator { platform: Box::new(platform.clone()), reason })
+        }
+    }
+}
+
+/// What it means that the process did not start: the kernel's rules for foreign programs are not to be seen
+/// everywhere, so it may be the first to know.
+fn no_emulator(exec: &llb::Exec, error: ExecError) -> OpError {
+    match (&exec.foreign, error) {
+        (Some(platform), ExecError::NotExecutable { source, .. })
+            if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) =>
+        {
+            let reason = "the kernel has started no emulator for them".to_owned();
+            OpError::NoEmulator { platform: Box::new(platform.clone()), reason }
+        }
+        (_, error) => error.into(),
     }
 }
 

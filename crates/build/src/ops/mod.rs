@@ -4,11 +4,13 @@ mod copy;
 mod earlier;
 mod exec;
 mod file;
+mod gather;
 mod hash_states;
 mod merge;
 mod same;
 
 pub(crate) use self::exec::{ShellJob, ShellTree, StepResources};
+pub(crate) use self::gather::Gathered;
 pub(crate) use self::hash_states::StatesFile;
 
 use std::collections::BTreeMap;
@@ -56,6 +58,8 @@ pub(crate) struct BuildOp {
     vertex: usize,
     /// A command that is run in the place of what the vertex does, for whoever asked for it.
     shell: Option<Arc<ShellJob>>,
+    /// It makes nothing, and hands on what others made.
+    gathers: Option<Arc<Gathered>>,
 }
 
 impl BuildOp {
@@ -64,7 +68,7 @@ impl BuildOp {
         let actions = if let llb::Op::File(file) = &vertex.op { file.actions.len() } else { 0 };
         let selections = Mutex::new(vec![None; actions]);
         let (op, shared) = (vertex.op.clone(), shared.clone());
-        Self { op, shared, selections, shown: Mutex::default(), vertex: 0, shell: None }
+        Self { op, shared, selections, shown: Mutex::default(), vertex: 0, shell: None, gathers: None }
     }
 
     /// An op that has the inputs of `vertex` and runs a command on them. It is the target of its solve:
@@ -262,7 +266,7 @@ impl Op for BuildOp {
     type Error = OpError;
 
     fn identity(&self) -> Identity {
-        if self.shell.is_some() {
+        if self.shell.is_some() || self.gathers.is_some() {
             return Identity::Unknown;
         }
         match &self.op {
@@ -313,6 +317,10 @@ impl Op for BuildOp {
     fn run(&self, inputs: &[Tree], scope: &Scope<'_>) -> Result<Tree, OpError> {
         if let Some(shell) = &self.shell {
             return self.run_shell(shell, inputs, scope);
+        }
+        if let Some(gathered) = &self.gathers {
+            gathered.put(inputs);
+            return Ok(Tree::Empty);
         }
         let Some(why) = &self.shared.why else { return self.carry_out(inputs, scope) };
         let uses = |input| Self::usage(&self.op, input);

@@ -8,9 +8,11 @@ use kiln_content::ImageRecord;
 use kiln_oci::{Platform, Reference};
 use kiln_registry::Which;
 
-use super::pull::{remember, remembered};
-use super::{Registries, pull};
+use super::Registries;
+use super::pull::{Naming, pull_as, remember, remembered};
+use super::stored::stored_image;
 use crate::engine::now_unix;
+use crate::platforms::stored_platform;
 use crate::{BuildCancel, BuildError, Engine};
 
 /// When a build asks registries for the images that it stands on.
@@ -51,8 +53,8 @@ pub struct Bases {
     pub registries: Option<Arc<Registries>>,
 }
 
-/// The image that `reference` means to a build; `None`: there is none, and nobody was to be asked. `note`
-/// hears what deserves a look.
+/// The image that `reference` means to a build for `platform`; `None`: there is none, and nobody was to be asked.
+/// `note` hears what deserves a look.
 ///
 /// With [`PullPolicy::Missing`] and no life of tags this costs one look-up for what is in the store.
 ///
@@ -66,7 +68,7 @@ pub fn base_image(
     cancel: &BuildCancel,
     note: &mut dyn FnMut(String),
 ) -> Result<Option<ImageRecord>, BuildError> {
-    let known = engine.store.resolve(reference)?;
+    let known = stored_image(engine, reference, platform, cancel)?;
     let Some(registries) = bases.registries.as_ref().filter(|_| bases.policy != PullPolicy::Never) else {
         return Ok(known);
     };
@@ -122,7 +124,13 @@ fn look_up(
             return Ok(known.clone());
         }
     }
-    Ok(pull(engine, registries, reference, platform, cancel, &|_| {})?.image)
+    // What a name means to users does not change because a build needs it for another platform.
+    let naming = match engine.store.resolve(reference)? {
+        Some(named) if !stored_platform(engine, &named, platform)?.1 => Naming::Keep,
+        None if *platform != Platform::host() => Naming::Keep,
+        _ => Naming::Set,
+    };
+    Ok(pull_as(engine, registries, reference, platform, naming, cancel, &|_| {})?.image)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Images from and to registries.
 //!
-//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs` with
+//! Read [`Registries`] first, then `pull.rs`, `base.rs` with `stored.rs` (which images a build looks for), `push.rs` with
 //! `outbound.rs` (what is on its way), `growth.rs` (what is sent while it is packed) and `plain.rs` (what is not
 //! packed), `copy.rs` (from place to place), `lists.rs` (images for several platforms under one name),
 //! `aliases.rs` (short names) and `offers.rs` (what others pull from here).
@@ -17,6 +17,7 @@ mod outbound;
 mod plain;
 mod pull;
 mod push;
+mod stored;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -39,8 +40,9 @@ pub use lists::{Annotate, ListEntry, ListError, Lists};
 pub use offers::{Asked, Offered, Offers};
 pub(crate) use outbound::Outbound;
 pub use pull::{Pulled, pull};
-pub(crate) use push::push_ready;
 pub use push::{PushRequest, PushedName, push};
+pub(crate) use push::{push_index, push_ready};
+pub use stored::stored_image;
 
 /// How soon a cancelled command is noticed.
 const POLL: Duration = Duration::from_millis(100);

@@ -18,11 +18,13 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use super::coming::{Coming, Counted, Progress};
+use super::stored::is_unpacked;
 use super::{AT_ONCE, POLL, Registries};
 use crate::archive::{Archive, Blobs};
 use crate::engine::now_unix;
 use crate::image::MAX_CONFIG_BYTES;
 use crate::load::{blob_name, load_picked, pick_manifest};
+use crate::platforms::serves;
 use crate::source::key_of;
 use crate::{BuildCancel, BuildError, Engine};
 
@@ -52,12 +54,38 @@ pub fn pull(
     cancel: &BuildCancel,
     note: &dyn Fn(&str),
 ) -> Result<Pulled, BuildError> {
+    pull_as(engine, registries, reference, platform, Naming::Set, cancel, note)
+}
+
+/// What becomes of the name that an image is pulled by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// It leads to the image.
+    Set,
+    /// It leads where it did. The image is found by name and platform: [`pulled_for`].
+    Keep,
+}
+
+/// As [`pull`].
+pub(super) fn pull_as(
+    engine: &Engine,
+    registries: &Arc<Registries>,
+    reference: &Reference,
+    platform: &Platform,
+    naming: Naming,
+    cancel: &BuildCancel,
+    note: &dyn Fn(&str),
+) -> Result<Pulled, BuildError> {
+    let set_name = |image: &ImageRecord| match naming {
+        Naming::Set => engine.store.set_name(reference, image),
+        Naming::Keep => Ok(()),
+    };
     let repository = registries.repository(reference);
     // From here on it is this one, whatever the tag leads to meanwhile.
     let root = registries.wait(cancel, repository.manifest(Which::from(reference)))?;
     let digest = root.digest;
-    if let Some(image) = known(engine, reference, platform, &digest)? {
-        engine.store.set_name(reference, &image)?;
+    if let Some(image) = known(engine, reference, platform, naming, &digest)? {
+        set_name(&image)?;
         remember(engine, reference, platform, &image, digest)?;
         return Ok(Pulled { image, digest, known: true });
     }
@@ -75,6 +103,12 @@ pub fn pull(
     let name = blob_name(&config.digest);
     let json = archive.read_small(&name, MAX_CONFIG_BYTES)?;
     let parsed = archive.parse(&name, &json, |json| document::read_config(json, layers.len()))?;
+    // A name that leads to one image only leads to that, wherever it is asked from; but not for who asked for
+    // another platform than this machine's.
+    if *platform != Platform::host() && !serves(platform, &parsed) {
+        let (wanted, available) = (Box::new(platform.clone()), vec![parsed.platform().to_string()]);
+        return Err(BuildError::NoPlatform { path: shown.into(), wanted, available });
+    }
     let mut missing: Vec<&Descriptor> = Vec::new();
     for layer in &layers[layers_there(engine, &parsed)?..] {
         engine.store.hold_blob(&layer.digest)?;
@@ -90,7 +124,7 @@ pub fn pull(
         fetch.start(layer)?;
     }
     let image = load_picked(engine, &archive, &picked, false, cancel)?;
-    engine.store.set_name(reference, &image)?;
+    set_name(&image)?;
     remember(engine, reference, platform, &image, digest)?;
     engine.store.barrier()?;
     Ok(Pulled { image, digest, known: false })
@@ -134,17 +168,34 @@ pub(super) fn remembered(
     Ok(record.and_then(|record| Some((record.content?, record.created_unix))))
 }
 
+/// The image that was pulled by this name for this platform and did not get the name, if its files are there.
+pub(super) fn pulled_for(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<ImageRecord>, BuildError> {
+    let record = engine.store.source(&key(reference, platform))?;
+    let config = record.and_then(|record| record.etag?.parse::<Digest>().ok());
+    let image = config.map(|config| engine.store.image(&config)).transpose()?.flatten();
+    Ok(image.filter(|image| is_unpacked(engine, image)))
+}
+
 /// The image of this name, if it is what the registry has under `digest`, and whole.
 fn known(
     engine: &Engine,
     reference: &Reference,
     platform: &Platform,
+    naming: Naming,
     digest: &Digest,
 ) -> Result<Option<ImageRecord>, BuildError> {
-    let Some(image) = engine.store.resolve(reference)? else { return Ok(None) };
+    let image = match naming {
+        Naming::Set => engine.store.resolve(reference)?,
+        Naming::Keep => pulled_for(engine, reference, platform)?,
+    };
+    let Some(image) = image else { return Ok(None) };
     let led_here =
         remembered(engine, reference, platform, &image)?.is_some_and(|(known, _)| known == *digest);
-    let there = image.snapshot.as_ref().is_none_or(|snapshot| engine.snapshots.contains(snapshot));
+    let there = is_unpacked(engine, &image);
     let blobs = engine.store.has_blob(&image.config) && engine.store.has_blob(&image.manifest);
     Ok((led_here && there && blobs).then_some(image))
 }

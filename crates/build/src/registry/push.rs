@@ -79,10 +79,34 @@ pub(crate) fn push_ready(
     ready: &ReadyImage,
     root: Option<&Descriptor>,
     names: &[Reference],
-    mut outbound: Option<Outbound>,
+    outbound: Option<Outbound>,
     cancel: &BuildCancel,
 ) -> Result<Vec<PushedName>, BuildError> {
     let load = Load::of(engine, ready, root, cancel)?;
+    push_load(engine, registries, &load, names, outbound, cancel)
+}
+
+/// Pushes the index `root`, with all that it leads to in the store, under `names`.
+pub(crate) fn push_index(
+    engine: &Engine,
+    registries: &Registries,
+    root: &Descriptor,
+    names: &[Reference],
+    cancel: &BuildCancel,
+) -> Result<Vec<PushedName>, BuildError> {
+    let mut load = Load { blobs: Vec::new(), manifests: Vec::new() };
+    load.add_tree(engine, root, &mut HashSet::new())?;
+    push_load(engine, registries, &load, names, None, cancel)
+}
+
+fn push_load(
+    engine: &Engine,
+    registries: &Registries,
+    load: &Load,
+    names: &[Reference],
+    mut outbound: Option<Outbound>,
+    cancel: &BuildCancel,
+) -> Result<Vec<PushedName>, BuildError> {
     let mut pushed = Vec::with_capacity(names.len());
     for name in names {
         let repository = registries.repository(name);
@@ -102,7 +126,7 @@ pub(crate) fn push_ready(
         if registries.wait(cancel, there)? != Some(root.digest) {
             let mut outbound = begun.map_or_else(|| Outbound::new(engine, registries, name, false), Ok)?;
             outbound.start()?;
-            let sent = async { outbound.send(&load, which, &mut done).await.map_err(plain::cause) };
+            let sent = async { outbound.send(load, which, &mut done).await.map_err(plain::cause) };
             registries.wait(cancel, sent)?;
         }
         pushed.push(done);

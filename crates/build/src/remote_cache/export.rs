@@ -46,7 +46,7 @@ pub(crate) struct Results<'a> {
     pub(crate) cache: &'a BuildCache,
     pub(crate) layers: &'a Layers,
     /// What the build came to; `None`: no files.
-    pub(crate) top: Option<&'a SnapshotId>,
+    pub(crate) tops: &'a [SnapshotId],
     /// The way to registries, if there is one.
     pub(crate) registries: Option<&'a Arc<Registries>>,
 }
@@ -110,12 +110,13 @@ async fn gather<'a>(
     entries: &'a BTreeMap<Digest, Entry>,
     all: bool,
 ) -> Result<Gathered<'a>, BuildError> {
-    let Results { cache, layers, top, .. } = *results;
-    let chain = top.map_or(Ok(Vec::new()), |top| engine.snapshots.chain(top))?;
-    let in_image: HashSet<&SnapshotId> = chain.iter().collect();
+    let Results { cache, layers, tops, .. } = *results;
+    let stacked: Vec<Vec<SnapshotId>> =
+        tops.iter().map(|top| engine.snapshots.chain(top)).collect::<Result<_, _>>()?;
+    let in_image: HashSet<&SnapshotId> = stacked.iter().flatten().collect();
     let mut known: HashMap<SnapshotId, LayerRecord> = HashMap::new();
     let mut stacks: HashMap<SnapshotId, Arc<[LayerRecord]>> = HashMap::new();
-    let wanted: BTreeSet<&SnapshotId> = entries.values().map(|entry| &entry.snapshot).chain(top).collect();
+    let wanted: BTreeSet<&SnapshotId> = entries.values().map(|entry| &entry.snapshot).chain(tops).collect();
     for snapshot in wanted {
         // A result that was found and that nobody needed may be gone since.
         if !(all || in_image.contains(snapshot)) || !engine.snapshots.contains(snapshot) {
@@ -136,8 +137,11 @@ async fn gather<'a>(
         let layers = stacks.get(&entry.snapshot)?.clone();
         Some((*key, Found { entry, layers }))
     });
-    let diff_ids = chain.iter().filter_map(|id| known.get(id)).map(|layer| layer.diff_id);
-    Ok(Gathered { near: near.collect(), far: cache.far_entries(), top: chains(diff_ids) })
+    let of_image = |chain: &Vec<SnapshotId>| {
+        chains(chain.iter().filter_map(|id| known.get(id)).map(|layer| layer.diff_id))
+    };
+    let top = stacked.iter().flat_map(of_image).collect();
+    Ok(Gathered { near: near.collect(), far: cache.far_entries(), top })
 }
 
 /// One `--cache-to`.

@@ -4,9 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use kiln_llb::{Op, Source, Vertex};
-use kiln_oci::Reference;
 
-use super::{BaseImage, Lower, NamedContext, Options, makes_layer};
+use super::{BaseImage, ImageKey, Lower, NamedContext, Options, makes_layer};
 use crate::ast::{Ast, Kind};
 use crate::lint::Lint;
 use crate::stages::{Base, Result, Stages, wrong};
@@ -62,7 +61,7 @@ pub(super) enum Epoch {
 pub(super) fn find(
     ast: &Ast,
     options: &mut Cow<'_, Options>,
-    images: &BTreeMap<Reference, BaseImage>,
+    images: &BTreeMap<ImageKey, BaseImage>,
     stages: &mut Stages<'_>,
 ) -> Result<Epoch> {
     let declared = stages.global_args.iter().rev().find(|(_, name, _)| name == NAME);
@@ -98,7 +97,7 @@ pub(super) fn find(
 fn time_of(
     ast: &Ast,
     options: &Options,
-    images: &BTreeMap<Reference, BaseImage>,
+    images: &BTreeMap<ImageKey, BaseImage>,
     stages: &Stages<'_>,
     name: &str,
     span: Span,
@@ -139,7 +138,7 @@ fn time_of(
 fn only_source(
     ast: &Ast,
     options: &Options,
-    images: &BTreeMap<Reference, BaseImage>,
+    images: &BTreeMap<ImageKey, BaseImage>,
     stage: usize,
 ) -> Result<Option<Source>> {
     // A run of its own: what it lowers and warns about is lowered again, with the time.

@@ -5,7 +5,7 @@ use kiln_llb::{
 };
 use kiln_oci::{Platform, Reference};
 
-use super::{Built, Lower, NamedContext, Need, Step, bare, history_entry, location, scratch};
+use super::{Built, ImageKey, Lower, NamedContext, Need, Step, bare, history_entry, location, scratch};
 use crate::ast::Instruction;
 use crate::redact::without_credentials;
 use crate::scope::Scope;
@@ -59,12 +59,9 @@ impl Lower<'_> {
                 |step| step.title(what),
             )
         };
-        let (reference, image) = match context {
-            Some(NamedContext::Layout(reference, image)) => (reference, Some(*image)),
-            Some(NamedContext::Image(reference)) => {
-                let image = self.images.get(&reference).cloned();
-                (reference, image)
-            }
+        let (reference, layout) = match context {
+            Some(NamedContext::Layout(reference)) => (reference, Some(known)),
+            Some(NamedContext::Image(reference)) => (reference, None),
             Some(NamedContext::Local { ignore }) => {
                 let op = Op::Source(Source::Local(Local { name: known, ignore }));
                 return Ok(Some(self.source(op, title(&format!("build context {name}")), platform)));
@@ -84,16 +81,17 @@ impl Lower<'_> {
                     let hint = did_you_mean(name, known);
                     Box::new(Diagnostic::error(span, error.to_string()).with_hint(hint))
                 })?;
-                let image = self.images.get(&reference).cloned();
-                (reference, image)
+                (reference, None)
             }
         };
-        let Some(image) = image else {
-            if self.needed.insert(reference.clone()) {
-                self.needs.push(Need { reference, span, stages });
+        let key = ImageKey { reference, platform: platform.clone(), layout };
+        let Some(image) = self.images.get(&key).cloned() else {
+            if self.needed.insert(key.clone()) {
+                self.needs.push(Need { image: key, span, stages });
             }
             return Ok(None);
         };
+        let reference = key.reference;
         let config = image.config;
         if !image.unknown && (config.os != platform.os || config.architecture != platform.architecture) {
             let message = format!(

@@ -88,6 +88,8 @@ impl Lower<'_> {
         let cache_ttl = at.flag("cache-ttl").and_then(|flag| flag.value.as_ref());
         let cache_ttl = cache_ttl.map(|text| ttl(at, text)).transpose()?;
         let config = &built.config.config;
+        let platform = &self.stages.list[step.stage].platform;
+        let foreign = (!self.options.build_platform.runs(platform)).then(|| platform.clone());
         let op = Op::Exec(Exec {
             base: built.tree.map(|_| InputIndex(0)),
             args,
@@ -102,6 +104,7 @@ impl Lower<'_> {
             mounts: parts.mounts,
             secret_env: parts.secret_env,
             cache_ttl,
+            foreign,
         });
         let title = step.title(&format!("{title}{summary}"));
         self.layer(built, at, title, Vertex { op, inputs: parts.inputs }, created_by);

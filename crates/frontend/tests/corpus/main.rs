@@ -72,7 +72,7 @@ impl Outcome {
         if diagnostics.iter().any(Diagnostic::is_error) {
             return Self::failed(text.as_bytes(), diagnostics, dump, text.to_owned());
         }
-        let mut images = case.images.clone();
+        let mut images = BTreeMap::new();
         let mut options = case.options.clone();
         options.ignore = ignore;
         for _ in 0..20 {
@@ -87,8 +87,11 @@ impl Outcome {
                 }
                 Ok(Lowering::Needs(needs)) => {
                     for need in needs {
-                        let image = case::base_image(&need.reference, serde_json::json!({}));
-                        images.insert(need.reference, image);
+                        let reference = &need.image.reference;
+                        let image = case.images.get(reference).cloned();
+                        let image =
+                            image.unwrap_or_else(|| case::base_image(reference, serde_json::json!({})));
+                        images.insert(need.image, image);
                     }
                 }
                 Err(errors) => {

@@ -36,7 +36,8 @@ fn a_directory_or_a_dash_says_it_all() {
     assert_eq!(parse("type=cacheonly"), Output::CacheOnly);
     assert_eq!(parse("type=tar"), Output::Tar(TreeOutput::to(Dest::Stdout)));
     assert_eq!(parse("type=tar,dest=a.tar"), Output::Tar(TreeOutput::to(path("a.tar"))));
-    let delete = TreeOutput { dest: path("d"), platform_split: true, mode: LocalMode::Delete, epoch: None };
+    let delete =
+        TreeOutput { dest: path("d"), platform_split: Some(true), mode: LocalMode::Delete, epoch: None };
     assert_eq!(parse("type=local,dest=d,mode=delete,platform-split=true"), Output::Local(delete));
 }
 
@@ -116,7 +117,6 @@ fn annotations_are_of_a_manifest_its_descriptor_or_one_platform() {
     assert_eq!(pairs(format.annotations.of_manifest(&amd64)), ["a=1", "b.c=2", "k=v", "x:y=z=1"]);
     assert_eq!(pairs(format.annotations.of_descriptor(&amd64)), ["E=4", "x:y=z=1"]);
     assert!(format.annotations.add_flag("no-value").is_err());
-    check_error("type=oci,annotation-index.a=1", "an image for one platform has no index to annotate");
 }
 
 #[test]
@@ -136,4 +136,23 @@ fn mistakes_are_named() {
     let types = "type=rpm is none of image, docker, oci, tar, local, cacheonly, registry";
     check_error("type=rpm", types);
     check_error("\"type=oci", "\"\\\"type=oci\": quotes stand around a whole field, or twice inside them");
+}
+
+#[test]
+fn what_is_for_several_platforms_or_for_one_only_is_told() {
+    let told = |text: &str, several| parse(text).check(several).err().map(|error| error.to_string());
+    let index = "type=oci,annotation-index.a=1,annotation-index-descriptor.b=2";
+    assert_eq!(told(index, false).unwrap(), "an image for one platform has no index to annotate");
+    assert_eq!(told(index, true), None);
+    let docker = "type=docker,dest=x";
+    assert!(told(docker, true).unwrap().contains("type=oci") && told(docker, false).is_none());
+    let mixed = "type=local,dest=x,mode=delete,platform-split=false";
+    assert!(told(mixed, true).unwrap().contains("mode=delete") && told(mixed, false).is_none());
+    for text in ["type=image", "type=oci", "type=tar", "type=local,dest=x,mode=delete", "type=cacheonly"] {
+        assert_eq!((told(text, true), told(text, false)), (None, None), "{text}");
+    }
+    check_error(
+        "type=oci,annotation-index[linux/arm64].a=1",
+        "\"index[linux/arm64]\": an index is of all platforms",
+    );
 }

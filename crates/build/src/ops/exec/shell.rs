@@ -171,6 +171,7 @@ fn without_process(op: &llb::Op) -> llb::Exec {
         mounts: Vec::new(),
         secret_env: Vec::new(),
         cache_ttl: None,
+        foreign: None,
     }
 }
 

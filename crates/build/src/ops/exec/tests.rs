@@ -190,6 +190,7 @@ impl Bench {
             mounts: Vec::new(),
             secret_env: Vec::new(),
             cache_ttl: None,
+            foreign: None,
         };
         change(&mut exec);
         let inputs = base.into_iter().chain(inputs.iter().copied()).collect();

@@ -148,6 +148,7 @@ fn a_base_that_is_mounted_too_counts_by_its_key() {
         security: llb::Security::Sandbox,
         mounts,
         cache_ttl: None,
+        foreign: None,
         secret_env: Vec::new(),
     };
     let seeded = cache("c", "/c", |cache| cache.from = Some(InputIndex(2)));
