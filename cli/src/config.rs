@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use kiln_build::gc::Policy;
 use kiln_build::registry::Aliases;
+use kiln_content::Space;
 use kiln_executor::Authorities;
 use kiln_layer::Limits;
 use kiln_registry::Mirror;
@@ -105,7 +106,7 @@ impl GcConfig {
 }
 
 fn file_system_bytes(root: &Path) -> u64 {
-    rustix::fs::statvfs(root).map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize))
+    Space::of(root).map_or(0, |space| space.total_bytes)
 }
 
 /// How much may be unpacked: what the command line says, else what the file says.

@@ -20,6 +20,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use kiln_content::Space;
 use serde::{Deserialize, Serialize};
 
 use crate::why::Reason;
@@ -251,10 +252,10 @@ const ROOM_BYTES: u64 = 16 << 20;
 /// Whether there is room for more than the builds' log: on a full disk the last inodes are for whoever
 /// makes room.
 pub(crate) fn has_room(root: &Path) -> bool {
-    let Ok(stat) = rustix::fs::statvfs(root) else { return false };
-    // Some file systems make inodes as they go, and say that there are none.
-    let inodes = stat.f_files == 0 || stat.f_favail > ROOM_INODES;
-    inodes && stat.f_bavail.saturating_mul(stat.f_frsize) > ROOM_BYTES
+    let has_room = |space: Space| {
+        space.free_inodes.is_none_or(|inodes| inodes > ROOM_INODES) && space.free_bytes > ROOM_BYTES
+    };
+    Space::of(root).is_ok_and(has_room)
 }
 
 /// Opens a file that grows; makes its directory when that is not there.

@@ -11,7 +11,7 @@ use std::io;
 use kiln_content::{Claims, ImageRecord, KeptBlob, PackedRecord, Pinnable, Survey};
 use kiln_oci::image::{ImageConfig, Manifest};
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
-use kiln_snapshotter::MAX_LOWER;
+use kiln_snapshotter::{MAX_LOWER, Needs};
 use rustix::io::Errno;
 
 use crate::image::{MAX_CONFIG_BYTES, parse_json};
@@ -214,9 +214,8 @@ impl<'a> Check<'a> {
         let survey = engine.store.survey()?;
         let (mut parents, mut fulls) = (BTreeMap::new(), BTreeMap::new());
         for id in engine.snapshots.committed()? {
-            let parent = engine.snapshots.parent(&id);
-            let parent = match parent.and_then(|parent| Ok((parent, engine.snapshots.full(&id)?))) {
-                Ok((parent, full)) => {
+            let parent = match engine.snapshots.needs(&id) {
+                Ok(Needs { parent, full }) => {
                     fulls.extend(full.map(|full| (id.clone(), full)));
                     Some(parent)
                 }

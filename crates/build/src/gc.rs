@@ -8,12 +8,12 @@ mod plan;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use kiln_content::{Claim, Claims, ContainerUse, Expected, Pinnable};
+use kiln_content::{Claim, Claims, ContainerUse, Expected, Pinnable, Space};
 use kiln_oci::{Digest, SnapshotId};
+use kiln_snapshotter::Needs;
 
 use crate::cache_mounts::remove_cache_mount;
 use crate::engine::now_unix;
@@ -92,7 +92,8 @@ fn plan_for(
     claims: &Claims,
 ) -> Result<plan::Plan, BuildError> {
     let in_use = |what: &Pinnable| Ok::<_, BuildError>(claims.claim(what)?.is_none());
-    plan::plan(world, policy, now_unix(), free_bytes(engine.store.root()), &in_use)
+    let free_bytes = Space::of(engine.store.root()).ok().map(|space| space.free_bytes);
+    plan::plan(world, policy, now_unix(), free_bytes, &in_use)
 }
 
 /// At most this often after builds.
@@ -209,12 +210,6 @@ fn sweep_leftovers(engine: &Engine) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// What the file system has left for us; `None`: it does not say.
-fn free_bytes(root: &Path) -> Option<u64> {
-    let stat = rustix::fs::statvfs(root).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
 /// So many objects are claimed at once: those who wait for one wait for all of them.
 const BATCH: usize = 64;
 
@@ -232,13 +227,13 @@ impl<'a> Collection<'a> {
     fn new(engine: &'a Engine, claims: &'a Claims, world: &World) -> Self {
         let mut new = Self { engine, claims, needs: HashMap::new(), children: HashMap::new() };
         for (id, node) in &world.nodes {
-            new.add(id.clone(), node.parent.clone(), node.full.clone());
+            new.add(id.clone(), Needs { parent: node.parent.clone(), full: node.full.clone() });
         }
         new
     }
 
-    fn add(&mut self, id: SnapshotId, parent: Option<SnapshotId>, full: Option<SnapshotId>) {
-        let needs: Vec<SnapshotId> = parent.into_iter().chain(full).collect();
+    fn add(&mut self, id: SnapshotId, needs: Needs) {
+        let needs: Vec<SnapshotId> = needs.parent.into_iter().chain(needs.full).collect();
         for need in &needs {
             *self.children.entry(need.clone()).or_default() += 1;
         }
@@ -303,9 +298,8 @@ impl<'a> Collection<'a> {
             if self.needs.contains_key(&id) {
                 continue;
             }
-            let snapshots = &self.engine.snapshots;
-            match snapshots.parent(&id).and_then(|parent| Ok((parent, snapshots.full(&id)?))) {
-                Ok((parent, full)) => self.add(id, parent, full),
+            match self.engine.snapshots.needs(&id) {
+                Ok(needs) => self.add(id, needs),
                 Err(kiln_snapshotter::Error::NoSnapshot(_)) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kiln_content::ImageRecord;
+use kiln_content::{ImageRecord, Space};
 use kiln_layer::{ApplyError, Compression, DensityError, Limits, bounded_decoder};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Platform, Reference, document};
@@ -116,7 +116,7 @@ fn seekable(engine: &Engine, path: &Path, cancel: &AtomicBool) -> Result<File, B
         return Ok(file);
     }
     let mut spool = engine.store.spool()?;
-    let free_bytes = rustix::fs::fstatvfs(&spool).map_or(u64::MAX, |stat| stat.f_bavail * stat.f_frsize);
+    let free_bytes = Space::of(engine.store.root()).map_or(u64::MAX, |space| space.free_bytes);
     let allowed = spool_limit(&engine.limits, free_bytes);
     copy_limited(&mut plain, &mut spool, allowed, cancel, unreadable)?;
     spool.seek(SeekFrom::Start(0)).map_err(unreadable)?;

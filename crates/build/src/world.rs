@@ -8,7 +8,7 @@ use std::path::Path;
 
 use kiln_content::{BlobFile, ContainerUse, Survey, Usage};
 use kiln_oci::{ActiveKey, Digest, SnapshotId};
-use kiln_snapshotter::disk_bytes;
+use kiln_snapshotter::{Needs, disk_bytes};
 
 use crate::cache_mounts::{CacheMountInfo, cache_mounts};
 use crate::{BuildError, Engine};
@@ -75,11 +75,10 @@ impl World {
                     Err(error) => return Err(error.into()),
                 },
             };
-            let parent = engine.snapshots.parent(&id);
-            let (parent, full, damaged) = match parent.and_then(|p| Ok((p, engine.snapshots.full(&id)?))) {
-                Ok((parent, full)) => (parent, full, false),
+            let (Needs { parent, full }, damaged) = match engine.snapshots.needs(&id) {
+                Ok(needs) => (needs, false),
                 Err(kiln_snapshotter::Error::NoSnapshot(_)) => continue,
-                Err(kiln_snapshotter::Error::Damaged { .. }) => (None, None, true),
+                Err(kiln_snapshotter::Error::Damaged { .. }) => (Needs::default(), true),
                 Err(error) => return Err(error.into()),
             };
             nodes.insert(id, Node { parent, full, damaged, disk_bytes });

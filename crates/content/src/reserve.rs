@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::Store;
+use crate::{Space, Store};
 
 /// Enough for the index and its log to forget a few thousand records.
 const RESERVE_BYTES: u64 = 2 << 20;
@@ -17,7 +17,7 @@ fn path(root: &Path) -> PathBuf {
 }
 
 fn free_bytes(root: &Path) -> u64 {
-    statvfs(root).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    Space::of(root).map_or(u64::MAX, |space| space.free_bytes)
 }
 
 /// Whether so many bytes can be written and leave the space that a full disk needs to be cleared.

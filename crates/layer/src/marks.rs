@@ -2,25 +2,14 @@
 
 use std::sync::OnceLock;
 
+use kiln_oci::IdMap;
+
 /// Whether overlayfs is mounted with `userxattr` here: in a user namespace nobody may write
 /// `trusted.*`, which take CAP_SYS_ADMIN on the host. Looked up once, so not to be asked before a
 /// process has entered its namespace.
 pub fn uses_user_attributes() -> bool {
-    static USER: OnceLock<bool> = OnceLock::new();
-    *USER.get_or_init(|| {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        is_part(&map)
-    })
-}
-
-/// Whether a map of ids is not that of the host, which has all of them.
-fn is_part(map: &str) -> bool {
-    let mut lines = map.lines().map(|line| line.split_whitespace().nth(2));
-    match (lines.next(), lines.next()) {
-        (None | Some(None), _) => false,
-        (Some(Some(count)), None) => count != "4294967295",
-        (Some(_), Some(_)) => true,
-    }
+    let users = &Ids::own().users;
+    !users.is_empty() && !users.is_whole()
 }
 
 /// The attribute of a directory that hides what lower layers have in it, when it is `y`.
@@ -36,16 +25,8 @@ pub(crate) fn origin_attribute() -> &'static str {
 /// Whether this process has one id only and can give no file another owner. Looked up once, as
 /// [`uses_user_attributes`].
 pub fn has_single_id() -> bool {
-    static SINGLE: OnceLock<bool> = OnceLock::new();
-    *SINGLE.get_or_init(|| {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        ["/proc/self/uid_map", "/proc/self/gid_map"].iter().any(|path| is_single(&read(path)))
-    })
-}
-
-fn is_single(map: &str) -> bool {
-    let mut lines = map.lines();
-    lines.next().is_some_and(|line| line.split_whitespace().nth(2) == Some("1")) && lines.next().is_none()
+    let ids = Ids::own();
+    ids.users.is_single() || ids.groups.is_single()
 }
 
 /// How trees are marked here, as a number to keep beside one: what was made with another is made otherwise.
@@ -53,47 +34,31 @@ pub fn marking() -> u8 {
     u8::from(uses_user_attributes()) | u8::from(has_single_id()) << 1
 }
 
-/// The ids of a namespace, as its maps have them: first and last of each part.
+/// The ids of a namespace.
 struct Ids {
-    users: Vec<(u32, u32)>,
-    groups: Vec<(u32, u32)>,
+    users: IdMap,
+    groups: IdMap,
 }
 
 impl Ids {
+    /// Those of this process.
     fn own() -> &'static Ids {
         static OWN: OnceLock<Ids> = OnceLock::new();
         OWN.get_or_init(|| {
-            let read = |path: &str| parts(&std::fs::read_to_string(path).unwrap_or_default());
+            let read = |path: &str| IdMap::parse(&std::fs::read_to_string(path).unwrap_or_default());
             Ids { users: read("/proc/self/uid_map"), groups: read("/proc/self/gid_map") }
         })
     }
 
-    fn each(&self, owner: (u32, u32), choose: impl Fn(&[(u32, u32)], u32) -> u32) -> (u32, u32) {
-        (choose(&self.users, owner.0), choose(&self.groups, owner.1))
-    }
-
     /// The owner that a file is given for this one: the last id stands for those beyond the range.
     fn givable(&self, owner: (u32, u32)) -> (u32, u32) {
-        self.each(owner, |parts, id| match parts {
-            [] => id,
-            _ if parts.iter().any(|(first, last)| (*first..=*last).contains(&id)) => id,
-            _ => last(parts),
-        })
+        let one = |map: &IdMap, id| if map.is_empty() || map.has(id) { id } else { last(map) };
+        (one(&self.users, owner.0), one(&self.groups, owner.1))
     }
 }
 
-/// The parts of a map; one that makes no sense is left out.
-fn parts(map: &str) -> Vec<(u32, u32)> {
-    let part = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let (first, count): (u32, u32) = (fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?);
-        Some((first, first.checked_add(count.checked_sub(1)?)?))
-    };
-    map.lines().filter_map(part).collect()
-}
-
-fn last(parts: &[(u32, u32)]) -> u32 {
-    parts.iter().map(|(_, last)| *last).max().unwrap_or(0)
+fn last(map: &IdMap) -> u32 {
+    map.last().unwrap_or(0)
 }
 
 /// The owner that the kernel is told for this one. What differs has to be put on record, and is true as
@@ -108,7 +73,7 @@ pub(crate) fn true_owner(owner: (u32, u32), record: Record) -> (u32, u32) {
         return record.owner;
     }
     let ids = Ids::own();
-    let one = |parts: &[(u32, u32)], id, known| if id == last(parts) { known } else { id };
+    let one = |map: &IdMap, id, known| if id == last(map) { known } else { id };
     (one(&ids.users, owner.0, record.owner.0), one(&ids.groups, owner.1, record.owner.1))
 }
 
@@ -189,27 +154,15 @@ mod tests {
         for wrong in ["", "1", "1:2:3", "-1:0", "0:0:p:1:1", "0:0:c:1"] {
             assert_eq!(Record::parse(wrong.as_bytes()), None, "{wrong}");
         }
-        assert!(is_single("0 1000 1\n") && !is_single("0 1000 1\n1 100000 65536\n") && !is_single(""));
     }
 
     #[test]
     fn the_last_id_stands_for_those_beyond_the_range() {
-        let map = parts("         0     206588          1\n         1  100000      65536\n");
-        assert_eq!(map, [(0, 0), (1, 65536)]);
-        let ids = Ids { users: map, groups: parts("0 5 1\n") };
-        assert_eq!(ids.givable((1000, 0)), (1000, 0));
-        assert_eq!(ids.givable((65537, 7)), (65536, 0));
-        assert_eq!(ids.givable((u32::MAX - 1, 0)), (65536, 0));
-        let none = Ids { users: parts("x"), groups: parts("0 0 0\n5 5 4294967295\n") };
-        assert_eq!(none.givable((9, 9)), (9, 9));
-        assert_eq!(parts("0 0 4294967295\n"), [(0, u32::MAX - 1)]);
-    }
-
-    #[test]
-    fn a_namespace_has_a_part_of_the_ids() {
-        assert!(!is_part("         0          0 4294967295\n"));
-        assert!(!is_part(""));
-        assert!(is_part("         0       1000          1\n"));
-        assert!(is_part("         0       1000          1\n         1     100000      65536\n"));
+        let ids = |users, groups| Ids { users: IdMap::parse(users), groups: IdMap::parse(groups) };
+        let range = ids("0 206588 1\n1 100000 65536\n", "0 5 1\n");
+        assert_eq!(range.givable((1000, 0)), (1000, 0));
+        assert_eq!(range.givable((65537, 7)), (65536, 0));
+        assert_eq!(range.givable((u32::MAX - 1, 0)), (65536, 0));
+        assert_eq!(ids("x", "0 0 0\n").givable((9, 9)), (9, 9));
     }
 }

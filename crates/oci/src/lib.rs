@@ -1,6 +1,6 @@
-//! Words of the domain: digests, references, image JSON, platforms, mounts.
+//! Words of the domain: digests, references, image JSON, platforms, mounts, ids.
 //!
-//! Read [`digest`] first, then [`reference`], [`image`], [`document`], [`snapshot`] and [`mount`].
+//! Read [`digest`] first, then [`reference`], [`image`], [`document`], [`snapshot`], [`mount`] and [`id_map`].
 //!
 //! # Invariants
 //! - Pure: no file, no process, no clock.
@@ -11,6 +11,7 @@
 
 mod digest;
 pub mod document;
+mod id_map;
 pub mod image;
 mod mount;
 mod platform;
@@ -18,6 +19,7 @@ mod reference;
 mod snapshot;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError, Sha256State, Sha256Writer};
+pub use id_map::IdMap;
 pub use mount::{BindMount, FileMount, Mount, TmpfsMount, TreeMount};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};

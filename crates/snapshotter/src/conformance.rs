@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use kiln_oci::{ActiveKey, SnapshotId};
 
-use crate::{Backend, Error, Form, LayerForm, OpenOptions, Snapshotter, open};
+use crate::{Backend, Error, Form, LayerForm, Needs, OpenOptions, Snapshotter, open};
 
 mod deltas;
 mod layers;
@@ -100,8 +100,8 @@ fn chains_of_1_3_and_130_layers_show_every_layer() {
             }
             parent = Some(name);
         }
-        assert_eq!(store.parent(&id("s3")).unwrap(), Some(id("s2")));
-        assert_eq!(store.parent(&id("s1")).unwrap(), None);
+        assert_eq!(store.needs(&id("s3")).unwrap().parent, Some(id("s2")));
+        assert_eq!(store.needs(&id("s1")).unwrap(), Needs::default());
         assert_eq!(store.chain(&id("s3")).unwrap(), [id("s1"), id("s2"), id("s3")]);
     });
 }
@@ -327,7 +327,7 @@ fn damage_is_told_apart_from_absence() {
         meta("a", r#"{"version":1,"parent":"b"}"#);
         assert!(damaged("b"), "circle");
         meta("a", r#"{"version":9,"parent":null}"#);
-        let newer = store.parent(&id("a"));
+        let newer = store.needs(&id("a"));
         assert!(matches!(newer, Err(Error::Newer { found: 9, .. })), "{newer:?}");
         meta("a", r#"{"version":1,"parent":"../x"}"#);
         assert!(damaged("a"), "hostile parent");
@@ -356,7 +356,7 @@ fn a_layer_stacked_on_another_base_shows_both() {
         assert!(fs::symlink_metadata(at(&view, "link")).unwrap().is_dir());
         assert!(!at(&view, "etc/x").exists());
         assert_eq!(store.chain(&id("top")).unwrap(), [id("base"), id("top")]);
-        assert_eq!(store.parent(&id("top")).unwrap(), Some(id("base")));
+        assert_eq!(store.needs(&id("top")).unwrap().parent, Some(id("base")));
         let changes = store.open_changes(&id("top")).unwrap();
         assert!(at(&changes.dir, "etc/motd").exists());
         assert_eq!(at(&changes.dir, "etc/kept").exists(), store.form() == LayerForm::Tree);

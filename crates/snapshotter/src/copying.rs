@@ -18,7 +18,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::host;
 use crate::places::{Places, active, committed, make_dir, open_readable};
-use crate::{Changes, Error, Form, LayerForm, OpenOptions, Overhead, Snapshotter, sys};
+use crate::{Changes, Error, Form, LayerForm, Needs, OpenOptions, Overhead, Snapshotter, sys};
 
 mod stubs;
 use stubs::Stub;
@@ -216,12 +216,8 @@ impl Snapshotter for Copying {
         if self.places.discard(&committed(id))? { Ok(()) } else { Err(Error::NoSnapshot(id.clone())) }
     }
 
-    fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
-        Ok(self.places.links(id)?.parent)
-    }
-
-    fn full(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
-        Ok(self.places.links(id)?.full)
+    fn needs(&self, id: &SnapshotId) -> Result<Needs, Error> {
+        self.places.needs(id)
     }
 
     fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Error> {

@@ -36,4 +36,4 @@ pub use disk::{content_bytes, disk_bytes};
 pub use error::Error;
 pub use mount::MAX_LOWER;
 pub use overlay::Overlay;
-pub use snapshotter::{Changes, Form, LayerForm, OpenOptions, Overhead, Snapshotter};
+pub use snapshotter::{Changes, Form, LayerForm, Needs, OpenOptions, Overhead, Snapshotter};

@@ -16,7 +16,7 @@ use crate::fuse::{Fuse, normalise};
 use crate::mount::{Stack, overlay};
 use crate::places::{Places, active, committed, ensure_dir, make_dir, open_readable};
 use crate::sidecar::Links;
-use crate::{Changes, Error, Form, LayerForm, OpenOptions, Overhead, Snapshotter};
+use crate::{Changes, Error, Form, LayerForm, Needs, OpenOptions, Overhead, Snapshotter};
 
 mod sharing;
 
@@ -238,12 +238,8 @@ impl Snapshotter for Overlay {
         self.release(id)
     }
 
-    fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
-        Ok(self.places.links(id)?.parent)
-    }
-
-    fn full(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error> {
-        Ok(self.places.links(id)?.full)
+    fn needs(&self, id: &SnapshotId) -> Result<Needs, Error> {
+        self.places.needs(id)
     }
 
     fn chain(&self, id: &SnapshotId) -> Result<Vec<SnapshotId>, Error> {

@@ -23,7 +23,7 @@ use crate::disk::disk_bytes_at;
 use crate::error::host;
 use crate::mount::{MAX_LOWER, open_dir};
 use crate::sidecar::{self, Links};
-use crate::{Error, LayerForm, Overhead};
+use crate::{Error, LayerForm, Needs, Overhead};
 
 const TRASH: &str = "trash";
 const FORM: &str = "form";
@@ -98,6 +98,12 @@ impl Places {
             None if !self.contains(id) => Err(Error::NoSnapshot(id.clone())),
             None => Err(Error::Damaged { path: committed(id), reason: "its sidecar is missing" }),
         }
+    }
+
+    /// As [`crate::Snapshotter::needs`].
+    pub(crate) fn needs(&self, id: &SnapshotId) -> Result<Needs, Error> {
+        let Links { parent, full, .. } = self.links(id)?;
+        Ok(Needs { parent, full })
     }
 
     /// As [`Places::links`], for who opens the snapshot next and sees then whether it is there still.

@@ -127,18 +127,11 @@ pub trait Snapshotter: Send + Sync {
     /// [`Error::NoSnapshot`].
     fn remove(&self, id: &SnapshotId) -> Result<(), Error>;
 
-    /// Returns the parent of a committed snapshot; `None`: it stands on nothing.
+    /// Returns which other snapshots a committed one needs. Costs the read of a small file.
     ///
     /// # Errors
-    /// [`Error::NoSnapshot`].
-    fn parent(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error>;
-
-    /// Returns the snapshot that a committed one is a delta on, which may be removed already; `None`:
-    /// it is none.
-    ///
-    /// # Errors
-    /// [`Error::NoSnapshot`].
-    fn full(&self, id: &SnapshotId) -> Result<Option<SnapshotId>, Error>;
+    /// [`Error::NoSnapshot`], [`Error::Damaged`].
+    fn needs(&self, id: &SnapshotId) -> Result<Needs, Error>;
 
     /// Returns a committed snapshot and all it stands on, lowest first.
     ///
@@ -179,6 +172,15 @@ pub trait Snapshotter: Send + Sync {
 
     /// Removes what crashes and removed snapshots left behind; returns how many trees that were.
     fn empty_trash(&self) -> Result<usize, Error>;
+}
+
+/// The other snapshots that a committed one needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// What it stands on; `None`: on nothing.
+    pub parent: Option<SnapshotId>,
+    /// What it is a delta on, which may be removed already; `None`: it is none.
+    pub full: Option<SnapshotId>,
 }
 
 /// What takes space beside committed snapshots.

@@ -238,7 +238,7 @@ fn compare_with_blob(
     blob: &LayerBlob,
     cancel: &BuildCancel,
 ) -> Result<Finding, BuildError> {
-    let parent = engine.snapshots.parent(&layer.snapshot)?;
+    let parent = engine.snapshots.needs(&layer.snapshot)?.parent;
     let active = prepare_layer(engine, parent.as_ref())?;
     let cancelled = |error| match error {
         BuildError::Apply(kiln_layer::ApplyError::Cancelled) => BuildError::Cancelled,

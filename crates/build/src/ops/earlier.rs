@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use kiln_layer::{Earlier, Entry, Identity, Part, Whole, changed, made, marking};
 use kiln_oci::{Digest, SnapshotId};
-use kiln_snapshotter::{Changes, Form};
+use kiln_snapshotter::{Changes, Form, Needs};
 
 use super::hash_states::StatesFile;
 use crate::tree::Tree;
@@ -67,11 +67,9 @@ impl LastCopy {
         // The record of a layer goes when it is found damaged, or may not have reached the disk.
         engine.store.layer(&id).ok()??;
         // What is itself a delta has other files than these.
-        if engine.snapshots.full(&id).ok()?.is_some() {
-            return None;
-        }
+        let Needs { parent, full: None } = engine.snapshots.needs(&id).ok()? else { return None };
         match engine.snapshots.open_changes(&id).ok()? {
-            Changes { dir, form: Form::OverlayUpper } => Some(FullCopy { id, dir, entries, known }),
+            Changes { dir, form: Form::OverlayUpper } => Some(FullCopy { id, parent, dir, entries, known }),
             Changes { form: Form::Tree { .. }, .. } => None,
         }
     }
@@ -101,6 +99,8 @@ impl LastCopy {
 /// A copy that made everything itself.
 pub(super) struct FullCopy {
     pub(super) id: SnapshotId,
+    /// What it stands on.
+    parent: Option<SnapshotId>,
     /// The directory of its layer.
     dir: OwnedFd,
     entries: u64,
@@ -121,7 +121,7 @@ impl FullCopy {
         parts: &[(Part<'_>, Vec<Identity>)],
     ) -> Option<Vec<Vec<Entry>>> {
         // Which directories were there, and what they were like.
-        if engine.snapshots.parent(&self.id).ok()?.as_ref() != base {
+        if self.parent.as_ref() != base {
             return None;
         }
         let all: usize = parts.iter().map(|(_, identities)| identities.len()).sum();
@@ -130,7 +130,7 @@ impl FullCopy {
         let below = base.map_or(Ok(Vec::new()), |base| engine.snapshots.chain(base)).ok()?;
         let mut deltas = 0;
         for id in &below {
-            deltas += usize::from(engine.snapshots.full(id).ok()?.is_some());
+            deltas += usize::from(engine.snapshots.needs(id).ok()?.full.is_some());
         }
         (deltas < DELTAS).then_some(kept)
     }

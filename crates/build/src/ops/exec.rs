@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use kiln_content::Space;
 use kiln_executor::{Authorities, ExecError, Exit, Handles, Network, ProcessSpec, Security, Stdio};
 use kiln_llb as llb;
 use kiln_oci::Digest;
@@ -235,10 +236,11 @@ fn is_full(root: &Path) -> bool {
     /// Less than a program that was refused a block or a file leaves to others.
     const FEW_INODES: u64 = 8;
     const FEW_BYTES: u64 = 64 << 10;
-    let Ok(stat) = rustix::fs::statvfs(root) else { return false };
-    // Some file systems make inodes as they go, and say that there are none. Root may use what is kept
-    // from others, and steps run as root.
-    (stat.f_files > 0 && stat.f_ffree < FEW_INODES) || stat.f_bfree.saturating_mul(stat.f_frsize) < FEW_BYTES
+    // Steps run as root.
+    let is_full = |space: Space| {
+        space.root_inodes.is_some_and(|inodes| inodes < FEW_INODES) || space.root_bytes < FEW_BYTES
+    };
+    Space::of(root).is_ok_and(is_full)
 }
 
 /// The process of a step, with its mounts.

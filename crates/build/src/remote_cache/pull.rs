@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use kiln_content::CacheRecord;
+use kiln_content::{CacheRecord, Space};
 use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
 use kiln_remote::{Record, RemoteError};
 
@@ -183,8 +183,7 @@ impl RemoteCache {
     /// A record may say any size: a sixteenth of the disk stays free.
     fn check_room(&self, blobs: &[(Digest, u64)]) -> Result<(), Refused> {
         let wanted: u64 = blobs.iter().map(|(_, size_bytes)| *size_bytes).fold(0, u64::saturating_add);
-        let stat = rustix::fs::statvfs(self.engine.store.root());
-        let free = stat.map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        let free = Space::of(self.engine.store.root()).map_or(u64::MAX, |space| space.free_bytes);
         if wanted > free - free / 16 {
             return Err(Refused::Damaged(format!("it has {wanted} bytes, and {free} are free")));
         }

@@ -4,6 +4,8 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use kiln_oci::IdMap;
+
 use crate::Error;
 
 pub(super) const DIRS: [&str; 6] = ["blobs/sha256", "ingest", "locks", "state", "db", "snapshots"];
@@ -68,6 +70,6 @@ pub fn check_place(root: &Path) -> Result<(), Error> {
 /// (user_namespaces(7), "Unmapped user and group IDs").
 fn is_hidden(uid: u32) -> bool {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let has_all = read("/proc/self/uid_map").split_whitespace().eq(["0", "0", "4294967295"]);
+    let has_all = IdMap::parse(&read("/proc/self/uid_map")).is_whole();
     !has_all && read("/proc/sys/kernel/overflowuid").trim() == uid.to_string()
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use kiln_oci::IdMap;
 use nix::unistd::ForkResult;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -33,24 +34,20 @@ pub enum Ids {
 pub fn ids() -> Ids {
     static IDS: OnceLock<Ids> = OnceLock::new();
     *IDS.get_or_init(|| {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let (users, groups) = (read("/proc/self/uid_map"), read("/proc/self/gid_map"));
-        classify(&users, &groups)
+        let read = |path: &str| IdMap::parse(&fs::read_to_string(path).unwrap_or_default());
+        classify(&read("/proc/self/uid_map"), &read("/proc/self/gid_map"))
     })
 }
 
-fn classify(users: &str, groups: &str) -> Ids {
-    match (count(users), count(groups)) {
-        // Without procfs, nothing is known; with the whole map, there is none but the host's.
-        (0, _) | (_, 0) | (4_294_967_295, _) => Ids::Host,
-        (1, _) | (_, 1) => Ids::Single,
-        _ => Ids::Range,
+fn classify(users: &IdMap, groups: &IdMap) -> Ids {
+    // Without procfs, nothing is known; with the whole map, there is none but the host's.
+    if users.is_empty() || groups.is_empty() || users.is_whole() {
+        Ids::Host
+    } else if users.is_single() || groups.is_single() {
+        Ids::Single
+    } else {
+        Ids::Range
     }
-}
-
-/// How many ids a map has.
-fn count(map: &str) -> u64 {
-    map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum()
 }
 
 /// Ranges of ids that a user was given, as `/etc/subuid` or `/etc/subgid` has them.
@@ -246,7 +243,8 @@ fn be_user_0() -> Result<(), ExecError> {
 
 fn is_empty(map: &str) -> Result<bool, ExecError> {
     let text = fs::read_to_string(map);
-    text.map(|text| count(&text) == 0).map_err(|source| ExecError::Start { step: map.to_owned(), source })
+    text.map(|text| IdMap::parse(&text).is_empty())
+        .map_err(|source| ExecError::Start { step: map.to_owned(), source })
 }
 
 /// A child that stays outside of the namespace and has its ids mapped from there: inside, a setuid
@@ -309,15 +307,14 @@ mod tests {
 
     #[test]
     fn maps_tell_which_ids_there_are() {
-        let whole = "         0          0 4294967295\n";
-        let single = "         0       1000          1\n";
-        let range = "         0       1000          1\n         1     100000      65536\n";
-        assert_eq!(classify(whole, whole), Ids::Host);
-        assert_eq!(classify("", ""), Ids::Host);
-        assert_eq!(classify(single, single), Ids::Single);
-        assert_eq!(classify(range, range), Ids::Range);
+        let [none, whole, single, range] =
+            ["", "0 0 4294967295\n", "0 1000 1\n", "0 1000 1\n1 100000 65536\n"].map(IdMap::parse);
+        assert_eq!(classify(&whole, &whole), Ids::Host);
+        assert_eq!(classify(&none, &none), Ids::Host);
+        assert_eq!(classify(&single, &single), Ids::Single);
+        assert_eq!(classify(&range, &range), Ids::Range);
         // Half a map lets nobody be another user and group.
-        assert_eq!(classify(range, single), Ids::Single);
+        assert_eq!(classify(&range, &single), Ids::Single);
     }
 
     #[test]

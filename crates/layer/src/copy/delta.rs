@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, FileType, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{self, FileType};
 
 use super::identity::made_of;
 use super::over::open_below;
@@ -188,11 +188,6 @@ impl Copier<'_> {
 fn take_time(to: BorrowedFd<'_>, from: BorrowedFd<'_>, path: &[u8]) -> Result<(), CopyError> {
     // Nothing was made there, or only now.
     let (Some(made), Some(like)) = (open_below(to, path)?, open_below(from, path)?) else { return Ok(()) };
-    let failed = host(path);
-    let mtime = crate::index::mtime(&fs::fstat(&like).named("fstat").map_err(&failed)?);
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: mtime.secs, tv_nsec: mtime.nanos.into() },
-    };
-    fs::futimens(&made, &times).named("futimens").map_err(failed)
+    let stat = fs::fstat(like).named("fstat").map_err(host(path))?;
+    node::set_mtime(made.as_fd(), b".", crate::index::mtime(&stat)).map_err(host(path))
 }

@@ -10,7 +10,7 @@ use kiln_layer::{DiffOptions, TreeForm, diff};
 
 use super::{at, id, key, layer, read, snapshot, stack, with_each, with_stacking};
 use crate::mount::MAX_LOWER;
-use crate::{Backend, Error, LayerForm, OpenOptions, Snapshotter, open};
+use crate::{Backend, Error, LayerForm, Needs, OpenOptions, Snapshotter, open};
 
 /// Makes the snapshot `name` on `parent`: what `write` does, in front of the changes of `full`.
 fn delta(
@@ -99,9 +99,9 @@ fn a_delta_and_what_it_stands_on_are_one_layer() {
         assert!(tar(store, "delta") == tar(store, "expected"), "the layer is another one");
         assert!(tar(store, "delta") != tar(store, "full"));
         assert_eq!(store.chain(&id("delta")).unwrap(), [id("base"), id("delta")]);
-        assert_eq!(store.parent(&id("delta")).unwrap(), Some(id("base")));
-        assert_eq!(store.full(&id("delta")).unwrap(), Some(id("full")));
-        assert_eq!(store.full(&id("full")).unwrap(), None);
+        let needs = Needs { parent: Some(id("base")), full: Some(id("full")) };
+        assert_eq!(store.needs(&id("delta")).unwrap(), needs);
+        assert_eq!(store.needs(&id("full")).unwrap(), Needs { full: None, ..needs });
         assert_eq!(store.open_dirs(&id("delta")).unwrap().len(), 2);
         let read_view = |path| fs::read_to_string(at(&store.open_view(&id("delta")).unwrap(), path)).unwrap();
         assert_eq!(
@@ -149,7 +149,7 @@ fn what_a_delta_stands_on_lives_as_long_as_it_does() {
             layer(store, "full", &[("f", "full"), ("g", "before")]);
             delta(store, "delta", None, "full", |tree| fs::write(at(tree, "g"), "after").unwrap());
             stack(store, "sharer", Some("base"), "delta");
-            assert_eq!(store.full(&id("sharer")).unwrap(), Some(id("full")));
+            assert_eq!(store.needs(&id("sharer")).unwrap().full, Some(id("full")));
             for (nth, gone) in order.iter().enumerate() {
                 store.remove(&id(gone)).unwrap();
                 assert!(!store.contains(&id(gone)), "{order:?}");
@@ -176,7 +176,7 @@ fn a_delta_stands_on_no_delta_but_on_whatever_shows_a_full_one() {
         layer(store, "full", &[("f", "full")]);
         stack(store, "sharer", None, "full");
         delta(store, "one", None, "sharer", |tree| fs::write(at(tree, "g"), "1").unwrap());
-        assert_eq!(store.full(&id("one")).unwrap(), Some(id("full")));
+        assert_eq!(store.needs(&id("one")).unwrap().full, Some(id("full")));
         store.prepare(&key("k"), None).unwrap();
         let refused = store.commit_delta(&key("k"), &id("two"), &id("one"));
         assert!(matches!(refused, Err(Error::IsDelta(name)) if name == id("one")));
@@ -197,7 +197,7 @@ fn backends_of_whole_trees_have_no_deltas() {
         snapshot(store, "full", None, |_| {});
         store.prepare(&key("k"), None).unwrap();
         assert!(matches!(store.commit_delta(&key("k"), &id("d"), &id("full")), Err(Error::WholeTrees)));
-        assert_eq!(store.full(&id("full")).unwrap(), None);
+        assert_eq!(store.needs(&id("full")).unwrap().full, None);
         store.commit(&key("k"), &id("d")).unwrap();
     });
 }
@@ -255,7 +255,7 @@ fn a_store_opened_again_knows_its_deltas() {
         layer(store, "full", &[("f", "full")]);
         delta(store, "d", None, "full", |tree| fs::write(at(tree, "g"), "delta").unwrap());
         let again = open(root, Backend::Auto).unwrap();
-        assert_eq!(again.full(&id("d")).unwrap(), Some(id("full")));
+        assert_eq!(again.needs(&id("d")).unwrap().full, Some(id("full")));
         assert_eq!(read(&*again, "d", "f").unwrap() + &read(&*again, "d", "g").unwrap(), "fulldelta");
     });
 }

@@ -13,6 +13,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use kiln_oci::IdMap;
+
 /// How long the service manager may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A message may be so long; answers have some hundred bytes.
@@ -35,11 +37,7 @@ pub(super) fn bus() -> Option<PathBuf> {
 fn outer_uid() -> Option<u32> {
     let own = fs::metadata("/proc/self").ok()?.uid();
     let map = fs::read_to_string("/proc/self/uid_map").ok()?;
-    map.lines().find_map(|line| {
-        let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().ok());
-        let (inside, outside, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
-        (own >= inside && own - inside < count).then(|| outside + (own - inside))
-    })
+    IdMap::parse(&map).outside(own)
 }
 
 /// Moves this process to a scope of its own, of which it may make a tree of groups. Costs some
