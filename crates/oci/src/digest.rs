@@ -24,7 +24,7 @@ pub enum DigestError {
     #[error("digest {0:?} does not start with sha256:")]
     Algorithm(String),
     /// Registered (OCI image-spec, descriptor.md), and nothing that is verified here.
-    #[error("digest {0:?} is of an algorithm that kiln does not verify; sha256 is the one that it does")]
+    #[error("sha256 is the one algorithm that kiln verifies, and digest {0:?} is of another")]
     Unverified(String),
     /// Not exactly 64 lower-case hexadecimal digits.
     #[error("digest {0:?} is not sha256: and 64 lower-case hexadecimal digits")]
@@ -242,7 +242,7 @@ mod tests {
         let digest = format!("sha512:{}", "ab".repeat(64));
         let error = digest.parse::<Digest>().unwrap_err();
         assert!(matches!(error, DigestError::Unverified(_)), "{error}");
-        assert!(error.to_string().contains("sha256 is the one that it does"), "{error}");
+        assert!(error.to_string().contains("sha256 is the one"), "{error}");
         assert!(matches!("md5:00".parse::<Digest>(), Err(DigestError::Algorithm(_))));
     }
 

@@ -149,7 +149,8 @@ fn a_registry_with_a_token_server_gets_tokens_for_what_is_done_and_no_more() {
     assert!(kept.contains(REFRESH) && !kept.contains(&BASIC[6..]), "{kept}");
 
     let before = tokens.seen().len();
-    assert!(bench.ok(&["push", &name]).contains("4 blobs sent"));
+    let pushed = bench.build(&context(), &["--push", "-t", &name]).expect(0);
+    assert!(pushed.stdout.contains("4 blobs sent"), "{pushed:?}");
     let asked: Vec<_> =
         tokens.seen()[before..].iter().map(|request| (request.method.clone(), scopes(request))).collect();
     // To look and to write, and for nobody a second time.
