@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use kiln_build::registry::{Asked, Offers};
+use kiln_build::registry::{Asked, Offered, Offers};
 use kiln_build::{BuildCancel, BuildError, Engine};
 use kiln_oci::Digest;
 use kiln_registry_server::route::{Name, Tag, Which};
@@ -56,11 +56,9 @@ fn unavailable(error: BuildError) -> ImagesError {
 
 fn found(asked: Asked) -> Found {
     match asked {
-        Asked::Ready(offered) => Found::Manifest(FoundManifest {
-            media_type: offered.descriptor.media_type,
-            digest: offered.descriptor.digest,
-            bytes: offered.bytes,
-        }),
+        Asked::Ready(Offered { media_type, digest, bytes }) => {
+            Found::Manifest(FoundManifest { media_type, digest, bytes })
+        }
         Asked::Unready => Found::Unready,
         Asked::Missing => Found::Missing,
     }

@@ -55,16 +55,18 @@ struct Offer {
 }
 
 /// A manifest or an index, as it leaves.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offered {
-    /// What it is, and its digest.
-    pub descriptor: Descriptor,
+    /// What it is.
+    pub media_type: String,
+    /// Digest of `bytes`.
+    pub digest: Digest,
     /// The document.
     pub bytes: Vec<u8>,
 }
 
 /// What became of a manifest that somebody asked for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
     /// There it is.
     Ready(Offered),
@@ -251,10 +253,12 @@ impl Offers {
             let (_, size_bytes) = store.open_blob(&blob.digest)?;
             blobs.insert(blob.digest, size_bytes);
         }
-        let manifests = load.manifests.into_iter();
-        let manifests =
-            manifests.map(|(descriptor, bytes)| (descriptor.digest, Offered { descriptor, bytes }));
-        Ok(Offer { root: root.digest, manifests: manifests.collect(), blobs, _pins: pins })
+        let manifest = |(descriptor, bytes): (Descriptor, Vec<u8>)| {
+            let Descriptor { media_type, digest, .. } = descriptor;
+            (digest, Offered { media_type, digest, bytes })
+        };
+        let manifests = load.manifests.into_iter().map(manifest).collect();
+        Ok(Offer { root: root.digest, manifests, blobs, _pins: pins })
     }
 }
 
