@@ -73,8 +73,7 @@ impl Reference {
     fn visit(&self, calls: Calls, fault: Fault) {
         let total = self.trace(calls, None).calls;
         let started = Instant::now();
-        let all = std::env::var_os("KILN_FAULTS").is_some_and(|what| what == "all");
-        let step = if all { 1 } else { total.div_ceil(VISITS).max(1) };
+        let step = if visits_all() { 1 } else { total.div_ceil(VISITS).max(1) };
         // Another start for each total, so that runs in the life of the project see all places.
         let mut wrong = Vec::new();
         let (mut visited, mut missed) = (0, 0);
@@ -151,6 +150,10 @@ impl Reference {
     }
 }
 
+fn visits_all() -> bool {
+    std::env::var_os("KILN_FAULTS").is_some_and(|what| what == "all")
+}
+
 fn image_id(stdout: &str) -> Option<&str> {
     stdout.lines().find_map(|line| line.strip_prefix("image "))
 }
@@ -204,5 +207,8 @@ fn a_full_or_broken_disk_while_a_delta_is_made_is_told_and_loses_nothing() {
     for errno in [Errno::ENOSPC, Errno::EIO] {
         reference.visit(Calls::Changing, Fault::Fail(errno));
     }
-    reference.visit(Calls::Reading, Fault::Fail(Errno::EIO));
+    // What a delta reads besides is little: the other reference stands for it, unless all is asked for.
+    if visits_all() {
+        reference.visit(Calls::Reading, Fault::Fail(Errno::EIO));
+    }
 }

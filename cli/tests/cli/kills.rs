@@ -99,8 +99,8 @@ impl Scenario<'_> {
         let (golden, _) = self.complete().unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut pace = Pace::default();
         let (mut moments, mut killed, mut wrong) = (0_usize, 0, Vec::new());
-        // A tenth of them come too late, more where the machine is busy.
-        while killed < kills && moments < 2 * kills + TIMED_EVERY {
+        // A tenth of them come too late, up to a half where the machine is busy.
+        while killed < kills && moments < 4 * kills + TIMED_EVERY {
             if moments.is_multiple_of(TIMED_EVERY)
                 && let Err(what) = self.time(&mut pace, &golden)
             {
