@@ -72,6 +72,6 @@ mod tests {
         let asked: Vec<String> = asked(&all).ok().unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(asked, ["linux/arm64", "linux/amd64"]);
         assert_eq!(parse("local"), Ok(Platform::host()));
-        assert!(parse("linux/amr64").unwrap_err().ends_with("did you mean `linux/arm64`?"));
+        assert!(parse("linux/arm46").unwrap_err().ends_with("did you mean `linux/arm64`?"));
     }
 }

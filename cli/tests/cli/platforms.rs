@@ -96,7 +96,7 @@ fn arguments_say_what_is_built_for_and_what_builds() {
         build(variable, args).expect(0);
         assert_eq!(platform_of(&store.config("made")), expected, "{variable} {args:?}");
     }
-    build("linux/amr64", &[]).expect(USAGE).says(&["DOCKER_DEFAULT_PLATFORM", "did you mean `linux/arm64`?"]);
+    build("linux/arm46", &[]).expect(USAGE).says(&["DOCKER_DEFAULT_PLATFORM", "did you mean `linux/arm64`?"]);
 }
 
 #[test]
@@ -218,7 +218,8 @@ fn outputs_have_a_place_for_each_platform() {
         .map(|entry| blob(&layout, entry)["annotations"]["of"].clone())
         .collect();
     assert_eq!(of, [Value::Null, "one".into()]);
-    store.build(&context, &["-o", index]).expect(USAGE).says(&["no index to annotate"]);
+    let alone = format!("{index},dest={}", text(&layout));
+    store.build(&context, &["-o", &alone]).expect(USAGE).says(&["no index to annotate"]);
     // The same index in a tar, as a layout and in the store.
     let (_, plain) = layout_of(&store, &context, &both);
     let digest = Digest::of(&fs::read(store.beside("layout").join("index.json")).expect("written"));
