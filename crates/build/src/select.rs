@@ -222,7 +222,7 @@ fn scan_match(
         let below = at.strip_prefix(path.as_slice()).unwrap_or(at);
         let below = below.strip_prefix(b"/").unwrap_or(below);
         let below = String::from_utf8_lossy(below);
-        if let Some(ignore) = place.ignore {
+        if let Some(ignore) = place.ignore.filter(|ignore| !ignore.is_empty()) {
             let text = String::from_utf8_lossy(at);
             if ignore.is_ignored(&text) {
                 if !is_dir || !ignore.may_contain_included(&text) {
@@ -237,7 +237,8 @@ fn scan_match(
         if below.is_empty() {
             return visit;
         }
-        for rules in include.into_iter().chain([exclude]) {
+        let exclude = (!exclude.is_empty()).then_some(exclude);
+        for rules in include.into_iter().chain(exclude) {
             if rules.is_ignored(&below) {
                 if !is_dir || !rules.may_contain_included(&below) {
                     return Visit::Skip;

@@ -79,6 +79,16 @@ pub(crate) fn check(path: &[u8]) -> Result<(), PathError> {
     Ok(())
 }
 
+/// The same for a path whose last component the kernel listed in a directory, and all in front of it was
+/// checked: only lengths are left to look at.
+pub(crate) fn check_listed(path: &[u8], name: &[u8]) -> Result<(), PathError> {
+    match (path.len(), name.len()) {
+        (length, _) if length > PATH_MAX => Err(PathError::TooLong(length)),
+        (_, length) if length > NAME_MAX => Err(PathError::NameTooLong(length)),
+        _ => Ok(()),
+    }
+}
+
 /// A header's path relative to the root, without `.` and `..`; empty for the root itself.
 pub(crate) fn normalise(path: &[u8]) -> Result<Vec<u8>, PathError> {
     let relative = &path[path.iter().take_while(|&&b| b == b'/').count()..];
@@ -179,6 +189,19 @@ mod tests {
         assert_eq!(normalise(b"a\0b"), Err(PathError::Nul));
         assert_eq!(normalise(&[b'a'; 256]), Err(PathError::NameTooLong(256)));
         assert_eq!(normalise(&b"a/".repeat(2049)), Err(PathError::TooLong(4098)));
+    }
+
+    #[test]
+    fn what_was_listed_is_checked_as_every_path_is() {
+        let name = [b'n'; 256];
+        for (above, name) in [(&b"a/b"[..], &b"c"[..]), (b"", &name[..255]), (b"a", &name)] {
+            let path = join(above, name);
+            assert_eq!(check_listed(&path, name), check(&path));
+        }
+        for length in [PATH_MAX, PATH_MAX + 1] {
+            let path = &b"a/".repeat(PATH_MAX)[..length];
+            assert_eq!(check_listed(path, b"a"), check(path), "{length}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -10,7 +10,7 @@ use rayon::Scope;
 use rayon::prelude::*;
 use rustix::fs::{self, FileType, Stat};
 
-use crate::beneath;
+use crate::beneath::Opener;
 use crate::index::{Entry, EntryKind, FileStat, KnownFile, ScanError, StatCache, ctime, file_kind, mtime};
 use crate::marks;
 use crate::node::{self, Named, Xattrs};
@@ -192,12 +192,20 @@ impl Scan<'_> {
         let known = known.and_then(|cache| cache.get(&FileStat::of(&found.stat)));
         let xattrs = match known {
             Some(KnownFile { is_bare: true, .. }) => Xattrs::new(),
+            // They are listed when it is read.
+            None if is_file && self.options.hash && lists_when_read() => Xattrs::new(),
             _ => {
                 node::xattrs(found.parent, found.name).map_err(|error| ScanError::host(found.path, error))?
             }
         };
         Entry::new(found, known.map(|known| known.content), xattrs)
     }
+}
+
+/// Whether the attributes of files are listed when they are open, which costs a third of listing them by
+/// name. Not where an attribute may say that a file is none.
+fn lists_when_read() -> bool {
+    !marks::uses_user_attributes()
 }
 
 /// Hashes the files whose content is not known on all processors and tells the cache.
@@ -210,20 +218,21 @@ fn hash_files(
     let shared: &[Entry] = entries;
     let is_unknown = |entry: &Entry| matches!(entry.kind, EntryKind::File { content: None, .. });
     let indices: Vec<usize> = (0..shared.len()).filter(|&at| is_unknown(&shared[at])).collect();
-    let hashed: Vec<(usize, Stat, [u8; 32])> = indices
+    let hashed: Vec<(usize, HashedFile)> = indices
         .par_iter()
-        .map_init(
-            || vec![0; 256 << 10],
-            |buffer, &at| {
-                let (stat, content) = hash_file(root, &shared[at].path, buffer, cancel)?;
-                Ok((at, stat, content))
-            },
-        )
+        .map_init(|| FileHasher::new(root, cancel), |hasher, &at| Ok((at, hasher.hash(&shared[at].path)?)))
         .collect::<Result<_, ScanError>>()?;
-    for (at, stat, content) in hashed {
+    for (at, HashedFile { stat, content, xattrs }) in hashed {
         let entry = &mut entries[at];
-        // The attributes were listed before the content was read: in this state, if the times say so.
-        let is_bare = entry.is_as(&stat) && entry.xattrs.keys().all(|name| name == b"security.selinux");
+        let are_listed = match xattrs {
+            Some(xattrs) => {
+                entry.xattrs = xattrs;
+                true
+            }
+            // They were listed before the content was read: in this state, if the times say so.
+            None => entry.is_as(&stat),
+        };
+        let is_bare = are_listed && entry.xattrs.keys().all(|name| name == b"security.selinux");
         entry.kind = file_kind(&stat, Some(content));
         entry.mode = stat.st_mode & 0o7777;
         if !marks::uses_user_attributes() {
@@ -238,46 +247,76 @@ fn hash_files(
     Ok(())
 }
 
-/// The state of the file before and after its content was read: they are the same.
-fn hash_file(
-    root: BorrowedFd<'_>,
-    path: &[u8],
-    buffer: &mut [u8],
-    cancel: &AtomicBool,
-) -> Result<(Stat, [u8; 32]), ScanError> {
-    for _ in 0..3 {
-        let fd = beneath::open_to_read(root, path)?;
-        let stat_of =
-            |fd: &OwnedFd| fs::fstat(fd).named("fstat").map_err(|error| ScanError::host(path, error));
-        let before = stat_of(&fd)?;
-        if node::kind(&before) != FileType::RegularFile {
-            break;
+/// Reads files of one tree, one after another.
+struct FileHasher<'a> {
+    root: BorrowedFd<'a>,
+    cancel: &'a AtomicBool,
+    opener: Opener,
+    buffer: Vec<u8>,
+}
+
+/// A file that was read.
+#[derive(Debug)]
+struct HashedFile {
+    /// Its state before and after: they are the same.
+    stat: Stat,
+    content: [u8; 32],
+    /// `None`: they were listed already.
+    xattrs: Option<Xattrs>,
+}
+
+impl<'a> FileHasher<'a> {
+    fn new(root: BorrowedFd<'a>, cancel: &'a AtomicBool) -> Self {
+        Self { root, cancel, opener: Opener::default(), buffer: vec![0; 256 << 10] }
+    }
+
+    fn hash(&mut self, path: &[u8]) -> Result<HashedFile, ScanError> {
+        let failed = |error| ScanError::host(path, error);
+        for _ in 0..3 {
+            let file = File::from(self.opener.open(self.root, path)?);
+            let before = fs::fstat(&file).named("fstat").map_err(failed)?;
+            if node::kind(&before) != FileType::RegularFile {
+                break;
+            }
+            let listed = lists_when_read().then(|| node::xattrs_of(file.as_fd()));
+            let xattrs = listed.transpose().map_err(failed)?;
+            let content = self.content(&file, before.st_size.unsigned_abs(), path)?;
+            let after = fs::fstat(&file).named("fstat").map_err(failed)?;
+            if FileStat::of(&before) == FileStat::of(&after) {
+                return Ok(HashedFile { stat: after, content, xattrs });
+            }
         }
-        let mut hasher = blake3::Hasher::new();
-        let mut file = File::from(fd);
+        Err(ScanError::ChangedWhileReading { path: path.into() })
+    }
+
+    /// Reads as much as the file is said to have: whoever asks looks again whether it has more. Files that
+    /// the kernel makes up are said to have nothing.
+    fn content(&mut self, mut file: &File, size: u64, path: &[u8]) -> Result<[u8; 32], ScanError> {
+        let (mut hasher, mut left) = (blake3::Hasher::new(), size);
         loop {
-            if cancel.load(Ordering::Relaxed) {
+            if self.cancel.load(Ordering::Relaxed) {
                 return Err(ScanError::Cancelled);
             }
-            match file.read(buffer) {
+            let length = match file.read(&mut self.buffer) {
                 Ok(0) => break,
-                Ok(length) => hasher.update(&buffer[..length]),
+                Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => return Err(ScanError::Host { call: "read", path: path.into(), source }),
             };
+            hasher.update(&self.buffer[..length]);
+            match left.checked_sub(length as u64) {
+                Some(0) => break,
+                // It has more: to its end, wherever that is.
+                rest => left = rest.unwrap_or(u64::MAX),
+            }
         }
-        let after = stat_of(&OwnedFd::from(file))?;
-        if FileStat::of(&before) == FileStat::of(&after) {
-            return Ok((after, hasher.finalize().into()));
-        }
+        Ok(hasher.finalize().into())
     }
-    Err(ScanError::ChangedWhileReading { path: path.into() })
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::{create_dir, create_dir_all, write};
-    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -411,7 +450,10 @@ mod tests {
         file.write_all_at(&[0; 100_000], 0).unwrap();
         let (stop, never) = (AtomicBool::new(false), AtomicBool::new(false));
         let root = File::open(dir.path()).unwrap();
-        let hash = |buffer: &mut [u8]| hash_file(root.as_fd(), b"log", buffer, &never);
+        let hash = |length: usize| {
+            let buffer = vec![0; length];
+            FileHasher { buffer, ..FileHasher::new(root.as_fd(), &never) }.hash(b"log")
+        };
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -419,11 +461,11 @@ mod tests {
                 }
             });
             // Byte by byte: long enough for the other thread to have its turn.
-            let read = hash(&mut [0]);
+            let read = hash(1);
             stop.store(true, Ordering::Relaxed);
             assert!(matches!(read, Err(ScanError::ChangedWhileReading { .. })), "{read:?}");
         });
-        let (_, content) = hash(&mut [0; 4096]).unwrap();
+        let HashedFile { content, .. } = hash(4096).unwrap();
         assert_eq!(content, *blake3::hash(&std::fs::read(dir.path().join("log")).unwrap()).as_bytes());
     }
 

@@ -92,7 +92,7 @@ impl Walk {
             }
             self.path.extend_from_slice(name);
         }
-        path::check(&self.path)
+        path::check_listed(&self.path, name)
             .map_err(|source| ScanError::Path { path: self.path.as_slice().into(), source })?;
         self.open_again(depth - 1)?;
         let (parent, name) = self.place();

@@ -119,6 +119,11 @@ impl Patterns {
         Self { file, ..self }
     }
 
+    /// Whether there is no rule at all, so that nothing is ignored.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
     /// The lines as they were read.
     pub fn lines(&self) -> &[String] {
         &self.lines
@@ -129,7 +134,8 @@ impl Patterns {
     ///
     /// Costs at most the length of the path times the length of all rules together.
     pub fn is_ignored(&self, path: &str) -> bool {
-        self.deciding(&units_of_path(path.as_bytes())).is_some_and(|at| !self.rules[at].negated)
+        !self.is_empty()
+            && self.deciding(&units_of_path(path.as_bytes())).is_some_and(|at| !self.rules[at].negated)
     }
 
     /// The rule that decided over `path`; `None` when no rule matches it.
