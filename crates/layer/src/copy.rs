@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::beneath::{self, BeneathError};
+use crate::beneath::{self, BeneathError, Opener};
 use crate::diff::{Follower, What};
 use crate::index::{Entry, EntryKind, Timestamp};
 use crate::looked_at::LookedAt;
@@ -112,7 +112,7 @@ impl<'a> CopyRequest<'a> {
 }
 
 /// New permission bits from old ones; the second argument says whether it is a directory.
-pub type ModeChange<'a> = dyn Fn(u32, bool) -> u32 + 'a;
+pub type ModeChange<'a> = dyn Fn(u32, bool) -> u32 + Sync + 'a;
 
 /// What becomes of the metadata of a directory whose contents are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +205,9 @@ pub fn copy(request: &CopyRequest<'_>) -> Result<Copied, CopyError> {
         new_below: None,
         earlier_dir: None,
         kept: None,
+        written: None,
+        held: None,
+        opener: Opener::default(),
         links: HashMap::new(),
         dir_mtimes: Vec::new(),
         untimed: Vec::new(),
@@ -241,6 +244,12 @@ struct Copier<'a> {
     earlier_dir: Option<(Vec<u8>, OwnedFd)>,
     /// The last file, if it is that of the earlier copy, for who follows.
     kept: Option<Entry>,
+    /// The last file as it was made, for who follows, if its content is in `buffer`.
+    written: Option<Entry>,
+    /// How much of `buffer` is the content of the last file, if all of it is there.
+    held: Option<usize>,
+    /// Opens the source's files.
+    opener: Opener,
     /// Destination of the first entry of every inode that has several links.
     links: HashMap<(u64, u64), Vec<u8>>,
     /// Directories whose time is set at the end; as paths, as there may be more than fds allowed.
@@ -325,12 +334,18 @@ impl Copier<'_> {
     fn tell(&mut self, entry: &Entry) {
         let Some(follower) = self.request.follower else { return };
         let path = self.destination_of(entry);
-        let what = match (&entry.kind, self.kept.take()) {
+        let (kept, written) = (self.kept.take(), self.written.take());
+        let what = match (&entry.kind, kept) {
             (EntryKind::Socket, _) => return,
             // The first name was read before the second was there.
             (EntryKind::File { nlink, .. }, _) if *nlink > 1 => return follower.give_up(),
             (EntryKind::File { .. }, Some(kept)) => What::Kept(kept.into()),
-            (EntryKind::File { content, .. }, None) => What::File(*content),
+            (EntryKind::File { content, .. }, None) => match (written, self.held) {
+                (Some(written), Some(length)) => {
+                    return follower.wrote(written, &self.buffer[..length]);
+                }
+                _ => What::File(*content),
+            },
             (EntryKind::Dir, _) => {
                 let last = self.dir_mtimes.last().filter(|(last, _)| *last == path);
                 What::Dir(last.map(|(_, mtime)| *mtime))

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kiln_oci::DiffId;
@@ -231,17 +231,7 @@ impl<'a, O: Output> Writer<'a, O> {
                 Ok((Entry::new(found, None, Xattrs::new())?, None))
             }
             FileType::RegularFile => {
-                // One that turned into a fifo or a link meanwhile does not hang or lead away.
-                let flags =
-                    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-                let open = |flags| fs::openat(found.parent, found.name, flags, Mode::empty());
-                // Else each inode of the layer would be written for the time of this look at it. Only
-                // who owns a file may ask for that.
-                let file = match open(flags | OFlags::NOATIME) {
-                    Err(Errno::PERM) => open(flags),
-                    other => other,
-                };
-                let file = file.named("openat").map_err(failed)?;
+                let file = open_content(found.parent, found.name).named("openat").map_err(failed)?;
                 let xattrs = node::xattrs_of(file.as_fd()).map_err(failed)?;
                 Ok((Entry::new(found, None, xattrs)?, Some(file.into())))
             }
@@ -273,6 +263,16 @@ impl<'a, O: Output> Writer<'a, O> {
             self.marker(path::join(&entry.path, b".wh..wh..opq"))?;
         }
         Ok(())
+    }
+
+    /// Writes a file whose content is at hand.
+    fn write_held(&mut self, entry: &Entry, content: &[u8]) -> Result<(), DiffError> {
+        if !matches!(entry.kind, EntryKind::File { size, .. } if size == content.len() as u64) {
+            return Err(DiffError::ChangedWhileReading { path: entry.path.as_slice().into() });
+        }
+        self.write(entry, None)?;
+        let written = self.out.write_all(content);
+        written.and_then(|()| write_padding(&mut self.out, content.len() as u64)).map_err(DiffError::Output)
     }
 
     /// An empty file that stands for something missing; it has no time of its own.
@@ -317,6 +317,18 @@ impl<W: Write> Writer<'_, HashedOut<W>> {
         self.end()?;
         let (digest, tar_size_bytes) = self.out.finish().map_err(DiffError::Output)?;
         Ok(Written { diff_id: DiffId(digest), tar_size_bytes, entries: self.entries })
+    }
+}
+
+/// Opens a file to read it; one that turned into a fifo or a link meanwhile does not hang or lead away.
+fn open_content(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let open = |flags| fs::openat(parent, name, flags, Mode::empty());
+    // Else each inode of the layer would be written for the time of this look at it. Only who owns a file may
+    // ask for that.
+    match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(flags),
+        other => other,
     }
 }
 

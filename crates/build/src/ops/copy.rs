@@ -175,7 +175,7 @@ impl BuildOp {
         states: HashStates,
     ) -> Option<UnderWay> {
         let whole = self.shared.engine.snapshots.open_changes(id).ok()?.dir;
-        let follower = Follower::start(whole, Some(states))?;
+        let follower = Follower::start_delta(whole, delta.full.dir().try_clone().ok()?, states)?;
         for ((part, _), made) in planned.iter().zip(&delta.entries) {
             tell_whole(&follower, part, made);
         }

@@ -9,10 +9,11 @@ use rustix::fs::{self, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Copier, CopyError, host, make};
-use crate::beneath::{self, open_to_read};
+use crate::beneath;
 use crate::index::{Entry, EntryKind};
 use crate::node::{self, Attributes, CallError, Named};
 use crate::path;
+use crate::walk::Found;
 
 /// Between two looks at the cancellation flag.
 const RANGE: usize = 64 << 20;
@@ -20,6 +21,11 @@ const RANGE: usize = 64 << 20;
 pub const LARGE_FILE_BYTES: u64 = 128 << 10;
 /// How often a file is read that changes meanwhile.
 const ATTEMPTS: usize = 3;
+/// Larger files are copied within the kernel. To read and to write these is no more work, and who follows has
+/// their content then.
+const SMALL_BYTES: u64 = 64 << 10;
+/// What is read at once.
+const PIECE: usize = 256 << 10;
 
 impl Copier<'_> {
     pub(super) fn file(
@@ -39,7 +45,8 @@ impl Copier<'_> {
         for _ in 0..ATTEMPTS {
             if let Some(bytes) = self.attempt(&mut made, entry, path)? {
                 self.copied.bytes += bytes;
-                return node::set_on_new(made.as_fd(), attributes).map_err(host(path));
+                node::set_on_new(made.as_fd(), attributes).map_err(host(path))?;
+                return self.look_at(made.as_fd(), parent, name, path, entry);
             }
             // Somebody is writing: with luck the same content again, which is the one to wait for.
             let fault = |call| move |source| CopyError::Host { call, path: path.into(), source };
@@ -49,12 +56,33 @@ impl Copier<'_> {
         Err(CopyError::ChangedWhileReading { path: entry.path.as_slice().into() })
     }
 
+    /// Finds out for who follows what a file has become whose content is at hand: all else that opening it once
+    /// more would say.
+    fn look_at(
+        &mut self,
+        made: BorrowedFd<'_>,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        entry: &Entry,
+    ) -> Result<(), CopyError> {
+        self.written = None;
+        if self.request.follower.is_some() && self.held.is_some() {
+            let stat = fs::fstat(made).named("fstat").map_err(host(path))?;
+            let xattrs = node::xattrs_of(made).map_err(host(path))?;
+            let found = Found { parent, name, path, stat };
+            // An error would be that of a link's target.
+            self.written = Entry::new(&found, entry.content().copied(), xattrs).ok();
+        }
+        Ok(())
+    }
+
     /// Copies the file once; `None`: it is not what the scan saw.
     fn attempt(&mut self, made: &mut File, entry: &Entry, path: &[u8]) -> Result<Option<u64>, CopyError> {
         let EntryKind::File { size, content, .. } = &entry.kind else { return Ok(None) };
         let source = match self.open_in_layers(&entry.path, *size) {
             Some(source) => source,
-            None => open_to_read(self.request.from, &entry.path)?,
+            None => self.opener.open(self.request.from, &entry.path)?,
         };
         let stat = |fd: BorrowedFd<'_>| fs::fstat(fd).named("fstat").map_err(host(&entry.path));
         if node::kind(&stat(source.as_fd())?) != FileType::RegularFile {
@@ -95,6 +123,7 @@ impl Copier<'_> {
         entry: &Entry,
         path: &[u8],
     ) -> Result<u64, CopyError> {
+        self.held = None;
         if self.clones && size > 0 {
             match fs::ioctl_ficlone(&*made, &*source) {
                 Ok(()) => return Ok(size),
@@ -103,7 +132,7 @@ impl Copier<'_> {
             }
         }
         let mut bytes = 0;
-        while self.ranges && bytes < size {
+        while self.ranges && size > SMALL_BYTES && bytes < size {
             self.check_cancel()?;
             match fs::copy_file_range(&*source, None, &*made, None, RANGE) {
                 Ok(0) => break,
@@ -116,22 +145,34 @@ impl Copier<'_> {
                 Err(_) => self.ranges = false,
             }
         }
-        self.buffer.resize(256 << 10, 0);
-        loop {
+        // That it has more by now shows when it is looked at or hashed afterwards, or it cannot have.
+        let is_checked = self.request.looked_at.is_none() || entry.content().is_some();
+        let is_whole = |bytes: u64| is_checked && size > 0 && bytes == size;
+        self.buffer.resize(PIECE, 0);
+        while !is_whole(bytes) {
             self.check_cancel()?;
             let fault = |call, path: &[u8], source| CopyError::Host { call, path: path.into(), source };
             let length = match source.read(&mut self.buffer) {
-                Ok(0) => return Ok(bytes),
+                Ok(0) => break,
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(fault("read", &entry.path, error)),
             };
             made.write_all(&self.buffer[..length]).map_err(|error| fault("write", path, error))?;
+            self.held = (bytes == 0).then_some(length);
             bytes += length as u64;
         }
+        if bytes == 0 {
+            self.held = Some(0);
+        }
+        Ok(bytes)
     }
 
+    /// What was made is hashed: all of it was written by this copy.
     fn hash(&mut self, made: &mut File, path: &[u8]) -> Result<[u8; 32], CopyError> {
+        if let Some(length) = self.held {
+            return Ok(blake3::hash(&self.buffer[..length]).into());
+        }
         let fault = |call| move |source| CopyError::Host { call, path: path.into(), source };
         made.seek(SeekFrom::Start(0)).map_err(fault("lseek"))?;
         let mut hasher = blake3::Hasher::new();
