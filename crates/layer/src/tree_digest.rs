@@ -3,7 +3,6 @@
 use std::collections::{HashMap, hash_map};
 
 use kiln_oci::Digest;
-use sha2::{Digest as _, Sha256};
 
 use crate::copy::TopDir;
 use crate::index::{Entry, EntryKind};
@@ -18,8 +17,8 @@ use crate::path;
 /// nothing copies them. Of the directory at `strip` itself only that it is one counts, unless `top` says
 /// that it becomes one like it.
 pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool, top: TopDir) -> Digest {
-    let mut fields = Fields(Sha256::new());
-    fields.bytes(b"kiln tree 2");
+    let mut fields = Fields { hash: blake3::Hasher::new(), waiting: Vec::with_capacity(2 * PIECE) };
+    fields.bytes(b"kiln tree 3");
     let mut links: HashMap<(u64, u64), u64> = HashMap::new();
     let copied = entries.iter().filter(|entry| entry.kind != EntryKind::Socket);
     for (position, entry) in copied.enumerate() {
@@ -34,6 +33,7 @@ pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool, top: Top
             EntryKind::Fifo => (b'p', [0, 0], b""),
             EntryKind::Socket => continue,
         };
+        fields.pass_on(PIECE);
         let relative = path::strip(&entry.path, strip);
         fields.bytes(relative);
         fields.bytes(&[tag]);
@@ -56,27 +56,42 @@ pub fn tree_digest(entries: &[Entry], strip: &[u8], ignore_owner: bool, top: Top
         }
         fields.bytes(text);
         let counted = |name: &[u8]| !name.starts_with(b"trusted.") && !is_private_xattr(name);
-        let xattrs: Vec<_> = entry.xattrs.iter().filter(|(name, _)| counted(name)).collect();
-        fields.number(xattrs.len() as u64);
-        for (name, value) in xattrs {
+        let xattrs = || entry.xattrs.iter().filter(|(name, _)| counted(name));
+        fields.number(xattrs().count() as u64);
+        for (name, value) in xattrs() {
             fields.bytes(name);
             fields.bytes(value);
         }
     }
-    Digest::from_bytes(fields.0.finalize().into())
+    fields.pass_on(0);
+    Digest::of(fields.hash.finalize().as_bytes())
 }
 
+/// Hashed at once: BLAKE3 is several times faster on many of its chunks than on one.
+const PIECE: usize = 64 << 10;
+
 /// Length in front of every field: no two different lists of fields are the same bytes.
-struct Fields(Sha256);
+struct Fields {
+    hash: blake3::Hasher,
+    waiting: Vec<u8>,
+}
 
 impl Fields {
     fn number(&mut self, number: u64) {
-        self.0.update(number.to_le_bytes());
+        self.waiting.extend_from_slice(&number.to_le_bytes());
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
         self.number(bytes.len() as u64);
-        self.0.update(bytes);
+        self.waiting.extend_from_slice(bytes);
+    }
+
+    /// Hashes what waits, if it is so much.
+    fn pass_on(&mut self, least: usize) {
+        if self.waiting.len() >= least {
+            self.hash.update(&self.waiting);
+            self.waiting.clear();
+        }
     }
 }
 
@@ -160,5 +175,19 @@ mod tests {
         assert_ne!(digest(dir(0o700), ""), digest(dir(0o755), ""));
         let itself = |mode: u32| tree_digest(&[dir(mode), below.clone()], b"a", false, TopDir::Itself);
         assert_ne!(itself(0o700), itself(0o755));
+    }
+
+    #[test]
+    fn each_entry_of_many_counts_wherever_it_stands() {
+        let many: Vec<Entry> = (0..2000).map(|nth| file(&format!("dir/file{nth:05}"), 0)).collect();
+        let whole = digest(&many, "", false);
+        for nth in [0, 1, 700, 1500, 1999] {
+            let mut other = many.clone();
+            other[nth].mode = 0o600;
+            assert_ne!(digest(&other, "", false), whole, "{nth}");
+            other.remove(nth);
+            assert_ne!(digest(&other, "", false), whole, "without {nth}");
+        }
+        assert_eq!(digest(&many.clone(), "", false), whole);
     }
 }

@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 
+use rayon::prelude::*;
+
 use super::{ModeChange, shown_xattrs};
 use crate::index::{Entry, EntryKind, Timestamp};
+use crate::node::is_private_xattr;
 use crate::path;
 
 /// One match of a copy: its entries, and what becomes of them. The fields are those of [`CopyRequest`].
@@ -48,10 +51,18 @@ impl Identity {
     }
 }
 
+/// Entries that one thread looks at before others help.
+const ALONE: usize = 1_000;
+
 impl Part<'_> {
-    /// What each of the entries will be.
+    /// What each of the entries will be. Many of them are shared out among all processors.
     pub fn identities(&self) -> Vec<Identity> {
-        self.entries.iter().map(|entry| self.identity(entry)).collect()
+        if self.entries.len() <= ALONE {
+            let mut fields = Vec::new();
+            return self.entries.iter().map(|entry| self.identity(entry, &mut fields)).collect();
+        }
+        let entries = self.entries.par_iter().with_min_len(ALONE);
+        entries.map_init(Vec::new, |fields, entry| self.identity(entry, fields)).collect()
     }
 
     pub(super) fn destination_of(&self, entry: &Entry) -> Vec<u8> {
@@ -63,7 +74,8 @@ impl Part<'_> {
         path::strip(&entry.path, self.strip)
     }
 
-    fn identity(&self, entry: &Entry) -> Identity {
+    /// `fields` is memory that is used again.
+    fn identity(&self, entry: &Entry, fields: &mut Vec<u8>) -> Identity {
         match entry.kind {
             EntryKind::Socket => return Identity::Nothing,
             EntryKind::Dir if self.below(entry).is_empty() => return Identity::Top,
@@ -73,10 +85,10 @@ impl Part<'_> {
             _ => {}
         }
         let ((uid, gid), mode) = given(entry, self.owner, self.mode);
-        let mut hasher = blake3::Hasher::new();
+        fields.clear();
         let mut field = |bytes: &[u8]| {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
+            fields.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+            fields.extend_from_slice(bytes);
         };
         field(&self.destination_of(entry));
         match &entry.kind {
@@ -105,11 +117,11 @@ impl Part<'_> {
         field(&gid.to_le_bytes());
         field(&entry.mtime.secs.to_le_bytes());
         field(&entry.mtime.nanos.to_le_bytes());
-        for (name, value) in &shown_xattrs(entry) {
+        for (name, value) in entry.xattrs.iter().filter(|(name, _)| !is_private_xattr(name)) {
             field(name);
             field(value);
         }
-        Identity::Known(hasher.finalize().into())
+        Identity::Known(blake3::hash(fields).into())
     }
 }
 

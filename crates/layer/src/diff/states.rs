@@ -15,6 +15,8 @@ use crate::tar_write::{BLOCK, Header, VERSION};
 pub(super) const INTERVAL_BYTES: u64 = 4 << 20;
 /// Of a longer tar every second state is forgotten, until it has no more.
 const MOST: usize = 256;
+/// Bytes of members that are hashed together.
+const PIECE: usize = 16 << 10;
 /// A state as bytes.
 const LENGTH: usize = 8 + 8 + 32 + Sha256State::LENGTH;
 
@@ -135,8 +137,8 @@ impl HashState {
 #[derive(Clone)]
 pub(super) struct Chain {
     hash: blake3::Hasher,
-    /// The last member; its memory is used again.
-    member: Vec<u8>,
+    /// The last members, which are not hashed yet: together that is several times faster.
+    waiting: Vec<u8>,
     /// Whether all content was known so far.
     is_known: bool,
 }
@@ -145,41 +147,43 @@ impl Chain {
     pub(super) fn new() -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(&VERSION.to_le_bytes());
-        Self { hash, member: Vec::new(), is_known: true }
+        Self { hash, waiting: Vec::new(), is_known: true }
     }
 
     pub(super) fn add(&mut self, header: &Header<'_>, content: Option<&[u8; 32]>) {
         // Each field by name: one that is new has its place here.
         let Header { path, flag, link, mode, uid, gid, size, mtime, device, xattrs } = header;
-        let member = &mut self.member;
-        member.clear();
-        let field = |member: &mut Vec<u8>, bytes: &[u8]| {
-            member.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-            member.extend_from_slice(bytes);
+        let waiting = &mut self.waiting;
+        let field = |waiting: &mut Vec<u8>, bytes: &[u8]| {
+            waiting.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+            waiting.extend_from_slice(bytes);
         };
-        field(member, path);
-        field(member, link);
-        member.push(*flag);
+        field(waiting, path);
+        field(waiting, link);
+        waiting.push(*flag);
         for number in [*mode, *uid, *gid, mtime.nanos, device.0, device.1] {
-            member.extend_from_slice(&number.to_le_bytes());
+            waiting.extend_from_slice(&number.to_le_bytes());
         }
-        member.extend_from_slice(&mtime.secs.to_le_bytes());
-        member.extend_from_slice(&size.to_le_bytes());
-        member.extend_from_slice(&(xattrs.len() as u64).to_le_bytes());
+        waiting.extend_from_slice(&mtime.secs.to_le_bytes());
+        waiting.extend_from_slice(&size.to_le_bytes());
+        waiting.extend_from_slice(&(xattrs.len() as u64).to_le_bytes());
         for (name, value) in *xattrs {
-            field(member, name);
-            field(member, value);
+            field(waiting, name);
+            field(waiting, value);
         }
         if *size > 0 {
             self.is_known &= content.is_some();
-            member.extend_from_slice(content.unwrap_or(&[0; 32]));
+            waiting.extend_from_slice(content.unwrap_or(&[0; 32]));
         }
-        self.hash.update(member);
+        if waiting.len() >= PIECE {
+            self.hash.update(waiting);
+            waiting.clear();
+        }
     }
 
     /// `None`: the content of some file is not known.
     pub(super) fn digest(&self) -> Option<[u8; 32]> {
-        self.is_known.then(|| self.hash.finalize().into())
+        self.is_known.then(|| self.hash.clone().update(&self.waiting).finalize().into())
     }
 }
 
