@@ -217,9 +217,12 @@ impl Kept {
     /// Adds a piece to the file at `path`; whether that is the file that was read, and it was whole.
     fn add(&self, path: &Path, piece: &[u8]) -> io::Result<bool> {
         let Some(known) = self.file else { return Ok(false) };
-        let Ok(mut file) = OpenOptions::new().append(true).open(path) else { return Ok(false) };
+        let Ok(mut file) = OpenOptions::new().read(true).append(true).open(path) else { return Ok(false) };
         let stat = file.metadata()?;
-        if (stat.dev(), stat.ino()) != known {
+        let mut version = [0; HEADER];
+        // Of a file that was replaced twice the inode may be the same again.
+        if (stat.dev(), stat.ino()) != known || file.read_exact(&mut version).is_err() || version != header()
+        {
             return Ok(false);
         }
         // In one call: of two builds that end at once, both pieces are there.
