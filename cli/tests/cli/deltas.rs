@@ -14,7 +14,13 @@ const STILL: [&str; 4] = ["-o", "type=image,rewrite-timestamp=true", "--build-ar
 
 /// The directories of snapshots that are deltas.
 pub(crate) fn deltas(store: &Store) -> Vec<PathBuf> {
-    let committed = fs::read_dir(store.root().join("snapshots/committed")).expect("ours");
+    deltas_below(&store.root())
+}
+
+/// The same in the store at `root`.
+pub(crate) fn deltas_below(root: &Path) -> Vec<PathBuf> {
+    // There is none before the first build.
+    let committed = fs::read_dir(root.join("snapshots/committed")).into_iter().flatten();
     let places = committed.map(|entry| entry.expect("ours").path());
     let is_delta =
         |place: &PathBuf| fs::read_to_string(place.join("meta")).is_ok_and(|meta| meta.contains("\"full\":"));
@@ -27,7 +33,7 @@ pub(crate) fn are_possible(store: &Store) -> bool {
 }
 
 /// Names of what is no directory at and below `dir`.
-fn files_in(dir: &Path) -> Vec<String> {
+pub(crate) fn files_in(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).expect("a directory").flatten() {
         if entry.file_type().expect("it stays").is_dir() {
@@ -40,13 +46,25 @@ fn files_in(dir: &Path) -> Vec<String> {
     found
 }
 
-fn context(dockerfile: &str) -> Context {
+/// With [`FILES`] and a link below `files`.
+pub(crate) fn context(dockerfile: &str) -> Context {
     let context = Context::new(&[("Dockerfile", dockerfile)]);
     for nth in 0..FILES {
         context.write(&format!("files/d{}/{nth}", nth % 4), &format!("content {nth}"));
     }
     symlink("d1/1", context.at("files/link")).expect("ours");
     context
+}
+
+/// Images `one` and `two`; the second has a delta for a layer, and `more` behind it.
+fn one_and_two(more: &str) -> (Store, Context) {
+    let store = Store::with_busybox();
+    let context = context(&format!("FROM busybox\nCOPY files /app/files\n{more}"));
+    store.build(&context, &["-t", "one"]).expect(0);
+    context.write("files/d1/1", "CONTENT 1");
+    store.build(&context, &["-t", "two"]).expect(0);
+    assert_eq!(deltas(&store).len(), usize::from(are_possible(&store)));
+    (store, context)
 }
 
 fn layers(store: &Store, tag: &str) -> Value {
@@ -193,11 +211,7 @@ fn steps_and_copies_on_a_delta_see_what_they_would_see_without() {
 #[test]
 fn what_a_delta_stands_on_stays_until_it_goes_itself() {
     needs_root!();
-    let store = Store::with_busybox();
-    let context = context("FROM busybox\nCOPY files /app/files\n");
-    store.build(&context, &["-t", "one"]).expect(0);
-    context.write("files/d1/1", "CONTENT 1");
-    store.build(&context, &["-t", "two"]).expect(0);
+    let (store, context) = one_and_two("");
     let show = "cat /app/files/d1/1 /app/files/d3/3";
     store.ok(&["rmi", "one"]);
     store.ok(&["prune", "--force"]);
@@ -260,11 +274,7 @@ fn damage_below_a_delta_is_found_in_both_and_no_copy_takes_it_over() {
 #[test]
 fn an_index_that_is_made_anew_knows_deltas() {
     needs_root!();
-    let store = Store::with_busybox();
-    let context = context("FROM busybox\nCOPY files /app/files\n");
-    store.build(&context, &["-t", "one"]).expect(0);
-    context.write("files/d1/1", "CONTENT 1");
-    store.build(&context, &["-t", "two"]).expect(0);
+    let (store, context) = one_and_two("");
     let before = (layers(&store, "one"), layers(&store, "two"));
     store.ok(&["fsck", "--rebuild", "--deep"]);
     for file in ["meta.sqlite", "meta.sqlite-wal", "meta.sqlite-shm", "journal"] {
@@ -280,12 +290,7 @@ fn an_index_that_is_made_anew_knows_deltas() {
 #[test]
 fn the_toolkit_takes_a_delta_for_the_layer_that_it_is() {
     needs_root!();
-    let store = Store::with_busybox();
-    let context = context("FROM busybox\nCOPY files /app/files\nRUN --network=none rm /app/files/d2/2\n");
-    store.build(&context, &["-t", "one"]).expect(0);
-    context.write("files/d1/1", "CONTENT 1");
-    store.build(&context, &["-t", "two"]).expect(0);
-    assert_eq!(deltas(&store).len(), usize::from(are_possible(&store)));
+    let (store, _context) = one_and_two("RUN --network=none rm /app/files/d2/2\n");
     let diff = store.kiln(&["diff", "one", "two"]).expect(1).stdout;
     assert!(
         diff.contains("/app/files/d1/1") && diff.contains("0 added") && diff.contains("1 changed"),

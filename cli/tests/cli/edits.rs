@@ -11,7 +11,7 @@ use std::thread;
 
 use kiln_testkit::random::Random;
 
-use self::world::{Depth, World};
+use self::world::{Depth, KINDS, World};
 use crate::harness::{needs_root, test_as};
 
 /// Sequences in the test command.
@@ -39,11 +39,18 @@ fn no_edit_is_missed_and_no_step_runs_without_need() {
     let parts: Vec<_> = parts.collect();
     let parts = parts.into_iter().map(|part| part.join().unwrap_or_else(|why| resume_unwind(why)));
     let tally = parts.fold(Tally::default(), Tally::add);
-    eprintln!("{} steps ran, {} were cached, {} copies were deltas", tally.ran, tally.cached, tally.deltas);
+    let Tally { ran, cached, deltas, with_deltas, kinds } = tally;
+    eprintln!(
+        "{ran} steps ran, {cached} were cached; {deltas} copies were deltas, in {with_deltas} sequences"
+    );
+    eprintln!("edits of each kind: {kinds:?}");
     // A backend of whole trees has no deltas.
-    let has_deltas = tally.deltas > 0 || test_as().is_some();
-    let tells = tally.ran > sequences && tally.cached > sequences && has_deltas;
+    let has_deltas = |least: usize| with_deltas > least || test_as().is_some();
+    let tells = ran > sequences && cached > sequences && has_deltas(0);
     assert!(sequences < SEQUENCES || tells, "a test that tells little");
+    // Few sequences may miss a kind of edit.
+    let tells_all = kinds.iter().all(|edits| *edits > 0) && has_deltas(sequences / 5);
+    assert!(sequences < 10 * SEQUENCES || tells_all, "a campaign that tells little");
 }
 
 /// What was seen.
@@ -53,6 +60,10 @@ struct Tally {
     cached: usize,
     /// Copies with few changed files that stand in front of earlier ones.
     deltas: usize,
+    /// Sequences with such copies.
+    with_deltas: usize,
+    /// Edits of each kind.
+    kinds: [usize; KINDS],
 }
 
 impl Tally {
@@ -61,6 +72,8 @@ impl Tally {
             ran: self.ran + other.ran,
             cached: self.cached + other.cached,
             deltas: self.deltas + other.deltas,
+            with_deltas: self.with_deltas + other.with_deltas,
+            kinds: std::array::from_fn(|kind| self.kinds[kind] + other.kinds[kind]),
         }
     }
 }
@@ -73,19 +86,22 @@ fn run(mut random: Random, sequences: usize, cold: usize) -> Tally {
             eprintln!("{nth} of {sequences}");
         }
         if nth > 0 && nth % ON_ONE == 0 {
-            tally.deltas += world.deltas();
             world = World::new(&mut random);
         }
-        let edits: Vec<String> = (0..1 + random.below(4)).map(|_| world.edit(&mut random)).collect();
+        let (kinds, edits): (Vec<usize>, Vec<String>) =
+            (0..1 + random.below(4)).map(|_| world.edit(&mut random)).unzip();
+        kinds.into_iter().for_each(|kind| tally.kinds[kind] += 1);
         let edits = edits.join("\n  ");
         let depth = match nth {
             _ if nth % COMPARED == 0 => Depth::Trees,
             _ if nth % cold == 0 => Depth::Image,
             _ => Depth::Steps,
         };
-        let ran = world.check(depth, &format!("sequence {nth}:\n  {edits}"));
-        tally = tally.add(Tally { ran: ran.0, cached: ran.1, deltas: 0 });
+        let done = world.check(depth, &format!("sequence {nth}:\n  {edits}"));
+        tally.ran += done.ran;
+        tally.cached += done.cached;
+        tally.deltas += done.deltas;
+        tally.with_deltas += usize::from(done.deltas > 0);
     }
-    tally.deltas += world.deltas();
     tally
 }

@@ -52,7 +52,7 @@ fn build_in_an_empty_store(context: &Context) -> String {
 }
 
 /// The only file with states.
-fn states_file(store: &Store) -> PathBuf {
+pub(crate) fn states_file(store: &Store) -> PathBuf {
     let files: Vec<_> = fs::read_dir(store.root().join("state/hash-states")).expect("ours").collect();
     let [file] = files.as_slice() else { panic!("{files:?}") };
     file.as_ref().expect("ours").path()

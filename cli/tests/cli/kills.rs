@@ -3,7 +3,8 @@
 //!
 //! A kill counts when the command was still running: its status says that a signal ended it. The test
 //! command makes 400 that count for each of build, save, load, import and gc, 2,000 in all, and 20 for each
-//! kind of damage that `fsck` mends, with seeds of its own, which it prints. `KILN_KILLS=N` makes N for each
+//! kind of damage that `fsck` mends and for a copy in front of an earlier one, with seeds of its own, which it
+//! prints. `KILN_KILLS=N` makes N for each
 //! kind of command (`KILN_KILLS=2000`: 10,000 for the five), `KILN_SEED=N` repeats a run.
 
 use std::collections::VecDeque;
@@ -16,12 +17,13 @@ use std::time::{Duration, Instant};
 use kiln_testkit::random::Random;
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::deltas::{are_possible, deltas};
 use crate::harness::{Context, Store, few_commands_tar, needs_root, text};
 
 /// Kills that count, for each kind of command in a run of the test command.
 const KILLS: usize = 400;
-/// The same for each kind of damage that is mended.
-const KILLS_OF_CHECKS: usize = 20;
+/// The same for each kind of damage that is mended, and for a copy in front of an earlier one.
+const FEW_KILLS: usize = 20;
 /// After so many moments the command is timed anew: other tests come and go beside this one.
 const TIMED_EVERY: usize = 25;
 
@@ -140,13 +142,19 @@ fn lines(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
+/// The same image whenever it is built.
+const AS_IMAGE: [&str; 4] = ["--build-arg", "SOURCE_DATE_EPOCH=0", "-t", "image"];
+
+fn build_line(context: &Context) -> Vec<&str> {
+    [&["build", "--progress", "plain", "--no-cache"][..], &AS_IMAGE, &[context.path()]].concat()
+}
+
 /// A store with an image of several layers, and its files for other commands.
 fn with_image() -> (Store, Context, PathBuf) {
     let store = Store::with_few_commands();
     let run = "FROM busybox\nCOPY . /\nRUN --network=none echo made > /made && touch -d @7 /made\n";
     let context = Context::new(&[("Dockerfile", run), ("a", "a"), ("d/b", "b")]);
-    let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=0", "-t", "image"];
-    store.build(&context, &epoch).expect(0);
+    store.build(&context, &AS_IMAGE).expect(0);
     let saved = store.beside("saved.tar");
     store.ok(&["save", "-o", text(&saved), "image"]);
     (store, context, saved)
@@ -162,11 +170,26 @@ fn digest(path: &Path) -> String {
 fn a_killed_build_loses_nothing() {
     needs_root!();
     let (store, context, _) = with_image();
-    let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=0", "-t", "image"];
-    let line = [&["build", "--progress", "plain", "--no-cache"][..], &epoch, &[context.path()]].concat();
+    let line = build_line(&context);
     let result = |stdout: &str| stdout.lines().next().unwrap_or_default().to_owned();
     Scenario { store: &store, line: lines(&line), prepare: nothing(), result: Box::new(result) }
         .campaign("build", KILLS);
+}
+
+#[test]
+fn a_killed_build_of_a_delta_loses_nothing() {
+    needs_root!();
+    let (store, context, _) = with_image();
+    (0..80).for_each(|nth| context.write(&format!("d/{nth}"), &nth.to_string()));
+    let line = build_line(&context);
+    store.ok(&line);
+    context.write("d/1", "one");
+    // Each build leaves a layer, and all of them would be checked.
+    let prepare = || drop(store.ok(&["prune", "--force"]));
+    let result = |stdout: &str| stdout.lines().next().unwrap_or_default().to_owned();
+    Scenario { store: &store, line: lines(&line), prepare: Box::new(prepare), result: Box::new(result) }
+        .campaign("build of a delta", FEW_KILLS);
+    assert_eq!(deltas(&store).is_empty(), !are_possible(&store));
 }
 
 #[test]
@@ -251,7 +274,7 @@ fn a_killed_check_loses_nothing() {
     ];
     for (name, line, prepare) in damages {
         let result = |_: &str| {
-            let again = store.build(&context, &["--build-arg", "SOURCE_DATE_EPOCH=0", "-t", "image"]);
+            let again = store.build(&context, &AS_IMAGE);
             match again.stdout.contains(", everything from the cache") {
                 true => "all is cached".to_owned(),
                 false => format!("{:?} {}{}", again.code, again.stdout, again.stderr),
@@ -259,6 +282,6 @@ fn a_killed_check_loses_nothing() {
         };
         let prepare = Box::new(prepare);
         Scenario { store: &store, line: lines(line), prepare, result: Box::new(result) }
-            .campaign(name, KILLS_OF_CHECKS);
+            .campaign(name, FEW_KILLS);
     }
 }

@@ -60,6 +60,7 @@ mod registry;
 mod remote;
 mod remote_add;
 mod remote_cache;
+mod remote_cache_deltas;
 mod remote_cache_s3;
 mod remote_contexts;
 mod remote_git;

@@ -14,7 +14,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use kiln_testkit::disk::{Disk, Sync};
 use kiln_testkit::faults::observe;
@@ -23,19 +23,27 @@ use kiln_testkit::random::Random;
 use kiln_testkit::recorder::Recorder;
 use serde_json::Value;
 
+use crate::deltas::deltas_below;
 use crate::harness::{Context, Store, needs_root, text};
 
 /// States that a run of the test command looks at.
 const STATES: usize = 100;
+/// Files of a copy: so many that few changes make a delta.
+const FILES: usize = 80;
+/// Too many for that.
+const MANY: usize = 20;
 
 const DOCKERFILE: &str = "FROM base\n\
     ARG V\n\
-    COPY . /context/\n\
+    COPY . /\n\
     RUN --network=none echo $V > /made && touch -d @7 /made\n";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
+    /// With another file than before: its copy stands in front of the one that made all.
     Build,
+    /// With many other files: its copy makes all, with links, and what it has is written down.
+    Rebuild,
     Tag,
     Collect,
     Load,
@@ -50,7 +58,7 @@ struct Bench {
     context: Context,
     archive: PathBuf,
     loaded: String,
-    /// Image IDs by the value of `V`.
+    /// Image IDs by what was built: [`Bench::build`].
     golden: Vec<String>,
     names: Names,
 }
@@ -62,7 +70,7 @@ struct Story {
     marks: Vec<usize>,
     /// The names before the first command, and after each.
     names: Vec<Names>,
-    /// The last `V` that was built.
+    /// What was built last.
     last: usize,
 }
 
@@ -147,15 +155,25 @@ impl Bench {
         let beside = bench.store.beside("golden");
         bench.golden.push(image_id(&run(bench.build(&bench.store.root(), 0)).expect("it builds")));
         copy(&bench.store.root(), &beside);
-        for value in 1..=3 {
-            bench.golden.push(image_id(&run(bench.build(&beside, value)).expect("it builds")));
+        for what in 1..=3 {
+            bench.golden.push(image_id(&run(bench.build(&beside, what)).expect("it builds")));
         }
+        assert_eq!(deltas_below(&beside).len(), 2, "one file changes, then many, then one");
         bench.names = names(&bench.store.root()).expect("images can be listed");
         bench
     }
 
-    fn build(&self, root: &Path, value: usize) -> Command {
-        let value = format!("V={value}");
+    /// Builds a context in which one file is another one (1), or many are (2), or both (3).
+    fn build(&self, root: &Path, what: usize) -> Command {
+        for nth in 0..FILES {
+            let is_other = (nth == 0 && what & 1 != 0) || ((1..=MANY).contains(&nth) && what & 2 != 0);
+            let path = format!("many/{nth}");
+            self.context.write(&path, if is_other { "other" } else { "first" });
+            // One image, whenever it is built.
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+            fs::File::open(self.context.at(&path)).and_then(|file| file.set_modified(time)).expect("ours");
+        }
+        let value = format!("V={what}");
         let args = ["--build-arg", "SOURCE_DATE_EPOCH=0", "--build-arg", &value, "-t", "app"];
         kiln(root, &[&["build", "--progress", "plain"][..], &args, &[self.context.path()]].concat())
     }
@@ -173,8 +191,8 @@ impl Bench {
         for (number, step) in steps.iter().enumerate() {
             let mut now = story.names[number].clone();
             let command = match step {
-                Step::Build => {
-                    story.last += 1;
+                Step::Build | Step::Rebuild => {
+                    story.last |= if *step == Step::Build { 1 } else { 2 };
                     now.insert("app:latest".to_owned(), self.golden[story.last].clone());
                     self.build(at, story.last)
                 }
@@ -282,7 +300,7 @@ impl<'b> Campaign<'b> {
 
 /// All sequences of up to three different commands.
 fn sequences() -> Vec<Vec<Step>> {
-    let all = [Step::Build, Step::Tag, Step::Collect, Step::Load];
+    let all = [Step::Build, Step::Rebuild, Step::Tag, Step::Collect, Step::Load];
     let mut found: Vec<Vec<Step>> = vec![Vec::new()];
     let mut from = 0;
     for _ in 0..3 {
@@ -307,12 +325,12 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_promised() {
     let all = sequences();
     let chosen: Vec<Vec<Step>> = match given {
         Some(_) => all,
-        // The longest story, and two others.
-        None => {
-            let mut chosen = vec![vec![Step::Build, Step::Tag, Step::Load, Step::Collect]];
-            chosen.extend((0..2).map(|_| all[random.below(all.len())].clone()));
-            chosen
-        }
+        // The longest story, that of both kinds of copies, and another one.
+        None => vec![
+            vec![Step::Build, Step::Tag, Step::Load, Step::Collect],
+            vec![Step::Rebuild, Step::Build],
+            all[random.below(all.len())].clone(),
+        ],
     };
     let bench = Bench::new();
     let each = given.unwrap_or(STATES).div_ceil(chosen.len());

@@ -36,12 +36,12 @@ pub(crate) fn small() -> Context {
 }
 
 /// A directory that is a cache, and the image that all stores build on.
-struct Cache {
+pub(crate) struct Cache {
     dir: TempDir,
 }
 
 impl Cache {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let cache = Self { dir: tempfile::tempdir().expect("temporary directories can be made") };
         // An import has its own time, and so a digest of its own.
         Store::with_busybox().ok(&["save", "-o", text(&cache.base()), "busybox"]);
@@ -53,7 +53,7 @@ impl Cache {
     }
 
     /// A store without results.
-    fn store(&self) -> Store {
+    pub(crate) fn store(&self) -> Store {
         let store = Store::empty();
         store.ok(&["load", "-i", text(&self.base())]);
         store
@@ -63,11 +63,11 @@ impl Cache {
         self.dir.path().join("cache")
     }
 
-    fn to(&self, more: &str) -> String {
+    pub(crate) fn to(&self, more: &str) -> String {
         format!("type=local,dest={}{more}", self.path().display())
     }
 
-    fn from(&self, more: &str) -> String {
+    pub(crate) fn from(&self, more: &str) -> String {
         format!("type=local,src={}{more}", self.path().display())
     }
 

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::harness::{Context, Store, needs_root, text};
-use crate::remote_cache::{build, id, list, small, warnings};
+use crate::harness::{Context, needs_root};
+use crate::remote_cache::{Cache, build, id, list, small, warnings};
+use crate::remote_cache_deltas::{self as deltas, Side};
 
 /// A server with a bucket `cache`; it dies with this value.
 struct S3 {
@@ -99,27 +100,10 @@ fn files_below(dir: &std::path::Path) -> Vec<PathBuf> {
     files
 }
 
-/// The image that all stores build on.
-struct Base(tempfile::TempDir);
-
-impl Base {
-    fn new() -> Self {
-        let base = Self(tempfile::tempdir().expect("temporary directories can be made"));
-        Store::with_busybox().ok(&["save", "-o", text(&base.0.path().join("tar")), "busybox"]);
-        base
-    }
-
-    fn store(&self) -> Store {
-        let store = Store::empty();
-        store.ok(&["load", "-i", text(&self.0.path().join("tar"))]);
-        store
-    }
-}
-
 #[test]
 fn an_empty_store_runs_nothing_with_a_bucket() {
     let server = server!();
-    let (context, base) = (small(), Base::new());
+    let (context, base) = (small(), Cache::new());
     // Large enough for several parts, and nothing that compresses.
     let mut bytes = vec![0; 20 << 20];
     let mut state: u64 = 12;
@@ -155,6 +139,17 @@ fn an_empty_store_runs_nothing_with_a_bucket() {
             assert!(!String::from_utf8_lossy(&bytes).contains("SECRET"), "{}", file.display());
         }
     }
+}
+
+#[test]
+fn an_empty_store_gets_whole_layers_from_a_bucket() {
+    let server = server!();
+    let (context, base) = (deltas::project("busybox"), Cache::new());
+    let (one, other) = (base.store(), base.store());
+    let sender = Side { store: &one, build: &|flags| one.build(&context, flags) };
+    let taker = Side { store: &other, build: &|flags| other.build(&context, flags) };
+    let place = place(server.address, "");
+    deltas::check(&context, &sender, &taker, &format!("{place},mode=max"), &place);
 }
 
 /// Stands before a server, and dies with all connections at the chosen piece of what it is sent.
@@ -223,7 +218,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, may: impl Fn() -> bool) {
 #[test]
 fn a_server_that_dies_costs_time_and_nothing_else() {
     let server = server!();
-    let (context, base) = (small(), Base::new());
+    let (context, base) = (small(), Cache::new());
     let more = Context::new(&[("a", "a\n")]);
     let dockerfile = std::fs::read_to_string(context.at("Dockerfile")).expect("ours");
     more.write("Dockerfile", &format!("{dockerfile}RUN --network=none echo e > /e\n"));

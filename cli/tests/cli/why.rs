@@ -1,11 +1,13 @@
 //! `kiln why`, `kiln history builds`, `kiln log`: why steps ran, and what is known of builds that are over.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use kiln_testkit::random::Random;
 use serde_json::Value;
 
+use crate::deltas::{are_possible, deltas};
 use crate::harness::{Context, Outcome, Store, needs_root, text};
 
 /// What stands behind `why:` in a build's progress, in its order.
@@ -211,8 +213,7 @@ fn a_damaged_history_changes_no_build() {
 /// What the property below may change, one at a time.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Inputs {
-    /// Name, and content with mode, or a link's target.
-    files: std::collections::BTreeMap<String, Node>,
+    files: Files,
     argument: usize,
     default: usize,
     variable: usize,
@@ -223,9 +224,14 @@ struct Inputs {
     base: usize,
 }
 
+/// What stands at each name.
+type Files = BTreeMap<String, Node>;
+
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Node {
+    /// Its content and its mode.
     File(usize, u32),
+    /// Its target.
     Link(usize),
 }
 
@@ -239,12 +245,15 @@ impl Inputs {
         )
     }
 
-    fn write(&self, context: &Context) {
+    /// Makes the context that these are of the one that has the files of `before`.
+    fn write(&self, before: &Files, context: &Context) {
         context.write("Dockerfile", &self.dockerfile());
-        let _ = fs::remove_dir_all(context.at("src"));
-        // Directories stay: one that goes with its last file would be another thing that changed.
-        fs::create_dir_all(context.at("src/dir/deep")).expect("ours");
-        for (name, node) in &self.files {
+        // Directories stay: one that goes with its last file would be another thing that changed. So do files that
+        // are the same, for a copy with another time is another copy.
+        for (name, _) in before.iter().filter(|(name, node)| self.files.get(*name) != Some(*node)) {
+            fs::remove_file(context.at(name)).expect("it was written");
+        }
+        for (name, node) in self.files.iter().filter(|(name, node)| before.get(*name) != Some(*node)) {
             match node {
                 Node::File(content, mode) => {
                     // All contents are of one length: nothing but content may tell.
@@ -346,9 +355,11 @@ fn the_one_thing_that_changed_is_named_and_nothing_else() {
     let context = Context::new(&[]);
     let mut random = Random::new();
     let seed = random.seed();
-    let names = ["src/a", "src/b", "src/dir/c", "src/dir/deep/d", "src/e", "single"];
+    let names = ["src/a", "src/b", "src/dir/c", "src/dir/deep/d", "src/e", "single"].map(str::to_owned);
+    // So many that the copy of them is a delta, most often.
+    let names = names.into_iter().chain((0..80).map(|nth| format!("src/dir/many/{nth}")));
     let mut inputs = Inputs {
-        files: names.map(|name| (name.to_owned(), Node::File(0, 0o644))).into(),
+        files: names.map(|name| (name, Node::File(0, 0o644))).collect(),
         argument: 0,
         default: 0,
         variable: 0,
@@ -359,15 +370,17 @@ fn the_one_thing_that_changed_is_named_and_nothing_else() {
         base: 0,
     };
     inputs.files.insert("src/link".to_owned(), Node::Link(0));
-    let build = |inputs: &Inputs| {
-        inputs.write(&context);
+    let mut written = Files::new();
+    let mut build = |inputs: &Inputs| {
+        inputs.write(&written, &context);
+        written.clone_from(&inputs.files);
         let given = format!("GIVEN={}", inputs.argument);
         let host = format!("there{}:10.0.0.1", inputs.host);
         store.build(&context, &["--build-arg", &given, "--add-host", &host, "-o", "type=cacheonly"]).expect(0)
     };
     base(&store, "0");
     build(&inputs);
-    let mut seen = std::collections::HashSet::from([inputs.files.clone()]);
+    let mut seen = HashSet::from([inputs.files.clone()]);
     let mut cases = 0;
     let mut unique = 0;
     while cases < 200 {
@@ -392,4 +405,6 @@ fn the_one_thing_that_changed_is_named_and_nothing_else() {
         assert_eq!(others.collect::<Vec<_>>(), Vec::<&&str>::new(), "seed {seed}: beside {start}…{end}");
         cases += 1;
     }
+    let deltas = deltas(&store).len();
+    assert!(deltas > cases / 8 || !are_possible(&store), "seed {seed}: {deltas} copies were deltas");
 }

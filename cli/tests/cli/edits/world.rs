@@ -14,7 +14,7 @@ use crate::harness::{Context, Outcome, Store, busybox_tar, text};
 /// Directories that stay, and names that come and go in them.
 const DIRS: [&str; 9] =
     ["", "src", "src/sub", "lib", "lib/deep", "lib/other", "lib/many", "bound", "bound/deep"];
-/// So many files in one of them: copies of it share files with earlier ones.
+/// So many files below two of them: copies of these share files with earlier ones, or stand in front of them.
 const MANY: usize = 64;
 const NAMES: [&str; 9] = ["a.txt", "A.txt", "b.txt", "c.rs", "x.md", "n.log", "ignored", "UPPER", "upper"];
 /// Sometimes a file, sometimes a directory; sometimes a link.
@@ -23,6 +23,18 @@ const LINK: &str = "link";
 const TARGETS: [&str; 4] = ["c.rs", "nowhere", "../src/keep.txt", "/etc/passwd"];
 const MODES: [u32; 6] = [0o644, 0o600, 0o755, 0o444, 0o4755, 0o640];
 const DIR_MODES: [u32; 4] = [0o755, 0o700, 0o711, 0o1777];
+
+/// Kinds of edits.
+pub(super) const KINDS: usize = 14;
+
+/// What a build did.
+pub(super) struct Done {
+    /// Steps that ran.
+    pub(super) ran: usize,
+    pub(super) cached: usize,
+    /// Copies that stand in front of earlier ones.
+    pub(super) deltas: usize,
+}
 
 /// What of a build is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,7 +70,9 @@ impl World {
             context.write(&place(dir, "c.rs"), "code");
         }
         for nth in 0..MANY {
-            context.write(&format!("lib/many/{nth}.rs"), &format!("one of many {nth}"));
+            for dir in ["lib/many", "src/many"] {
+                context.write(&format!("{dir}/{nth}.rs"), &format!("one of many {nth}"));
+            }
         }
         let mut world = World { store, context, order, model: Model::default() };
         for _ in 0..8 {
@@ -68,14 +82,14 @@ impl World {
         world
     }
 
-    /// Builds here, and in an empty store where that is asked for; how many steps ran here and how many did
-    /// not.
+    /// Builds here, and in an empty store where that is asked for.
     #[track_caller]
-    pub(super) fn check(&mut self, depth: Depth, what: &str) -> (usize, usize) {
+    pub(super) fn check(&mut self, depth: Depth, what: &str) -> Done {
         let listing = model::list(Path::new(self.context.path()));
         let mut expected = self.model.build(&self.order, &listing);
         let trees = tempfile::tempdir().expect("temporary directories can be made");
         let trees = (depth == Depth::Trees).then_some(trees.path());
+        let before = deltas(&self.store).len();
         let warm = build(&self.store, &self.context, trees.map(|dir| dir.join("warm")));
         let order = self.order.join("\n  ");
         let why = || format!("{what}\nDockerfile:\n  {order}\n{}", warm.stderr);
@@ -94,27 +108,22 @@ impl World {
         ran.sort();
         expected.sort();
         assert_eq!(ran, expected, "other steps ran than had to\n{}", why());
-        (ran.len(), warm.steps().len() - ran.len())
+        let deltas = deltas(&self.store).len() - before;
+        Done { ran: ran.len(), cached: warm.steps().len() - ran.len(), deltas }
     }
 
-    /// Copies that stand in front of earlier ones.
-    pub(super) fn deltas(&self) -> usize {
-        deltas(&self.store).len()
-    }
-
-    /// Edits something; what.
-    pub(super) fn edit(&self, random: &mut Random) -> String {
+    /// Edits something; of which kind it is, and what.
+    pub(super) fn edit(&self, random: &mut Random) -> (usize, String) {
         loop {
-            let dir = DIRS[random.below(DIRS.len())];
-            if let Some(what) = self.try_edit(random, dir) {
-                return what;
+            let (dir, kind) = (DIRS[random.below(DIRS.len())], random.below(KINDS));
+            if let Some(what) = self.try_edit(random, dir, kind) {
+                return (kind, what);
             }
         }
     }
 
     /// `None`: there is nothing to do this with.
-    fn try_edit(&self, random: &mut Random, dir: &str) -> Option<String> {
-        let kind = random.below(14);
+    fn try_edit(&self, random: &mut Random, dir: &str, kind: usize) -> Option<String> {
         let files = self.files(dir);
         let any = |random: &mut Random| files.get(random.below(files.len().max(1))).cloned();
         let free = |name: &str| is_free(name).then(|| self.at(dir, name));

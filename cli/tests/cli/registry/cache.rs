@@ -6,15 +6,21 @@ use std::path::{Path, PathBuf};
 use super::server::{Bench, Registry, needs_programs};
 use crate::harness::{Context, needs_root};
 use crate::remote_cache::{id, list, small, warnings};
+use crate::remote_cache_deltas::{self as deltas, Side};
+
+/// The base image's name in the registry, which has it from now on.
+fn base(registry: &Registry) -> String {
+    let (maker, name) = (Bench::new(), registry.name("base:v1"));
+    maker.ok(&["tag", "busybox", &name]);
+    maker.ok(&["push", &name]);
+    name
+}
 
 /// Four steps on an image of the registry.
 fn on(registry: &Registry) -> Context {
     let context = small();
-    let maker = Bench::new();
-    maker.ok(&["tag", "busybox", &registry.name("base:v1")]);
-    maker.ok(&["push", &registry.name("base:v1")]);
     let dockerfile = fs::read_to_string(context.at("Dockerfile")).expect("ours");
-    context.write("Dockerfile", &dockerfile.replace("busybox", &registry.name("base:v1")));
+    context.write("Dockerfile", &dockerfile.replace("busybox", &base(registry)));
     context
 }
 
@@ -76,4 +82,17 @@ fn an_empty_store_runs_nothing_with_a_registry() {
         (1, 1),
         "{warned:?}"
     );
+}
+
+#[test]
+fn an_empty_store_gets_whole_layers_from_a_registry() {
+    needs_root!();
+    needs_programs!("docker-registry");
+    let registry = Registry::open();
+    let context = deltas::project(&base(&registry));
+    let place = format!("type=registry,ref={}", registry.name("cache/app:main"));
+    let (one, other) = (Bench::empty(), Bench::empty());
+    let sender = Side { store: &one.store, build: &|flags| one.build(&context, flags) };
+    let taker = Side { store: &other.store, build: &|flags| other.build(&context, flags) };
+    deltas::check(&context, &sender, &taker, &format!("{place},mode=max"), &place);
 }
