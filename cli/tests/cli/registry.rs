@@ -4,6 +4,7 @@ mod bases;
 mod cache;
 mod copy;
 mod hostile;
+mod lazy;
 mod lists;
 mod login;
 mod mirrors;

@@ -23,7 +23,7 @@ use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
 use crate::no_cache::MadeAgain;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
-use crate::registry::{PushedName, base_image};
+use crate::registry::{Base, PushedName, Resolved, Unpulled, known_base, resolve_base};
 use crate::remote_cache::{
     CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
 };
@@ -108,7 +108,7 @@ async fn carry_out(
             return Err(error.source);
         }
     };
-    cache.adopt()?;
+    cache.adopt(tree.snapshot())?;
     for tree in shared.contexts.values() {
         if let Tree::Context(context) = tree {
             context.save_digests();
@@ -158,10 +158,10 @@ pub(crate) fn plan(
 ) -> Result<Plan, BuildError> {
     let reader = Reader { engine, request, cancel };
     // Fetching waits for networks and disks: not on a thread that others need.
-    let (input, lowered) = tokio::task::block_in_place(|| {
+    let (input, Understood { lowered, unpulled }) = tokio::task::block_in_place(|| {
         let input = reader.read()?;
-        let lowered = lower(&reader, &input, Purpose::Build)?;
-        Ok::<_, BuildError>((input, lowered))
+        let understood = lower(&reader, &input, Purpose::Build)?;
+        Ok::<_, BuildError>((input, understood))
     })?;
     let dockerfile = &input.dockerfile;
     for warning in &lowered.warnings {
@@ -181,6 +181,7 @@ pub(crate) fn plan(
         engine: engine.clone(),
         layers: Layers::new(engine.store.clone(), engine.snapshots.clone()),
         contexts,
+        unpulled: Unpulled::new(unpulled, request.bases.asked().cloned(), progress.clone()),
         sources: request.source_options(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
@@ -205,7 +206,7 @@ fn local_name(vertex: &Vertex) -> Option<&str> {
 /// What the definition is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// It will be solved: every image must be there.
+    /// It will be solved: every image must be there, or at a registry.
     Build,
     /// Only what is said about it counts: an image that is not there is taken for an empty one.
     Look,
@@ -213,12 +214,19 @@ pub(crate) enum Purpose {
     Check,
 }
 
+/// A Dockerfile that was understood.
+pub(crate) struct Understood {
+    pub(crate) lowered: Lowered,
+    /// Those of the images that it stands on of which no layer has come.
+    pub(crate) unpulled: Vec<Arc<Resolved>>,
+}
+
 /// Rounds of asking for base images; each round needs one more, and stages are bounded.
 const MAX_ROUNDS: usize = 1000;
 
 /// Parses and lowers the Dockerfile of a request, with the images it needs. Blocks when it asks for
 /// the time of something.
-pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Result<Lowered, BuildError> {
+pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Result<Understood, BuildError> {
     let Reader { engine, request, .. } = *reader;
     let Input { dockerfile, ignore, named, .. } = input;
     let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
@@ -240,25 +248,34 @@ pub(crate) fn lower(reader: &Reader<'_>, input: &Input, purpose: Purpose) -> Res
         ..Options::new(request.platform())
     };
     let mut images: BTreeMap<Reference, BaseImage> = BTreeMap::new();
+    let mut unpulled = Vec::new();
     for _ in 0..MAX_ROUNDS {
         match kiln_frontend::lower(&ast, &options, &images).map_err(wrong)? {
             Lowering::Done(mut lowered) => {
                 warnings.append(&mut lowered.warnings);
                 lowered.warnings = warnings;
-                return Ok(*lowered);
+                return Ok(Understood { lowered: *lowered, unpulled });
             }
             Lowering::NeedsTime(asked) => options.epoch = EpochTime::At(reader.time_of(input, &asked)?),
             Lowering::Needs(needs) => {
                 for need in needs {
                     let found = match purpose {
                         Purpose::Build => find_base(reader, dockerfile, &ast, &need, &mut warnings)?,
-                        Purpose::Look | Purpose::Check => engine.store.resolve(&need.reference)?,
+                        Purpose::Look | Purpose::Check => {
+                            known_base(engine, &need.reference, &options.platform)?
+                        }
                     };
                     let Need { reference, span, stages } = need;
                     let image = match found {
-                        Some(record) => {
+                        Some(Base::Here(record)) => {
                             let config = read_config(engine, &record.config)?;
                             BaseImage { config_digest: record.config, config, unknown: false }
+                        }
+                        Some(Base::There(resolved)) => {
+                            let (config_digest, config) =
+                                (resolved.config_digest(), resolved.config().clone());
+                            unpulled.push(resolved);
+                            BaseImage { config_digest, config, unknown: false }
                         }
                         None if purpose != Purpose::Build => {
                             BaseImage::unknown(&reference, &options.platform)
@@ -290,7 +307,7 @@ fn find_base(
     ast: &Ast,
     need: &Need,
     warnings: &mut Vec<Diagnostic>,
-) -> Result<Option<ImageRecord>, BuildError> {
+) -> Result<Option<Base>, BuildError> {
     let Reader { engine, request, cancel } = *reader;
     let Need { reference, span, stages } = need;
     let span = *span;
@@ -299,12 +316,12 @@ fn find_base(
     let bare = bare.strip_suffix(":latest").unwrap_or(&bare);
     let stages = stages.iter().flatten().map(String::as_str);
     if kiln_frontend::nearest(bare, stages).is_some() {
-        return Ok(engine.store.resolve(reference)?);
+        return known_base(engine, reference, &request.platform());
     }
     let mut note = |message| {
         warnings.push(Diagnostic { severity: Severity::Warning, span, message, hint: None, rule: None });
     };
-    match base_image(engine, &request.bases, reference, &request.platform(), cancel, &mut note) {
+    match resolve_base(engine, &request.bases, reference, &request.platform(), cancel, &mut note) {
         Err(BuildError::Cancelled) => Err(BuildError::Cancelled),
         Err(error) => {
             let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
@@ -405,6 +422,11 @@ pub(crate) async fn solve(
         {
             Unsolved::from(*inner)
         }
+        SolveError::Vertex { vertex, source: OpError::Build(inner) }
+            if matches!(*inner, BuildError::Pull { .. } | BuildError::NoImage { .. }) =>
+        {
+            Unsolved::from(base_error(lowered, dockerfile, VertexId(vertex), *inner))
+        }
         SolveError::Vertex { vertex, source } => {
             let op = lowered.definition.vertices()[vertex].op.digest();
             let title = titles[vertex].clone();
@@ -415,6 +437,19 @@ pub(crate) async fn solve(
         SolveError::Cache { source } => source.into(),
         other => BuildError::Bug { what: other.to_string() }.into(),
     })
+}
+
+/// A base image that was found and could not be had when a step needed it: the error says for which line.
+fn base_error(
+    lowered: &Lowered,
+    dockerfile: &Arc<Dockerfile>,
+    vertex: VertexId,
+    mut error: BuildError,
+) -> BuildError {
+    if let BuildError::Pull { at, .. } | BuildError::NoImage { at, .. } = &mut error {
+        *at = lowered.source_map.location(vertex).map(|location| (dockerfile.clone(), location.clone()));
+    }
+    error
 }
 
 pub(crate) fn step_error(

@@ -111,7 +111,8 @@ pub fn reads(
     }
     reads.written = written.iter().filter_map(|path| whole(path)).collect();
     let reader = Reader { engine, request, cancel };
-    let understood = reader.read().and_then(|input| Ok((lower(&reader, &input, Purpose::Look)?, input)));
+    let understood =
+        reader.read().and_then(|input| Ok((lower(&reader, &input, Purpose::Look)?.lowered, input)));
     let Ok((lowered, input)) = understood else {
         reads.trees.push(ReadTree { root, ignore: Patterns::default(), parts: vec![PathBuf::new()] });
         return Ok(reads);

@@ -1,8 +1,8 @@
 //! Images from and to registries.
 //!
-//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `push.rs` with
-//! `outbound.rs` (what is on its way) and `growth.rs` (what is sent while it is packed), `copy.rs` (from place to
-//! place) and `lists.rs` (images for several platforms under one name).
+//! Read [`Registries`] first, then `pull.rs`, `base.rs` (which images a build looks for), `resolved.rs` (those of
+//! which no layer has come), `push.rs` with `outbound.rs` (what is on its way) and `growth.rs` (what is sent while it
+//! is packed), `copy.rs` (from place to place) and `lists.rs` (images for several platforms under one name).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod base;
@@ -13,6 +13,7 @@ mod lists;
 mod outbound;
 mod pull;
 mod push;
+mod resolved;
 
 use std::fmt;
 use std::pin::pin;
@@ -25,6 +26,7 @@ use tokio::runtime::Runtime;
 
 use crate::{BuildCancel, BuildError};
 
+pub(crate) use base::{Base, known_base, resolve_base};
 pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{Copied, CopyRequest, Place, Which as WhichImage, copy};
 pub(crate) use growth::Growth;
@@ -33,6 +35,7 @@ pub(crate) use outbound::Outbound;
 pub use pull::{Pulled, pull};
 pub(crate) use push::push_ready;
 pub use push::{PushRequest, PushedName, push};
+pub(crate) use resolved::{Resolved, Unpulled};
 
 /// How soon a cancelled command is noticed.
 const POLL: Duration = Duration::from_millis(100);

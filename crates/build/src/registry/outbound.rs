@@ -21,6 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::growth::{Growth, Trouble, growth};
 use super::push::{Load, Stored};
+use super::resolved::known_manifests;
 use super::{AT_ONCE, PushedName, Registries};
 use crate::export::{LayerContent, ReadyLayer};
 use crate::image::parse_json;
@@ -233,16 +234,21 @@ impl Drop for Outbound {
     }
 }
 
-/// Repositories of the same registry that have blobs of the store: those of images that have a name there.
+/// Repositories of the same registry that have blobs of the store: those of images that have a name there, and of
+/// those that are only known.
 fn repositories_of(engine: &Engine, name: &Reference) -> Result<Elsewhere, BuildError> {
     let mut found = Elsewhere::new();
+    let mut add = |manifest: &Manifest, paths: &[String]| {
+        for part in manifest.layers.iter().chain([&manifest.config]) {
+            let known = found.entry(part.digest).or_default();
+            known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
+        }
+    };
+    let is_near = |other: &Reference| other.domain() == name.domain() && other.path() != name.path();
     for image in engine.store.images()? {
         let names = engine.store.names_of(&image.config)?;
-        let mut paths: Vec<String> = names
-            .iter()
-            .filter(|other| other.domain() == name.domain() && other.path() != name.path())
-            .map(|other| other.path().to_owned())
-            .collect();
+        let mut paths: Vec<String> =
+            names.iter().filter(|other| is_near(other)).map(|other| other.path().to_owned()).collect();
         paths.dedup();
         if paths.is_empty() {
             continue;
@@ -250,9 +256,11 @@ fn repositories_of(engine: &Engine, name: &Reference) -> Result<Elsewhere, Build
         // A manifest that is damaged helps nobody here.
         let Ok(json) = engine.store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) else { continue };
         let Ok(manifest) = parse_json::<Manifest>("manifest", &image.manifest, &json) else { continue };
-        for part in manifest.layers.iter().chain([&manifest.config]) {
-            let known = found.entry(part.digest).or_default();
-            known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
+        add(&manifest, &paths);
+    }
+    for (other, manifest) in known_manifests(engine) {
+        if is_near(&other) {
+            add(&manifest, &[other.path().to_owned()]);
         }
     }
     Ok(found)

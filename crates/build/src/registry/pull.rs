@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use super::coming::{Coming, Counted, Progress};
+use super::resolved::Resolved;
 use super::{AT_ONCE, POLL, Registries};
 use crate::archive::{Archive, Blobs};
 use crate::engine::now_unix;
@@ -52,6 +53,28 @@ pub fn pull(
     cancel: &BuildCancel,
     note: &dyn Fn(&str),
 ) -> Result<Pulled, BuildError> {
+    match look_up(engine, registries, reference, platform, cancel)? {
+        Found::Here(pulled) => Ok(pulled),
+        Found::There(resolved) => pull_layers(engine, registries, &resolved, cancel, note),
+    }
+}
+
+/// What a registry has under a name.
+pub(super) enum Found {
+    /// What the store has under that name.
+    Here(Pulled),
+    /// Another one: its documents have come.
+    There(Resolved),
+}
+
+/// Asks the registry what `reference` leads to now. No layer comes.
+pub(super) fn look_up(
+    engine: &Engine,
+    registries: &Arc<Registries>,
+    reference: &Reference,
+    platform: &Platform,
+    cancel: &BuildCancel,
+) -> Result<Found, BuildError> {
     let repository = registries.repository(reference);
     // From here on it is this one, whatever the tag leads to meanwhile.
     let root = registries.wait(cancel, repository.manifest(Which::from(reference)))?;
@@ -59,7 +82,7 @@ pub fn pull(
     if let Some(image) = known(engine, reference, platform, &digest)? {
         engine.store.set_name(reference, &image)?;
         remember(engine, reference, platform, &image, digest)?;
-        return Ok(Pulled { image, digest, known: true });
+        return Ok(Found::Here(Pulled { image, digest, known: true }));
     }
     engine.store.put_blob(&root.bytes)?;
     let fetch = Fetch::new(engine, registries, repository, cancel);
@@ -68,15 +91,42 @@ pub fn pull(
     let shown = reference.familiar();
     let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), fetch.clone());
     let picked = pick_manifest(&archive, &root.descriptor(), platform, 0)?;
-    let (config, layers) = (&picked.manifest.config, &picked.manifest.layers);
-    for blob in layers.iter().chain([config]) {
-        fetch.set(blob.digest, State::Known(blob.clone()));
-    }
+    let (config, layers) = (&picked.manifest.config, picked.manifest.layers.len());
+    fetch.set(config.digest, State::Known(config.clone()));
     let name = blob_name(&config.digest);
-    let json = archive.read_small(&name, MAX_CONFIG_BYTES)?;
-    let parsed = archive.parse(&name, &json, |json| document::read_config(json, layers.len()))?;
+    let config_json = archive.read_small(&name, MAX_CONFIG_BYTES)?;
+    let config = archive.parse(&name, &config_json, |json| document::read_config(json, layers))?;
+    Ok(Found::There(Resolved {
+        reference: reference.clone(),
+        platform: platform.clone(),
+        root: digest,
+        at_unix: now_unix(),
+        picked,
+        config_json,
+        config,
+    }))
+}
+
+/// Brings the layers of an image whose documents are known, and gives it its name.
+pub(super) fn pull_layers(
+    engine: &Engine,
+    registries: &Arc<Registries>,
+    resolved: &Resolved,
+    cancel: &BuildCancel,
+    note: &dyn Fn(&str),
+) -> Result<Pulled, BuildError> {
+    let Resolved { reference, platform, root, picked, config_json, config, .. } = resolved;
+    let layers = &picked.manifest.layers;
+    let fetch = Fetch::new(engine, registries, registries.repository(reference), cancel);
+    let _abort = Abort(fetch.clone());
+    let shown = reference.familiar();
+    let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), fetch.clone());
+    for layer in layers {
+        fetch.set(layer.digest, State::Known(layer.clone()));
+    }
+    fetch.set(engine.store.put_blob(config_json)?, State::There);
     let mut missing: Vec<&Descriptor> = Vec::new();
-    for layer in &layers[layers_there(engine, &parsed)?..] {
+    for layer in &layers[layers_there(engine, config)?..] {
         engine.store.hold_blob(&layer.digest)?;
         if !engine.store.has_blob(&layer.digest) && missing.iter().all(|known| known.digest != layer.digest) {
             missing.push(layer);
@@ -89,15 +139,16 @@ pub fn pull(
     for layer in missing {
         fetch.start(layer)?;
     }
-    let image = load_picked(engine, &archive, &picked, false, cancel)?;
+    let image = load_picked(engine, &archive, picked, false, cancel)?;
     engine.store.set_name(reference, &image)?;
-    remember(engine, reference, platform, &image, digest)?;
+    remember(engine, reference, platform, &image, *root)?;
     engine.store.barrier()?;
-    Ok(Pulled { image, digest, known: false })
+    Resolved::forget(engine, reference, platform);
+    Ok(Pulled { image, digest: *root, known: false })
 }
 
 /// What is remembered of a name of a registry: for this platform.
-fn key(reference: &Reference, platform: &Platform) -> Digest {
+pub(super) fn key(reference: &Reference, platform: &Platform) -> Digest {
     key_of(&["registry", &reference.to_string(), &platform.to_string()])
 }
 
@@ -150,7 +201,7 @@ fn known(
 }
 
 /// So many of the image's layers, from the lowest, are in the store, unpacked.
-fn layers_there(engine: &Engine, config: &ImageConfig) -> Result<usize, BuildError> {
+pub(super) fn layers_there(engine: &Engine, config: &ImageConfig) -> Result<usize, BuildError> {
     let mut chain: Option<ChainId> = None;
     for (count, diff_id) in config.rootfs.diff_ids.iter().enumerate() {
         let next = chain.map_or(ChainId(diff_id.0), |chain| chain.push(diff_id));
