@@ -229,7 +229,7 @@ fn ask(
         Found::Here(pulled) => Ok(Base::Here(pulled.image)),
         Found::There(resolved) if may_wait && !resolved.is_here(engine)? => {
             resolved.keep(engine);
-            Ok(Base::There(Arc::new(resolved)))
+            Ok(Base::There(resolved))
         }
         Found::There(resolved) => {
             let pulled = pull_layers(engine, registries, &resolved, cancel, &|_| {})?;

@@ -64,7 +64,7 @@ pub(super) enum Found {
     /// What the store has under that name.
     Here(Pulled),
     /// Another one: its documents have come.
-    There(Resolved),
+    There(Arc<Resolved>),
 }
 
 /// Asks the registry what `reference` leads to now. No layer comes.
@@ -96,7 +96,7 @@ pub(super) fn look_up(
     let name = blob_name(&config.digest);
     let config_json = archive.read_small(&name, MAX_CONFIG_BYTES)?;
     let config = archive.parse(&name, &config_json, |json| document::read_config(json, layers))?;
-    Ok(Found::There(Resolved {
+    Ok(Found::There(Arc::new(Resolved {
         reference: reference.clone(),
         platform: platform.clone(),
         root: digest,
@@ -104,7 +104,7 @@ pub(super) fn look_up(
         picked,
         config_json,
         config,
-    }))
+    })))
 }
 
 /// Brings the layers of an image whose documents are known, and gives it its name.
