@@ -5,6 +5,7 @@ mod cache;
 mod collected;
 mod copy;
 mod hostile;
+mod lazy;
 mod lists;
 mod login;
 mod mirrors;

@@ -18,6 +18,8 @@ use crate::remote_cache_deltas::{self as deltas, Side};
 struct S3 {
     child: Child,
     address: SocketAddr,
+    /// A line for each request.
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl S3 {
@@ -37,8 +39,12 @@ impl S3 {
             line.split_once("Running on http://").and_then(|(_, address)| address.trim().parse().ok())
         });
         // It writes a line a request, and waits when nobody reads them.
-        thread::spawn(move || lines.for_each(drop));
-        let server = Self { child, address: address.expect("the server says where it is") };
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = log.clone();
+        thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| seen.lock().expect("ours").push(line))
+        });
+        let server = Self { child, address: address.expect("the server says where it is"), log };
         server.ask("PUT", "/cache");
         Some(server)
     }
@@ -57,6 +63,25 @@ impl S3 {
         let answer = String::from_utf8_lossy(&answer).into_owned();
         assert!(answer.lines().next().is_some_and(|line| line.contains(" 200 ")), "{answer}");
         answer
+    }
+
+    /// The blobs that were read since there were `from` lines, each once.
+    fn blobs_read(&self, from: usize) -> Vec<String> {
+        // Its lines come in the order of its answers: behind this one are all before it.
+        let mark = format!("/cache?list-type=2&max-keys={from}1");
+        self.ask("GET", &mark);
+        while !self.log.lock().expect("ours").iter().any(|line| line.contains(&mark)) {
+            thread::yield_now();
+        }
+        let log = self.log.lock().expect("ours");
+        let read = log.iter().skip(from).filter_map(|line| {
+            let (_, path) = line.split_once("\"GET ")?;
+            path.split(' ').next().filter(|path| path.contains("/blobs/")).map(str::to_owned)
+        });
+        let mut read: Vec<String> = read.collect();
+        read.sort();
+        read.dedup();
+        read
     }
 
     /// Names of what is in the bucket.
@@ -150,6 +175,25 @@ fn an_empty_store_gets_whole_layers_from_a_bucket() {
     let taker = Side { store: &other, build: &|flags| other.build(&context, flags) };
     let place = place(server.address, "");
     deltas::check(&context, &sender, &taker, &format!("{place},mode=max"), &place);
+}
+
+#[test]
+fn layers_that_nobody_reads_stay_in_the_bucket() {
+    let server = server!();
+    let (base, scope) = (Base::new(), ",scope=lazy");
+    let dockerfile =
+        "FROM busybox AS made\nCOPY src /src\nCOPY more /more\nFROM busybox\nCOPY --from=made /src /app\n";
+    let context = Context::new(&[("Dockerfile", dockerfile), ("src", "src\n"), ("more", "more\n")]);
+    let to = place(server.address, &format!("{scope},mode=max"));
+    let first = build(&base.store(), &context, &["--cache-to", &to]);
+    assert_eq!((first.ran().len(), warnings(&first)), (3, vec![]));
+    let (store, seen) = (base.store(), server.log.lock().expect("ours").len());
+    let from = place(server.address, scope);
+    let again = build(&store, &context, &["-t", "app", "--cache-from", &from]);
+    assert_eq!((again.ran(), warnings(&again), id(&again)), (vec![], vec![], id(&first)));
+    let read = server.blobs_read(seen);
+    assert_eq!(read.len(), 1, "{read:?}");
+    assert_eq!(store.sound(), Ok(()));
 }
 
 /// Stands before a server, and dies with all connections at the chosen piece of what it is sent.

@@ -26,7 +26,7 @@ use crate::layers::Layers;
 use crate::no_cache::MadeAgain;
 use crate::ops::{BuildOp, Gathered, Shared, ShellJob, StepResources};
 use crate::platforms::{Product, Target, join, serves, stored_platform};
-use crate::registry::{PushedName, base_image, stored_image};
+use crate::registry::{Base, PushedName, Resolved, Unpulled, known_base, resolve_base, seen_base};
 use crate::remote_cache::{
     CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
 };
@@ -114,7 +114,7 @@ async fn carry_out(
             return Err(error.source);
         }
     };
-    cache.adopt()?;
+    cache.adopt(tree.snapshot())?;
     for tree in shared.contexts.values() {
         if let Tree::Context(context) = tree {
             context.save_digests();
@@ -174,10 +174,10 @@ pub(crate) fn plan(
 ) -> Result<Plan, BuildError> {
     let reader = Reader { engine, request, cancel };
     // Fetching waits for networks and disks: not on a thread that others need.
-    let (input, lowered, targets) = tokio::task::block_in_place(|| {
+    let (input, Understood { lowered, targets, unpulled }) = tokio::task::block_in_place(|| {
         let input = reader.read()?;
-        let (lowered, targets) = lower_all(&reader, &input, Purpose::Build)?;
-        Ok::<_, BuildError>((input, lowered, targets))
+        let understood = lower_all(&reader, &input, Purpose::Build)?;
+        Ok::<_, BuildError>((input, understood))
     })?;
     let dockerfile = &input.dockerfile;
     for warning in &lowered.warnings {
@@ -197,6 +197,7 @@ pub(crate) fn plan(
         engine: engine.clone(),
         layers: Layers::new(engine.store.clone(), engine.snapshots.clone()),
         contexts,
+        unpulled: Unpulled::new(unpulled, request.bases.asked().cloned(), progress.clone()),
         sources: request.source_options(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
@@ -221,7 +222,7 @@ fn local_name(vertex: &Vertex) -> Option<&str> {
 /// What the definition is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// It will be solved: every image must be there.
+    /// It will be solved: every image must be there, or at a registry.
     Build,
     /// Only what is said about it counts: an image that is not there is taken for an empty one.
     Look,
@@ -229,31 +230,45 @@ pub(crate) enum Purpose {
     Check,
 }
 
-/// Lowers the Dockerfile for every platform of the request: the first one's, with the steps of all, and each.
+/// A Dockerfile that was understood, for every platform of the request.
+pub(crate) struct Understood {
+    /// The first one's, with the steps of all.
+    pub(crate) lowered: Lowered,
+    pub(crate) targets: Vec<Target>,
+    /// Those of the images that it stands on of which no layer has come.
+    pub(crate) unpulled: Vec<Arc<Resolved>>,
+}
+
+/// Lowers the Dockerfile for every platform of the request.
 pub(crate) fn lower_all(
     reader: &Reader<'_>,
     input: &Input,
     purpose: Purpose,
-) -> Result<(Lowered, Vec<Target>), BuildError> {
+) -> Result<Understood, BuildError> {
+    let mut unpulled = Vec::new();
     let lowered = |platform: Platform| {
-        let lowered = lower(reader, input, purpose, &platform)?;
+        let (lowered, bases) = lower(reader, input, purpose, &platform)?;
+        unpulled.extend(bases);
         Ok((platform, lowered))
     };
     let all = reader.request.targets().into_iter().map(lowered).collect::<Result<_, BuildError>>()?;
-    join(all).ok_or_else(|| BuildError::Bug { what: "a build for no platform".to_owned() })
+    let (lowered, targets) =
+        join(all).ok_or_else(|| BuildError::Bug { what: "a build for no platform".to_owned() })?;
+    Ok(Understood { lowered, targets, unpulled })
 }
 
 /// Rounds of asking for base images; each round needs one more, and stages are bounded.
 const MAX_ROUNDS: usize = 1000;
 
-/// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs. Blocks when it asks
+/// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs, and those of them of
+/// which no layer has come. Blocks when it asks
 /// for the time of something.
 pub(crate) fn lower(
     reader: &Reader<'_>,
     input: &Input,
     purpose: Purpose,
     platform: &Platform,
-) -> Result<Lowered, BuildError> {
+) -> Result<(Lowered, Vec<Arc<Resolved>>), BuildError> {
     let Reader { engine, request, .. } = *reader;
     let Input { dockerfile, ignore, named, .. } = input;
     let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
@@ -277,27 +292,28 @@ pub(crate) fn lower(
         ..Options::new(platform.clone())
     };
     let mut images: BTreeMap<ImageKey, BaseImage> = BTreeMap::new();
+    let mut unpulled = Vec::new();
     for _ in 0..MAX_ROUNDS {
         match kiln_frontend::lower(&ast, &options, &images).map_err(wrong)? {
             Lowering::Done(mut lowered) => {
                 warnings.append(&mut lowered.warnings);
                 lowered.warnings = warnings;
-                return Ok(*lowered);
+                return Ok((*lowered, unpulled));
             }
             Lowering::NeedsTime(asked) => options.epoch = EpochTime::At(reader.time_of(input, &asked)?),
             Lowering::Needs(needs) => {
                 for need in needs {
                     let found = match (&need.image.layout, purpose) {
-                        (Some(layout), _) => Some(reader.layout(layout, &need.image.platform)?),
+                        (Some(layout), _) => Some(Base::Here(reader.layout(layout, &need.image.platform)?)),
                         (None, Purpose::Build) => find_base(reader, dockerfile, &ast, &need, &mut warnings)?,
                         (None, Purpose::Look | Purpose::Check) => {
-                            engine.store.resolve(&need.image.reference)?
+                            seen_base(engine, &need.image.reference, &need.image.platform)?
                         }
                     };
                     let Need { image: key, span, stages } = need;
                     let at = || Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
                     let image = match found {
-                        Some(record) => {
+                        Some(Base::Here(record)) => {
                             let config = read_config(engine, &record.config)?;
                             // For this machine's own platform it is the frontend that warns.
                             let is_asked =
@@ -312,6 +328,12 @@ pub(crate) fn lower(
                                 });
                             }
                             BaseImage { config_digest: record.config, config, unknown: false }
+                        }
+                        Some(Base::There(resolved)) => {
+                            let (config_digest, config) =
+                                (resolved.config_digest(), resolved.config().clone());
+                            unpulled.push(resolved);
+                            BaseImage { config_digest, config, unknown: false }
                         }
                         None if purpose != Purpose::Build => {
                             BaseImage::unknown(&key.reference, &key.platform)
@@ -342,7 +364,7 @@ fn find_base(
     ast: &Ast,
     need: &Need,
     warnings: &mut Vec<Diagnostic>,
-) -> Result<Option<ImageRecord>, BuildError> {
+) -> Result<Option<Base>, BuildError> {
     let Reader { engine, request, cancel } = *reader;
     let Need { image: ImageKey { reference, platform, .. }, span, stages } = need;
     let span = *span;
@@ -351,12 +373,12 @@ fn find_base(
     let bare = bare.strip_suffix(":latest").unwrap_or(&bare);
     let stages = stages.iter().flatten().map(String::as_str);
     if kiln_frontend::nearest(bare, stages).is_some() {
-        return stored_image(engine, reference, platform, cancel);
+        return known_base(engine, reference, platform, cancel);
     }
     let mut note = |message| {
         warnings.push(Diagnostic { severity: Severity::Warning, span, message, hint: None, rule: None });
     };
-    let found = match base_image(engine, &request.bases, reference, platform, cancel, &mut note) {
+    let found = match resolve_base(engine, &request.bases, reference, platform, cancel, &mut note) {
         Err(BuildError::Cancelled) => return Err(BuildError::Cancelled),
         Ok(Some(found)) => return Ok(Some(found)),
         found => found,
@@ -515,6 +537,11 @@ async fn solve_for(plan: &Plan, goal: Goal<'_>, progress: Arc<dyn Progress>) -> 
         {
             Unsolved::from(*inner)
         }
+        SolveError::Vertex { vertex, source: OpError::Build(inner) }
+            if matches!(*inner, BuildError::Pull { .. } | BuildError::NoImage { .. }) =>
+        {
+            Unsolved::from(base_error(lowered, dockerfile, VertexId(vertex), *inner))
+        }
         SolveError::Vertex { vertex, source } => {
             let op = lowered.definition.vertices()[vertex].op.digest();
             let title = titles[vertex].clone();
@@ -525,6 +552,19 @@ async fn solve_for(plan: &Plan, goal: Goal<'_>, progress: Arc<dyn Progress>) -> 
         SolveError::Cache { source } => source.into(),
         other => BuildError::Bug { what: other.to_string() }.into(),
     })
+}
+
+/// A base image that was found and could not be had when a step needed it: the error says for which line.
+fn base_error(
+    lowered: &Lowered,
+    dockerfile: &Arc<Dockerfile>,
+    vertex: VertexId,
+    mut error: BuildError,
+) -> BuildError {
+    if let BuildError::Pull { at, .. } | BuildError::NoImage { at, .. } = &mut error {
+        *at = lowered.source_map.location(vertex).map(|location| (dockerfile.clone(), location.clone()));
+    }
+    error
 }
 
 pub(crate) fn step_error(

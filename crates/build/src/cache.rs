@@ -1,6 +1,6 @@
 //! The build cache: the solver's keys on the store's records, and on those of other machines.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_content::{CacheRecord, Store};
@@ -51,6 +51,10 @@ struct Seen {
     replaced: HashSet<Digest>,
     /// Keys whose results were found on other machines, and not fetched.
     far: BTreeMap<Digest, Arc<FarResult>>,
+    /// The marks of such results.
+    far_marks: BTreeSet<Digest>,
+    /// What is on record of results that are here, where other machines are asked as well.
+    near: HashMap<SnapshotId, CacheRecord>,
 }
 
 impl BuildCache {
@@ -77,16 +81,28 @@ impl BuildCache {
     }
 
     /// Saves what was found on other machines and is here although nobody fetched it: the lower layers of
-    /// what was fetched are results, too. So the next build of this store needs nobody else.
+    /// what was fetched are results, too. So the next build of this store needs nobody else, as long as `top` is
+    /// there, the build's own result.
     ///
     /// # Errors
     /// Those of the store.
-    pub(crate) fn adopt(&self) -> Result<(), BuildError> {
+    pub(crate) fn adopt(&self, top: Option<&SnapshotId>) -> Result<(), BuildError> {
         let Some(remote) = &self.remote else { return Ok(()) };
         for (_, far) in self.far_entries() {
             if let Some(fetched) = remote.find_here(&far)? {
                 self.arrived(fetched);
             }
+        }
+        let (marks, result) = {
+            let mut seen = self.lock();
+            let result = top.and_then(|top| seen.near.get(top).cloned());
+            (std::mem::take(&mut seen.far_marks), result)
+        };
+        // What stayed far has no record here. Without its marks the next build would take what stands on it for
+        // lost, and begin with it, base image and all, before it finds `top`.
+        if let Some(result) = result.filter(|_| !marks.is_empty()) {
+            let marks: Vec<Digest> = marks.into_iter().collect();
+            self.store.cache_put(&marks, &result, false)?;
         }
         Ok(())
     }
@@ -102,6 +118,7 @@ impl BuildCache {
         }
         let snapshot = record.snapshot.clone();
         seen.created.insert(snapshot.clone(), record.created_unix);
+        seen.near.insert(snapshot.clone(), record.clone());
         for key in keys {
             seen.far.remove(&key);
             if self.is_exported {
@@ -148,6 +165,9 @@ impl CacheStore<Tree> for BuildCache {
         };
         let mut seen = self.lock();
         seen.created.insert(record.snapshot.clone(), record.created_unix);
+        if self.remote.is_some() {
+            seen.near.insert(record.snapshot.clone(), record.clone());
+        }
         if self.is_exported {
             seen.entries.insert(key.0, record.clone());
         }
@@ -225,7 +245,9 @@ impl BuildCache {
         if let Tree::Far(far) = &result.output {
             // Saved when it is here.
             let keys = places.keys.iter().chain(places.marks).map(|key| key.0);
-            self.lock().far.extend(keys.clone().map(|key| (key, far.clone())));
+            let mut seen = self.lock();
+            seen.far.extend(keys.clone().map(|key| (key, far.clone())));
+            seen.far_marks.extend(places.marks.iter().map(|key| key.0));
             far.link(keys);
             return Ok(());
         }
@@ -250,6 +272,9 @@ impl BuildCache {
         }
         let mut seen = self.lock();
         seen.created.insert(snapshot.clone(), created_unix);
+        if self.remote.is_some() {
+            seen.near.insert(snapshot.clone(), record.clone());
+        }
         if self.is_exported {
             // What was the last result of a step says nothing to a machine that has other results.
             let keys = places.keys.iter().chain(places.marks);

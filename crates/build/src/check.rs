@@ -20,8 +20,8 @@ pub struct Checked {
     pub errors: Vec<Diagnostic>,
 }
 
-/// Looks at all stages, or at what `request.target` needs, and runs nothing. Images that are not in
-/// the store are taken as unknown.
+/// Looks at all stages, or at what `request.target` needs, and runs nothing. Images of which nothing
+/// is known here are taken as unknown.
 ///
 /// # Errors
 /// When the Dockerfile or the context cannot be read; what is wrong inside is in the result.
@@ -29,7 +29,7 @@ pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> R
     let reader = Reader { engine, request, cancel };
     let input = reader.read()?;
     match lower(&reader, &input, Purpose::Check, &request.targets()[0]) {
-        Ok(lowered) => {
+        Ok((lowered, _)) => {
             Ok(Checked { dockerfile: input.dockerfile, warnings: lowered.warnings, errors: Vec::new() })
         }
         Err(BuildError::Dockerfile { dockerfile, diagnostics }) => {
@@ -47,7 +47,7 @@ pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> R
 pub fn outline(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Outline, BuildError> {
     let reader = Reader { engine, request, cancel };
     let input = reader.read()?;
-    Ok(lower(&reader, &input, Purpose::Look, &request.targets()[0])?.outline)
+    Ok(lower(&reader, &input, Purpose::Look, &request.targets()[0])?.0.outline)
 }
 
 /// The stages that `--target` can name, in file order.

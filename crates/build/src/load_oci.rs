@@ -26,7 +26,7 @@ pub(crate) struct Picked {
     pub(crate) json: Vec<u8>,
     pub(crate) manifest: Manifest,
     /// The entry of `index.json` that led to it.
-    root: Descriptor,
+    pub(crate) root: Descriptor,
 }
 
 pub(crate) fn blob_name(digest: &Digest) -> String {

@@ -112,7 +112,7 @@ pub fn reads(
     reads.written = written.iter().filter_map(|path| whole(path)).collect();
     let reader = Reader { engine, request, cancel };
     let understood =
-        reader.read().and_then(|input| Ok((lower_all(&reader, &input, Purpose::Look)?.0, input)));
+        reader.read().and_then(|input| Ok((lower_all(&reader, &input, Purpose::Look)?.lowered, input)));
     let Ok((lowered, input)) = understood else {
         reads.trees.push(ReadTree { root, ignore: Patterns::default(), parts: vec![PathBuf::new()] });
         return Ok(reads);

@@ -26,6 +26,7 @@ use kiln_solver::{CacheKey, Cost, Identity, InputUse, Op, Scope, Stream, VertexI
 use crate::cancel::BuildCancel;
 use crate::engine::now_unix;
 use crate::layers::{Layers, UnderWay};
+use crate::registry::Unpulled;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
 use crate::tree::{Tree, not_here};
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) layers: Layers,
     /// Trees behind local sources, by name.
     pub(crate) contexts: BTreeMap<String, Tree>,
+    /// Images that the build stands on and that are pulled when they are read.
+    pub(crate) unpulled: Unpulled,
     /// How trees from outside are fetched.
     pub(crate) sources: SourceOptions,
     pub(crate) cancel: BuildCancel,
@@ -231,7 +234,10 @@ impl BuildOp {
     fn carry_out(&self, inputs: &[Tree], scope: &Scope<'_>) -> Result<Tree, OpError> {
         match &self.op {
             llb::Op::Source(llb::Source::Image(image)) => {
-                let record = self.shared.engine.store.image(&image.config)?;
+                let Shared { engine, unpulled, cancel, .. } = &*self.shared;
+                let pulled = unpulled.pull(engine, &image.config, cancel, &|line| note(scope, line))?;
+                let record =
+                    pulled.map_or_else(|| engine.store.image(&image.config), |image| Ok(Some(image)))?;
                 let record = record.ok_or_else(|| BuildError::NoImage {
                     reference: Box::new(image.reference.clone()),
                     at: None,

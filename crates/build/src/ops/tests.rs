@@ -100,6 +100,7 @@ impl Bench {
     fn solve(&self, target: VertexId) -> (Result<SnapshotId, OpError>, Vec<usize>, String) {
         let (store, snapshots) = (self.engine.store.clone(), self.engine.snapshots.clone());
         let shared = Arc::new(Shared {
+            unpulled: Unpulled::default(),
             sources: Default::default(),
             engine: self.engine.clone(),
             layers: Layers::new(store.clone(), snapshots.clone()),

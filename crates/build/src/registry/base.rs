@@ -1,15 +1,16 @@
-//! The images that a build stands on: of the store, or of a registry.
+//! The images that a build stands on: of the store, or of a registry, which may keep their layers for now.
 
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_content::ImageRecord;
-use kiln_oci::{Platform, Reference};
+use kiln_oci::{Digest, Platform, Reference};
 use kiln_registry::Which;
 
 use super::Registries;
-use super::pull::{Naming, pull_as, remember, remembered};
+use super::pull::{Found, Naming, look_up, pull_layers, remember, remembered};
+use super::resolved::Resolved;
 use super::stored::stored_image;
 use crate::engine::now_unix;
 use crate::platforms::stored_platform;
@@ -53,13 +54,71 @@ pub struct Bases {
     pub registries: Option<Arc<Registries>>,
 }
 
-/// The image that `reference` means to a build for `platform`; `None`: there is none, and nobody was to be asked.
+impl Bases {
+    /// The registries that may be asked; `None`: nobody.
+    pub(crate) fn asked(&self) -> Option<&Arc<Registries>> {
+        self.registries.as_ref().filter(|_| self.policy != PullPolicy::Never)
+    }
+}
+
+/// An image that a build stands on.
+#[derive(Clone)]
+pub(crate) enum Base {
+    /// It is in the store.
+    Here(ImageRecord),
+    /// A registry has it, and what its documents say is known.
+    There(Arc<Resolved>),
+}
+
+impl Base {
+    /// What the name led to and when that was, if it came from a registry.
+    fn led_to(
+        &self,
+        engine: &Engine,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<(Digest, i64)>, BuildError> {
+        match self {
+            Self::Here(image) => remembered(engine, reference, platform, image),
+            Self::There(resolved) => Ok(Some((resolved.root, resolved.at_unix))),
+        }
+    }
+
+    /// The name leads to it still.
+    fn confirm(
+        &self,
+        engine: &Engine,
+        reference: &Reference,
+        platform: &Platform,
+        digest: Digest,
+    ) -> Result<(), BuildError> {
+        match self {
+            Self::Here(image) => remember(engine, reference, platform, image, digest),
+            Self::There(resolved) => {
+                resolved.keep(engine);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// How much of an image has to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// All of it.
+    Files,
+    /// What its documents say. The rest is pulled when somebody reads it.
+    Documents,
+}
+
+/// The image that `reference` means to a build for `platform`, with its files; `None`: there is none, and nobody was
+/// to be asked.
 /// `note` hears what deserves a look.
 ///
 /// With [`PullPolicy::Missing`] and no life of tags this costs one look-up for what is in the store.
 ///
 /// # Errors
-/// [`BuildError::Pull`] when the registry was asked in vain.
+/// [`BuildError::Registry`] when the registry was asked in vain, and those of [`pull`](super::pull()).
 pub fn base_image(
     engine: &Engine,
     bases: &Bases,
@@ -68,10 +127,86 @@ pub fn base_image(
     cancel: &BuildCancel,
     note: &mut dyn FnMut(String),
 ) -> Result<Option<ImageRecord>, BuildError> {
-    let known = stored_image(engine, reference, platform, cancel)?;
-    let Some(registries) = bases.registries.as_ref().filter(|_| bases.policy != PullPolicy::Never) else {
-        return Ok(known);
-    };
+    let known = stored_image(engine, reference, platform, cancel)?.map(Base::Here);
+    match find(engine, bases, reference, platform, (known, Wanted::Files), cancel, note)? {
+        Some(Base::Here(image)) => Ok(Some(image)),
+        Some(Base::There(_)) => Err(BuildError::Bug { what: "an image was not pulled".to_owned() }),
+        None => Ok(None),
+    }
+}
+
+/// The same, of which no more than the documents need be there: no layer comes for it, unless its name had another
+/// image before.
+///
+/// # Errors
+/// As [`base_image`].
+pub(crate) fn resolve_base(
+    engine: &Engine,
+    bases: &Bases,
+    reference: &Reference,
+    platform: &Platform,
+    cancel: &BuildCancel,
+    note: &mut dyn FnMut(String),
+) -> Result<Option<Base>, BuildError> {
+    let known = known_base(engine, reference, platform, cancel)?;
+    find(engine, bases, reference, platform, (known, Wanted::Documents), cancel, note)
+}
+
+/// What is known of `reference` for `platform` without asking anybody. Costs what [`stored_image`] does, and a file
+/// for what is not in the store.
+///
+/// # Errors
+/// As [`stored_image`].
+pub(crate) fn known_base(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+    cancel: &BuildCancel,
+) -> Result<Option<Base>, BuildError> {
+    let stored = stored_image(engine, reference, platform, cancel)?.map(Base::Here);
+    Ok(stored.or_else(|| noted(engine, reference, platform)))
+}
+
+/// The same where nothing is to be made: the image that has the name, for whatever platform.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) fn seen_base(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<Base>, BuildError> {
+    let named = engine.store.resolve(reference)?.map(Base::Here);
+    Ok(named.or_else(|| noted(engine, reference, platform)))
+}
+
+fn noted(engine: &Engine, reference: &Reference, platform: &Platform) -> Option<Base> {
+    Resolved::find(engine, reference, platform).map(|resolved| Base::There(Arc::new(resolved)))
+}
+
+/// What a name means to users does not change because a build needs it for another platform.
+pub(super) fn naming(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Naming, BuildError> {
+    Ok(match engine.store.resolve(reference)? {
+        Some(named) if !stored_platform(engine, &named, platform)?.1 => Naming::Keep,
+        None if *platform != Platform::host() => Naming::Keep,
+        _ => Naming::Set,
+    })
+}
+
+fn find(
+    engine: &Engine,
+    bases: &Bases,
+    reference: &Reference,
+    platform: &Platform,
+    (known, wanted): (Option<Base>, Wanted),
+    cancel: &BuildCancel,
+    note: &mut dyn FnMut(String),
+) -> Result<Option<Base>, BuildError> {
+    let Some(registries) = bases.asked() else { return Ok(known) };
     // What a digest names is what it is.
     let fixed = reference.digest().is_some();
     let (may_be_old, known) = match (known, bases.policy) {
@@ -80,7 +215,7 @@ pub fn base_image(
         (Some(known), _) => {
             let Some(life) = bases.tag_life else { return Ok(Some(known)) };
             // Made here, loaded or imported: no registry has it.
-            let Some((_, when)) = remembered(engine, reference, platform, &known)? else {
+            let Some((_, when)) = known.led_to(engine, reference, platform)? else {
                 return Ok(Some(known));
             };
             let age = now_unix().saturating_sub(when);
@@ -91,7 +226,7 @@ pub fn base_image(
         }
         (None, _) => (false, None),
     };
-    let found = look_up(engine, registries, reference, platform, known.as_ref(), cancel);
+    let found = ask(engine, registries, reference, platform, (known.as_ref(), wanted), cancel);
     registries.client().take_notes().into_iter().for_each(&mut *note);
     match (found, known) {
         (Ok(image), _) => Ok(Some(image)),
@@ -105,32 +240,39 @@ pub fn base_image(
     }
 }
 
-/// The image that the registry has now, pulled if `known` is another.
-fn look_up(
+/// The image that the registry has now; it comes, as far as it is wanted, if `known` is another.
+fn ask(
     engine: &Engine,
     registries: &Arc<Registries>,
     reference: &Reference,
     platform: &Platform,
-    known: Option<&ImageRecord>,
+    (known, wanted): (Option<&Base>, Wanted),
     cancel: &BuildCancel,
-) -> Result<ImageRecord, BuildError> {
+) -> Result<Base, BuildError> {
     if let Some(known) = known
-        && let Some((digest, _)) = remembered(engine, reference, platform, known)?
+        && let Some((digest, _)) = known.led_to(engine, reference, platform)?
     {
         let repository = registries.repository(reference);
         let now = registries.wait(cancel, repository.resolve(Which::from(reference)))?;
         if now.digest == digest {
-            remember(engine, reference, platform, known, digest)?;
+            known.confirm(engine, reference, platform, digest)?;
             return Ok(known.clone());
         }
     }
-    // What a name means to users does not change because a build needs it for another platform.
-    let naming = match engine.store.resolve(reference)? {
-        Some(named) if !stored_platform(engine, &named, platform)?.1 => Naming::Keep,
-        None if *platform != Platform::host() => Naming::Keep,
-        _ => Naming::Set,
-    };
-    Ok(pull_as(engine, registries, reference, platform, naming, cancel, &|_| {})?.image)
+    // A name of the store leads to one image: while the old one had it, the next build would stand on that again.
+    let may_wait = wanted == Wanted::Documents && !matches!(known, Some(Base::Here(_)));
+    let naming = naming(engine, reference, platform)?;
+    match look_up(engine, registries, reference, platform, naming, cancel)? {
+        Found::Here(pulled) => Ok(Base::Here(pulled.image)),
+        Found::There(resolved) if may_wait && !resolved.is_here(engine)? => {
+            resolved.keep(engine);
+            Ok(Base::There(resolved))
+        }
+        Found::There(resolved) => {
+            let pulled = pull_layers(engine, registries, &resolved, naming, cancel, &|_| {})?;
+            Ok(Base::Here(pulled.image))
+        }
+    }
 }
 
 #[cfg(test)]

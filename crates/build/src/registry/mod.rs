@@ -1,9 +1,10 @@
 //! Images from and to registries.
 //!
-//! Read [`Registries`] first, then `pull.rs`, `base.rs` with `stored.rs` (which images a build looks for), `push.rs` with
-//! `outbound.rs` (what is on its way), `growth.rs` (what is sent while it is packed) and `plain.rs` (what is not
-//! packed), `copy.rs` (from place to place), `lists.rs` (images for several platforms under one name),
-//! `aliases.rs` (short names) and `offers.rs` (what others pull from here).
+//! Read [`Registries`] first, then `pull.rs`, `base.rs` with `stored.rs` (which images a build looks for),
+//! `resolved.rs` (those of which no layer has come), `push.rs` with `outbound.rs` (what is on its way), `growth.rs`
+//! (what is sent while it is packed) and `plain.rs` (what is not packed), `copy.rs` (from place to place), `lists.rs`
+//! (images for several platforms under one name), `aliases.rs` (short names) and `offers.rs` (what others pull from
+//! here).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod aliases;
@@ -17,6 +18,7 @@ mod outbound;
 mod plain;
 mod pull;
 mod push;
+mod resolved;
 mod stored;
 
 use std::borrow::Cow;
@@ -33,6 +35,7 @@ use tokio::runtime::Runtime;
 use crate::{BuildCancel, BuildError};
 
 pub use aliases::{AliasError, Aliases};
+pub(crate) use base::{Base, known_base, resolve_base, seen_base};
 pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{Copied, CopyRequest, Place, Which as WhichImage, copy};
 pub(crate) use growth::Growth;
@@ -42,6 +45,7 @@ pub(crate) use outbound::Outbound;
 pub use pull::{Pulled, pull};
 pub use push::{PushRequest, PushedName, push};
 pub(crate) use push::{push_index, push_ready};
+pub(crate) use resolved::{Resolved, Unpulled};
 pub use stored::stored_image;
 
 /// How soon a cancelled command is noticed.

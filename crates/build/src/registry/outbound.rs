@@ -21,6 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::growth::{Growth, Trouble, growth};
 use super::push::{Load, Stored};
+use super::resolved::known_manifests;
 use super::{AT_ONCE, Aliases, PushedName, Registries};
 use crate::export::{LayerContent, ReadyLayer};
 use crate::image::parse_json;
@@ -162,18 +163,24 @@ impl Outbound {
         Ok(elsewhere)
     }
 
-    /// Repositories of the same registry that have blobs of the store: those of images that have a name there.
+    /// Repositories of the same registry that have blobs of the store: those of images that have a name there, and
+    /// of those that are only known.
     fn repositories_near(&self) -> Result<Elsewhere, BuildError> {
         let mut found = Elsewhere::new();
+        let mut add = |manifest: &Manifest, paths: &[String]| {
+            for part in manifest.layers.iter().chain([&manifest.config]) {
+                let known = found.entry(part.digest).or_default();
+                known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
+            }
+        };
         let (store, to) = (&self.engine.store, &self.repository);
+        let near = |other: &Reference| {
+            let place = self.aliases.place(other);
+            let is_near = place.domain() == to.domain() && place.path() != to.path();
+            is_near.then(|| place.path().to_owned())
+        };
         for image in store.images()? {
-            let names = store.names_of(&image.config)?;
-            let mut paths: Vec<String> = names
-                .iter()
-                .map(|other| self.aliases.place(other))
-                .filter(|other| other.domain() == to.domain() && other.path() != to.path())
-                .map(|other| other.path().to_owned())
-                .collect();
+            let mut paths: Vec<String> = store.names_of(&image.config)?.iter().filter_map(near).collect();
             paths.dedup();
             if paths.is_empty() {
                 continue;
@@ -181,9 +188,11 @@ impl Outbound {
             // A manifest that is damaged helps nobody here.
             let Ok(json) = store.read_blob(&image.manifest, MAX_MANIFEST_BYTES) else { continue };
             let Ok(manifest) = parse_json::<Manifest>("manifest", &image.manifest, &json) else { continue };
-            for part in manifest.layers.iter().chain([&manifest.config]) {
-                let known = found.entry(part.digest).or_default();
-                known.extend(paths.iter().filter(|path| !known.contains(path)).cloned().collect::<Vec<_>>());
+            add(&manifest, &paths);
+        }
+        for (other, manifest) in known_manifests(&self.engine) {
+            if let Some(path) = near(&other) {
+                add(&manifest, &[path]);
             }
         }
         Ok(found)

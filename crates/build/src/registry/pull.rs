@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use super::coming::{Coming, Counted, Progress};
+use super::resolved::Resolved;
 use super::stored::is_unpacked;
 use super::{AT_ONCE, POLL, Registries};
 use crate::archive::{Archive, Blobs};
@@ -54,7 +55,10 @@ pub fn pull(
     cancel: &BuildCancel,
     note: &dyn Fn(&str),
 ) -> Result<Pulled, BuildError> {
-    pull_as(engine, registries, reference, platform, Naming::Set, cancel, note)
+    match look_up(engine, registries, reference, platform, Naming::Set, cancel)? {
+        Found::Here(pulled) => Ok(pulled),
+        Found::There(resolved) => pull_layers(engine, registries, &resolved, Naming::Set, cancel, note),
+    }
 }
 
 /// What becomes of the name that an image is pulled by.
@@ -66,28 +70,40 @@ pub(super) enum Naming {
     Keep,
 }
 
-/// As [`pull`].
-pub(super) fn pull_as(
+impl Naming {
+    fn set(self, engine: &Engine, reference: &Reference, image: &ImageRecord) -> Result<(), BuildError> {
+        match self {
+            Self::Set => Ok(engine.store.set_name(reference, image)?),
+            Self::Keep => Ok(()),
+        }
+    }
+}
+
+/// What a registry has under a name.
+pub(super) enum Found {
+    /// What the store has under that name.
+    Here(Pulled),
+    /// Another one: its documents have come.
+    There(Arc<Resolved>),
+}
+
+/// Asks the registry what `reference` leads to now. No layer comes.
+pub(super) fn look_up(
     engine: &Engine,
     registries: &Arc<Registries>,
     reference: &Reference,
     platform: &Platform,
     naming: Naming,
     cancel: &BuildCancel,
-    note: &dyn Fn(&str),
-) -> Result<Pulled, BuildError> {
-    let set_name = |image: &ImageRecord| match naming {
-        Naming::Set => engine.store.set_name(reference, image),
-        Naming::Keep => Ok(()),
-    };
+) -> Result<Found, BuildError> {
     let repository = registries.repository(reference);
     // From here on it is this one, whatever the tag leads to meanwhile.
     let root = registries.wait(cancel, repository.manifest(Which::from(reference)))?;
     let digest = root.digest;
     if let Some(image) = known(engine, reference, platform, naming, &digest)? {
-        set_name(&image)?;
+        naming.set(engine, reference, &image)?;
         remember(engine, reference, platform, &image, digest)?;
-        return Ok(Pulled { image, digest, known: true });
+        return Ok(Found::Here(Pulled { image, digest, known: true }));
     }
     engine.store.put_blob(&root.bytes)?;
     let fetch = Fetch::new(engine, registries, repository, cancel);
@@ -96,21 +112,49 @@ pub(super) fn pull_as(
     let shown = reference.familiar();
     let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), fetch.clone());
     let picked = pick_manifest(&archive, &root.descriptor(), platform, 0)?;
-    let (config, layers) = (&picked.manifest.config, &picked.manifest.layers);
-    for blob in layers.iter().chain([config]) {
-        fetch.set(blob.digest, State::Known(blob.clone()));
-    }
+    let (config, layers) = (&picked.manifest.config, picked.manifest.layers.len());
+    fetch.set(config.digest, State::Known(config.clone()));
     let name = blob_name(&config.digest);
-    let json = archive.read_small(&name, MAX_CONFIG_BYTES)?;
-    let parsed = archive.parse(&name, &json, |json| document::read_config(json, layers.len()))?;
+    let config_json = archive.read_small(&name, MAX_CONFIG_BYTES)?;
+    let config = archive.parse(&name, &config_json, |json| document::read_config(json, layers))?;
     // A name that leads to one image only leads to that, wherever it is asked from; but not for who asked for
     // another platform than this machine's.
-    if *platform != Platform::host() && !serves(platform, &parsed) {
-        let (wanted, available) = (Box::new(platform.clone()), vec![parsed.platform().to_string()]);
+    if *platform != Platform::host() && !serves(platform, &config) {
+        let (wanted, available) = (Box::new(platform.clone()), vec![config.platform().to_string()]);
         return Err(BuildError::NoPlatform { path: shown.into(), wanted, available });
     }
+    Ok(Found::There(Arc::new(Resolved {
+        reference: reference.clone(),
+        platform: platform.clone(),
+        root: digest,
+        at_unix: now_unix(),
+        picked,
+        config_json,
+        config,
+    })))
+}
+
+/// Brings the layers of an image whose documents are known, and gives it its name.
+pub(super) fn pull_layers(
+    engine: &Engine,
+    registries: &Arc<Registries>,
+    resolved: &Resolved,
+    naming: Naming,
+    cancel: &BuildCancel,
+    note: &dyn Fn(&str),
+) -> Result<Pulled, BuildError> {
+    let Resolved { reference, platform, root, picked, config_json, config, .. } = resolved;
+    let layers = &picked.manifest.layers;
+    let fetch = Fetch::new(engine, registries, registries.repository(reference), cancel);
+    let _abort = Abort(fetch.clone());
+    let shown = reference.familiar();
+    let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), fetch.clone());
+    for layer in layers {
+        fetch.set(layer.digest, State::Known(layer.clone()));
+    }
+    fetch.set(engine.store.put_blob(config_json)?, State::There);
     let mut missing: Vec<&Descriptor> = Vec::new();
-    for layer in &layers[layers_there(engine, &parsed)?..] {
+    for layer in &layers[layers_there(engine, config)?..] {
         engine.store.hold_blob(&layer.digest)?;
         if !engine.store.has_blob(&layer.digest) && missing.iter().all(|known| known.digest != layer.digest) {
             missing.push(layer);
@@ -123,15 +167,16 @@ pub(super) fn pull_as(
     for layer in missing {
         fetch.start(layer)?;
     }
-    let image = load_picked(engine, &archive, &picked, false, cancel)?;
-    set_name(&image)?;
-    remember(engine, reference, platform, &image, digest)?;
+    let image = load_picked(engine, &archive, picked, false, cancel)?;
+    naming.set(engine, reference, &image)?;
+    remember(engine, reference, platform, &image, *root)?;
     engine.store.barrier()?;
-    Ok(Pulled { image, digest, known: false })
+    Resolved::forget(engine, reference, platform);
+    Ok(Pulled { image, digest: *root, known: false })
 }
 
 /// What is remembered of a name of a registry: for this platform.
-fn key(reference: &Reference, platform: &Platform) -> Digest {
+pub(super) fn key(reference: &Reference, platform: &Platform) -> Digest {
     key_of(&["registry", &reference.to_string(), &platform.to_string()])
 }
 
@@ -201,7 +246,7 @@ fn known(
 }
 
 /// So many of the image's layers, from the lowest, are in the store, unpacked.
-fn layers_there(engine: &Engine, config: &ImageConfig) -> Result<usize, BuildError> {
+pub(super) fn layers_there(engine: &Engine, config: &ImageConfig) -> Result<usize, BuildError> {
     let mut chain: Option<ChainId> = None;
     for (count, diff_id) in config.rootfs.diff_ids.iter().enumerate() {
         let next = chain.map_or(ChainId(diff_id.0), |chain| chain.push(diff_id));

@@ -28,6 +28,7 @@ use crate::cancel::BuildCancel;
 use crate::context::Context;
 use crate::layers::Layers;
 use crate::ops::Shared;
+use crate::registry::Unpulled;
 use crate::secrets::SecretSpec;
 use crate::{Engine, SshSpec};
 
@@ -216,6 +217,7 @@ impl Bench {
             engine: self.engine.clone(),
             layers: Layers::new(store.clone(), snapshots.clone()),
             contexts: [("context".to_owned(), Tree::Context(Arc::new(context)))].into(),
+            unpulled: Unpulled::default(),
             sources: Default::default(),
             cancel: BuildCancel::new().unwrap(),
             steps: StepResources::new(&self.engine, &self.request),
