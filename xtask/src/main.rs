@@ -46,7 +46,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "bench",
-        what: "measure beside peers: bench [containers|cache|images|registry]",
+        what: "measure: bench [cache|containers|images|registry|vertices]",
         run: bench::run,
     },
     Task {
@@ -79,6 +79,7 @@ fn main() -> ExitCode {
         [name, what] if name == "bench" && what == "cache" => bench::run_cache(),
         [name, what] if name == "bench" && what == "containers" => bench::run_containers(),
         [name, what] if name == "bench" && what == "registry" => bench::run_registry(),
+        [name, what] if name == "bench" && what == "vertices" => bench::run_vertices(),
         [name] => dispatch(name.trim_start_matches('-')),
         [_, extra, ..] => Err(Failure::Usage { word: extra.clone() }),
     };

@@ -1,4 +1,5 @@
-//! buildah and podman beside kiln: same Dockerfile, same base tree, a store of their own.
+//! buildah and podman beside kiln: same Dockerfile, same base tree, a store of their own; and docker, with its
+//! BuildKit, where a daemon is named that is there for this.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,23 @@ use crate::step::{self, Failure};
 /// The builders that kiln is measured beside, where they are installed.
 const NAMES: [&str; 2] = ["buildah", "podman"];
 
+/// Names docker's daemon, as `DOCKER_HOST` does. It gets images and keeps what it builds: it should be one
+/// that nobody else uses.
+const DOCKER: &str = "KILN_BENCH_DOCKER";
+
 /// One builder.
 pub(crate) struct Peer {
     /// Its program.
     pub(crate) name: &'static str,
-    dir: PathBuf,
+    place: Place,
+}
+
+/// Where a builder keeps what it makes.
+enum Place {
+    /// In a store and a few files below a directory.
+    Dir(PathBuf),
+    /// With the daemon at an address.
+    Daemon(String),
 }
 
 /// Prepares those that are installed, with both base images in a fresh store below `dir`.
@@ -32,16 +45,22 @@ pub(crate) fn prepare(dir: &Path, bases: &Bases) -> Result<Vec<Peer>, Failure> {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     fs::write(&conf, containers_conf(&limits)).map_err(Failure::io("write", &conf))?;
 
-    let peers: Vec<Peer> = there.into_iter().map(|name| Peer { name, dir: dir.to_owned() }).collect();
-    import(dir, &bases.debian, "debian:bookworm")?;
-    import(dir, &bases.busybox, "busybox:latest")?;
-    Ok(peers)
+    // They share the store.
+    let podman = Peer { name: "podman", place: Place::Dir(dir.to_owned()) };
+    podman.import(&bases.debian, "debian:bookworm")?;
+    podman.import(&bases.busybox, "busybox:latest")?;
+    Ok(there.into_iter().map(|name| Peer { name, place: Place::Dir(dir.to_owned()) }).collect())
 }
 
-fn import(dir: &Path, tar: &Path, name: &str) -> Result<(), Failure> {
-    let name = format!("docker.io/library/{name}");
-    let mut import = store_command("podman", dir);
-    step::read(import.args(["import", "-q", "--change", PATH]).arg(tar).arg(name)).map(drop)
+/// docker, with the small base image; `None`: no daemon is named.
+pub(crate) fn docker(bases: &Bases) -> Result<Option<Peer>, Failure> {
+    let Ok(address) = std::env::var(DOCKER) else {
+        step::note(&format!("docker is left out: {DOCKER} names no daemon, as unix:///run/other.sock"));
+        return Ok(None);
+    };
+    let docker = Peer { name: "docker", place: Place::Daemon(address) };
+    docker.import(&bases.busybox, "busybox:latest")?;
+    Ok(Some(docker))
 }
 
 impl Peer {
@@ -52,9 +71,10 @@ impl Peer {
 
     /// The same with more flags.
     pub(crate) fn build_with(&self, context: &Path, tag: &str, flags: &[&str]) -> Command {
-        let mut command = store_command(self.name, &self.dir);
+        let mut command = self.program(self.name);
         match self.name {
             "buildah" => command.args(["bud", "-q", "--layers", "--runtime", "runc", "--pull-never"]),
+            "docker" => command.args(["build", "-q"]).env("DOCKER_BUILDKIT", "1"),
             _ => command.args(["build", "-q", "--layers", "--pull=never"]),
         };
         command.args(["--network", "host", "-t", tag]);
@@ -64,30 +84,48 @@ impl Peer {
 
     /// Any command line of it on its store.
     pub(crate) fn command(&self, args: &[String]) -> Command {
-        let mut command = store_command(self.name, &self.dir);
+        let mut command = self.program(self.name);
         command.args(args);
         command
     }
 
     /// Gives it the small base image again.
     pub(crate) fn import_busybox(&self, bases: &Bases) -> Result<(), Failure> {
-        import(&self.dir, &bases.busybox, "busybox:latest")
+        self.import(&bases.busybox, "busybox:latest")
+    }
+
+    fn import(&self, tar: &Path, name: &str) -> Result<(), Failure> {
+        let (mut import, name) = match self.place {
+            // buildah has no such command.
+            Place::Dir(_) => (self.program("podman"), format!("docker.io/library/{name}")),
+            Place::Daemon(_) => (self.program(self.name), name.to_owned()),
+        };
+        step::read(import.args(["import", "--change", PATH]).arg(tar).arg(name)).map(drop)
+    }
+
+    /// The beginning of a command line on its store.
+    fn program(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        match &self.place {
+            Place::Daemon(address) => {
+                command.args(["-H", address]);
+            }
+            Place::Dir(dir) => {
+                if program == "podman" {
+                    command.args(["--runtime", "runc"]);
+                }
+                command.arg("--root").arg(dir.join("store")).arg("--runroot").arg(dir.join("run"));
+                command.args(["--storage-driver", "overlay"]);
+                command.env("CONTAINERS_CONF", dir.join("containers.conf"));
+            }
+        }
+        command
     }
 
     /// Its version, as it prints it.
     pub(crate) fn version(&self) -> Result<String, Failure> {
         Ok(step::read(Command::new(self.name).arg("--version"))?.trim().to_owned())
     }
-}
-
-fn store_command(program: &str, dir: &Path) -> Command {
-    let mut command = Command::new(program);
-    if program == "podman" {
-        command.args(["--runtime", "runc"]);
-    }
-    command.arg("--root").arg(dir.join("store")).arg("--runroot").arg(dir.join("run"));
-    command.args(["--storage-driver", "overlay"]).env("CONTAINERS_CONF", dir.join("containers.conf"));
-    command
 }
 
 // Both raise limits to figures of their own by default, which a root without CAP_SYS_RESOURCE may

@@ -6,20 +6,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Row, containers, remove, sample, timed, write};
+use super::{Row, containers, remove, sample, timed, vertices, write};
 use crate::bases::Bases;
 use crate::demo::{Kiln, median, milliseconds};
-use crate::peers::Peer;
+use crate::peers::{self, Peer};
 use crate::step::{self, Failure};
 
 const SMALL_SAMPLES: usize = 21;
-const LARGE_SAMPLES: usize = 5;
+pub(super) const LARGE_SAMPLES: usize = 5;
 /// Of peers, which take their time.
 const THEIR_SAMPLES: usize = 2;
 
 const FILES: usize = 50_000;
-const STAGES: usize = 100;
-const IMAGE: &str = "kiln-bench-cache";
+pub(super) const IMAGE: &str = "kiln-bench-cache";
 
 /// Four stages, twelve instructions.
 const SMALL: &str = "FROM busybox AS base\nWORKDIR /app\nENV MODE=production\n\
@@ -29,9 +28,9 @@ const SMALL: &str = "FROM busybox AS base\nWORKDIR /app\nENV MODE=production\n\
     FROM base\nCOPY --from=build /app/size /app/src/ ./\nUSER 1000\nCMD [\"cat\", \"size\"]\n";
 
 /// One line of the table: the times of each builder, in the order of [`run`].
-struct Line {
-    title: String,
-    rows: Vec<Row>,
+pub(super) struct Line {
+    pub(super) title: String,
+    pub(super) rows: Vec<Row>,
 }
 
 /// Prints one table. Takes some minutes, most of them the peers', and 5 GiB of disk below `temp`.
@@ -39,8 +38,8 @@ pub(super) fn run(kiln: &Kiln, peers: &[Peer], bases: &Bases, temp: &Path) -> Re
     step::heading("Caches", "no change, one file of 50,000, all of them, 10,000 steps from the cache");
     let dir = temp.join("cache");
     let contexts = Contexts::make(&dir)?;
-    let mut builders = vec![Builder::Kiln { kiln, bases, cold: dir.join("cold") }];
-    builders.extend(peers.iter().map(Builder::Peer));
+    let docker = peers::docker(bases)?;
+    let builders = builders(kiln, peers.iter().chain(&docker), bases, &dir);
     let mut lines = Vec::new();
     for (title, measure) in [
         ("nothing changed: 12 instructions, 200 files", small as fn(&Builder<'_>, &Contexts) -> _),
@@ -57,18 +56,33 @@ pub(super) fn run(kiln: &Kiln, peers: &[Peer], bases: &Bases, temp: &Path) -> Re
     }
     let rows = containers::stages(kiln, peers, &dir)?;
     lines.push(Line { title: "16 stages of `RUN sleep 1`, joined".to_owned(), rows });
-    step::note("10,000 steps, all cached: kiln alone, the others would take hours to make them");
-    let builder = &builders[0];
-    step::read(&mut builder.build(&contexts.steps, &[], IMAGE))?;
-    let times = sample(LARGE_SAMPLES, || builder.build(&contexts.steps, &[], IMAGE))?;
-    let rows = vec![Row { builder: builder.name().to_owned(), times }];
-    lines.push(Line { title: "nothing changed: 10,000 steps in 100 stages".to_owned(), rows });
+    lines.extend(vertices::lines(&builders, &dir)?);
     println!("\n{}", table(&builders.iter().map(Builder::name).collect::<Vec<_>>(), &lines));
-    step::read(&mut kiln.command(&["rmi", "-f", IMAGE]))?;
     remove(&dir)
 }
 
-enum Builder<'a> {
+/// Prints the lines of graphs alone.
+pub(super) fn run_vertices(kiln: &Kiln, peers: &[Peer], bases: &Bases, temp: &Path) -> Result<(), Failure> {
+    step::heading("Vertices", "200 steps and 10,000, all of them cached");
+    let dir = temp.join("vertices");
+    let docker = peers::docker(bases)?;
+    let builders = builders(kiln, peers.iter().chain(&docker), bases, &dir);
+    let lines = vertices::lines(&builders, &dir)?;
+    println!("\n{}", table(&builders.iter().map(Builder::name).collect::<Vec<_>>(), &lines));
+    remove(&dir)
+}
+
+fn builders<'a>(
+    kiln: &'a Kiln,
+    peers: impl Iterator<Item = &'a Peer>,
+    bases: &'a Bases,
+    dir: &Path,
+) -> Vec<Builder<'a>> {
+    let own = Builder::Kiln { kiln, bases, cold: dir.join("cold") };
+    std::iter::once(own).chain(peers.map(Builder::Peer)).collect()
+}
+
+pub(super) enum Builder<'a> {
     Kiln {
         kiln: &'a Kiln,
         bases: &'a Bases,
@@ -79,7 +93,7 @@ enum Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         match self {
             Self::Kiln { .. } => "kiln",
             Self::Peer(peer) => peer.name,
@@ -96,6 +110,15 @@ impl Builder<'_> {
         }
     }
 
+    /// Removes an image's name, and of what others have made for it all that nothing else needs.
+    pub(super) fn remove(&self, image: &str) -> Result<(), Failure> {
+        let mut command = match self {
+            Self::Kiln { kiln, .. } => kiln.command(&["rmi", "-f", image]),
+            Self::Peer(peer) => peer.command(&["rmi", "-f", image].map(str::to_owned)),
+        };
+        step::read(&mut command).map(drop)
+    }
+
     fn samples(&self, ours: usize) -> usize {
         if matches!(self, Self::Kiln { .. }) { ours } else { ours.min(THEIR_SAMPLES) }
     }
@@ -109,7 +132,7 @@ fn large(builder: &Builder<'_>, contexts: &Contexts) -> Result<Vec<Duration>, Fa
     again(builder, &contexts.large, LARGE_SAMPLES)
 }
 
-fn again(builder: &Builder<'_>, context: &Path, samples: usize) -> Result<Vec<Duration>, Failure> {
+pub(super) fn again(builder: &Builder<'_>, context: &Path, samples: usize) -> Result<Vec<Duration>, Failure> {
     step::read(&mut builder.build(context, &[], IMAGE))?;
     // Young files are read once more.
     step::read(&mut builder.build(context, &[], IMAGE))?;
@@ -149,12 +172,11 @@ fn cold(builder: &Builder<'_>, contexts: &Contexts) -> Result<Vec<Duration>, Fai
 struct Contexts {
     small: PathBuf,
     large: PathBuf,
-    steps: PathBuf,
 }
 
 impl Contexts {
     fn make(dir: &Path) -> Result<Self, Failure> {
-        let [small, large, steps] = ["small", "large", "steps"].map(|name| dir.join(name));
+        let [small, large] = ["small", "large"].map(|name| dir.join(name));
         write(&small.join("Dockerfile"), SMALL)?;
         write(&small.join("package.json"), "{}\n")?;
         for nth in 0..198 {
@@ -164,12 +186,10 @@ impl Contexts {
         let copy = "FROM busybox\nCOPY tree /data/tree\n";
         write(&large.join("Dockerfile"), &format!("{copy}RUN echo built > /done\n"))?;
         write(&large.join("Dockerfile.copy"), copy)?;
-        let contexts = Self { small, large, steps };
+        let contexts = Self { small, large };
         for nth in 0..FILES {
             write_large(&contexts.file(nth), nth)?;
         }
-        write(&contexts.steps.join("Dockerfile"), &ten_thousand())?;
-        write(&contexts.steps.join("f"), "f\n")?;
         Ok(contexts)
     }
 
@@ -187,18 +207,6 @@ fn write_large(path: &Path, nth: usize) -> Result<(), Failure> {
         out.flush()
     };
     fill().map_err(Failure::io("write", path))
-}
-
-/// Stages of copies that all differ, joined in the last one.
-fn ten_thousand() -> String {
-    let mut text = String::new();
-    for stage in 0..STAGES {
-        text.push_str(&format!("FROM busybox AS s{stage}\n"));
-        (1..STAGES).for_each(|copy| text.push_str(&format!("COPY f /{stage}/{copy}\n")));
-    }
-    text.push_str("FROM busybox\n");
-    (0..STAGES).for_each(|stage| text.push_str(&format!("COPY --from=s{stage} /{stage} /{stage}\n")));
-    text
 }
 
 /// Medians in milliseconds, those of others with how many times kiln's they are.
@@ -245,13 +253,5 @@ mod tests {
         let text = table(&["kiln", "buildah", "podman"], &lines);
         assert!(text.contains("\n| one | 4.0 | | 1000.0 (250.0) |\n"), "{text}");
         assert!(text.contains("\n| two | 5.0 | 50.0 (10.0) | 20.0 (4.0) |\n"), "{text}");
-    }
-
-    #[test]
-    fn there_are_ten_thousand_steps_and_no_two_are_the_same() {
-        let text = ten_thousand();
-        let steps: std::collections::HashSet<&str> =
-            text.lines().filter(|line| line.starts_with("COPY")).collect();
-        assert_eq!(steps.len(), 10_000);
     }
 }
