@@ -105,7 +105,7 @@ impl Rule {
 
 fn bytes(hex: &str) -> Option<Vec<u8>> {
     let digits = hex.as_bytes();
-    if digits.is_empty() || digits.len() % 2 != 0 || !hex.is_ascii() {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) || !hex.is_ascii() {
         return None;
     }
     (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect()

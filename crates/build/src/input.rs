@@ -225,12 +225,12 @@ impl Reader<'_> {
     pub(crate) fn layout(&self, name: &str, platform: &Platform) -> Result<ImageRecord, BuildError> {
         let contexts = self.request.contexts.iter().filter(|context| context.name == name);
         // Of two of one name the last counts.
-        let places = contexts.filter_map(|context| match &context.source {
+        let mut places = contexts.filter_map(|context| match &context.source {
             NamedSource::Layout { path, image } => Some((path, image)),
             _ => None,
         });
         let (path, image) =
-            places.last().ok_or_else(|| BuildError::Bug { what: format!("no layout {name}") })?;
+            places.next_back().ok_or_else(|| BuildError::Bug { what: format!("no layout {name}") })?;
         load_layout(self.engine, path, image, platform, self.cancel)
     }
 

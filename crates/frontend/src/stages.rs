@@ -197,7 +197,7 @@ impl<'a> Stages<'a> {
             Ok(platform) => platform,
             Err(_) if matches!(value.as_str(), "linux" | "local") => options.build_platform.clone(),
             Err(error) => {
-                let hint = did_you_mean(&value, PLATFORMS.into_iter());
+                let hint = did_you_mean(&value, PLATFORMS);
                 return Err(Box::new(Diagnostic::error(span, error.to_string()).with_hint(hint)));
             }
         };
