@@ -241,13 +241,13 @@ fn by_hand(add: &mut dyn FnMut(&'static str, Tar)) {
     let two = Tar::default()
         .dir("dir/")
         .member(&Header { prefix: "dir", ..header(b'0', "file") }, b"prefixed")
-        .file("dir//./twice", "odd, but a path");
-    add("a prefix, and a path with nothing in it", two);
+        .file("./dir/dotted", "behind a dot");
+    add("a prefix, and a dot in front", two);
 
     let mut spaces = header(b'0', "spaces").block(5);
     put(&mut spaces[100..108], b"   644 \0");
     put(&mut spaces[108..116], b"     7 \0");
-    put(&mut spaces[116..124], b"     8 \0");
+    put(&mut spaces[116..124], b"     6 \0");
     put(&mut spaces[124..136], b"          5 ");
     put(&mut spaces[136..148], b"13737357000 ");
     add("numbers behind spaces", Tar::default().raw(spaces, b"12345"));
