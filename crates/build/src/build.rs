@@ -114,7 +114,8 @@ async fn carry_out(
             return Err(error.source);
         }
     };
-    cache.adopt(tree.snapshot())?;
+    let tops: Vec<SnapshotId> = trees.iter().filter_map(|tree| tree.snapshot().cloned()).collect();
+    cache.adopt(&tops)?;
     for tree in shared.contexts.values() {
         if let Tree::Context(context) = tree {
             context.save_digests();
@@ -138,7 +139,6 @@ async fn carry_out(
     engine.store.note_use(now_unix())?;
     last_build::note(engine, request, None);
     let Delivered { image: record, id, manifest, names, files, notes, pushed, .. } = delivered;
-    let tops: Vec<SnapshotId> = products.iter().filter_map(|product| product.top.clone()).collect();
     let registries = request.bases.registries.as_ref();
     let results = Results { cache, layers: &shared.layers, tops: &tops, registries };
     export_cache(engine, &request.cache_to, &results, cancel, &*progress).await?;

@@ -81,12 +81,12 @@ impl BuildCache {
     }
 
     /// Saves what was found on other machines and is here although nobody fetched it: the lower layers of
-    /// what was fetched are results, too. So the next build of this store needs nobody else, as long as `top` is
-    /// there, the build's own result.
+    /// what was fetched are results, too. So the next build of this store needs nobody else, as long as one of
+    /// `tops` is there, the build's own results.
     ///
     /// # Errors
     /// Those of the store.
-    pub(crate) fn adopt(&self, top: Option<&SnapshotId>) -> Result<(), BuildError> {
+    pub(crate) fn adopt(&self, tops: &[SnapshotId]) -> Result<(), BuildError> {
         let Some(remote) = &self.remote else { return Ok(()) };
         for (_, far) in self.far_entries() {
             if let Some(fetched) = remote.find_here(&far)? {
@@ -95,11 +95,11 @@ impl BuildCache {
         }
         let (marks, result) = {
             let mut seen = self.lock();
-            let result = top.and_then(|top| seen.near.get(top).cloned());
+            let result = tops.iter().find_map(|top| seen.near.get(top).cloned());
             (std::mem::take(&mut seen.far_marks), result)
         };
         // What stayed far has no record here. Without its marks the next build would take what stands on it for
-        // lost, and begin with it, base image and all, before it finds `top`.
+        // lost, and begin with it, base image and all, before it finds that result.
         if let Some(result) = result.filter(|_| !marks.is_empty()) {
             let marks: Vec<Digest> = marks.into_iter().collect();
             self.store.cache_put(&marks, &result, false)?;
