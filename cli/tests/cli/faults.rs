@@ -168,8 +168,13 @@ impl Reference {
             }
             Some(0) => None,
             Some(101) => Some(format!("exit code 101: {}", said())),
-            // SQLite does not tell what a sync failed with.
-            Some(code) if fault == Fault::Fail(Errno::ENOSPC) && code != 8 && traced.hit != Some("fsync") => {
+            // SQLite does not tell what a sync or an opening failed with.
+            Some(_)
+                if traced.hit == Some("fsync") || traced.stderr.contains("unable to open database file") =>
+            {
+                None
+            }
+            Some(code) if fault == Fault::Fail(Errno::ENOSPC) && code != 8 => {
                 Some(format!("a full disk is not told as one: {}", said()))
             }
             Some(_) => None,
