@@ -25,7 +25,7 @@ use crate::no_cache::MadeAgain;
 use crate::ops::{BuildOp, Shared, ShellJob, StepResources};
 use crate::registry::{PushedName, base_image};
 use crate::remote_cache::{
-    CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
+    Borrowed, CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
 };
 use crate::step_costs;
 use crate::tree::Tree;
@@ -184,6 +184,7 @@ pub(crate) fn plan(
         sources: request.source_options(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
+        borrowed: Borrowed::of(&request.cache_from),
         why: Why::new(engine.store.root(), request, &lowered, &dockerfile, &again, progress.clone()),
     });
     let remote = (!request.cache_from.is_empty()).then(|| {

@@ -24,6 +24,7 @@ use kiln_solver::{CacheKey, Cost, Identity, InputUse, Op, Scope, Stream, VertexI
 use crate::cancel::BuildCancel;
 use crate::engine::now_unix;
 use crate::layers::{Layers, UnderWay};
+use crate::remote_cache::Borrowed;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
 use crate::tree::{Tree, not_here};
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) sources: SourceOptions,
     pub(crate) cancel: BuildCancel,
     pub(crate) steps: StepResources,
+    /// Where the store keeps what is borrowed; `None`: nothing is.
+    pub(crate) borrowed: Option<Borrowed>,
     /// Finds out why steps run; `None`: nobody asks.
     pub(crate) why: Option<Arc<Why>>,
 }
@@ -281,9 +284,13 @@ impl Op for BuildOp {
     fn is_too_old(&self, key: &CacheKey, found: &Tree) -> bool {
         let llb::Op::Exec(llb::Exec { cache_ttl: Some(ttl), .. }) = &self.op else { return false };
         let store = &self.shared.engine.store;
-        let made = |key: &Digest| Some(store.cache_get(key).ok()??.created_unix);
         let at_unix = match found {
-            Tree::Snapshot(snapshot) => made(&key.0).max(made(&self.made_again(snapshot))),
+            Tree::Snapshot(snapshot) => {
+                let borrowed = self.shared.borrowed.map(|borrowed| borrowed.key(&key.0));
+                let keys = [Some(key.0), borrowed, Some(self.made_again(snapshot))].into_iter().flatten();
+                let records = keys.filter_map(|key| store.cache_get(&key).ok().flatten());
+                records.filter(|made| made.snapshot == *snapshot).map(|made| made.created_unix).max()
+            }
             Tree::Far(far) => Some(far.created_unix()),
             Tree::Empty | Tree::Context(_) => return false,
         };
