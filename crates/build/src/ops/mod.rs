@@ -5,6 +5,7 @@ mod earlier;
 mod exec;
 mod file;
 mod hash_states;
+mod kept;
 mod merge;
 mod same;
 
@@ -57,6 +58,10 @@ pub(crate) struct BuildOp {
     shown: Mutex<Vec<(usize, Arc<Selection>, bool)>>,
     /// Its place among the vertices.
     vertex: usize,
+    /// As the user wrote it.
+    title: String,
+    /// Results of earlier builds do not count.
+    refresh: bool,
     /// A command that is run in the place of what the vertex does, for whoever asked for it.
     shell: Option<Arc<ShellJob>>,
 }
@@ -67,7 +72,8 @@ impl BuildOp {
         let actions = if let llb::Op::File(file) = &vertex.op { file.actions.len() } else { 0 };
         let selections = Mutex::new(vec![None; actions]);
         let (op, shared) = (vertex.op.clone(), shared.clone());
-        Self { op, shared, selections, shown: Mutex::default(), vertex: 0, shell: None }
+        let (vertex, title, refresh) = (0, String::new(), false);
+        Self { op, shared, selections, shown: Mutex::default(), vertex, title, refresh, shell: None }
     }
 
     /// An op that has the inputs of `vertex` and runs a command on them. It is the target of its solve:
@@ -107,15 +113,16 @@ impl BuildOp {
         title: &str,
         refresh: bool,
     ) -> kiln_solver::Vertex<Self> {
-        // A copy makes what its key says. What a process makes may be the same although it, or what it
-        // runs on, is written down differently.
+        // What a process makes may be the same although it, or what it runs on, is written down differently.
+        // So may what a copy makes; one that is made again is what its key says, and nothing else.
         let is_run = matches!(vertex.op, llb::Op::Exec(_)) && self.shell.is_none();
-        let lineage = is_run.then(|| Digest::of(format!("step {}", at.0).as_bytes()));
+        let is_compared = is_run || (kept::is_copy(&vertex.op) && !refresh);
+        let lineage = is_compared.then(|| Digest::of(format!("step {}", at.0).as_bytes()));
         let is_made = !matches!(vertex.op, llb::Op::Source(_));
         let cost = if is_made { self.shared.steps.costs().of(&vertex.op.digest()) } else { Cost::default() };
         kiln_solver::Vertex {
             inputs: Self::inputs(vertex),
-            op: Arc::new(Self { vertex: at.0, ..self }),
+            op: Arc::new(Self { vertex: at.0, title: title.to_owned(), refresh, ..self }),
             title: title.to_owned(),
             refresh,
             lineage,
@@ -335,6 +342,10 @@ impl Op for BuildOp {
 
     fn is_same(&self, earlier: &Tree, now: &Tree, _scope: &Scope<'_>) -> Result<bool, OpError> {
         let (Some(earlier), Some(now)) = (earlier.snapshot(), now.snapshot()) else { return Ok(false) };
+        if kept::is_copy(&self.op) {
+            // It took the layer that it would have made.
+            return Ok(earlier == now);
+        }
         let Shared { engine, cancel, .. } = &*self.shared;
         let is_same = same::same_changes(&*engine.snapshots, earlier, now, cancel);
         if is_same && matches!(&self.op, llb::Op::Exec(exec) if exec.cache_ttl.is_some()) {
