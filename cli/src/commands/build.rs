@@ -64,14 +64,19 @@ pub(super) fn request(
         ..BuildRequest::new(Default::default())
     };
     if args.bases.offline {
-        let skip = |away: Option<String>| {
+        let is_near = |away: Option<String>| {
             if let Some(label) = &away {
                 say(&format!("warning: --offline: {label} is not asked\n"));
             }
             away.is_none()
         };
-        request.cache_from.retain(|source| skip(source.away()));
-        request.cache_to.retain(|target| skip(target.away()));
+        // What came from them before is here.
+        for source in &mut request.cache_from {
+            if !is_near(source.away()) {
+                source.silence();
+            }
+        }
+        request.cache_to.retain(|target| is_near(target.away()));
     }
     for text in &args.build_arg {
         request.build_args.extend(pair(text, "--build-arg")?);

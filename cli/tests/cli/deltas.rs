@@ -321,3 +321,36 @@ fn the_toolkit_takes_a_delta_for_the_layer_that_it_is() {
     );
     store.sound().expect("sound");
 }
+
+#[test]
+fn few_changed_files_are_a_delta_on_a_base_that_moved_too() {
+    needs_root!();
+    let (store, cold) = (Store::with_busybox(), Store::empty());
+    let base = |text: &str| store.image("base", &format!("FROM busybox\nRUN --network=none {text}\n"));
+    let context = context("FROM base\nCOPY files /\n");
+    base("echo one > /etc/motd");
+    store.build(&context, &["-t", "one"]).expect(0);
+    base("echo two > /etc/motd");
+    context.write("files/d1/1", "CONTENT 1");
+    store.build(&context, &["-t", "two"]).expect(0);
+    let possible = usize::from(are_possible(&store));
+    assert_eq!(deltas(&store).len(), possible);
+    let archive = store.beside("base.tar");
+    store.ok(&["save", "-o", text(&archive), "base"]);
+    cold.ok(&["load", "-i", text(&archive)]);
+    cold.build(&context, &["-t", "two"]).expect(0);
+    assert_eq!(layers(&store, "two"), layers(&cold, "two"));
+    // The delta itself goes on to the next base.
+    base("echo three > /etc/motd");
+    store.build(&context, &["-t", "three"]).expect(0);
+    assert_eq!(deltas(&store).len(), 2 * possible);
+    let show = "cat /etc/motd /d1/1 /d3/3";
+    assert_eq!(store.shell("three", show), "three\nCONTENT 1content 3");
+    assert_eq!(store.shell("two", show), "two\nCONTENT 1content 3");
+    // Not where a directory of it is there already.
+    base("mkdir /d2");
+    context.write("files/d1/1", "Content 1");
+    store.build(&context, &["-t", "four"]).expect(0);
+    assert_eq!(deltas(&store).len(), 2 * possible);
+    store.sound().expect("sound");
+}

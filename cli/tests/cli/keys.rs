@@ -78,7 +78,9 @@ const ROWS: &[Row] = &[
     // Whose content is the same, wherever it was.
     line("COPY one/f /f", "COPY two/f /f", &[]),
     line("COPY one/* /x/", "COPY two/* /x/", &[]),
-    line("COPY one/f /f", "COPY one/g /f", &["COPY one/g", "RUN", "COPY"]),
+    // Said otherwise, and the same is made: what stands on it stays.
+    line("COPY one/f /f", "COPY one/g /f", &["COPY one/g"]),
+    line("COPY one/f one/g /x/", "COPY one/? /x/", &["COPY one/?"]),
     line("COPY one/f /f", "COPY other/f /f", &["COPY other/f", "RUN", "COPY"]),
     line("COPY one/f /f", "COPY --chmod=600 one/f /f", &["COPY --chmod", "RUN", "COPY"]),
     line("COPY --parents one/f /f/", "COPY --parents two/f /f/", &["COPY --parents", "RUN", "COPY"]),

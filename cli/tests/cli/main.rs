@@ -47,6 +47,7 @@ mod hash_states;
 mod image;
 mod interop;
 mod interrupts;
+mod kept_layers;
 mod keys;
 mod kills;
 mod layers;

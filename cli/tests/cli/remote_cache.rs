@@ -240,6 +240,121 @@ fn scopes_do_not_see_each_other() {
     assert_eq!(fs::read_dir(cache.path().join("kiln-cache-1/records")).expect("there").count(), 2);
 }
 
+/// The record of the step with `words` in its title, in `scope`.
+fn record_of(cache: &Cache, scope: &str, words: &str) -> serde_json::Value {
+    let files = cache.files(&format!("records/{scope}"));
+    let read = |path: PathBuf| serde_json::from_slice(&fs::read(path).expect("ours")).expect("JSON");
+    let is_it = |record: &serde_json::Value| record["title"].as_str().is_some_and(|it| it.contains(words));
+    files.into_iter().map(read).find(is_it).expect("it was exported")
+}
+
+/// Writes `record` where whoever asks `scope` for its key finds it.
+fn put_record(cache: &Cache, scope: &str, record: &serde_json::Value) {
+    let key = record["key"].as_str().and_then(|key| key.strip_prefix("sha256:")).expect("a digest");
+    let dir = cache.path().join(format!("kiln-cache-1/records/{scope}/{}", &key[..2]));
+    fs::create_dir_all(&dir).expect("ours");
+    fs::write(dir.join(key), record.to_string()).expect("ours");
+}
+
+/// A project with these two steps, on each other.
+fn two_steps(first: &str, second: &str) -> Context {
+    let dockerfile = format!("FROM busybox\nRUN --network=none {first}\nRUN --network=none {second}\n");
+    Context::new(&[("Dockerfile", &dockerfile)])
+}
+
+/// What main and a branch of it build, and a cache that the branch may write to.
+fn main_and_branch() -> (Cache, Context, Context) {
+    let cache = Cache::new();
+    let main = two_steps("echo good > /made", "cp /made /out");
+    let branch = two_steps("echo evil > /made", "cp /made /out");
+    for (context, scope) in [(&main, "known"), (&branch, "pr-12")] {
+        build(&cache.store(), context, &["--cache-to", &cache.to(&format!(",mode=max,scope={scope}"))]);
+    }
+    (cache, main, branch)
+}
+
+/// A record says by which key its users go on: the branch's says main's.
+#[test]
+fn a_scope_that_says_its_files_are_those_of_another_step_is_believed_by_nobody_else() {
+    needs_root!();
+    let (cache, main, branch) = main_and_branch();
+    let mut lie = record_of(&cache, "pr-12", "echo evil");
+    lie["canonical"] = record_of(&cache, "known", "echo good")["canonical"].clone();
+    put_record(&cache, "pr-12", &lie);
+    let (store, from) = (cache.store(), cache.from(",scope=pr-12"));
+    // Its second step runs on its own files, as if they were main's.
+    let built = build(&store, &branch, &["-t", "branch", "--cache-from", &from]);
+    assert_eq!(built.ran(), ["RUN --network=none cp /made /out"]);
+    assert_eq!(store.shell("branch", "cat /out"), "evil");
+    let built = build(&store, &main, &["-t", "main"]);
+    assert_eq!((built.ran().len(), store.shell("main", "cat /out").as_str()), (2, "good"));
+    // Who believed it has it, whatever becomes of the cache.
+    fs::remove_dir_all(cache.path()).expect("ours");
+    let built = build(&store, &branch, &["--cache-from", &from]);
+    assert_eq!((built.ran(), warnings(&built)), (vec![], vec![]));
+    assert_eq!(store.sound(), Ok(()));
+}
+
+/// A copy out of such files is known by their content; that they are main's is hearsay.
+#[test]
+fn a_copy_out_of_what_a_scope_gave_is_not_one_out_of_what_it_says_that_is() {
+    needs_root!();
+    let cache = Cache::new();
+    let project = |first: &str, more: &str| {
+        let dockerfile = format!(
+            "FROM busybox AS made\nRUN --network=none {first}\n{more}FROM busybox\nCOPY --from=made /made /out\n"
+        );
+        Context::new(&[("Dockerfile", &dockerfile)])
+    };
+    let (main, branch) = (project("echo good > /made", ""), project("echo evil > /made", ""));
+    for (context, scope) in [(&main, "known"), (&branch, "pr-12")] {
+        build(&cache.store(), context, &["--cache-to", &cache.to(&format!(",mode=max,scope={scope}"))]);
+    }
+    let mut lie = record_of(&cache, "pr-12", "echo evil");
+    lie["canonical"] = record_of(&cache, "known", "echo good")["canonical"].clone();
+    fs::remove_dir_all(cache.path().join("kiln-cache-1/records/pr-12")).expect("ours");
+    put_record(&cache, "pr-12", &lie);
+    let store = cache.store();
+    // Made here, of the same content: what the copy is found as.
+    build(&store, &project("echo evil > /made && true", ""), &[]);
+    let built = build(&store, &branch, &["-t", "branch", "--cache-from", &cache.from(",scope=pr-12")]);
+    assert_eq!((built.ran(), store.shell("branch", "cat /out").as_str()), (vec![], "evil"));
+    build(&store, &main, &["-t", "main"]);
+    assert_eq!(store.shell("main", "cat /out"), "good");
+}
+
+/// The plain way: an answer to main's own step.
+#[test]
+fn what_a_scope_says_of_a_step_is_not_asked_for_by_builds_that_do_not_name_it() {
+    needs_root!();
+    let (cache, main, _) = main_and_branch();
+    let mut lie = record_of(&cache, "pr-12", "echo evil");
+    let good = record_of(&cache, "known", "echo good");
+    for field in ["key", "canonical"] {
+        lie[field] = good[field].clone();
+    }
+    put_record(&cache, "pr-12", &lie);
+    let (store, from) = (cache.store(), cache.from(",scope=pr-12"));
+    let both = ["-t", "branch", "--cache-from", &cache.from(",scope=main"), "--cache-from", &from];
+    let built = build(&store, &main, &both);
+    assert_eq!((built.ran().len(), store.shell("branch", "cat /out").as_str()), (1, "evil"));
+    // Neither without scopes, nor with one of the two.
+    let built = build(&store, &main, &["-t", "main", "--cache-from", &cache.from(",scope=main")]);
+    assert_eq!((built.ran().len(), store.shell("main", "cat /out").as_str()), (2, "good"));
+    let built = build(&store, &main, &["-t", "main"]);
+    assert_eq!((built.ran(), store.shell("main", "cat /out").as_str()), (vec![], "good"));
+    // What was made here goes before what somebody says.
+    build(&store, &main, &both);
+    assert_eq!(store.shell("branch", "cat /out"), "good");
+    // A cache without a scope is this store's own: what came from it is here for all.
+    let own = cache.store();
+    put_record(&cache, "default", &lie);
+    assert_eq!(build(&own, &main, &["--cache-from", &cache.from("")]).ran().len(), 1);
+    let built = build(&own, &main, &["-t", "main"]);
+    assert_eq!((built.ran(), own.shell("main", "cat /out").as_str()), (vec![], "evil"));
+    assert_eq!(store.sound(), Ok(()));
+}
+
 #[test]
 fn a_result_from_elsewhere_does_not_replace_one_that_is_here() {
     needs_root!();

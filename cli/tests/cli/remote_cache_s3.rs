@@ -180,7 +180,7 @@ fn an_empty_store_gets_whole_layers_from_a_bucket() {
 #[test]
 fn layers_that_nobody_reads_stay_in_the_bucket() {
     let server = server!();
-    let (base, scope) = (Base::new(), ",scope=lazy");
+    let (base, scope) = (Cache::new(), ",scope=lazy");
     let dockerfile =
         "FROM busybox AS made\nCOPY src /src\nCOPY more /more\nFROM busybox\nCOPY --from=made /src /app\n";
     let context = Context::new(&[("Dockerfile", dockerfile), ("src", "src\n"), ("more", "more\n")]);

@@ -28,7 +28,7 @@ use crate::ops::{BuildOp, Gathered, Shared, ShellJob, StepResources};
 use crate::platforms::{Product, Target, join, serves, stored_platform};
 use crate::registry::{Base, PushedName, Resolved, Unpulled, known_base, resolve_base, seen_base};
 use crate::remote_cache::{
-    CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
+    Borrowed, CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
 };
 use crate::step_costs;
 use crate::tree::Tree;
@@ -201,6 +201,7 @@ pub(crate) fn plan(
         sources: request.source_options(),
         cancel: cancel.clone(),
         steps: StepResources::new(engine, request),
+        borrowed: Borrowed::of(&request.cache_from),
         why: Why::new(engine.store.root(), request, &lowered, &dockerfile, &again, progress.clone()),
     });
     let remote = (!request.cache_from.is_empty()).then(|| {

@@ -10,7 +10,7 @@ use kiln_solver::{CacheKey, CacheStore, Cached, Claim, Places, Scope};
 
 use crate::BuildError;
 use crate::engine::now_unix;
-use crate::remote_cache::{FarResult, Fetched, RemoteCache};
+use crate::remote_cache::{Borrowed, FarResult, Fetched, RemoteCache};
 use crate::step_claim;
 use crate::tree::Tree;
 
@@ -156,7 +156,7 @@ impl CacheStore<Tree> for BuildCache {
     type Error = BuildError;
 
     fn lookup(&self, key: &CacheKey) -> Result<Option<Cached<Tree>>, BuildError> {
-        let Some(record) = self.store.cache_get(&key.0)? else {
+        let Some((record, is_borrowed)) = self.record(key)? else {
             return Ok(self
                 .remote
                 .as_ref()
@@ -171,7 +171,8 @@ impl CacheStore<Tree> for BuildCache {
         if self.is_exported {
             seen.entries.insert(key.0, record.clone());
         }
-        Ok(Some(Cached { canonical: CacheKey(record.canonical), output: Tree::Snapshot(record.snapshot) }))
+        let (canonical, output) = (CacheKey(record.canonical), Tree::Snapshot(record.snapshot));
+        Ok(Some(Cached { canonical, output, is_borrowed }))
     }
 
     fn may_be_far(&self, key: &CacheKey) -> bool {
@@ -229,10 +230,26 @@ impl CacheStore<Tree> for BuildCache {
 }
 
 impl BuildCache {
+    /// Where the store keeps what is borrowed.
+    fn borrowed(&self) -> Option<&Borrowed> {
+        self.remote.as_ref().and_then(RemoteCache::borrowed)
+    }
+
+    /// What the store has for `key`, and whether it is borrowed. One index read more if it is, or if there is
+    /// nothing, in a build that borrows.
+    fn record(&self, key: &CacheKey) -> Result<Option<(CacheRecord, bool)>, BuildError> {
+        if let Some(record) = self.store.cache_get(&key.0)? {
+            return Ok(Some((record, false)));
+        }
+        let Some(borrowed) = self.borrowed() else { return Ok(None) };
+        Ok(self.store.cache_get(&borrowed.key(&key.0))?.map(|record| (record, true)))
+    }
+
     /// A result on another machine that is the answer to `key`.
     fn far(&self, key: &CacheKey, far: Arc<FarResult>) -> Cached<Tree> {
         self.lock().far.insert(key.0, far.clone());
-        Cached { canonical: CacheKey(*far.canonical()), output: Tree::Far(far) }
+        let (canonical, is_borrowed) = (CacheKey(*far.canonical()), far.is_borrowed());
+        Cached { canonical, output: Tree::Far(far), is_borrowed }
     }
 
     fn put(
@@ -248,7 +265,7 @@ impl BuildCache {
             let mut seen = self.lock();
             seen.far.extend(keys.clone().map(|key| (key, far.clone())));
             seen.far_marks.extend(places.marks.iter().map(|key| key.0));
-            far.link(keys);
+            far.link(keys, result.is_borrowed);
             return Ok(());
         }
         let Some(snapshot) = result.output.snapshot() else { return Ok(()) };
@@ -266,7 +283,9 @@ impl BuildCache {
         }
         for (keys, replace) in [(keys, false), (newest, true)] {
             if !keys.is_empty() {
-                let keys: Vec<_> = keys.iter().map(|key| key.0).collect();
+                let place = self.borrowed().filter(|_| result.is_borrowed);
+                let key = |key: &CacheKey| place.map_or(key.0, |place| place.key(&key.0));
+                let keys: Vec<_> = keys.iter().map(key).collect();
                 self.store.cache_put(&keys, &record, replace)?;
             }
         }

@@ -182,6 +182,11 @@ impl Why {
         let _ = self.steps[vertex].outdated.set((ttl, at_unix));
     }
 
+    /// `vertex` made nothing: its layer was there.
+    pub(crate) fn note_kept(&self, vertex: usize) {
+        self.lock().why.entry(vertex).or_default().push(Reason::LayerKept);
+    }
+
     /// The processes of `vertex` had so much memory.
     pub(crate) fn note_memory(&self, vertex: usize, peak_bytes: u64) {
         self.steps[vertex].peak_memory_bytes.store(peak_bytes, Ordering::Relaxed);

@@ -17,12 +17,14 @@ use crate::marks;
 use crate::node::{self, Attributes, CallError, Named, Xattrs, is_private_xattr};
 use crate::path::{self, EntryPath, PathError};
 
+mod below;
 mod content;
 mod delta;
 mod earlier;
 mod identity;
 mod over;
 
+pub use below::found_below;
 pub use content::LARGE_FILE_BYTES;
 pub use delta::{Whole, changed, made, tell_whole};
 pub use earlier::Earlier;

@@ -56,7 +56,7 @@ pub use compression::{
 };
 pub use copy::{
     Copied, CopyError, CopyRequest, Earlier, Identity, LARGE_FILE_BYTES, ModeChange, Part, TopDir, Whole,
-    changed, copy, made, make_dirs_over, tell_whole,
+    changed, copy, found_below, made, make_dirs_over, tell_whole,
 };
 pub use density::{DensityError, bounded_decoder};
 pub use diff::{

@@ -13,6 +13,10 @@
 //! - A wanted vertex that was not found wants all its inputs. When they are there and one of them turned
 //!   out to be an earlier result, the vertex is looked up once more by their *final* keys before it is run.
 //! - Vertices that are about to run under one key run once.
+//!
+//! # What is borrowed
+//! A record that somebody else wrote may say any key, and any files. So whatever is made from a result that is
+//! [borrowed](Cached::is_borrowed) is borrowed, and so is each key that says what such a result holds.
 
 mod early;
 mod guess;
@@ -29,7 +33,7 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
 pub(crate) use self::jobs::{JobId, Wait};
-use self::node::{Node, Provisional, State};
+use self::node::{Node, Provisional, RunsAs, State};
 pub(crate) use self::node::{Plan, Save};
 pub use self::schedule::Limits;
 use self::schedule::Ready;
@@ -88,8 +92,8 @@ pub(crate) struct Core<O> {
     next_job: JobId,
     /// Vertices of jobs that are over, for others that wait for what they do.
     adopted: Vec<usize>,
-    /// Who runs, or ran, what has this key, and whether in spite of the cache.
-    runners: HashMap<(CacheKey, bool), usize>,
+    /// Who runs, or ran, what is run once.
+    runners: HashMap<RunsAs, usize>,
     /// Vertices to look at.
     work: Vec<usize>,
     /// Vertices that cannot be looked up yet, with an input that is known.
@@ -153,7 +157,11 @@ impl<O: Clone> Core<O> {
                 self.leave_slot(vertex);
                 if self.answered(vertex) {
                     let canonical = canonical.or(self.node(vertex).provisional.key());
-                    self.done(vertex, canonical, output);
+                    // What others adopted has no inputs any more.
+                    let runs_as = self.node(vertex).runs_as;
+                    let known = runs_as.map(|(_, _, is_borrowed)| is_borrowed);
+                    let is_borrowed = known.unwrap_or_else(|| self.reads_borrowed(vertex));
+                    self.done(vertex, canonical, output, is_borrowed);
                 }
             }
             Fact::Failed { vertex } => {
@@ -311,8 +319,8 @@ impl<O: Clone> Core<O> {
     }
 
     /// There is a result.
-    fn done(&mut self, vertex: usize, canonical: Option<CacheKey>, output: O) {
-        self.node_mut(vertex).state = State::Done { canonical, output: output.clone() };
+    fn done(&mut self, vertex: usize, canonical: Option<CacheKey>, output: O, is_borrowed: bool) {
+        self.node_mut(vertex).state = State::Done { canonical, output: output.clone(), is_borrowed };
         self.identified(vertex, canonical);
         self.each_user(vertex, |core, user, position| {
             core.read(user, position);
@@ -323,7 +331,7 @@ impl<O: Clone> Core<O> {
             }
         });
         for follower in std::mem::take(&mut self.node_mut(vertex).followers) {
-            self.share(follower, canonical, output.clone());
+            self.share(follower, canonical, output.clone(), is_borrowed);
         }
     }
 }

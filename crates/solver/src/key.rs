@@ -20,6 +20,7 @@ impl CacheKey {
             KeyKind::Mark(position) => (3, Some(position as u64)),
             KeyKind::Slot => (4, None),
             KeyKind::Fresh => (5, None),
+            KeyKind::BorrowedSlot => (6, None),
         };
         hash.update([tag]);
         hash.update(op.as_bytes());
@@ -46,6 +47,8 @@ pub(crate) enum KeyKind {
     Slot,
     /// A result that was made although there was one already.
     Fresh,
+    /// The last result of a step on inputs of which some are borrowed: never compared with others.
+    BorrowedSlot,
 }
 
 impl fmt::Display for CacheKey {

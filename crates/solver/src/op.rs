@@ -148,6 +148,10 @@ pub struct Cached<O> {
     pub canonical: CacheKey,
     /// The result.
     pub output: O,
+    /// Somebody said so, of this result or of one that it was made from, whom this job believes and others may
+    /// not. Its keys may lie: who saves it, or what was made with it, keeps it from jobs that did not ask the same
+    /// others.
+    pub is_borrowed: bool,
 }
 
 /// Where a result is saved.
@@ -168,6 +172,10 @@ pub struct Places<'a> {
 ///
 /// Those that are *near* are in the index; others may be *far*, on another machine: they are asked for on
 /// threads of their own, several at a time, and are fetched only when somebody needs one.
+///
+/// What is [borrowed](Cached::is_borrowed) is saved and linked as such, and found by jobs that believe the same
+/// others only. It never takes the place of what is not, nor the other way round; of both, a lookup finds what is
+/// not.
 pub trait CacheStore<O>: Send + Sync {
     /// Why the store did not answer.
     type Error: std::error::Error + Send + Sync + 'static;

@@ -148,6 +148,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("why::the_one_thing_that_changed_is_named_and_nothing_else", CAMPAIGN),
     both("manifests::", PARSERS),
     single("deltas::a_delta_has_what_changed_and_nothing_else", INSIDE),
+    single("kept_layers::a_layer_is_kept_where_the_copy_finds_the_same_and_nowhere_else", INSIDE),
     single("build::copied_files_have_the_owner_mode_and_name_that_was_asked_for", INSIDE),
     single("cache_mount::a_cache_mount_travels_as_a_tar", INSIDE),
     single("copy::archives_are_told_by_content", INSIDE),

@@ -18,6 +18,7 @@ use rustix::fs::OFlags;
 use super::BuildOp;
 use super::earlier::{FullCopy, LastCopy};
 use super::file::{is_dir, make_dirs, path_error, relative, resolve_owner};
+use super::kept::{Below, LayerKey};
 use crate::OpError;
 use crate::layers::UnderWay;
 use crate::select::{Match, Selection, join};
@@ -98,9 +99,10 @@ impl BuildOp {
         Ok(self.shared.engine.snapshots.form() == LayerForm::Changes && !is_unpacked)
     }
 
-    /// Does an instruction that is one plain copy straight into the layer: in front of the last one, if not
-    /// much has changed (`docs/adr/0028-few-changed-files-are-a-delta.md`); else with links to the files of the
-    /// last one that are the same (`docs/adr/0020-copies-share-files.md`), and hashed beside
+    /// Does an instruction that is one plain copy: takes the layer of an earlier one that made the same
+    /// (`docs/adr/0038-copies-on-another-base.md`). Else it is done straight into the layer: in front of the last
+    /// one, if not much has changed (`docs/adr/0028-few-changed-files-are-a-delta.md`); else with links to the files
+    /// of the last one that are the same (`docs/adr/0020-copies-share-files.md`), and hashed beside
     /// (`docs/adr/0026-hashed-beside-the-copy.md`) from where it differs (`docs/adr/0029-hashes-go-on.md`).
     pub(super) fn run_copy(
         &self,
@@ -115,24 +117,29 @@ impl BuildOp {
         let upper = engine.snapshots.open_layer(active.key())?;
         let below = base.map(|base| engine.snapshots.open_view(base)).transpose()?;
         let files = selection.matches.iter().map(|found| found.entries.len()).sum();
-        let from_layers = self.layers_of(from, &selection)?;
-        let bare = Root {
-            below: below.as_ref().map(AsFd::as_fd),
-            from_layers: &from_layers,
-            ..Root::seen(upper.as_fd())
-        };
+        let bare = Root { below: below.as_ref().map(AsFd::as_fd), ..Root::seen(upper.as_fd()) };
         let last = LastCopy::of(engine, &self.op.digest(), from, files);
         let mode = mode_of(copy);
-        let planned = match &last {
-            Some(_) => plan(copy, &selection, &bare, copy.mode.is_some().then_some(&mode))?,
-            None => Vec::new(),
+        let planned = plan(copy, &selection, &bare, copy.mode.is_some().then_some(&mode))?;
+        let seen = match &below {
+            Some(view) => Below::seen(view.as_fd(), &planned),
+            None => Below::of(engine, None, &planned),
         };
+        let key = LayerKey::of(seen, parent_mode_of(copy), &planned);
+        if let Some(key) = &key
+            && let Some(layer) = self.earlier_layer(key, base)
+        {
+            tell_skipped(&selection, scope)?;
+            drop((upper, below));
+            return self.keep_layer(key, &layer, base, active, scope);
+        }
+        let from_layers = self.layers_of(from, &selection)?;
         let full = last.as_ref().and_then(|last| last.open(engine));
         let states_file = last.as_ref().map(LastCopy::states_file);
         let states = full.as_ref().zip(states_file.as_ref());
         let mut states = states.and_then(|(full, file)| file.read(&engine.store, &full.id));
         let (delta, earlier) = match full {
-            Some(full) => match full.delta(engine, base, &planned) {
+            Some(full) => match full.delta(engine, base, seen, &planned) {
                 Some(entries) => (Some(Delta { full, entries }), None),
                 None => (None, Some(full.into_earlier())),
             },
@@ -141,6 +148,7 @@ impl BuildOp {
         let mut follow = || Follower::start(upper.try_clone().ok()?, states.take());
         let follower = (files >= FEWEST_FOLLOWED && delta.is_none()).then(&mut follow).flatten();
         let root = Root {
+            from_layers: &from_layers,
             planned: last.is_some().then_some(planned.as_slice()),
             earlier: earlier.as_ref(),
             delta: delta.as_ref(),
@@ -155,6 +163,7 @@ impl BuildOp {
             if let (Some(last), Some(id)) = (last, tree.snapshot()) {
                 last.save(id, &planned);
             }
+            self.remember(key, tree.snapshot())?;
             return Ok(tree);
         };
         let id = active.commit_delta(&delta.full.id)?;
@@ -163,7 +172,13 @@ impl BuildOp {
         if let Some(last) = last {
             last.touch();
         }
+        self.remember(key, Some(&id))?;
         Ok(Tree::Snapshot(id))
+    }
+
+    fn remember(&self, key: Option<LayerKey>, layer: Option<&SnapshotId>) -> Result<(), OpError> {
+        let (Some(key), Some(layer)) = (key, layer) else { return Ok(()) };
+        key.save(&self.shared.engine, layer, &self.title)
     }
 
     /// Hashes the layer of a delta and what it stands in front of from where that differs from the earlier copy's.
@@ -206,15 +221,7 @@ impl BuildOp {
         root: &Root<'_>,
         scope: &Scope<'_>,
     ) -> Result<(), OpError> {
-        if selection.matches.is_empty()
-            && let Some(path) = selection.skipped.first()
-        {
-            return Err(OpError::NotCopied { path: String::from_utf8_lossy(path).into_owned() });
-        }
-        for path in &selection.skipped {
-            let text = format!("warning: {} is no file to copy, left out\n", path.escape_ascii());
-            scope.log(Stream::Stderr, text.as_bytes());
-        }
+        tell_skipped(selection, scope)?;
         let view: OwnedFd;
         let source = match from {
             Tree::Context(context) => context.root(),
@@ -323,9 +330,29 @@ impl BuildOp {
     }
 }
 
+/// Says what is not copied.
+fn tell_skipped(selection: &Selection, scope: &Scope<'_>) -> Result<(), OpError> {
+    if selection.matches.is_empty()
+        && let Some(path) = selection.skipped.first()
+    {
+        return Err(OpError::NotCopied { path: String::from_utf8_lossy(path).into_owned() });
+    }
+    for path in &selection.skipped {
+        let text = format!("warning: {} is no file to copy, left out\n", path.escape_ascii());
+        scope.log(Stream::Stderr, text.as_bytes());
+    }
+    Ok(())
+}
+
 /// What `copy` makes of permission bits; the second argument says whether it is a directory.
 fn mode_of(copy: &llb::Copy) -> impl Fn(u32, bool) -> u32 {
     move |bits: u32, is_dir: bool| copy.mode.as_ref().map_or(bits, |mode| mode.apply(bits, is_dir))
+}
+
+/// Permission bits of directories that are made on the way. An octal mode is for these too, as far as it speaks of
+/// reading, writing and searching; a symbolic one changes what is there (as in BuildKit).
+fn parent_mode_of(copy: &llb::Copy) -> u32 {
+    copy.mode.as_ref().and_then(llb::Mode::octal).map_or(0o755, |bits| bits & 0o777)
 }
 
 /// Where each match of a plain copy goes, as [`BuildOp::copy`] has it when it comes there, and what becomes of
@@ -363,9 +390,7 @@ impl<'a> Target<'a> {
                 llb::Owner::Root => Some((0, 0)),
                 llb::Owner::Named(owner) => Some(resolve_owner(root.view(), owner)?),
             },
-            // An octal mode is for these too, as far as it speaks of reading, writing and searching;
-            // a symbolic one changes what is there (as in BuildKit).
-            parent_mode: copy.mode.as_ref().and_then(llb::Mode::octal).map_or(0o755, |bits| bits & 0o777),
+            parent_mode: parent_mode_of(copy),
         })
     }
 

@@ -19,6 +19,7 @@ use kiln_oci::{Digest, SnapshotId};
 use kiln_snapshotter::{Changes, Form, Needs};
 
 use super::hash_states::StatesFile;
+use super::kept::Below;
 use crate::tree::Tree;
 use crate::{Engine, builds};
 
@@ -112,33 +113,40 @@ impl FullCopy {
         &self.dir
     }
 
-    /// The entries of each part that are to be copied in front of it; `None`: a copy on `base` is not what
-    /// would be seen then, or making all of it is better.
+    /// The entries of each part that are to be copied in front of it; `None`: a copy on `base`, where `below` is
+    /// found, is not what would be seen then, or making all of it is better.
     pub(super) fn delta(
         &self,
         engine: &Engine,
         base: Option<&SnapshotId>,
+        below: Option<Below>,
         parts: &[(Part<'_>, Vec<Identity>)],
     ) -> Option<Vec<Vec<Entry>>> {
         // Which directories were there, and what they were like.
-        if self.parent.as_ref() != base {
+        let parent = self.parent.as_ref();
+        if parent != base && Below::of(engine, parent, parts)? != below? {
             return None;
         }
         let all: usize = parts.iter().map(|(_, identities)| identities.len()).sum();
         let earlier = Whole { dir: self.dir.as_fd(), known: &self.known, entries: self.entries };
         let kept = changed(&earlier, parts, (all / LARGEST_PART).min(MOST))?;
-        let below = base.map_or(Ok(Vec::new()), |base| engine.snapshots.chain(base)).ok()?;
-        let mut deltas = 0;
-        for id in &below {
-            deltas += usize::from(engine.snapshots.needs(id).ok()?.full.is_some());
-        }
-        (deltas < DELTAS).then_some(kept)
+        has_room_for_delta(engine, base)?.then_some(kept)
     }
 
     /// Its files, to be linked to.
     pub(super) fn into_earlier(self) -> Earlier {
         Earlier::new(self.dir, self.known)
     }
+}
+
+/// Whether one more delta may stand on `base`; `None`: nobody can tell.
+pub(super) fn has_room_for_delta(engine: &Engine, base: Option<&SnapshotId>) -> Option<bool> {
+    let chain = base.map_or(Ok(Vec::new()), |base| engine.snapshots.chain(base)).ok()?;
+    let mut deltas = 0;
+    for id in &chain {
+        deltas += usize::from(engine.snapshots.needs(id).ok()?.full.is_some());
+    }
+    Some(deltas < DELTAS)
 }
 
 /// Leaves so many records in `dir` as are remembered.

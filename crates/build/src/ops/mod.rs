@@ -6,6 +6,7 @@ mod exec;
 mod file;
 mod gather;
 mod hash_states;
+mod kept;
 mod merge;
 mod same;
 
@@ -27,6 +28,7 @@ use crate::cancel::BuildCancel;
 use crate::engine::now_unix;
 use crate::layers::{Layers, UnderWay};
 use crate::registry::Unpulled;
+use crate::remote_cache::Borrowed;
 use crate::select::{Place, Selection, select};
 use crate::source::{Fetcher, SourceOptions};
 use crate::tree::{Tree, not_here};
@@ -45,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) sources: SourceOptions,
     pub(crate) cancel: BuildCancel,
     pub(crate) steps: StepResources,
+    /// Where the store keeps what is borrowed; `None`: nothing is.
+    pub(crate) borrowed: Option<Borrowed>,
     /// Finds out why steps run; `None`: nobody asks.
     pub(crate) why: Option<Arc<Why>>,
 }
@@ -59,6 +63,10 @@ pub(crate) struct BuildOp {
     shown: Mutex<Vec<(usize, Arc<Selection>, bool)>>,
     /// Its place among the vertices.
     vertex: usize,
+    /// As the user wrote it.
+    title: String,
+    /// Results of earlier builds do not count.
+    refresh: bool,
     /// A command that is run in the place of what the vertex does, for whoever asked for it.
     shell: Option<Arc<ShellJob>>,
     /// It makes nothing, and hands on what others made.
@@ -71,7 +79,9 @@ impl BuildOp {
         let actions = if let llb::Op::File(file) = &vertex.op { file.actions.len() } else { 0 };
         let selections = Mutex::new(vec![None; actions]);
         let (op, shared) = (vertex.op.clone(), shared.clone());
-        Self { op, shared, selections, shown: Mutex::default(), vertex: 0, shell: None, gathers: None }
+        let (vertex, title, refresh) = (0, String::new(), false);
+        let shown = Mutex::default();
+        Self { op, shared, selections, shown, vertex, title, refresh, shell: None, gathers: None }
     }
 
     /// An op that has the inputs of `vertex` and runs a command on them. It is the target of its solve:
@@ -111,15 +121,16 @@ impl BuildOp {
         title: &str,
         refresh: bool,
     ) -> kiln_solver::Vertex<Self> {
-        // A copy makes what its key says. What a process makes may be the same although it, or what it
-        // runs on, is written down differently.
+        // What a process makes may be the same although it, or what it runs on, is written down differently.
+        // So may what a copy makes; one that is made again is what its key says, and nothing else.
         let is_run = matches!(vertex.op, llb::Op::Exec(_)) && self.shell.is_none();
-        let lineage = is_run.then(|| Digest::of(format!("step {}", at.0).as_bytes()));
+        let is_compared = is_run || (kept::is_copy(&vertex.op) && !refresh);
+        let lineage = is_compared.then(|| Digest::of(format!("step {}", at.0).as_bytes()));
         let is_made = !matches!(vertex.op, llb::Op::Source(_));
         let cost = if is_made { self.shared.steps.costs().of(&vertex.op.digest()) } else { Cost::default() };
         kiln_solver::Vertex {
             inputs: Self::inputs(vertex),
-            op: Arc::new(Self { vertex: at.0, ..self }),
+            op: Arc::new(Self { vertex: at.0, title: title.to_owned(), refresh, ..self }),
             title: title.to_owned(),
             refresh,
             lineage,
@@ -291,9 +302,13 @@ impl Op for BuildOp {
     fn is_too_old(&self, key: &CacheKey, found: &Tree) -> bool {
         let llb::Op::Exec(llb::Exec { cache_ttl: Some(ttl), .. }) = &self.op else { return false };
         let store = &self.shared.engine.store;
-        let made = |key: &Digest| Some(store.cache_get(key).ok()??.created_unix);
         let at_unix = match found {
-            Tree::Snapshot(snapshot) => made(&key.0).max(made(&self.made_again(snapshot))),
+            Tree::Snapshot(snapshot) => {
+                let borrowed = self.shared.borrowed.map(|borrowed| borrowed.key(&key.0));
+                let keys = [Some(key.0), borrowed, Some(self.made_again(snapshot))].into_iter().flatten();
+                let records = keys.filter_map(|key| store.cache_get(&key).ok().flatten());
+                records.filter(|made| made.snapshot == *snapshot).map(|made| made.created_unix).max()
+            }
             Tree::Far(far) => Some(far.created_unix()),
             Tree::Empty | Tree::Context(_) => return false,
         };
@@ -342,6 +357,10 @@ impl Op for BuildOp {
 
     fn is_same(&self, earlier: &Tree, now: &Tree, _scope: &Scope<'_>) -> Result<bool, OpError> {
         let (Some(earlier), Some(now)) = (earlier.snapshot(), now.snapshot()) else { return Ok(false) };
+        if kept::is_copy(&self.op) {
+            // It took the layer that it would have made.
+            return Ok(earlier == now);
+        }
         let Shared { engine, cancel, .. } = &*self.shared;
         let is_same = same::same_changes(&*engine.snapshots, earlier, now, cancel);
         if is_same && matches!(&self.op, llb::Op::Exec(exec) if exec.cache_ttl.is_some()) {

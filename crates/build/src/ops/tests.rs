@@ -107,6 +107,7 @@ impl Bench {
             contexts: [("context".to_owned(), Tree::Context(self.context.clone()))].into(),
             cancel: BuildCancel::new().unwrap(),
             steps: StepResources::new(&self.engine, &BuildRequest::new(PathBuf::new())),
+            borrowed: None,
             why: None,
         });
         let seen: Arc<Mutex<(Vec<usize>, String)>> = Arc::default();

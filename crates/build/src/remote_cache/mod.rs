@@ -9,8 +9,11 @@
 //! - A remote that does not answer is asked once.
 //! - What comes from a remote is a record that was checked and layers whose digests were: never a name, a
 //!   path or a config. It never takes the place of a result that is here.
+//! - What a cache with a scope says is borrowed: neither it nor what is made from it is found by builds that do
+//!   not name the same scopes.
 //! - Layers come when somebody reads them. A result that only another result stands on is never fetched.
 
+mod borrowed;
 mod export;
 mod files;
 mod inline;
@@ -27,6 +30,7 @@ use kiln_oci::Digest;
 use kiln_remote::{Bucket, Directory, MAX_RECORD_BYTES, ObjectName, Record, RemoteError, RemoteStore, Stop};
 use kiln_solver::Cancellation;
 
+pub(crate) use self::borrowed::Borrowed;
 pub(crate) use self::export::{Results, export};
 pub(crate) use self::inline::{INLINE_KEY, describe_inline};
 pub(crate) use self::pull::Fetched;
@@ -45,8 +49,10 @@ pub(crate) struct FarResult {
     /// Which source has it.
     source: usize,
     record: Record,
-    /// More keys that it was found to be the answer to.
-    links: Mutex<Vec<Digest>>,
+    /// Its source has a scope.
+    is_borrowed: bool,
+    /// More keys that it was found to be the answer to, and whether that is borrowed.
+    links: Mutex<Vec<(Digest, bool)>>,
 }
 
 impl FarResult {
@@ -59,16 +65,21 @@ impl FarResult {
         self.record.created_unix
     }
 
+    pub(crate) fn is_borrowed(&self) -> bool {
+        self.is_borrowed
+    }
+
     /// Remembers keys, to be saved when the result is near.
-    pub(crate) fn link(&self, keys: impl Iterator<Item = Digest>) {
+    pub(crate) fn link(&self, keys: impl Iterator<Item = Digest>, is_borrowed: bool) {
+        let keys = keys.map(|key| (key, is_borrowed || self.is_borrowed));
         self.links.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
     }
 
-    /// Everything that it is the answer to.
-    fn keys(&self) -> Vec<Digest> {
+    /// Everything that it is the answer to, and whether that is borrowed.
+    fn keys(&self) -> Vec<(Digest, bool)> {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         // Not `canonical`: a hostile record may say any key there, and would be the answer to it from then on.
-        std::iter::once(*self.record.key()).chain(links.iter().copied()).collect()
+        std::iter::once((*self.record.key(), self.is_borrowed)).chain(links.iter().copied()).collect()
     }
 }
 
@@ -104,6 +115,7 @@ pub(crate) struct RemoteCache {
     progress: Arc<dyn Progress>,
     registries: Option<Arc<Registries>>,
     sources: Vec<Source>,
+    borrowed: Option<Borrowed>,
     state: Mutex<State>,
     /// Layers of several results are often the same: one result at a time.
     pulling: Mutex<()>,
@@ -127,9 +139,10 @@ impl RemoteCache {
             spec: spec.clone(),
             label: spec.place.label().into(),
             store: OnceLock::new(),
-            is_off: AtomicBool::new(false),
+            is_off: AtomicBool::new(spec.is_silent),
             wasted_ms: AtomicU64::new(0),
         };
+        let borrowed = Borrowed::of(sources);
         let sources = sources.iter().map(source).collect();
         let (engine, cancel) = (engine.clone(), cancel.clone());
         Self {
@@ -138,6 +151,7 @@ impl RemoteCache {
             progress,
             registries,
             sources,
+            borrowed,
             state: Mutex::default(),
             pulling: Mutex::default(),
         }
@@ -157,6 +171,11 @@ impl RemoteCache {
     /// What was said of `key`.
     pub(crate) fn known(&self, key: &Digest) -> Option<Arc<FarResult>> {
         self.lock().known.get(key).cloned().flatten()
+    }
+
+    /// Where the store keeps what is borrowed; `None`: nothing is.
+    pub(crate) fn borrowed(&self) -> Option<&Borrowed> {
+        self.borrowed.as_ref()
     }
 
     /// Where a result is.
@@ -195,7 +214,8 @@ impl RemoteCache {
                 let Some(bytes) = answer else { continue };
                 match Record::decode(&bytes, key) {
                     Ok(record) => {
-                        let found = FarResult { source: nth, record, links: Mutex::default() };
+                        let is_borrowed = source.spec.is_scoped();
+                        let found = FarResult { source: nth, record, is_borrowed, links: Mutex::default() };
                         self.lock().known.insert(*key, Some(Arc::new(found)));
                     }
                     Err(error) => self.is_damaged(nth, key, &error.to_string()),

@@ -137,8 +137,13 @@ impl RemoteCache {
             description: title.clone(),
         };
         let keys = result.keys();
+        let place = |(key, is_borrowed): &(Digest, bool)| match self.borrowed() {
+            Some(borrowed) if *is_borrowed => borrowed.key(key),
+            _ => *key,
+        };
         // What is here stays.
-        self.engine.store.cache_put(&keys, &record, false)?;
+        self.engine.store.cache_put(&keys.iter().map(place).collect::<Vec<_>>(), &record, false)?;
+        let keys = keys.into_iter().map(|(key, _)| key).collect();
         let times = layers.iter().map(|layer| layer.created_unix);
         Ok(Fetched { created: chain.iter().cloned().zip(times).collect(), record, keys })
     }

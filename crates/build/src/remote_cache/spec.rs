@@ -44,6 +44,8 @@ impl Place {
 pub struct CacheSource {
     pub(super) place: Place,
     pub(super) scope: Scope,
+    /// It is not asked; what came of it before is believed all the same.
+    pub(super) is_silent: bool,
 }
 
 /// `--cache-to`: where to leave results.
@@ -78,7 +80,7 @@ impl FromStr for CacheSource {
     fn from_str(text: &str) -> Result<Self, OutputError> {
         if !text.contains('=') {
             let name = text.parse().map_err(|error| wrong(format!("{error}")))?;
-            return Ok(Self { place: Place::Image(Some(name)), scope: Scope::default() });
+            return Ok(Self { place: Place::Image(Some(name)), scope: Scope::default(), is_silent: false });
         }
         let mut attributes = Attributes::parse(text)?;
         let kind = attributes.kind()?;
@@ -93,7 +95,7 @@ impl FromStr for CacheSource {
             _ => bucket(&mut attributes, &kind)?,
         };
         attributes.finish(&kind, &WITHOUT_EFFECT)?;
-        Ok(Self { place, scope })
+        Ok(Self { place, scope, is_silent: false })
     }
 }
 
@@ -138,6 +140,28 @@ impl FromStr for CacheTarget {
 }
 
 impl CacheSource {
+    /// Whether what it says is believed by builds only that name it.
+    pub(super) fn is_scoped(&self) -> bool {
+        self.scope != Scope::default()
+    }
+
+    /// Tells it from all others; without credentials.
+    pub(super) fn identity(&self) -> String {
+        let mut text = format!("{} @{}", self.place.label(), self.scope);
+        if let Place::Bucket(config, _) = &self.place {
+            // Buckets of several servers, or accounts, may have one name.
+            let is_place = |name: &str| ["endpoint", "account_name"].iter().any(|part| name.contains(part));
+            let places = config.options.iter().filter(|(name, _)| is_place(name));
+            places.for_each(|(name, value)| text.push_str(&format!(" {name}={value}")));
+        }
+        text
+    }
+
+    /// Does not ask it in this build.
+    pub fn silence(&mut self) {
+        self.is_silent = true;
+    }
+
     /// What it is called without credentials, if it takes a network to get there.
     pub fn away(&self) -> Option<String> {
         self.place.is_away().then(|| self.place.label())

@@ -99,6 +99,8 @@ pub enum Reason {
     },
     /// Something about it that is not kept because there was a password in it.
     Hidden,
+    /// What came of it: an earlier build had made the same layer, so nothing was copied.
+    LayerKept,
 }
 
 /// Where a variable comes from.
@@ -196,6 +198,7 @@ impl fmt::Display for Reason {
                 write!(f, "it stands on {} now, not on {}", name(to), name(from))
             }
             Reason::Hidden => f.write_str("something changed that is not kept: there is a password in it"),
+            Reason::LayerKept => f.write_str("its layer was there already and is kept"),
         }
     }
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::{Copier, CopyError, Place, host};
 use crate::beneath::{self, BeneathError};
 use crate::marks;
-use crate::node::{self, Attributes, CallError, Named, is_private_xattr};
+use crate::node::{self, Attributes, CallError, Named, Xattrs, is_private_xattr};
 use crate::path;
 
 /// Makes the directory `path` and its missing parents in the upperdir `upper`, which stands on `below`:
@@ -82,9 +82,8 @@ fn onto(path: &[u8], error: BeneathError) -> CopyError {
 /// one up.
 pub(super) fn make_like(made: BorrowedFd<'_>, like: BorrowedFd<'_>) -> Result<(), CallError> {
     let stat = fs::fstat(like).named("fstat")?;
-    let mut xattrs = node::xattrs_of(like)?;
-    let record = xattrs.remove(marks::RECORD.as_bytes()).filter(|_| marks::uses_user_attributes());
-    xattrs.retain(|name, _| !is_private_xattr(name));
+    let mut xattrs = self::like(like)?;
+    let record = xattrs.remove(marks::RECORD.as_bytes());
     if !marks::has_single_id() {
         let (uid, gid) = (fs::Uid::from_raw(stat.st_uid), fs::Gid::from_raw(stat.st_gid));
         fs::fchown(made, Some(uid), Some(gid)).named("fchown")?;
@@ -94,6 +93,14 @@ pub(super) fn make_like(made: BorrowedFd<'_>, like: BorrowedFd<'_>) -> Result<()
     }
     let mtime = Some(crate::index::mtime(&stat));
     node::set_on_fd(made, &Attributes { owner: None, mode: stat.st_mode, xattrs: &xattrs, mtime })
+}
+
+/// The attributes that a directory gives to one that is made like it.
+pub(super) fn like(dir: BorrowedFd<'_>) -> Result<Xattrs, CallError> {
+    let is_record = |name: &[u8]| name == marks::RECORD.as_bytes() && marks::uses_user_attributes();
+    let mut xattrs = node::xattrs_of(dir)?;
+    xattrs.retain(|name, _| is_record(name) || !is_private_xattr(name));
+    Ok(xattrs)
 }
 
 impl Copier<'_> {

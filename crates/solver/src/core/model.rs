@@ -286,7 +286,8 @@ impl<'a> Model<'a> {
         let slot = plan.lineage.map(|step| CacheKey::derive(KeyKind::Slot, &step, &whole));
         let made = self.value(vertex, below).map(|value| {
             let keys = slow.into_iter().chain(fast).collect();
-            let save = Save { canonical: main, keys, marks: Vec::new(), slot, refresh };
+            // In its world nobody says anything but what was made.
+            let save = Save { canonical: main, keys, marks: Vec::new(), slot, refresh, is_borrowed: false };
             self.world.keep(value, &save)
         });
         self.runs.insert((main, refresh), made.clone());

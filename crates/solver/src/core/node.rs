@@ -36,6 +36,8 @@ pub(crate) struct Save {
     pub(crate) slot: Option<CacheKey>,
     /// It was made although there may be a result: it replaces that.
     pub(crate) refresh: bool,
+    /// See [`Cached::is_borrowed`].
+    pub(crate) is_borrowed: bool,
 }
 
 impl Save {
@@ -85,6 +87,10 @@ impl Provisional {
     }
 }
 
+/// What vertices have in common that are run once: the key, whether in spite of the cache, and whether what they
+/// are made from is borrowed. The last because keys of that may lie.
+pub(super) type RunsAs = (CacheKey, bool, bool);
+
 /// Which of its inputs' keys a vertex is looked up by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Round {
@@ -118,7 +124,7 @@ pub(super) enum State<O> {
     /// Gets the result of another vertex with the same key.
     Follows { runner: usize, keys: Option<Keys> },
     /// There is a result.
-    Done { canonical: Option<CacheKey>, output: O },
+    Done { canonical: Option<CacheKey>, output: O, is_borrowed: bool },
     /// It, or something it needs, did not work.
     Failed,
 }
@@ -161,7 +167,7 @@ pub(super) struct Node<O> {
     pub(super) inputs_wanted: bool,
     pub(super) reads_wanted: bool,
     /// Where it stands among [`super::Core::runners`].
-    pub(super) runs_as: Option<(CacheKey, bool)>,
+    pub(super) runs_as: Option<RunsAs>,
     /// Vertices that get its result.
     pub(super) followers: Vec<usize>,
     /// Commands without answer.
@@ -216,6 +222,11 @@ impl<O> Node<O> {
             State::Done { canonical, .. } => *canonical,
             _ => None,
         }
+    }
+
+    /// Whether its result is; see [`Cached::is_borrowed`].
+    pub(super) fn is_borrowed(&self) -> bool {
+        matches!(self.state, State::Done { is_borrowed: true, .. })
     }
 
     pub(super) fn output(&self) -> Option<&O> {

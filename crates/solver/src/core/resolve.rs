@@ -164,8 +164,13 @@ impl<O: Clone> Core<O> {
 
     /// A result was found by content: next time nothing has to be read. It is linked to what was read, not to
     /// what that seemed to be: of keys that nothing was ever saved under there are no marks.
-    fn link(&mut self, vertex: usize, cached: Cached<O>) {
+    ///
+    /// Such a link says that what was read has this content. Of what is borrowed that is hearsay. The other inputs
+    /// have the same keys in both.
+    fn link(&mut self, vertex: usize, mut cached: Cached<O>) {
         let inputs = self.inputs(vertex);
+        let is_read = |&&(_, usage): &&(usize, InputUse)| usage == InputUse::Content;
+        cached.is_borrowed |= inputs.iter().filter(is_read).any(|&(input, _)| self.node(input).is_borrowed());
         let key = |&(input, usage): &(usize, InputUse)| match usage {
             InputUse::Content => self.node(input).canonical(),
             InputUse::Definition => self.key_of(vertex, input),
@@ -202,9 +207,9 @@ impl<O: Clone> Core<O> {
     /// The result that was found is at hand, or is gone.
     pub(super) fn loaded(&mut self, vertex: usize, output: Option<O>) {
         let State::Loading { cached, keys } = &self.node(vertex).state else { return };
-        let (canonical, keys) = (cached.canonical, *keys);
+        let (canonical, is_borrowed, keys) = (cached.canonical, cached.is_borrowed, *keys);
         if let Some(output) = output {
-            return self.done(vertex, Some(canonical), output);
+            return self.done(vertex, Some(canonical), output, is_borrowed);
         }
         match keys.slow {
             None => self.after_fast_miss(vertex, keys.fast),
@@ -271,22 +276,29 @@ impl<O: Clone> Core<O> {
         let whole = node.inputs.iter().filter(|(_, usage)| *usage == InputUse::Definition);
         let below: Option<Vec<Digest>> =
             whole.map(|&(input, _)| self.node(input).canonical().map(|key| key.0)).collect();
-        let slot =
-            node.lineage.zip(below).map(|(step, below)| CacheKey::derive(KeyKind::Slot, &step, &below));
+        let is_borrowed = self.reads_borrowed(vertex);
+        let kind = if is_borrowed { KeyKind::BorrowedSlot } else { KeyKind::Slot };
+        let slot = node.lineage.zip(below).map(|(step, below)| CacheKey::derive(kind, &step, &below));
         Some(Arc::new(Save {
             canonical: main,
             keys: keys.slow.into_iter().chain(keys.fast).collect(),
             marks: self.marks(vertex),
             slot,
             refresh: node.refresh,
+            is_borrowed,
         }))
+    }
+
+    /// Whether something that `vertex` is made from is borrowed; all of that is there.
+    pub(super) fn reads_borrowed(&self, vertex: usize) -> bool {
+        self.node(vertex).inputs.iter().any(|&(input, _)| self.node(input).is_borrowed())
     }
 
     /// Queues it, or lets it share the run of another vertex with the same key.
     fn enqueue(&mut self, vertex: usize, keys: Option<Keys>) {
         let save = keys.and_then(|keys| self.save(vertex, keys));
         if let Some(key) = keys.and_then(|keys| keys.main()) {
-            let key = (key, self.node(vertex).refresh);
+            let key = (key, self.node(vertex).refresh, self.reads_borrowed(vertex));
             match self.runners.get(&key) {
                 Some(&runner) if runner != vertex => return self.follow(vertex, runner, keys),
                 _ => {}
@@ -306,9 +318,9 @@ impl<O: Clone> Core<O> {
         self.commands.push(Command::Merged { vertex, with: runner });
         self.node_mut(vertex).state = State::Follows { runner, keys };
         match &self.node(runner).state {
-            State::Done { canonical, output } => {
-                let (canonical, output) = (*canonical, output.clone());
-                self.share(vertex, canonical, output);
+            State::Done { canonical, output, is_borrowed } => {
+                let (canonical, output, is_borrowed) = (*canonical, output.clone(), *is_borrowed);
+                self.share(vertex, canonical, output, is_borrowed);
             }
             State::Failed => self.failed(vertex),
             _ => {
@@ -319,16 +331,16 @@ impl<O: Clone> Core<O> {
     }
 
     /// A follower gets the result; it may be known by another definition.
-    pub(super) fn share(&mut self, vertex: usize, canonical: Option<CacheKey>, output: O) {
+    pub(super) fn share(&mut self, vertex: usize, canonical: Option<CacheKey>, output: O, is_borrowed: bool) {
         if let State::Follows { keys: Some(Keys { fast: Some(fast), slow: Some(_) }), .. } =
             self.node(vertex).state
             && let Some(canonical) = canonical
         {
             let (keys, marks) = (vec![fast], self.marks(vertex));
-            let cached = Cached { canonical, output: output.clone() };
+            let cached = Cached { canonical, output: output.clone(), is_borrowed };
             self.commands.push(Command::Link { vertex, keys, marks, cached });
         }
-        self.done(vertex, canonical, output);
+        self.done(vertex, canonical, output, is_borrowed);
     }
 
     /// Queued, running or following: back to having no result.

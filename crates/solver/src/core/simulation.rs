@@ -287,6 +287,61 @@ fn random_builds_do_what_the_model_does_whatever_the_order_of_events() {
     on_all_processors(CASES / BUILDS, check_history);
 }
 
+/// What somebody says who wants others to build on his files: any answer to any key, and that it is any other one.
+fn lie(world: &mut World, dice: &mut Dice) {
+    let mut keys: Vec<CacheKey> = world.records.keys().chain(world.borrowed.keys()).copied().collect();
+    keys.sort_unstable();
+    for key in &keys {
+        if dice.once_in(4) {
+            world.names += 1;
+            let output = Made { value: dice.next(), name: world.names };
+            let canonical = if dice.once_in(2) { *key } else { keys[dice.below(keys.len())] };
+            world.put(*key, &Cached { canonical, output, is_borrowed: true }, true);
+        }
+    }
+}
+
+/// A project's life where some builds believe a liar, and the others do not: these are true. Whether a lie was
+/// ever believed.
+fn check_lies(seed: u64) -> bool {
+    let _history = History(seed);
+    let mut dice = Dice(mix(seed ^ 0x11e5));
+    let has_twins = dice.once_in(2);
+    let (mut steps, mut world) = (any_steps(has_twins, &mut dice), World::default());
+    let mut is_believed = false;
+    for _ in 0..2 * BUILDS {
+        let toys: Vec<Toy> = steps.iter().map(Step::toy).collect();
+        let target = if dice.once_in(4) { dice.below(toys.len()) } else { toys.len() - 1 };
+        lie(&mut world, &mut dice);
+        world.believes = dice.once_in(2);
+        let believes = world.believes;
+        let mut sim = Sim::new(&mut world, any_limits(&mut dice));
+        let (job, numbers) = sim.start(&toys, target);
+        let report = sim.finish(|count| dice.below(count));
+        if let Some(value) = report.outcomes[&job] {
+            let is_true = value == true_value(&toys, target);
+            assert!(
+                believes || is_true,
+                "a lie is believed, {}",
+                story(&toys, target, &report, &numbers, seed)
+            );
+            is_believed |= !is_true;
+        }
+        edit(&mut steps, has_twins, &mut world, &mut dice);
+    }
+    is_believed
+}
+
+#[test]
+fn what_one_build_believes_is_no_matter_to_builds_that_do_not() {
+    let believed = std::sync::atomic::AtomicU64::new(0);
+    let cases = CASES / 5 / BUILDS;
+    on_all_processors(cases, |seed| {
+        believed.fetch_add(u64::from(check_lies(seed)), std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(believed.into_inner() > cases / 100, "nobody lied");
+}
+
 /// Several builds of one solver that start, and are given up, at any time.
 fn check_crowd(seed: u64) {
     let _history = History(seed);

@@ -55,6 +55,10 @@ pub(super) struct Made {
 #[derive(Debug, Clone, Default)]
 pub(super) struct World {
     pub(super) records: HashMap<CacheKey, Cached<Made>>,
+    /// What others say, and what was made from that.
+    pub(super) borrowed: HashMap<CacheKey, Cached<Made>>,
+    /// Whether the build believes others.
+    pub(super) believes: bool,
     pub(super) marks: HashSet<CacheKey>,
     /// Results that are recorded and not there.
     pub(super) gone: HashSet<u64>,
@@ -71,17 +75,23 @@ impl World {
     }
 
     pub(super) fn put(&mut self, key: CacheKey, cached: &Cached<Made>, replace: bool) {
-        let is_gone = self.records.get(&key).is_none_or(|known| self.gone.contains(&known.output.name));
+        let records = if cached.is_borrowed { &mut self.borrowed } else { &mut self.records };
+        let is_gone = records.get(&key).is_none_or(|known| self.gone.contains(&known.output.name));
         if replace || is_gone {
-            self.records.insert(key, cached.clone());
+            records.insert(key, cached.clone());
         }
+    }
+
+    /// What a lookup finds.
+    pub(super) fn find(&self, key: &CacheKey) -> Option<&Cached<Made>> {
+        self.records.get(key).or_else(|| self.borrowed.get(key).filter(|_| self.believes))
     }
 
     /// What the driver's threads do once an op has run: compares and saves.
     pub(super) fn keep(&mut self, value: u64, save: &Save) -> Cached<Made> {
         self.marks.extend(&save.marks);
-        let earlier = save.slot.and_then(|slot| self.records.get(&slot)).cloned();
-        if let Some(earlier) = earlier
+        let earlier = save.slot.and_then(|slot| self.find(&slot)).cloned();
+        if let Some(earlier) = earlier.filter(|earlier| earlier.is_borrowed == save.is_borrowed)
             && !self.gone.contains(&earlier.output.name)
             && earlier.output.value == value
         {
@@ -91,10 +101,11 @@ impl World {
         }
         let made = Made { value, name: self.name() };
         let fresh = Digest::of(&mix(value ^ 0xf2e5).to_le_bytes());
-        let cached = Cached { canonical: save.canonical(&fresh), output: made };
+        let is_borrowed = save.is_borrowed;
+        let cached = Cached { canonical: save.canonical(&fresh), output: made, is_borrowed };
         save.keys.iter().for_each(|key| self.put(*key, &cached, save.refresh));
         if let Some(slot) = save.slot {
-            self.records.insert(slot, cached.clone());
+            self.put(slot, &cached, true);
         }
         cached
     }
@@ -197,7 +208,7 @@ impl<'a> Sim<'a> {
     pub(super) fn answer(&mut self, place: usize) {
         let fact = match self.open.swap_remove(place) {
             Command::Lookup { vertex, key } => {
-                let hit = self.world.records.get(&key).cloned();
+                let hit = self.world.find(&key).cloned();
                 let is_old = hit.as_ref().is_some_and(|hit| self.world.old.contains(&hit.output.name));
                 Fact::Found { vertex, hit, is_old: is_old && self.toys[&vertex].ages }
             }
@@ -228,7 +239,8 @@ impl<'a> Sim<'a> {
         let key = save.map(|save| (save.keys[0], save.refresh));
         // As the driver does once nobody else makes it: a job that is over may have.
         if let Some((key, false)) = key
-            && let Some(found) = self.world.records.get(&key)
+            && let Some(found) = self.world.find(&key)
+            && save.is_some_and(|save| save.is_borrowed || !found.is_borrowed)
             && !self.world.gone.contains(&found.output.name)
         {
             return Fact::Ran { vertex, canonical: Some(found.canonical), output: found.output };
@@ -245,7 +257,7 @@ impl<'a> Sim<'a> {
             let output = Made { value, name: self.world.name() };
             return Fact::Ran { vertex, canonical: None, output };
         };
-        let Cached { canonical, output } = self.world.keep(value, save);
+        let Cached { canonical, output, .. } = self.world.keep(value, save);
         Fact::Ran { vertex, canonical: Some(canonical), output }
     }
 

@@ -185,7 +185,7 @@ fn with_results_of(length: usize) -> TwoPlaces {
     let near = made.cache.near.lock().unwrap();
     let far = near.iter().map(|(key, found)| {
         let Value::Near(number) = found.output else { panic!("what was made is near") };
-        (*key, Cached { canonical: found.canonical, output: Value::Far(number) })
+        (*key, Cached { output: Value::Far(number), ..found.clone() })
     });
     TwoPlaces { far: far.collect(), ..TwoPlaces::default() }
 }

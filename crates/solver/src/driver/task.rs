@@ -149,6 +149,8 @@ impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {
         };
         if let Some(key) = key
             && let Some(found) = cache.lookup(key).map_err(TaskError::Cache)?
+            // Of what is borrowed it may be the answer to another step.
+            && (save.is_borrowed || !found.is_borrowed)
             && cache.load(&found).map_err(TaskError::Cache)?
         {
             // Somebody else made it since it was looked up.
@@ -160,7 +162,7 @@ impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {
             Some(slot) => cache.lookup(slot).map_err(TaskError::Cache)?,
             None => None,
         };
-        if let Some(earlier) = earlier
+        if let Some(earlier) = earlier.filter(|earlier| earlier.is_borrowed == save.is_borrowed)
             && cache.load(&earlier).map_err(TaskError::Cache)?
             && op.is_same(&earlier.output, &output, scope).map_err(TaskError::Op)?
         {
@@ -170,7 +172,7 @@ impl<O: Op, C: CacheStore<O::Output>> Task<O, C> {
         }
         let canonical = save.canonical(&op.name(&output));
         let places = Places { keys: &save.keys, replace: save.refresh, marks: &save.marks, slot: save.slot };
-        let result = Cached { canonical, output };
+        let result = Cached { canonical, output, is_borrowed: save.is_borrowed };
         cache.save(&places, &result, title).map_err(TaskError::Cache)?;
         Ok(Some((Some(canonical), result.output)))
     }

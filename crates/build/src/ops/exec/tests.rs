@@ -221,6 +221,7 @@ impl Bench {
             sources: Default::default(),
             cancel: BuildCancel::new().unwrap(),
             steps: StepResources::new(&self.engine, &self.request),
+            borrowed: None,
             why: None,
         });
         let seen: Arc<Mutex<(usize, String)>> = Arc::default();
