@@ -125,6 +125,7 @@ impl Part<'_> {
             field(b"entry");
             let shown = entry.xattrs.keys().filter(|name| !is_private_xattr(name)).count();
             field(&(shown as u64).to_le_bytes());
+            drop(field);
             self.describe(entry, None, &mut fields);
         }
         hasher.update(&fields);
