@@ -305,10 +305,12 @@ impl Client {
         let (host, path, status) = (shown_host(url), shown_path(url), response.status().as_u16());
         let mut response = response;
         let mut body = Vec::new();
+        // All that wants a token waits for it: a small document may not take longer than one piece of a large one.
+        let stall = self.inner.settings.stall;
+        let until = tokio::time::Instant::now() + stall;
         loop {
-            let stall = self.inner.settings.stall;
             let stalled = || Error::Stalled { host: host.clone(), path: path.clone(), after: stall };
-            let piece = tokio::time::timeout(stall, response.chunk()).await.map_err(|_| stalled())?;
+            let piece = tokio::time::timeout_at(until, response.chunk()).await.map_err(|_| stalled())?;
             let piece = piece.map_err(|error| Error::Transfer {
                 host: host.clone(),
                 method: "GET".to_owned(),

@@ -232,11 +232,25 @@ impl Tries {
     /// # Errors
     /// [`Error::Deadline`] when that is nothing.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.client.inner.clock.now().saturating_sub(self.start) <= self.limit {
-            return Ok(());
-        }
+        if self.taken() <= self.limit { Ok(()) } else { Err(self.late()) }
+    }
+
+    /// What `work` comes to, if that is in time. What trickles is no standstill, and may take for ever.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Error::Deadline`].
+    pub(crate) async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let left = self.limit.saturating_sub(self.taken());
+        tokio::time::timeout(left, work).await.unwrap_or_else(|_| Err(self.late()))
+    }
+
+    fn taken(&self) -> Duration {
+        self.client.inner.clock.now().saturating_sub(self.start)
+    }
+
+    fn late(&self) -> Error {
         let (host, path) = (self.host.clone(), self.path.clone());
-        Err(Error::Deadline { host, path, after: self.limit, last: None })
+        Error::Deadline { host, path, after: self.limit, last: None }
     }
 }
 
@@ -254,7 +268,7 @@ impl Client {
         loop {
             let came = async {
                 let mut answer = self.ask(host, ask).await?;
-                let body = answer.bytes(limit_bytes).await?;
+                let body = tries.in_time(answer.bytes(limit_bytes)).await?;
                 let (status, response) = (answer.status(), answer.response);
                 let (url, headers) = (response.url().clone(), response.headers().clone());
                 Ok(Document { status, url, headers, body })

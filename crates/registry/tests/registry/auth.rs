@@ -10,7 +10,7 @@ use kiln_oci::image::Descriptor;
 use kiln_registry::{Clock, Credential, Error, Fault, Settings, Which};
 
 use crate::bench::{Bench, Pauses, password, text};
-use crate::server::{Reply, Request, Server, answer};
+use crate::server::{Reply, Request, Server, answer, head};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json"}"#;
 
@@ -49,6 +49,18 @@ fn tokens() -> Server {
 
 fn bench() -> Bench {
     Bench::with_password()
+}
+
+#[test]
+fn a_token_that_trickles_is_given_up() {
+    let tokens =
+        Server::scripted(|_, _| Some(Reply::Trickle(head(200, &[], 1_000_000), vec![b' '; 1_000_000])));
+    let server = guarded(format!("http://127.0.0.1:{}/token", tokens.port));
+    let settings = Settings { stall: Duration::from_millis(500), stall_bytes: 0, tries: 1, ..Settings::default() };
+    let bench = Bench::with(settings, Arc::new(password()));
+    let result = bench.run(bench.repository(&server).manifest(Which::Tag("v1")));
+    assert!(matches!(result, Err(Error::Stalled { .. })), "{result:?}");
+    assert_eq!(tokens.seen().len(), 1);
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! Manifests and blobs from servers that behave, and from others.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_oci::Digest;
 use kiln_oci::image::Descriptor;
-use kiln_registry::{Error, Fault, Settings, Which};
+use kiln_registry::{Error, Fault, NoCredentials, Settings, Which};
 
 use crate::bench::{Bench, text};
 use crate::server::{Reply, Request, Server, answer, head};
@@ -150,6 +151,22 @@ fn a_trickle_is_given_up() {
     let (result, _, server) = fetch(&bench, trickles);
     assert!(matches!(result, Err(Error::Stalled { .. })), "{result:?}");
     assert_eq!(server.seen().len(), 2);
+}
+
+#[test]
+fn a_document_that_trickles_has_a_deadline() {
+    // Fast enough to be no standstill.
+    let settings = Settings {
+        stall: Duration::from_secs(20),
+        stall_bytes: 0,
+        document_deadline: Duration::from_millis(300),
+        ..Settings::default()
+    };
+    let bench = Bench::with(settings, Arc::new(NoCredentials));
+    let server =
+        Server::scripted(|_, _| Some(Reply::Trickle(head(200, &[], 4_000_000), vec![b' '; 4_000_000])));
+    let result = bench.run(bench.repository(&server).manifest(Which::Tag("v1")));
+    assert!(matches!(result, Err(Error::Deadline { .. })), "{result:?}");
 }
 
 #[test]
