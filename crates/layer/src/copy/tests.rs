@@ -36,11 +36,19 @@ struct Options<'o> {
     mode: Option<&'o ModeChange<'o>>,
     parent_mode: u32,
     top: TopDir,
+    looked_at: LookedAt,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { passed: &[], owner: None, mode: None, parent_mode: 0o755, top: TopDir::Contents }
+        Self {
+            passed: &[],
+            owner: None,
+            mode: None,
+            parent_mode: 0o755,
+            top: TopDir::Contents,
+            looked_at: LookedAt::now(),
+        }
     }
 }
 
@@ -58,7 +66,7 @@ fn run_with(
     copy(&CopyRequest {
         from: source.as_fd(),
         from_layers: &[],
-        looked_at: Some(LookedAt::now()),
+        looked_at: Some(options.looked_at),
         entries,
         passed: Some(&passed),
         strip: strip.as_bytes(),
@@ -178,7 +186,7 @@ fn a_file_that_changed_since_the_scan_is_an_error_unless_its_content_is_the_same
 
 #[test]
 fn a_file_that_changed_in_the_tick_in_which_it_was_scanned_is_noticed() {
-    let (from, to) = dirs();
+    let ((from, to), looked_at) = (dirs(), LookedAt::now());
     let path = from.path().join("x");
     write(&path, "one").unwrap();
     let mut entries = entries_of(&from, "x");
@@ -186,9 +194,10 @@ fn a_file_that_changed_in_the_tick_in_which_it_was_scanned_is_noticed() {
     // A clock of 10 ms says the same of both.
     let [now] = &entries_of(&from, "x")[..] else { panic!("one file") };
     (entries[0].mtime, entries[0].ctime) = (now.mtime, now.ctime);
-    let error = run(&from, &entries, "x", &to, "other", None).unwrap_err();
+    let options = Options { looked_at, ..Options::default() };
+    let error = run_with(&from, &entries, "x", &to, "other", &options).unwrap_err();
     assert!(matches!(error, CopyError::ChangedWhileReading { .. }), "{error}");
-    let (file, looked_at) = (File::open(&path).unwrap(), LookedAt::now());
+    let file = File::open(&path).unwrap();
     assert!(!entries[0].is_as_scanned(&file, looked_at).unwrap());
     assert!(now.is_as_scanned(&file, looked_at).unwrap());
 }
