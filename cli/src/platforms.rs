@@ -7,26 +7,16 @@ use crate::errors::Failure;
 /// docker's: the platform of builds, pulls and containers when nobody says.
 const DEFAULT: &str = "DOCKER_DEFAULT_PLATFORM";
 
-/// Those that most images are for.
-const USUAL: [&str; 8] = [
-    "linux/amd64",
-    "linux/arm64",
-    "linux/arm/v7",
-    "linux/arm/v6",
-    "linux/386",
-    "linux/ppc64le",
-    "linux/riscv64",
-    "linux/s390x",
-];
-
 /// One platform; `local` and `linux` are this machine's.
 pub(crate) fn parse(text: &str) -> Result<Platform, String> {
     if matches!(text, "local" | "linux") {
         return Ok(Platform::host());
     }
-    text.parse().map_err(|error: kiln_oci::PlatformError| match kiln_frontend::nearest(text, USUAL) {
-        Some(near) => format!("{error}; did you mean `{near}`?"),
-        None => error.to_string(),
+    text.parse().map_err(|error: kiln_oci::PlatformError| {
+        match kiln_frontend::nearest(text, Platform::USUAL) {
+            Some(near) => format!("{error}; did you mean `{near}`?"),
+            None => error.to_string(),
+        }
     })
 }
 

@@ -66,18 +66,6 @@ pub(crate) struct Stages<'a> {
     pub(crate) declared: BTreeSet<String>,
 }
 
-/// Those that most images are for.
-const PLATFORMS: [&str; 8] = [
-    "linux/amd64",
-    "linux/arm64",
-    "linux/arm/v7",
-    "linux/arm/v6",
-    "linux/386",
-    "linux/ppc64le",
-    "linux/riscv64",
-    "linux/s390x",
-];
-
 /// Proxies reach RUN without being declared.
 pub(crate) const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
 
@@ -197,7 +185,7 @@ impl<'a> Stages<'a> {
             Ok(platform) => platform,
             Err(_) if matches!(value.as_str(), "linux" | "local") => options.build_platform.clone(),
             Err(error) => {
-                let hint = did_you_mean(&value, PLATFORMS);
+                let hint = did_you_mean(&value, Platform::USUAL);
                 return Err(Box::new(Diagnostic::error(span, error.to_string()).with_hint(hint)));
             }
         };

@@ -53,6 +53,18 @@ const ARCHITECTURES: [&str; 21] = [
 ];
 
 impl Platform {
+    /// Those that most images are for.
+    pub const USUAL: [&'static str; 8] = [
+        "linux/amd64",
+        "linux/arm64",
+        "linux/arm/v7",
+        "linux/arm/v6",
+        "linux/386",
+        "linux/ppc64le",
+        "linux/riscv64",
+        "linux/s390x",
+    ];
+
     /// The platform of this machine.
     pub fn host() -> Self {
         let (architecture, variant) = match std::env::consts::ARCH {
