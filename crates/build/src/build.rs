@@ -262,8 +262,7 @@ pub(crate) fn lower_all(
 const MAX_ROUNDS: usize = 1000;
 
 /// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs, and those of them of
-/// which no layer has come. Blocks when it asks
-/// for the time of something.
+/// which no layer has come. Blocks when it asks for the time of something.
 pub(crate) fn lower(
     reader: &Reader<'_>,
     input: &Input,
