@@ -69,8 +69,7 @@ impl Session {
         {
             return Ok(image);
         }
-        let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        match store.find_by_prefix(hex)?.as_slice() {
+        match store.find_by_prefix(id_digits(text))?.as_slice() {
             [image] => Ok(image.clone()),
             [] => Err(Failure::no_image(text)),
             several => {
@@ -176,6 +175,11 @@ fn watch_signals(cancel: BuildCancel) {
             interrupted();
         }
     });
+}
+
+/// The digits of an image ID, or the first of them, as they may be written with or without `sha256:`.
+pub(crate) fn id_digits(text: &str) -> &str {
+    text.strip_prefix("sha256:").unwrap_or(text)
 }
 
 /// Ends the process, whatever its other threads do.

@@ -5,7 +5,7 @@ use kiln_oci::Reference;
 use super::print;
 use crate::args::RmiArgs;
 use crate::errors::{Failure, exit, say};
-use crate::session::Session;
+use crate::session::{Session, id_digits};
 
 /// Goes on after an image that cannot be removed, as docker does.
 pub(crate) fn run(session: &Session, args: &RmiArgs) -> Result<u8, Failure> {
@@ -23,15 +23,26 @@ pub(crate) fn run(session: &Session, args: &RmiArgs) -> Result<u8, Failure> {
     Ok(u8::from(failed))
 }
 
+/// Of several at once each goes by what it finds: it looks again when a name came to lead elsewhere.
 fn remove(session: &Session, name: &str, force: bool) -> Result<(), Failure> {
+    while !remove_found(session, name, force)? {}
+    Ok(())
+}
+
+/// Whether it is done; not if `name` led elsewhere before it could be removed.
+fn remove_found(session: &Session, name: &str, force: bool) -> Result<bool, Failure> {
     let store = &session.engine.store;
     let image = match session.find(name) {
-        Err(_) if force => return Ok(()),
+        Err(_) if force => return Ok(true),
         other => other?,
     };
     let named = name.parse::<Reference>().ok();
     let names = store.names_of(&image.config)?;
-    let doomed: Vec<&Reference> = match named.as_ref().filter(|named| names.contains(named)) {
+    let named = named.filter(|named| names.contains(named));
+    if named.is_none() && !image.config.hex().starts_with(id_digits(name)) {
+        return Ok(false);
+    }
+    let doomed: Vec<&Reference> = match &named {
         Some(named) => vec![named],
         None if names.len() > 1 && !force => {
             return Err(Failure::usage(format!(
@@ -52,12 +63,15 @@ fn remove(session: &Session, name: &str, force: bool) -> Result<(), Failure> {
         }
     }
     for name in &doomed {
-        store.remove_name(name)?;
-        print(&format!("removed name {}\n", name.familiar()))?;
+        if store.remove_name(name, &image.config)? {
+            print(&format!("removed name {}\n", name.familiar()))?;
+        } else if named.is_some() {
+            return Ok(false);
+        }
     }
     // Somebody may have named it meanwhile.
     if doomed.len() == names.len() && store.forget_image(&image.config)? {
         print(&format!("removed image {}\n", image.config))?;
     }
-    Ok(())
+    Ok(true)
 }

@@ -362,7 +362,7 @@ impl<'a> Check<'a> {
             if !images.contains_key(config) {
                 let done = self.repair.then_some("removed");
                 if self.repair {
-                    store.remove_name(name)?;
+                    store.remove_name(name, config)?;
                 }
                 self.found("name", name.familiar(), format!("it leads to {config}, which is no image"), done);
             }

@@ -248,10 +248,14 @@ impl Store {
         self.held(find()?, find)
     }
 
-    /// Removes a name; whether it was there.
-    pub fn remove_name(&self, reference: &Reference) -> Result<bool, Error> {
-        let removed = self.write(|db| Ok(db.delete(&NAME, "reference", &reference.to_string())?))?;
-        Ok(removed > 0)
+    /// Removes a name that leads to `config`; whether it was there and did.
+    pub fn remove_name(&self, reference: &Reference, config: &Digest) -> Result<bool, Error> {
+        let (reference, config) = (reference.to_string(), config.to_string());
+        let known = "SELECT config FROM name WHERE reference = ?1";
+        self.write(|db| {
+            let leads_to: Option<String> = one(db.db(), known, &reference, |row| row.get(0))?;
+            Ok(leads_to == Some(config) && db.delete(&NAME, "reference", &reference)? > 0)
+        })
     }
 
     /// The names of an image, sorted.

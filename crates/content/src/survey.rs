@@ -240,11 +240,11 @@ impl Store {
         self.write(|writer| {
             let sql = "SELECT 1 FROM name WHERE config = ?1";
             let named = writer.db().prepare_cached(sql)?.query_row([&config], |_| Ok(())).optional()?;
-            if named.is_none() {
-                writer.delete(&KEPT, "config", &config)?;
-                writer.delete(&IMAGE, "config", &config)?;
+            if named.is_some() {
+                return Ok(false);
             }
-            Ok(named.is_none())
+            let kept = writer.delete(&KEPT, "config", &config)?;
+            Ok(writer.delete(&IMAGE, "config", &config)? + kept > 0)
         })
     }
 
@@ -329,7 +329,7 @@ mod tests {
         store.set_name(&"app:1".parse().unwrap(), &image("s")).unwrap();
         assert!(!store.forget_snapshot(&id("s"), &both).unwrap(), "it has a name");
         assert!(!store.forget_image(&config).unwrap());
-        store.remove_name(&"app:1".parse().unwrap()).unwrap();
+        store.remove_name(&"app:1".parse().unwrap(), &config).unwrap();
         assert!(store.forget_snapshot(&id("s"), &both).unwrap());
         let left = store.survey().unwrap();
         assert!(left.images.is_empty() && left.cache.is_empty());

@@ -37,7 +37,8 @@ fn fill(root: &Path) {
             store.set_name(&"gone:1".parse().unwrap(), &image).unwrap();
         }
     }
-    store.remove_name(&"gone:1".parse().unwrap()).unwrap();
+    let first = Digest::of(NAMES[0].as_bytes());
+    assert!(store.remove_name(&"gone:1".parse().unwrap(), &first).unwrap());
     store.barrier().unwrap();
 }
 
@@ -210,7 +211,9 @@ fn torn_last_line_is_cut_off() {
     fs::write(&journal, &bytes).unwrap();
     assert_eq!(check(dir.path()), None);
     let store = Store::open(dir.path()).unwrap();
-    store.remove_name(&"app:2".parse().unwrap()).unwrap();
+    let name = "app:2".parse().unwrap();
+    let image = store.resolve(&name).unwrap().unwrap();
+    assert!(store.remove_name(&name, &image.config).unwrap());
     drop(store);
     fs::remove_file(dir.path().join("db/meta.sqlite")).unwrap();
     let store = Store::open(dir.path()).unwrap();

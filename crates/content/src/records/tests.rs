@@ -21,9 +21,10 @@ fn names_lead_to_images_and_move() {
     store.set_name(&name, &new).unwrap();
     assert_eq!(store.names_of(&new.config).unwrap(), std::slice::from_ref(&name));
     assert!(store.names_of(&old.config).unwrap().is_empty());
-    assert_eq!(store.find_by_prefix(&old.config.hex()[..8]).unwrap(), [old]);
-    assert!(store.remove_name(&name).unwrap());
-    assert!(!store.remove_name(&name).unwrap());
+    assert_eq!(store.find_by_prefix(&old.config.hex()[..8]).unwrap(), std::slice::from_ref(&old));
+    assert!(!store.remove_name(&name, &old.config).unwrap(), "it leads elsewhere");
+    assert!(store.remove_name(&name, &new.config).unwrap());
+    assert!(!store.remove_name(&name, &new.config).unwrap());
     assert_eq!(store.resolve(&name).unwrap(), None);
 }
 
