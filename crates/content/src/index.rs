@@ -129,6 +129,12 @@ pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
     }
 }
 
+/// Whether SQLite had to open a file for reading only: it tries that by itself where it cannot open one for writing,
+/// keeps the reason, and complains when something is to be written.
+pub(crate) fn is_read_only(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::ReadOnly)
+}
+
 impl Place {
     pub(crate) fn new(root: &Path, boot: &str) -> Self {
         let db = root.join("db");
@@ -150,6 +156,8 @@ impl Place {
     pub(crate) fn open(&self, boot: &str) -> Result<(Connection, Option<Rebuilt>), Error> {
         match self.open_as_it_is(boot) {
             Ok(db) => return Ok((db, None)),
+            // What was in the way may be gone.
+            Err(Trouble::Other(Error::Db(error))) if is_read_only(&error) => {}
             Err(Trouble::Other(error)) => return Err(error),
             Err(Trouble::Unusable(_)) => {}
         }

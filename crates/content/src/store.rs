@@ -11,7 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 pub use self::directory::check_place;
 use self::directory::prepare;
 use crate::Error;
-use crate::index::{Place, Rebuilt, find_damage, is_damage};
+use crate::index::{Place, Rebuilt, find_damage, is_damage, is_read_only};
 use crate::journal::Journal;
 use crate::pins::Pins;
 use crate::tables::{Writer, Written};
@@ -176,12 +176,17 @@ impl Store {
     fn index(&self) -> Result<MutexGuard<'_, Connection>, Error> {
         let mut db = self.db();
         if self.place.is_replaced() {
-            let synchronous: i64 = db.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
-            let (new, _) = self.place.open(&self.boot)?;
-            new.pragma_update(None, "synchronous", synchronous)?;
-            *db = new;
+            *db = self.reopened(&db)?;
         }
         Ok(db)
+    }
+
+    /// Another connection, as durable as this one.
+    fn reopened(&self, db: &Connection) -> Result<Connection, Error> {
+        let synchronous: i64 = db.query_row("PRAGMA synchronous", [], |row| row.get(0))?;
+        let (new, _) = self.place.open(&self.boot)?;
+        new.pragma_update(None, "synchronous", synchronous)?;
+        Ok(new)
     }
 
     /// As [`Store::index`]; nobody makes it anew while the second lives.
@@ -235,8 +240,26 @@ impl Store {
         work: impl FnOnce(&mut Writer<'_>, i64) -> Result<T, Error>,
     ) -> Result<(T, bool), Error> {
         let (mut db, _kept) = self.kept_index()?;
+        let mut work = Some(work);
+        match self.write_to(&mut db, &mut work) {
+            Err(Error::Db(error)) if is_read_only(&error) && work.is_some() => {
+                *db = self.reopened(&db)?;
+                self.write_to(&mut db, &mut work)
+            }
+            done => done,
+        }
+    }
+
+    /// `work` is still there when nothing could be begun.
+    fn write_to<T>(
+        &self,
+        db: &mut Connection,
+        work: &mut Option<impl FnOnce(&mut Writer<'_>, i64) -> Result<T, Error>>,
+    ) -> Result<(T, bool), Error> {
         let mut journal = self.journal();
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let again = || Error::Damaged { what: "it was written twice".to_owned() };
+        let work = work.take().ok_or_else(again)?;
         let at = journal.catch_up(&transaction, &self.boot)?;
         let mut writer = Writer::new(&transaction, &self.boot);
         let value = work(&mut writer, at.generation)?;
@@ -249,7 +272,7 @@ impl Store {
         } else {
             journal.append(&transaction, at, &lines)?;
             if let Err(error) = transaction.commit() {
-                journal.take_back(&mut db, at, lines.len());
+                journal.take_back(db, at, lines.len());
                 return Err(error.into());
             }
         }
