@@ -46,6 +46,7 @@ pub use pull::{Pulled, pull};
 pub use push::{PushRequest, PushedName, push};
 pub(crate) use push::{push_index, push_ready};
 pub(crate) use resolved::{Resolved, Unpulled};
+pub(crate) use stored::Stored;
 pub use stored::stored_image;
 
 /// How soon a cancelled command is noticed.
