@@ -82,6 +82,11 @@ impl CompressionArgs {
         let name = self.compression.as_deref();
         Compress::of_options(name, self.compression_level, self.force_compression, default)
     }
+
+    /// Whether somebody has asked for any of it.
+    pub(crate) fn is_given(&self) -> bool {
+        self.compression.is_some() || self.compression_level.is_some() || self.force_compression
+    }
 }
 
 #[derive(Args)]

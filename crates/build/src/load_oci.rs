@@ -74,6 +74,9 @@ pub(crate) fn load_oci(
             others.see(descriptor);
             continue;
         }
+        if index.manifests.len() > 1 && refers(archive, descriptor) {
+            continue;
+        }
         let picked = pick_manifest(archive, descriptor, wanted, 0)?;
         if platform.is_some() && !others.is_for(&read_config(archive, &picked.manifest)?.1, platform) {
             continue;
@@ -199,6 +202,15 @@ pub(crate) fn nearest<'a>(index: &'a Index, wanted: &Platform) -> Option<&'a Des
 /// What BuildKit says about an image stands beside it, as a manifest for no platform.
 fn is_attestation(descriptor: &Descriptor) -> bool {
     descriptor.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
+}
+
+/// Whether an entry of a layout's index is about another one: a signature, say. What cannot be read says nothing.
+pub(crate) fn refers(archive: &Archive, descriptor: &Descriptor) -> bool {
+    let kind = descriptor.media_type.as_str();
+    let is_read = (is_manifest(kind) || is_index(kind)) && archive.contains(&blob_name(&descriptor.digest));
+    let json = is_read.then(|| read_blob(archive, descriptor, MAX_MANIFEST_BYTES).ok()).flatten();
+    let referring = json.and_then(|json| document::read_referring(&json).ok());
+    referring.is_some_and(|referring| referring.subject.is_some())
 }
 
 /// Loads the image of a manifest. With `keep`, the index that led to it stays beside the image, with
