@@ -62,7 +62,7 @@ pub(crate) struct ImagesArgs {
     pub(crate) name: Option<String>,
 }
 
-/// How layers are packed.
+// How layers are packed.
 #[derive(Args)]
 pub(crate) struct CompressionArgs {
     /// Layers made here: uncompressed, gzip, zstd or estargz [default: uncompressed for docker, gzip for

@@ -10,7 +10,7 @@ use kiln_registry::{Mirror, MirrorError};
 use super::images::CompressionArgs;
 use super::store::{Format, LimitArgs};
 
-/// How registries are reached, beside what the configuration file says.
+// How registries are reached, beside what the configuration file says.
 #[derive(Args, Clone, Default)]
 pub(crate) struct RegistryArgs {
     /// A registry that may speak plain http, and whose certificate is not checked; may be given several times
@@ -37,7 +37,7 @@ impl FromStr for MirrorOf {
     }
 }
 
-/// When an image that a container is made of is looked for in its registry.
+// When an image that a container is made of is looked for in its registry.
 #[derive(Args)]
 pub(crate) struct RunPullArgs {
     /// Ask the registry for the image: always, missing (when it is not in the store) or never
@@ -51,7 +51,7 @@ pub(crate) struct RunPullArgs {
     pub(crate) registries: RegistryArgs,
 }
 
-/// When the images that a build stands on are looked for in registries.
+// When the images that a build stands on are looked for in registries.
 #[derive(Args)]
 pub(crate) struct BaseArgs {
     /// Ask registries for base images: always, missing (those that are not in the store) or never; alone
