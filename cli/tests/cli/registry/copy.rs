@@ -80,6 +80,12 @@ fn what_is_damaged_or_unknown_is_not_copied() {
         .expect(6)
         .says(&[&layer.to_string()]);
     assert!(!archive.exists());
+    // A layer that is packed anew is held against what the config says.
+    let packed = bench.at("packed");
+    let packed_oci = format!("oci:{}", text(&packed));
+    let damaged = bench.kiln(&["copy", "--compression", "zstd", &oci, &packed_oci]).expect(6);
+    damaged.says(&["but the image promises", &layer.to_string()]);
+    assert!(!packed.exists());
     bench.kiln(&["copy", &oci, &target]).expect(5).says(&["DIGEST_INVALID"]);
     assert!(to.state.lock().unwrap().manifests.is_empty());
     // A registry that lies.

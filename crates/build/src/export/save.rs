@@ -131,14 +131,14 @@ pub(crate) fn write_ready<'a>(
     let mut writer = ImageWriter::new(engine, format, shelf, cancel);
     let takes_drafts = writer.drafts().is_some();
     let mut outgoing = Vec::with_capacity(images.len());
-    for Leaving { image, names, index } in images {
+    for &Leaving { image, names, index } in images {
         let mut along = if takes_drafts { Along::Archive(&mut writer) } else { Along::Nobody };
         let image = make_ready(engine, image, style, cancel, &mut along)?;
         let index = match index {
             Some(record) => whole_index(engine, record, &image.descriptor.digest)?,
             None => None,
         };
-        let ready = Outgoing { image, names: *names, index };
+        let ready = Outgoing { image, names, index };
         if takes_drafts {
             writer.image(&ready)?;
         }

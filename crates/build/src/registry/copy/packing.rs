@@ -20,6 +20,7 @@ use crate::archive::{Added, Archive, broken};
 use crate::export::{Compress, Packing, oci_type, packed_layer, packing_name};
 use crate::image::MAX_CONFIG_BYTES;
 use crate::load::{MAX_MANIFEST_BYTES, blob_name, read_verified};
+use crate::load_layers::in_layer;
 use crate::load_oci::{check_depth, parse_index, parse_manifest};
 use crate::reread::Stoppable;
 use crate::{BuildCancel, BuildError, Engine};
@@ -33,7 +34,7 @@ const ABOUT: &str = "vnd.docker.reference.digest";
 /// What was packed is remembered by the store as for a push, and what was packed before is not packed again.
 ///
 /// # Errors
-/// [`BuildError::WrongDiffId`] for a layer that is not what its config says; those of reading and of the store.
+/// [`BuildError::Layer`] for one that is not what its config says; those of reading and of the store.
 pub(super) fn pack_anew(
     engine: &Engine,
     source: &mut Source,
@@ -168,7 +169,9 @@ impl Turn<'_> {
         let record = match store.packed(diff_id, &name)? {
             Some(record) => record,
             None => {
-                let record = self.pack(layer, diff_id)?;
+                let member = blob_name(&layer.digest);
+                let packed = self.pack(&member, diff_id);
+                let record = packed.map_err(|error| in_layer(self.archive, &member, error))?;
                 store.put_packed(&name, &record)?;
                 record
             }
@@ -179,9 +182,8 @@ impl Turn<'_> {
         Ok(record)
     }
 
-    fn pack(&self, layer: &Descriptor, diff_id: &DiffId) -> Result<PackedRecord, BuildError> {
+    fn pack(&self, member: &str, diff_id: &DiffId) -> Result<PackedRecord, BuildError> {
         let Self { engine, archive, cancel, .. } = *self;
-        let member = blob_name(&layer.digest);
         let unreadable = |error: io::Error| match DensityError::of(&error) {
             _ if cancel.is_cancelled() => BuildError::Cancelled,
             Some(density) => BuildError::Apply(ApplyError::Density(density)),
@@ -191,7 +193,7 @@ impl Turn<'_> {
             let path = engine.store.root().join("ingest");
             BuildError::Store(kiln_content::Error::Host { call: "write", path, source })
         };
-        let (inner, _) = archive.read(&member)?;
+        let (inner, _) = archive.read(member)?;
         let packed = BufReader::with_capacity(256 << 10, Stoppable { inner, cancel });
         let (_, plain) = bounded_decoder(packed, &engine.limits).map_err(unreadable)?;
         let limit = engine.limits.tar_size_bytes;
@@ -216,7 +218,6 @@ impl Turn<'_> {
                 let (actual, made) =
                     estargz(plain, &mut out, level, &options).map_err(|error| match error {
                         RepackError::Output(error) => unwritable(error),
-                        RepackError::Input(ApplyError::Cancelled) => BuildError::Cancelled,
                         RepackError::Input(error) => BuildError::Apply(error),
                         error => BuildError::Bug { what: error.to_string() },
                     })?;
