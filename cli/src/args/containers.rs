@@ -99,7 +99,7 @@ pub(crate) enum ContainerCommand {
     Other(LifeCommand),
 }
 
-/// The commands whose names only containers have.
+// The commands whose names only containers have.
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum LifeCommand {
