@@ -258,7 +258,10 @@ fn keep_index(
             }
             there => there,
         };
-        if !is_whole {
+        if !is_whole && archive.is_in_store() {
+            // It has come there, verified, once it is there.
+            archive.settle(&name)?;
+        } else if !is_whole {
             let (mut reader, _) = archive.read(&name)?;
             let mut ingest = engine.store.ingest()?;
             std::io::copy(&mut reader, &mut ingest).map_err(|error| {
