@@ -35,7 +35,8 @@ pub(crate) struct Cli {
 }
 
 // Only the arguments of the command that is asked for are built: all of them together cost a build that
-// has nothing to do a quarter of its time.
+// has nothing to do a quarter of its time. Then clap lets the help of a command begin with the doc comment of any
+// group of arguments in it: such groups have comments that are none.
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {

@@ -278,7 +278,7 @@ impl Failure {
             }
             BuildError::LargeDocument { .. } => plain(exit::LIMIT).hint(FROM_ELSEWHERE),
             BuildError::NoPlatform { .. } => plain(exit::NETWORK)
-                .hint("`--platform` of `kiln load` and `kiln pull` chooses one of those that are there"),
+                .hint("`--platform` of `kiln load`, `kiln pull` and `kiln copy` chooses one of those that are there"),
             BuildError::Layer { source, .. } => {
                 let Failure { code, hint, .. } = Self::of_build(source);
                 let host = matches!(**source, BuildError::Apply(kiln_layer::ApplyError::Host { .. }));

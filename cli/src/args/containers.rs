@@ -8,7 +8,7 @@ use kiln_oci::Reference;
 
 use super::RunArgs;
 
-/// What `run` and `create` say of a container's life.
+// What `run` and `create` say of a container's life.
 #[derive(Args)]
 pub(crate) struct LifeArgs {
     /// Run in the background and print the container's ID
@@ -74,7 +74,7 @@ pub(crate) struct LifeArgs {
     pub(crate) sig_proxy: bool,
 }
 
-/// Commands on containers, as they stand both alone and behind `kiln container`.
+// Commands on containers, as they stand both alone and behind `kiln container`.
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum ContainerCommand {
@@ -99,7 +99,7 @@ pub(crate) enum ContainerCommand {
     Other(LifeCommand),
 }
 
-/// The commands whose names only containers have.
+// The commands whose names only containers have.
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum LifeCommand {

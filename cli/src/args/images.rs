@@ -62,7 +62,7 @@ pub(crate) struct ImagesArgs {
     pub(crate) name: Option<String>,
 }
 
-/// How layers are packed.
+// How layers are packed.
 #[derive(Args)]
 pub(crate) struct CompressionArgs {
     /// Layers made here: uncompressed, gzip, zstd or estargz [default: uncompressed for docker, gzip for
@@ -81,6 +81,11 @@ impl CompressionArgs {
     pub(crate) fn compress(&self, default: Packing) -> Result<Compress, PackingError> {
         let name = self.compression.as_deref();
         Compress::of_options(name, self.compression_level, self.force_compression, default)
+    }
+
+    /// Whether somebody has asked for any of it.
+    pub(crate) fn is_given(&self) -> bool {
+        self.compression.is_some() || self.compression_level.is_some() || self.force_compression
     }
 }
 

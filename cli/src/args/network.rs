@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use clap::{Args, Subcommand};
 use kiln_executor::Subnet;
 
-/// What `run` and `create` say of a container's networks.
+// What `run` and `create` say of a container's networks.
 #[derive(Args)]
 pub(crate) struct JoinArgs {
     /// Network to be in: bridge, none, host, container:NAME or the name of one that was made; several of

@@ -8,9 +8,9 @@ use kiln_oci::{Platform, Reference};
 use kiln_registry::{Mirror, MirrorError};
 
 use super::images::CompressionArgs;
-use super::store::LimitArgs;
+use super::store::{Format, LimitArgs};
 
-/// How registries are reached, beside what the configuration file says.
+// How registries are reached, beside what the configuration file says.
 #[derive(Args, Clone, Default)]
 pub(crate) struct RegistryArgs {
     /// A registry that may speak plain http, and whose certificate is not checked; may be given several times
@@ -37,7 +37,7 @@ impl FromStr for MirrorOf {
     }
 }
 
-/// When an image that a container is made of is looked for in its registry.
+// When an image that a container is made of is looked for in its registry.
 #[derive(Args)]
 pub(crate) struct RunPullArgs {
     /// Ask the registry for the image: always, missing (when it is not in the store) or never
@@ -51,7 +51,7 @@ pub(crate) struct RunPullArgs {
     pub(crate) registries: RegistryArgs,
 }
 
-/// When the images that a build stands on are looked for in registries.
+// When the images that a build stands on are looked for in registries.
 #[derive(Args)]
 pub(crate) struct BaseArgs {
     /// Ask registries for base images: always, missing (those that are not in the store) or never; alone
@@ -131,9 +131,12 @@ pub(crate) struct CopyArgs {
     /// All platforms of the image, with the index that lists them [default: this machine's]
     #[arg(short, long, conflicts_with = "platform")]
     pub(crate) all: bool,
-    /// The image for this platform
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    /// The image for this platform, and no other
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = crate::platforms::parse)]
     pub(crate) platform: Option<Platform>,
+    /// What refers to the image as well, between registries and OCI layouts: signatures, bills of materials
+    #[arg(long)]
+    pub(crate) referrers: bool,
     /// Print only the digest
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -143,10 +146,12 @@ pub(crate) struct CopyArgs {
     pub(crate) limits: LimitArgs,
     #[command(flatten)]
     pub(crate) registries: RegistryArgs,
-    /// From here: docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE, or a name in the store
+    /// From here: docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or a name in the
+    /// store
     #[arg(value_name = "SOURCE")]
     pub(crate) from: String,
-    /// To there: docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE, or a name in the store
+    /// To there: docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME], or a name in the
+    /// store
     #[arg(value_name = "DESTINATION")]
     pub(crate) to: String,
 }
@@ -167,6 +172,8 @@ pub(crate) enum ManifestCommand {
     Annotate(ManifestAnnotateArgs),
     /// Push a list as an index, with what its images consist of
     Push(ManifestPushArgs),
+    /// Show what refers to an image: signatures, bills of materials, whatever is attached to it
+    Referrers(ManifestReferrersArgs),
     /// Forget lists
     Rm(ManifestRmArgs),
 }
@@ -239,6 +246,24 @@ pub(crate) struct ManifestPushArgs {
     /// Under another name
     #[arg(value_name = "NAME")]
     pub(crate) to: Option<Reference>,
+}
+
+#[derive(Args)]
+pub(crate) struct ManifestReferrersArgs {
+    /// Only what is of this kind
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) artifact_type: Option<String>,
+    /// Of the image for this platform [default: of what the name leads to, which may be an index]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = crate::platforms::parse)]
+    pub(crate) platform: Option<Platform>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+    /// An image of a registry, or oci:DIR[:TAG], oci-archive:FILE[:TAG]
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
 }
 
 #[derive(Args)]

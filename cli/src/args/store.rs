@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-/// How much may be unpacked.
+// How much may be unpacked.
 #[derive(Args)]
 pub(crate) struct LimitArgs {
     /// Unpack layers and archives of up to this size, however well they are packed (100GB, 50%)

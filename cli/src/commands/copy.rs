@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use kiln_build::export::{ArchiveFormat, Dest, Packing, SaveOptions, SavedImage, save};
-use kiln_build::registry::{Copied, CopyRequest, Place, PushRequest, WhichImage, copy, pull, push};
-use kiln_build::{LayoutImage, load, load_layout};
+use kiln_build::export::{
+    ArchiveFormat, Compress, Dest, Packing, SaveOptions, SavedImage, save, save_layout,
+};
+use kiln_build::registry::{
+    Copied, CopyRequest, Place, PushRequest, Registries, WhichImage, copy, copy_in, push, stored_image,
+};
+use kiln_build::{BuildError, LayoutImage};
 use kiln_content::ImageRecord;
-use kiln_oci::{Platform, Reference};
+use kiln_oci::{Digest, Platform, Reference};
 
 use super::save::write_to;
 use super::{human_size, print};
@@ -18,17 +22,15 @@ use crate::session::Session;
 
 /// One end of a copy.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Outside(Place),
-    /// A docker archive, and the name in it.
-    Docker(PathBuf, Option<Reference>),
     /// A name of the store.
     Store(String),
 }
 
 impl End {
     /// As skopeo writes places; a name alone is the store's.
-    fn parse(text: &str) -> Result<Self, Failure> {
+    pub(super) fn parse(text: &str) -> Result<Self, Failure> {
         let wrong = |what: &str| Failure::usage(format!("{text:?}: {what}"));
         let name = |text: &str| text.parse::<Reference>().map_err(|error| wrong(&error.to_string()));
         let Some((transport, rest)) = text.split_once(':') else { return Ok(Self::Store(text.to_owned())) };
@@ -49,12 +51,13 @@ impl End {
             "oci-archive" => path().map(|(path, tag)| Self::Outside(Place::Archive(path, image(tag)))),
             "docker-archive" => {
                 let (path, tag) = path()?;
-                Ok(Self::Docker(path, tag.map(name).transpose()?))
+                Ok(Self::Outside(Place::Docker(path, tag.map(name).transpose()?)))
             }
             "store" | "containers-storage" => Ok(Self::Store(rest.to_owned())),
             "dir" | "docker-daemon" | "ostree" | "sif" | "tarball" => {
                 Err(wrong("this transport of skopeo is none of kiln's").hint(
-                    "docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE and names of the store are",
+                    "docker://NAME, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME] and names of the \
+                     store are",
                 ))
             }
             // A name with a port or a tag.
@@ -63,116 +66,211 @@ impl End {
     }
 }
 
-pub(crate) fn run(session: &Session, args: &CopyArgs) -> Result<u8, Failure> {
-    let (from, to) = (End::parse(&args.from)?, End::parse(&args.to)?);
-    let registries = registries(&Config::read()?, &args.registries);
-    let platform = args.platform.clone().unwrap_or_else(Platform::host);
-    let (engine, cancel) = (&session.engine, &session.cancel);
-    let copied = match (from, to) {
-        (End::Outside(from), End::Outside(to)) => {
-            let which = if args.all { WhichImage::All } else { WhichImage::Platform(platform) };
-            copy(engine, &registries, &CopyRequest { from, to, which }, cancel)
-        }
-        (from, End::Store(to)) => {
-            let image = match from {
-                End::Outside(Place::Registry(name)) => {
-                    pull(engine, &registries, &name, &platform, cancel, &|line| say(&format!("{line}\n")))?
-                        .image
-                }
-                End::Outside(Place::Layout(path, image)) => {
-                    load_layout(engine, &path, &image, &platform, cancel)?
-                }
-                End::Outside(Place::Archive(path, LayoutImage::Tag(tag))) => {
-                    loaded(session, &path, &platform, |name| name.tag() == Some(&tag))?
-                }
-                End::Outside(Place::Archive(path, _)) | End::Docker(path, None) => {
-                    loaded(session, &path, &platform, |_| true)?
-                }
-                End::Docker(path, Some(name)) => loaded(session, &path, &platform, |found| *found == name)?,
-                End::Store(name) => session.find(&name)?,
-            };
-            let name = to.parse::<Reference>().map_err(|error| Failure::usage(format!("{to:?}: {error}")))?;
-            engine.store.set_name(&name, &image)?;
-            engine.store.barrier()?;
-            print(&format!("copied to {} (image {})\n", name.familiar(), image.config))?;
-            tell_notes(&registries);
-            return Ok(0);
-        }
-        (End::Store(name), to) => {
-            let image = session.find(&name)?;
-            let packing = if matches!(to, End::Docker(..)) { Packing::UNCOMPRESSED } else { Packing::GZIP };
-            let compress = args.compression.compress(packing);
-            let compress = compress.map_err(|error| Failure::usage(error.to_string()))?;
-            let (path, format, names) = match to {
-                End::Outside(Place::Registry(name)) => {
-                    let request = PushRequest { image, names: vec![name], compress };
-                    for pushed in push(engine, &registries, &request, cancel)? {
-                        print(&super::push::told(&pushed))?;
-                    }
-                    return Ok(0);
-                }
-                End::Outside(Place::Archive(path, tag)) => (path, ArchiveFormat::Oci, named(&name, tag)),
-                End::Docker(path, tag) => {
-                    (path, ArchiveFormat::Docker, tag.or_else(|| name.parse().ok()).into_iter().collect())
-                }
-                End::Outside(Place::Layout(..)) | End::Store(_) => {
-                    return Err(Failure::usage(
-                        "an image of the store goes into an archive or to a registry",
-                    )
-                    .hint("copy it to oci-archive:FILE, and that to oci:DIR"));
-                }
-            };
-            let options = SaveOptions { format, compress };
-            let images = [SavedImage { image, names }];
-            return write_to(Some(Dest::Path(path.clone())), Some(&path), "an archive", &mut |target| {
-                save(engine, &images, &options, target, cancel)
-            });
-        }
-        (End::Docker(..), _) | (_, End::Docker(..)) => {
-            return Err(Failure::usage("a docker archive is copied from the store and to the store")
-                .hint("copy the image to a name of the store first, and from there"));
-        }
-    };
-    tell_notes(&registries);
-    let copied = copied?;
-    print(&if args.quiet { format!("{}\n", copied.digest) } else { told(&copied) })?;
-    Ok(0)
+/// What there is to say about a copy.
+struct Told {
+    /// Some lines.
+    text: String,
+    /// Digest of the manifest or index.
+    digest: String,
 }
 
-/// The names that an archive gives to an image.
-fn named(name: &str, tag: LayoutImage) -> Vec<Reference> {
-    let reference = name.parse::<Reference>().ok();
-    let tagged = match tag {
-        LayoutImage::Tag(tag) => {
-            reference.and_then(|name| format!("{}/{}:{tag}", name.domain(), name.path()).parse().ok())
-        }
-        _ => reference,
-    };
-    tagged.into_iter().collect()
-}
+impl Told {
+    /// Of an image that has a name in the store now.
+    fn named(name: &Reference, image: &ImageRecord, digest: &Digest) -> Self {
+        let text = format!("copied to {} (image {})\n", name.familiar(), image.config);
+        Self { text, digest: digest.to_string() }
+    }
 
-/// The image of an archive that has this name, or its only one.
-fn loaded(
-    session: &Session,
-    path: &Path,
-    platform: &Platform,
-    is_it: impl Fn(&Reference) -> bool,
-) -> Result<ImageRecord, Failure> {
-    let all = load(&session.engine, path, Some(platform), &session.cancel)?;
-    let fits = all.iter().filter(|loaded| loaded.names.iter().any(&is_it) || loaded.names.is_empty());
-    match fits.collect::<Vec<_>>().as_slice() {
-        [one] => Ok(one.image.clone()),
-        several => Err(Failure::source(format!("{} has {} images that fit", path.display(), several.len()))
-            .hint("say which one behind a colon")),
+    /// Of a file or directory that was written.
+    fn saved(path: &Path, digests: &[Digest]) -> Self {
+        let digest = digests.first().map(ToString::to_string).unwrap_or_default();
+        Self { text: format!("copied to {}\n", path.display()), digest }
     }
 }
 
-fn told(copied: &Copied) -> String {
-    let Copied { digest, sent: (blobs, bytes), mounted, known } = copied;
-    format!(
-        "copied ({blobs} blobs, {}; {mounted} mounted, {known} there already)\ndigest {digest}\n",
-        human_size(*bytes)
-    )
+pub(crate) fn run(session: &Session, args: &CopyArgs) -> Result<u8, Failure> {
+    let (from, to) = (End::parse(&args.from)?, End::parse(&args.to)?);
+    refuse(&from, &to, args)?;
+    let registries = registries(&Config::read()?, &args.registries);
+    // What is written there is no place for words.
+    let is_piped = match &to {
+        End::Outside(Place::Archive(path, _) | Place::Docker(path, _)) => is_stdout(path),
+        _ => false,
+    };
+    let which = match (&args.platform, args.all) {
+        (Some(platform), _) => WhichImage::Platform(platform.clone()),
+        (None, true) => WhichImage::All,
+        (None, false) => WhichImage::Own,
+    };
+    let done = match (from, to) {
+        (End::Outside(from), End::Outside(to)) => {
+            let compress = args.compression.is_given().then(|| compress(args, Packing::GZIP)).transpose()?;
+            let request = CopyRequest { from, to, which, compress, referrers: args.referrers };
+            let copied = copy(&session.engine, &registries, &request, &session.cancel);
+            copied.map(|copied| told(&copied)).map_err(Failure::from)
+        }
+        (End::Outside(from), End::Store(to)) => {
+            let name = reference(&to)?;
+            let note = |line: &str| {
+                if !args.quiet {
+                    say(&format!("{line}\n"));
+                }
+            };
+            let from = (&from, &which);
+            let copied = copy_in(&session.engine, &registries, from, &name, &session.cancel, &note);
+            let told = |(digest, image): (Digest, ImageRecord)| Told::named(&name, &image, &digest);
+            copied.map(told).map_err(Failure::from)
+        }
+        (End::Store(name), to) => out_of_store(session, args, &name, to, &registries),
+    };
+    tell_notes(&registries);
+    let Told { text, digest } = done?;
+    let text = if args.quiet { format!("{digest}\n") } else { format!("{text}digest {digest}\n") };
+    match is_piped {
+        true => say(&text),
+        false => print(&text)?,
+    }
+    Ok(0)
+}
+
+/// What cannot be done is said before anything is.
+fn refuse(from: &End, to: &End, args: &CopyArgs) -> Result<(), Failure> {
+    if args.compression.is_given() {
+        if matches!(to, End::Store(_)) {
+            return Err(Failure::usage("the store has the files of an image: nothing is packed for it").hint(
+                "`--compression` is for what comes out: `kiln push`, `kiln save`, `kiln copy` from the store",
+            ));
+        }
+        if args.referrers {
+            return Err(Failure::usage(
+                "layers that are packed anew give the image another digest, and `--referrers` are about this one",
+            ));
+        }
+    }
+    for end in [from, to].into_iter().filter(|_| args.referrers) {
+        let what = match end {
+            End::Store(_) => "the store has images and nothing that refers to them",
+            End::Outside(Place::Docker(..)) => "a docker archive has no place for what refers to an image",
+            End::Outside(_) => continue,
+        };
+        return Err(Failure::usage(what).hint("`--referrers` go between registries and OCI layouts"));
+    }
+    Ok(())
+}
+
+fn compress(args: &CopyArgs, default: Packing) -> Result<Compress, Failure> {
+    args.compression.compress(default).map_err(|error| Failure::usage(error.to_string()))
+}
+
+fn reference(text: &str) -> Result<Reference, Failure> {
+    text.parse::<Reference>().map_err(|error| Failure::usage(format!("{text:?}: {error}")))
+}
+
+/// An image of the store leaves as with `kiln push` and `kiln save`.
+fn out_of_store(
+    session: &Session,
+    args: &CopyArgs,
+    from: &str,
+    to: End,
+    registries: &Registries,
+) -> Result<Told, Failure> {
+    let (engine, cancel) = (&session.engine, &session.cancel);
+    let image = chosen(session, from, args.platform.as_ref())?;
+    let to = match to {
+        End::Outside(place) => place,
+        End::Store(to) => {
+            let name = reference(&to)?;
+            engine.store.set_name(&name, &image)?;
+            engine.store.barrier()?;
+            // The other platforms are with the image, whatever it is called.
+            let index = if args.all { engine.store.index_of(&image.config)? } else { None };
+            return Ok(Told::named(&name, &image, &index.unwrap_or(image.manifest)));
+        }
+    };
+    let is_docker = matches!(to, Place::Docker(..));
+    let compress = compress(args, if is_docker { Packing::UNCOMPRESSED } else { Packing::GZIP })?;
+    let alone = !args.all;
+    let format = if is_docker { ArchiveFormat::Docker } else { ArchiveFormat::Oci };
+    let options = SaveOptions { format, compress, alone };
+    let own = from.parse::<Reference>().ok();
+    // An ID is no name.
+    let own = match own {
+        Some(own) if engine.store.resolve(&own)?.is_some() => Some(own),
+        _ => None,
+    };
+    let tagged = |tag: LayoutImage| {
+        let LayoutImage::Tag(tag) = tag else { return Ok(own.clone()) };
+        let Some(own) = &own else {
+            let why = format!("{from:?} is no name that the tag {tag:?} could go with");
+            return Err(Failure::usage(why).hint("`kiln tag` gives an image a name"));
+        };
+        reference(&format!("{}/{}:{tag}", own.domain(), own.path())).map(Some)
+    };
+    let (path, names) = match to {
+        Place::Registry(name) => {
+            let request = PushRequest { image, names: vec![name], compress, alone };
+            let pushed = push(engine, registries, &request, cancel)?.pop();
+            let pushed = pushed.ok_or_else(|| Failure::store("nothing was pushed"))?;
+            let (text, digest) = (super::push::line(&pushed), pushed.digest.to_string());
+            return Ok(Told { text, digest });
+        }
+        Place::Layout(dir, tag) => {
+            let names = tagged(tag)?.into_iter().collect();
+            let digests = save_layout(engine, &[SavedImage { image, names }], &options, &dir, cancel)?;
+            return Ok(Told::saved(&dir, &digests));
+        }
+        Place::Archive(path, tag) => (path, tagged(tag)?),
+        Place::Docker(path, name) => (path, name.or_else(|| own.clone())),
+    };
+    let images = [SavedImage { image, names: names.into_iter().collect() }];
+    let mut digests = Vec::new();
+    write_to(Some(Dest::Path(path.clone())), Some(&path), "an archive", &mut |target| {
+        digests = save(engine, &images, &options, target, cancel)?;
+        Ok(())
+    })?;
+    Ok(Told::saved(&path, &digests))
+}
+
+/// The image that a name or an ID means, for this platform if one was asked for.
+fn chosen(session: &Session, from: &str, platform: Option<&Platform>) -> Result<ImageRecord, Failure> {
+    let Some(wanted) = platform else { return session.find(from) };
+    // A name may stand for several; an ID is one.
+    if let Ok(name) = from.parse::<Reference>()
+        && let Some(image) = stored_image(&session.engine, &name, wanted, &session.cancel)?
+    {
+        return Ok(image);
+    }
+    let image = session.find(from)?;
+    let actual = session.config(&image)?.platform();
+    match wanted.distance(&actual) {
+        Some(_) => Ok(image),
+        None => {
+            let (wanted, available) = (Box::new(wanted.clone()), vec![actual.to_string()]);
+            Err(BuildError::NoPlatform { path: from.into(), wanted, available }.into())
+        }
+    }
+}
+
+/// Whether a path is that of standard output.
+fn is_stdout(path: &Path) -> bool {
+    ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|stdout| path == Path::new(stdout))
+}
+
+fn told(copied: &Copied) -> Told {
+    let Copied { digest, sent: (blobs, bytes), mounted, known, kept, referrers } = copied;
+    if *kept > 0 {
+        say(&format!(
+            "note: layers that stay packed as they were: {kept} (`--force-compression` packs them anew)\n"
+        ));
+    }
+    let about = match referrers {
+        0 => String::new(),
+        1 => ", 1 manifest refers to it".to_owned(),
+        several => format!(", {several} manifests refer to it"),
+    };
+    let size = human_size(*bytes);
+    let text = format!("copied ({blobs} blobs, {size}; {mounted} mounted, {known} there already{about})\n");
+    Told { text, digest: digest.clone() }
 }
 
 #[cfg(test)]
@@ -187,7 +285,8 @@ mod tests {
         assert_eq!(end("oci:/dir"), End::Outside(Place::Layout("/dir".into(), LayoutImage::Default)));
         let tag = LayoutImage::Tag("v1".to_owned());
         assert_eq!(end("oci-archive:a.tar:v1"), End::Outside(Place::Archive("a.tar".into(), tag)));
-        assert_eq!(end("docker-archive:a.tar:x:v1"), End::Docker("a.tar".into(), Some(name("x:v1"))));
+        let docker = Place::Docker("a.tar".into(), Some(name("x:v1")));
+        assert_eq!(end("docker-archive:a.tar:x:v1"), End::Outside(docker));
         assert_eq!(end("localhost:5000/x:v1"), End::Store("localhost:5000/x:v1".to_owned()));
         assert_eq!(end("store:x"), end("x"));
         for wrong in ["docker:x", "docker://X", "oci:", "dir:/x"] {

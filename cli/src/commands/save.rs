@@ -27,11 +27,11 @@ pub(crate) fn run(session: &Session, args: &SaveArgs) -> Result<u8, Failure> {
             None => images.push(SavedImage { image, names: name.into_iter().collect() }),
         }
     }
-    let options = SaveOptions { format: args.format.archive(), compress };
+    let options = SaveOptions { format: args.format.archive(), compress, alone: false };
     let dest = args.output.as_deref().map(|path| Dest::parse(&path.to_string_lossy()));
     let path = args.output.as_deref();
     write_to(dest, path, "an archive", &mut |target| {
-        save(&session.engine, &images, &options, target, &session.cancel)
+        save(&session.engine, &images, &options, target, &session.cancel).map(drop)
     })
 }
 

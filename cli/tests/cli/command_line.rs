@@ -165,3 +165,25 @@ fn c20_flags_that_contradict_each_other_are_refused() {
     let twice = store.command(&["build", "-f", "-", "-"]);
     watch.refuses(&twice, USAGE, &["standard input cannot be both"]);
 }
+
+#[test]
+fn the_help_of_a_command_begins_with_what_the_list_of_commands_says() {
+    let store = Store::empty();
+    let list = store.ok(&["--help"]).stdout;
+    let commands = list.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let mut seen = 0;
+    for line in commands.take_while(|line| !line.is_empty()) {
+        // A description goes on where names do not stand.
+        let Some((name, said)) = line.strip_prefix("  ").and_then(|line| line.split_once(' ')) else {
+            continue;
+        };
+        if name.is_empty() || name == "help" {
+            continue;
+        }
+        let help = store.ok(&[name, "--help"]).stdout;
+        let first = help.lines().next().unwrap_or_default();
+        assert!(first.starts_with(said.trim()), "{name}: {first:?} and not {:?}", said.trim());
+        seen += 1;
+    }
+    assert!(seen > 30, "{list}");
+}

@@ -67,9 +67,18 @@ enum Place {
 pub(crate) struct Archive {
     path: PathBuf,
     backing: Backing,
+    /// Files that stand in front of those of the backing.
+    added: HashMap<String, Added>,
     /// Bytes of documents that were read.
     read_bytes: AtomicU64,
     heals: bool,
+}
+
+/// A file that an archive gets beside its own.
+pub(crate) enum Added {
+    File(File),
+    /// One of its own under another name.
+    Link(String),
 }
 
 enum Backing {
@@ -162,12 +171,12 @@ impl Archive {
                 return Err(self::broken(path, "more than 100,000 entries: not an image archive"));
             }
         }
-        Ok(Self {
-            path: path.to_owned(),
-            backing: Backing::Tar { file, places },
-            read_bytes: AtomicU64::new(0),
-            heals: false,
-        })
+        Ok(Self::of(path, Backing::Tar { file, places }))
+    }
+
+    fn of(path: &Path, backing: Backing) -> Self {
+        let (path, added, read_bytes) = (path.to_owned(), HashMap::new(), AtomicU64::new(0));
+        Self { path, backing, added, read_bytes, heals: false }
     }
 
     /// The files below the directory `path`. Links are followed inside it.
@@ -175,21 +184,22 @@ impl Archive {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(path, flags, Mode::empty())
             .map_err(|errno| BuildError::Unreadable { path: path.to_owned(), source: errno.into() })?;
-        let (path, backing) = (path.to_owned(), Backing::Directory(root));
-        Ok(Self { path, backing, read_bytes: AtomicU64::new(0), heals: false })
+        Ok(Self::of(path, Backing::Directory(root)))
     }
 
     /// These files, by their names; `path` is for messages.
     pub(crate) fn of_files(path: &Path, files: HashMap<String, File>) -> Self {
-        let (path, backing) = (path.to_owned(), Backing::Files(files));
-        Self { path, backing, read_bytes: AtomicU64::new(0), heals: false }
+        Self::of(path, Backing::Files(files))
     }
 
     /// The blobs that `source` brings into `store`; `path` is for messages.
     pub(crate) fn of_blobs(path: &Path, store: Arc<Store>, source: impl Blobs + 'static) -> Self {
-        let (path, source) = (path.to_owned(), Box::new(source));
-        let backing = Backing::Blobs { store, source };
-        Self { path, backing, read_bytes: AtomicU64::new(0), heals: false }
+        Self::of(path, Backing::Blobs { store, source: Box::new(source) })
+    }
+
+    /// Adds a file, or another name for one.
+    pub(crate) fn add(&mut self, name: &str, added: Added) {
+        self.added.insert(clean(name), added);
     }
 
     /// Whether what is read is in the store already, as a blob.
@@ -214,6 +224,15 @@ impl Archive {
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
+        match self.added.get(&clean(name)) {
+            Some(Added::File(_)) => return true,
+            Some(Added::Link(target)) => return self.contains_own(target),
+            None => {}
+        }
+        self.contains_own(name)
+    }
+
+    fn contains_own(&self, name: &str) -> bool {
         match &self.backing {
             Backing::Tar { places, .. } => places.contains_key(&clean(name)),
             Backing::Files(files) => files.contains_key(name),
@@ -227,16 +246,18 @@ impl Archive {
     /// A reader over one entry's content, and its size in bytes.
     pub(crate) fn read(&self, name: &str) -> Result<(BufReader<Take<File>>, u64), BuildError> {
         let mut name = clean(name);
+        match self.added.get(&name) {
+            Some(Added::File(file)) => return self.read_open(&name, file),
+            Some(Added::Link(target)) => name = clean(target),
+            None => {}
+        }
         let (own_file, places) = match &self.backing {
             Backing::Tar { file, places } => (file, places),
             Backing::Directory(root) => return self.read_file(root.as_fd(), &name),
             Backing::Files(files) => {
-                let unreadable = |error| broken(&self.path, &format!("{name} cannot be read ({error})"));
                 let file = files.get(&name);
                 let file = file.ok_or_else(|| broken(&self.path, &format!("{name} is missing")))?;
-                let own = own_file(file).map_err(unreadable)?;
-                let size_bytes = own.metadata().map_err(unreadable)?.len();
-                return Ok((BufReader::with_capacity(256 << 10, own.take(size_bytes)), size_bytes));
+                return self.read_open(&name, file);
             }
             Backing::Blobs { store, source } => {
                 let digest = blob_digest(&name)
@@ -261,10 +282,18 @@ impl Archive {
         Err(broken(&self.path, &format!("{name} is a loop of links")))
     }
 
+    fn read_open(&self, name: &str, file: &File) -> Result<(BufReader<Take<File>>, u64), BuildError> {
+        let unreadable = |error| broken(&self.path, &format!("{name} cannot be read ({error})"));
+        let own = own_file(file).map_err(unreadable)?;
+        let size_bytes = own.metadata().map_err(unreadable)?.len();
+        Ok((BufReader::with_capacity(256 << 10, own.take(size_bytes)), size_bytes))
+    }
+
     /// The same without waiting for what is on its way. Once all of it was read, it was right; where something
     /// went wrong, [`Archive::settle`] knows more.
     pub(crate) fn read_early(&self, name: &str) -> Result<(BufReader<Content>, u64), BuildError> {
         if let Backing::Blobs { source, .. } = &self.backing
+            && !self.added.contains_key(&clean(name))
             && let Some((coming, size_bytes)) = blob_digest(&clean(name)).and_then(|blob| source.early(&blob))
         {
             return Ok((BufReader::with_capacity(256 << 10, Content::Coming(coming)), size_bytes));
@@ -279,6 +308,7 @@ impl Archive {
     /// Why it did not come, or was something else than it should be.
     pub(crate) fn settle(&self, name: &str) -> Result<(), BuildError> {
         match (&self.backing, blob_digest(&clean(name))) {
+            _ if self.added.contains_key(&clean(name)) => Ok(()),
             (Backing::Blobs { source, .. }, Some(digest)) => source.bring(&digest),
             _ => Ok(()),
         }

@@ -19,14 +19,14 @@ use crate::cancel::BuildCancel;
 use crate::dockerfile::Dockerfile;
 use crate::engine::{now_unix, rfc3339};
 use crate::export::{Assembled, Delivered, Delivery, Output, are_of, deliver};
-use crate::image::{read_config, with_layers};
+use crate::image::with_layers;
 use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
 use crate::no_cache::MadeAgain;
 use crate::ops::{BuildOp, Gathered, Shared, ShellJob, StepResources};
 use crate::platforms::{Product, Target, join, serves, stored_platform};
-use crate::registry::{Base, PushedName, Resolved, Unpulled, known_base, resolve_base, seen_base};
+use crate::registry::{Base, PushedName, Resolved, Stored, Unpulled, known_base, resolve_base, seen_base};
 use crate::remote_cache::{
     Borrowed, CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
 };
@@ -304,7 +304,10 @@ pub(crate) fn lower(
             Lowering::Needs(needs) => {
                 for need in needs {
                     let found = match (&need.image.layout, purpose) {
-                        (Some(layout), _) => Some(Base::Here(reader.layout(layout, &need.image.platform)?)),
+                        (Some(layout), _) => {
+                            let image = reader.layout(layout, &need.image.platform)?;
+                            Some(Base::Here(Stored::unread(image)))
+                        }
                         (None, Purpose::Build) => find_base(reader, dockerfile, &ast, &need, &mut warnings)?,
                         (None, Purpose::Look | Purpose::Check) => {
                             seen_base(engine, &need.image.reference, &need.image.platform)?
@@ -313,8 +316,9 @@ pub(crate) fn lower(
                     let Need { image: key, span, stages } = need;
                     let at = || Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
                     let image = match found {
-                        Some(Base::Here(record)) => {
-                            let config = read_config(engine, &record.config)?;
+                        Some(Base::Here(here)) => {
+                            let config_digest = here.image.config;
+                            let config = here.into_config(engine)?;
                             // For this machine's own platform it is the frontend that warns.
                             let is_asked =
                                 purpose == Purpose::Build && key.platform != options.build_platform;
@@ -327,7 +331,7 @@ pub(crate) fn lower(
                                     source: None,
                                 });
                             }
-                            BaseImage { config_digest: record.config, config, unknown: false }
+                            BaseImage { config_digest, config, unknown: false }
                         }
                         Some(Base::There(resolved)) => {
                             let (config_digest, config) =

@@ -8,6 +8,7 @@ use kiln_oci::{Digest, Platform, document};
 
 use crate::archive::{Archive, broken};
 use crate::load::{MAX_MANIFEST_BYTES, blob_name, layout_index, load_picked, oci_name, pick_manifest};
+use crate::load_oci::refers;
 use crate::{BuildCancel, BuildError, Engine};
 
 /// Which image of a layout is meant.
@@ -56,13 +57,25 @@ pub(crate) fn find_in_layout(
     match image {
         LayoutImage::Tag(tag) => tagged(tag)
             .ok_or_else(|| broken(archive.path(), &format!("index.json has no image with the tag {tag:?}"))),
-        LayoutImage::Default => match index.manifests.as_slice() {
-            [only] => Ok(only.clone()),
-            _ => tagged("latest").ok_or_else(|| {
-                let count = index.manifests.len();
-                broken(archive.path(), &format!("index.json lists {count} images: add `:TAG` or `@DIGEST`"))
-            }),
-        },
+        LayoutImage::Default => {
+            if let [only] = index.manifests.as_slice() {
+                return Ok(only.clone());
+            }
+            if let Some(latest) = tagged("latest") {
+                return Ok(latest);
+            }
+            // What is about an image is none to choose.
+            let images: Vec<&Descriptor> =
+                index.manifests.iter().filter(|listed| !refers(archive, listed)).collect();
+            match images.as_slice() {
+                [only] => Ok((*only).clone()),
+                several => {
+                    let count = several.len();
+                    let why = format!("index.json lists {count} images: add `:TAG` or `@DIGEST`");
+                    Err(broken(archive.path(), &why))
+                }
+            }
+        }
         LayoutImage::Digest(digest) => {
             if let Some(found) = index.manifests.iter().find(|found| found.digest == *digest) {
                 return Ok(found.clone());

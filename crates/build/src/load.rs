@@ -46,11 +46,17 @@ pub(crate) const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 /// An entry of a docker archive's `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct DockerEntry {
-    config: String,
+pub(crate) struct DockerEntry {
+    pub(crate) config: String,
     #[serde(default)]
-    repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    pub(crate) repo_tags: Option<Vec<String>>,
+    pub(crate) layers: Vec<String>,
+}
+
+/// The images that a docker archive lists.
+pub(crate) fn docker_entries(archive: &Archive) -> Result<Vec<DockerEntry>, BuildError> {
+    let json = archive.read_small(DOCKER_MANIFEST, MAX_MANIFEST_BYTES)?;
+    archive.parse(DOCKER_MANIFEST, &json, document::read)
 }
 
 /// Loads every image from the archive at `path` (`-`: standard input), which may be compressed as a
@@ -98,7 +104,7 @@ pub fn load(
 ///
 /// That may have the bytes of [`SPOOLED_LAYERS`] layers, and a sixteenth of the free space stays free:
 /// a pipe may have no end.
-fn seekable(engine: &Engine, path: &Path, cancel: &AtomicBool) -> Result<File, BuildError> {
+pub(crate) fn seekable(engine: &Engine, path: &Path, cancel: &AtomicBool) -> Result<File, BuildError> {
     let unreadable = |source| BuildError::Unreadable { path: path.to_owned(), source };
     let stdin = path == Path::new("-");
     let input: File = if stdin {
@@ -179,8 +185,7 @@ fn load_docker(
     platform: Option<&Platform>,
     cancel: &BuildCancel,
 ) -> Result<Vec<Loaded>, BuildError> {
-    let json = archive.read_small(DOCKER_MANIFEST, MAX_MANIFEST_BYTES)?;
-    let entries: Vec<DockerEntry> = archive.parse(DOCKER_MANIFEST, &json, document::read)?;
+    let entries = docker_entries(archive)?;
     // Newer docker writes an OCI layout around it, which knows the manifests too.
     let manifests = manifests_by_config(archive);
     let (mut loaded, mut others) = (Vec::new(), Others::default());

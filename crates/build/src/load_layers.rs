@@ -201,14 +201,14 @@ fn unpack_all<'a>(
 }
 
 /// Says which layer it is that something is wrong with.
-fn in_layer(archive: &Archive, layer: &Promised, error: BuildError) -> BuildError {
+pub(crate) fn in_layer(archive: &Archive, member: &str, error: BuildError) -> BuildError {
     match error {
         BuildError::Apply(ApplyError::Cancelled) => BuildError::Cancelled,
         BuildError::Apply(_)
         | BuildError::WrongDiffId { .. }
         | BuildError::Store(kiln_content::Error::Mismatch { .. }) => BuildError::Layer {
             path: archive.path().to_owned(),
-            member: layer.source.name.clone(),
+            member: member.to_owned(),
             source: Box::new(error),
         },
         other => other,
@@ -228,7 +228,7 @@ fn unpack<'a>(
         }
         // Bytes that are none of the layer's are the registry's fault, whatever they made of the tree.
         match archive.settle(&layer.source.name) {
-            Ok(()) => in_layer(archive, layer, error),
+            Ok(()) => in_layer(archive, &layer.source.name, error),
             Err(cause) => cause,
         }
     })
@@ -347,14 +347,16 @@ fn publish(
 ) -> Result<LayerRecord, BuildError> {
     let Unpacked { active, applied, blob } = unpacked;
     let is_plain = blob.as_ref().is_none_or(|(_, media_type)| *media_type == media_type::OCI_LAYER);
-    let expected = promised(layer, &applied, is_plain).map_err(|error| in_layer(archive, layer, error))?;
+    let expected =
+        promised(layer, &applied, is_plain).map_err(|error| in_layer(archive, &layer.source.name, error))?;
     let blob = match blob {
         Some((Packed::There { digest, size_bytes }, media_type)) => {
             Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })
         }
         Some((Packed::Coming(ingest), media_type)) => {
             let committed = ingest.commit(expected);
-            let (digest, size_bytes) = committed.map_err(|error| in_layer(archive, layer, error.into()))?;
+            let (digest, size_bytes) =
+                committed.map_err(|error| in_layer(archive, &layer.source.name, error.into()))?;
             Some(LayerBlob { digest, media_type: media_type.to_owned(), size_bytes })
         }
         None => None,

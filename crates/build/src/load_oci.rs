@@ -74,6 +74,9 @@ pub(crate) fn load_oci(
             others.see(descriptor);
             continue;
         }
+        if index.manifests.len() > 1 && refers(archive, descriptor) {
+            continue;
+        }
         let picked = pick_manifest(archive, descriptor, wanted, 0)?;
         if platform.is_some() && !others.is_for(&read_config(archive, &picked.manifest)?.1, platform) {
             continue;
@@ -201,6 +204,15 @@ fn is_attestation(descriptor: &Descriptor) -> bool {
     descriptor.platform.as_ref().is_some_and(|platform| platform.os == "unknown")
 }
 
+/// Whether an entry of a layout's index is about another one: a signature, say. What cannot be read says nothing.
+pub(crate) fn refers(archive: &Archive, descriptor: &Descriptor) -> bool {
+    let kind = descriptor.media_type.as_str();
+    let is_read = (is_manifest(kind) || is_index(kind)) && archive.contains(&blob_name(&descriptor.digest));
+    let json = is_read.then(|| read_blob(archive, descriptor, MAX_MANIFEST_BYTES).ok()).flatten();
+    let referring = json.and_then(|json| document::read_referring(&json).ok());
+    referring.is_some_and(|referring| referring.subject.is_some())
+}
+
 /// Loads the image of a manifest. With `keep`, the index that led to it stays beside the image, with
 /// all that it lists, if all of that is in the archive.
 pub(crate) fn load_picked(
@@ -246,7 +258,10 @@ fn keep_index(
             }
             there => there,
         };
-        if !is_whole {
+        if !is_whole && archive.is_in_store() {
+            // It has come there, verified, once it is there.
+            archive.settle(&name)?;
+        } else if !is_whole {
             let (mut reader, _) = archive.read(&name)?;
             let mut ingest = engine.store.ingest()?;
             std::io::copy(&mut reader, &mut ingest).map_err(|error| {

@@ -5,6 +5,7 @@
 //! letters (Go's readers do not care), a manifest that is an index as well. What is accepted can be
 //! read with serde alone from then on.
 
+mod referring;
 mod strict;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::image::{Descriptor, Extra, ImageConfig, Index, Manifest, media_type};
+
+pub use referring::{Referring, artifact_type, read_referring};
 
 /// Layers of an image; more are refused.
 pub const MAX_LAYERS: usize = 4096;

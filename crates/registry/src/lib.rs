@@ -3,7 +3,7 @@
 //! Read [`Client`] first: it holds connections and tokens. A [`Repository`] of it reads and writes
 //! manifests (`manifest.rs`), reads blobs (`download.rs`, large ones over several connections: `pieces.rs`),
 //! writes blobs (`upload.rs`, and `growing.rs` those that are still being made; `sending.rs` is one upload) and
-//! lists tags (`list.rs`). Below them `exchange.rs` sends one request as often as it takes, `auth.rs` answers the
+//! lists tags (`list.rs`) and what refers to a manifest (`referrers.rs`). Below them `exchange.rs` sends one request as often as it takes, `auth.rs` answers the
 //! registry's challenges, `host.rs` knows where a registry is, `trust.rs` whom to trust there (with `roots.rs`, the
 //! system's authorities), `mirror.rs` where else to read, and `breaker.rs` whom not to ask for a while.
 //!
@@ -32,6 +32,7 @@ mod list;
 mod manifest;
 mod mirror;
 mod pieces;
+mod referrers;
 mod roots;
 mod search;
 mod sending;

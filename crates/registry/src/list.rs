@@ -1,8 +1,6 @@
-//! Lists: the tags of a repository, and what refers to a manifest.
+//! Lists: the tags of a repository.
 
-use kiln_oci::image::{Descriptor, media_type};
-use kiln_oci::{Digest, document};
-use reqwest::header::{ACCEPT, HeaderMap, LINK};
+use reqwest::header::{HeaderMap, LINK};
 use reqwest::{Method, Url};
 use serde::Deserialize;
 
@@ -10,7 +8,7 @@ use crate::client::MAX_LIST_BYTES;
 use crate::error::clean;
 use crate::exchange::{Ask, protocol, shown_host, shown_path};
 use crate::host::same_origin;
-use crate::{Error, Repository, Which};
+use crate::{Error, Repository};
 
 /// More tags than anybody reads.
 const MAX_TAGS: usize = 1_000_000;
@@ -51,31 +49,6 @@ impl Repository {
                 _ => return Ok(tags),
             }
         }
-    }
-
-    /// The manifests that refer to this one, by `subject`; where the registry knows nothing of referrers, by
-    /// the tag that clients keep in their place.
-    ///
-    /// # Errors
-    /// [`Error::Document`] and those of every request.
-    pub async fn referrers(&self, digest: &Digest) -> Result<Vec<Descriptor>, Error> {
-        let host = self.host().await?;
-        let scopes = self.pull();
-        let url = self.url(&host, &format!("referrers/{digest}"))?;
-        let mut ask = Ask::new(Method::GET, url.clone(), &scopes).header(ACCEPT, media_type::OCI_INDEX);
-        ask.also = &[404, 405];
-        let came = self.document(&host, &ask, MAX_LIST_BYTES).await?;
-        let bytes = match came.status {
-            200 => came.body,
-            _ => match self.manifest(Which::Tag(&format!("sha256-{}", digest.hex()))).await {
-                Ok(index) => index.bytes,
-                Err(Error::NotFound { .. }) => return Ok(Vec::new()),
-                Err(error) => return Err(error),
-            },
-        };
-        let index = document::read_index(&bytes, media_type::OCI_INDEX);
-        let refused = |source| Error::Document { host: shown_host(&url), path: shown_path(&url), source };
-        Ok(index.map_err(refused)?.manifests)
     }
 }
 

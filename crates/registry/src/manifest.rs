@@ -7,6 +7,7 @@ use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderNam
 
 use crate::error::clean;
 use crate::exchange::{Ask, protocol, shown_host, shown_path};
+use crate::referrers::SUBJECT;
 use crate::{Error, Repository, Which};
 
 /// Manifests and indexes beyond this size are refused, as containerd does.
@@ -86,7 +87,8 @@ impl Repository {
         }
     }
 
-    async fn manifest_here(&self, which: Which<'_>) -> Result<ManifestBytes, Error> {
+    /// The same of this very registry.
+    pub(crate) async fn manifest_here(&self, which: Which<'_>) -> Result<ManifestBytes, Error> {
         self.believed(self.read_manifest(which).await)
     }
 
@@ -128,7 +130,9 @@ impl Repository {
         Ok(ManifestBytes { media_type, digest, bytes: came.body })
     }
 
-    /// Puts a manifest or an index under `which`; what it names must be there. Returns its digest.
+    /// Puts a manifest or an index under `which`; what it names must be there. Returns its digest. One that has a
+    /// `subject` is among the subject's [`Repository::referrers`] from then on, also where the registry knows nothing
+    /// of them: then it costs two requests more.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when `which` is another digest, [`Error::Misnamed`] when the registry made
@@ -139,6 +143,24 @@ impl Repository {
         media_type: &str,
         bytes: &[u8],
     ) -> Result<Digest, Error> {
+        let (digest, is_listed) = self.put(which, media_type, bytes).await?;
+        if !is_listed
+            && let Ok(referring) = document::read_referring(bytes)
+            && let Some(subject) = &referring.subject
+        {
+            let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
+            self.keep_referrer(&subject.digest, referring.listed(&descriptor)).await?;
+        }
+        Ok(digest)
+    }
+
+    /// The digest, and whether the registry has noted down itself what the manifest refers to.
+    pub(crate) async fn put(
+        &self,
+        which: Which<'_>,
+        media_type: &str,
+        bytes: &[u8],
+    ) -> Result<(Digest, bool), Error> {
         let host = self.host().await?;
         let url = self.url(&host, &format!("manifests/{which}"))?;
         let (scopes, digest, size) = (self.push(), Digest::of(bytes), bytes.len() as u64);
@@ -162,7 +184,7 @@ impl Repository {
                 let (host, path) = (shown_host(&url), shown_path(&url));
                 Err(Error::Misnamed { host, path, said: said.to_string(), actual: digest })
             }
-            _ => Ok(digest),
+            _ => Ok((digest, answer.headers.contains_key(SUBJECT))),
         }
     }
 }

@@ -8,6 +8,7 @@ mod crowd;
 mod ends;
 mod limits;
 mod peers;
+mod referrers;
 mod reload;
 mod store;
 

@@ -38,6 +38,13 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) index: Option<WholeIndex>,
 }
 
+impl Outgoing<'_> {
+    /// What `index.json` lists.
+    pub(crate) fn root(&self) -> &Descriptor {
+        self.index.as_ref().map_or(&self.image.descriptor, |index| &index.descriptor)
+    }
+}
+
 /// Takes files by name, each once.
 pub(crate) trait Shelf {
     /// A file of exactly `size_bytes`, which `write` writes.
@@ -74,12 +81,27 @@ pub(crate) trait Drafts: Write {
     fn failed(&self, source: io::Error) -> BuildError;
 }
 
+/// An image in docker's list.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct DockerEntry {
+pub(crate) struct DockerEntry {
     config: String,
     repo_tags: Vec<String>,
     layers: Vec<String>,
+}
+
+impl DockerEntry {
+    /// One without a name, of a config and layers, the lowest first.
+    pub(crate) fn new<'d>(config: &Digest, layers: impl Iterator<Item = &'d Digest>) -> Self {
+        let (config, layers) = (blob_name(config), layers.map(blob_name).collect());
+        Self { config, repo_tags: Vec::new(), layers }
+    }
+
+    /// Adds names; docker knows those with a tag.
+    pub(crate) fn add_names<'n>(&mut self, names: impl IntoIterator<Item = &'n Reference>) {
+        let tagged = names.into_iter().filter(|name| name.tag().is_some());
+        self.repo_tags.extend(tagged.map(Reference::familiar));
+    }
 }
 
 /// Puts images and all that belongs to them on a shelf.
@@ -160,14 +182,10 @@ impl<'a> ImageWriter<'a> {
         for (digest, size) in index.iter().flat_map(|index| &index.blobs) {
             self.blob(digest, *size, &mut |out| write_blob(engine, digest, *size, out, cancel))?;
         }
-        let descriptor = index.as_ref().map_or(&image.descriptor, |index| &index.descriptor);
-        self.listed.extend(named(descriptor, names));
-        let entry = self.docker.entry(image.config).or_insert_with(|| DockerEntry {
-            config: blob_name(&image.config),
-            repo_tags: Vec::new(),
-            layers: image.layers.iter().map(|layer| blob_name(&layer.descriptor.digest)).collect(),
-        });
-        entry.repo_tags.extend(names.iter().filter(|name| name.tag().is_some()).map(Reference::familiar));
+        self.listed.extend(named(outgoing.root(), names));
+        let layers = image.layers.iter().map(|layer| &layer.descriptor.digest);
+        let entry = self.docker.entry(image.config);
+        entry.or_insert_with(|| DockerEntry::new(&image.config, layers)).add_names(*names);
         Ok(())
     }
 
@@ -188,10 +206,15 @@ impl<'a> ImageWriter<'a> {
         let Self { format, shelf, listed, docker, .. } = self;
         if format == ArchiveFormat::Docker {
             let entries: Vec<DockerEntry> = docker.into_values().collect();
-            put_bytes(shelf, "manifest.json", &to_json(&entries))?;
+            put_list(shelf, &entries)?;
         }
         put_index(shelf, &listed)
     }
+}
+
+/// Puts docker's list of images there.
+pub(crate) fn put_list(shelf: &mut dyn Shelf, entries: &[DockerEntry]) -> Result<(), BuildError> {
+    put_bytes(shelf, "manifest.json", &to_json(&entries))
 }
 
 /// Makes a layout of `shelf` that lists these beside what it listed before.
@@ -216,7 +239,7 @@ const FULL_NAME: &str = "io.containerd.image.name";
 pub(crate) const SHORT_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// An entry of `index.json` for each name, or one without.
-fn named(descriptor: &Descriptor, names: &[Reference]) -> Vec<Descriptor> {
+pub(crate) fn named(descriptor: &Descriptor, names: &[Reference]) -> Vec<Descriptor> {
     let with = |name: &Reference| {
         let mut descriptor = descriptor.clone();
         let mut annotate = |key: &str, value: String| {

@@ -61,7 +61,8 @@ pub(crate) fn docker_type(oci: &str) -> &str {
     }
 }
 
-fn oci_type(packing: Packing) -> &'static str {
+/// OCI's media type of a layer that is packed so.
+pub(crate) fn oci_type(packing: Packing) -> &'static str {
     match packing {
         Packing::Stream(Codec::Uncompressed) => media_type::OCI_LAYER,
         Packing::Stream(Codec::Zstd { .. }) => media_type::OCI_LAYER_ZSTD,
@@ -97,12 +98,18 @@ pub(crate) fn ready(
             record
         }
     };
+    let descriptor = packed_layer(packing, &record);
+    Ok(ReadyLayer { descriptor, diff_id: record.packed_diff_id, content: LayerContent::Blob })
+}
+
+/// Points to a layer that was packed.
+pub(crate) fn packed_layer(packing: Packing, record: &PackedRecord) -> Descriptor {
     let mut descriptor = Descriptor::new(oci_type(packing), record.blob, record.size_bytes);
     if let Some(toc) = record.toc {
         descriptor.annotations.insert(TOC_ANNOTATION.to_owned(), toc.to_string());
         descriptor.annotations.insert(SIZE_ANNOTATION.to_owned(), record.tar_size_bytes.to_string());
     }
-    Ok(ReadyLayer { descriptor, diff_id: record.packed_diff_id, content: LayerContent::Blob })
+    descriptor
 }
 
 /// Whether `layer` can leave without being packed first. Costs look-ups.
@@ -137,7 +144,7 @@ fn as_it_is(layer: &LayerRecord, compress: &Compress) -> Option<ReadyLayer> {
 }
 
 /// What a packing is remembered by.
-fn packing_name(packing: Packing, times: Times) -> String {
+pub(crate) fn packing_name(packing: Packing, times: Times) -> String {
     match times {
         Times::Keep => format!("{packing} v{PACKING_VERSION}"),
         times => format!("{packing} v{PACKING_VERSION} {times:?}"),

@@ -28,13 +28,16 @@ pub use output::{
     Annotations, ArchiveOutput, ImageFormat, ImageOutput, LocalMode, Output, OutputError, TreeOutput,
 };
 pub use packing::{Compress, Packing, PackingError};
-pub use save::{SaveOptions, SavedImage, save};
+pub use save::{SaveOptions, SavedImage, save, save_layout};
 pub use tree::export_tree;
 
-pub(crate) use archive::{SHORT_NAME, Shelf, TarShelf, put_bytes, put_index};
+pub(crate) use archive::{DockerEntry, SHORT_NAME, Shelf, TarShelf, named, put_bytes, put_index, put_list};
 pub(crate) use image::{Assembled, ReadyImage, Style, are_of, make_ready};
 pub(crate) use index::whole_index;
-pub(crate) use layers::{Along, LayerContent, ReadyLayer, WriteError, is_ready, ready, write_layer};
+pub(crate) use layers::{
+    Along, LayerContent, ReadyLayer, WriteError, is_ready, oci_type, packed_layer, packing_name, ready,
+    write_layer,
+};
 pub(crate) use layout::DirShelf;
 pub(crate) use output::Attributes;
 pub(crate) use run::{Delivered, Delivery, deliver};

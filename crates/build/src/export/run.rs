@@ -145,8 +145,8 @@ impl Delivered {
         }
     }
 
-    fn seen_first(&mut self, made: &[ReadyImage]) {
-        made.iter().for_each(|image| self.seen(image.config, &image.descriptor));
+    fn seen_first(&mut self, made: &[Outgoing<'_>]) {
+        made.iter().for_each(|made| self.seen(made.image.config, &made.image.descriptor));
     }
 
     pub(super) fn seen(&mut self, id: Digest, manifest: &Descriptor) {

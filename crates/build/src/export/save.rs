@@ -1,15 +1,17 @@
-//! `kiln save`: images of the store as one tar that other tools load.
+//! `kiln save`: images of the store as one tar that other tools load, or as a layout.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use kiln_content::ImageRecord;
-use kiln_oci::Reference;
+use kiln_oci::{Digest, Reference};
 
 use super::archive::{ArchiveFormat, ImageWriter, Outgoing, Shelf, TarShelf};
 use super::file::Target;
-use super::image::{Assembled, ReadyImage, Style, make_ready};
+use super::image::{Assembled, Style, make_ready};
 use super::index::whole_index;
 use super::layers::Along;
+use super::layout::DirShelf;
 use super::packing::Compress;
 use crate::{BuildCancel, BuildError, Engine};
 
@@ -29,9 +31,11 @@ pub struct SaveOptions {
     pub format: ArchiveFormat,
     /// How layers are packed.
     pub compress: Compress,
+    /// Without the other platforms that an image came with. Otherwise they go along if all of them are in the store.
+    pub alone: bool,
 }
 
-/// Writes `images` as one archive to `target`.
+/// Writes `images` as one archive to `target`; the digest of each manifest, or index, that it lists.
 ///
 /// Layers are read out of their snapshots and checked against their digests on the way; packed ones
 /// are remembered in the store.
@@ -45,17 +49,46 @@ pub fn save(
     options: &SaveOptions,
     target: &mut Target<'_>,
     cancel: &BuildCancel,
-) -> Result<(), BuildError> {
-    let assembled = images.iter().map(|saved| Assembled::stored(engine, &saved.image));
-    let assembled: Vec<Assembled> = assembled.collect::<Result<_, _>>()?;
-    let leaving = images.iter().zip(&assembled).map(|(saved, image)| Leaving {
-        image,
-        names: &saved.names,
-        index: Some(&saved.image),
-    });
-    let leaving: Vec<Leaving<'_>> = leaving.collect();
+) -> Result<Vec<Digest>, BuildError> {
+    let assembled = assembled(engine, images)?;
+    let leaving = leaving(images, &assembled, options);
     let style = Style::new(options.compress);
-    write_archive(engine, &leaving, &style, options.format, target, cancel.flag()).map(drop)
+    let made = write_archive(engine, &leaving, &style, options.format, target, cancel.flag())?;
+    Ok(made.iter().map(|made| made.root().digest).collect())
+}
+
+/// The same as the layout `dir`, which keeps what else is in it.
+///
+/// # Errors
+/// As [`save`]. Blobs may be in `dir` then which nothing lists.
+pub fn save_layout(
+    engine: &Engine,
+    images: &[SavedImage],
+    options: &SaveOptions,
+    dir: &Path,
+    cancel: &BuildCancel,
+) -> Result<Vec<Digest>, BuildError> {
+    let assembled = assembled(engine, images)?;
+    let leaving = leaving(images, &assembled, options);
+    let (style, mut shelf) = (Style::new(options.compress), DirShelf::new(dir)?);
+    let made = write_ready(engine, &leaving, &style, options.format, &mut shelf, cancel.flag())?;
+    Ok(made.iter().map(|made| made.root().digest).collect())
+}
+
+fn assembled(engine: &Engine, images: &[SavedImage]) -> Result<Vec<Assembled>, BuildError> {
+    images.iter().map(|saved| Assembled::stored(engine, &saved.image)).collect()
+}
+
+fn leaving<'a>(
+    images: &'a [SavedImage],
+    assembled: &'a [Assembled],
+    options: &SaveOptions,
+) -> Vec<Leaving<'a>> {
+    let one = |(saved, image): (&'a SavedImage, &'a Assembled)| {
+        let index = (!options.alone).then_some(&saved.image);
+        Leaving { image, names: &saved.names, index }
+    };
+    images.iter().zip(assembled).map(one).collect()
 }
 
 /// An image that shall leave, under the names that the archive shall give it.
@@ -67,14 +100,14 @@ pub(crate) struct Leaving<'a> {
 }
 
 /// Writes one archive to `target`; as [`write_ready`].
-pub(crate) fn write_archive(
+pub(crate) fn write_archive<'a>(
     engine: &Engine,
-    images: &[Leaving<'_>],
+    images: &[Leaving<'a>],
     style: &Style,
     format: ArchiveFormat,
     target: &mut Target<'_>,
     cancel: &AtomicBool,
-) -> Result<Vec<ReadyImage>, BuildError> {
+) -> Result<Vec<Outgoing<'a>>, BuildError> {
     let Target { path, out, file } = target;
     let mut shelf = TarShelf::new(Target { path, out: &mut **out, file: *file });
     let made = write_ready(engine, images, style, format, &mut shelf, cancel)?;
@@ -87,18 +120,18 @@ pub(crate) fn write_archive(
 ///
 /// # Errors
 /// As [`save`].
-pub(crate) fn write_ready(
+pub(crate) fn write_ready<'a>(
     engine: &Engine,
-    images: &[Leaving<'_>],
+    images: &[Leaving<'a>],
     style: &Style,
     format: ArchiveFormat,
     shelf: &mut dyn Shelf,
     cancel: &AtomicBool,
-) -> Result<Vec<ReadyImage>, BuildError> {
+) -> Result<Vec<Outgoing<'a>>, BuildError> {
     let mut writer = ImageWriter::new(engine, format, shelf, cancel);
     let takes_drafts = writer.drafts().is_some();
     let mut outgoing = Vec::with_capacity(images.len());
-    for Leaving { image, names, index } in images {
+    for &Leaving { image, names, index } in images {
         let mut along = if takes_drafts { Along::Archive(&mut writer) } else { Along::Nobody };
         let image = make_ready(engine, image, style, cancel, &mut along)?;
         let index = match index {
@@ -115,5 +148,5 @@ pub(crate) fn write_ready(
         outgoing.iter().try_for_each(|ready| writer.image(ready))?;
     }
     writer.finish()?;
-    Ok(outgoing.into_iter().map(|ready| ready.image).collect())
+    Ok(outgoing)
 }

@@ -11,7 +11,7 @@ use kiln_registry::Which;
 use super::Registries;
 use super::pull::{Found, Naming, look_up, pull_layers, remember, remembered};
 use super::resolved::Resolved;
-use super::stored::stored_image;
+use super::stored::{Stored, stored};
 use crate::engine::now_unix;
 use crate::platforms::stored_platform;
 use crate::{BuildCancel, BuildError, Engine};
@@ -65,7 +65,7 @@ impl Bases {
 #[derive(Clone)]
 pub(crate) enum Base {
     /// It is in the store.
-    Here(ImageRecord),
+    Here(Stored),
     /// A registry has it, and what its documents say is known.
     There(Arc<Resolved>),
 }
@@ -79,7 +79,7 @@ impl Base {
         platform: &Platform,
     ) -> Result<Option<(Digest, i64)>, BuildError> {
         match self {
-            Self::Here(image) => remembered(engine, reference, platform, image),
+            Self::Here(here) => remembered(engine, reference, platform, &here.image),
             Self::There(resolved) => Ok(Some((resolved.root, resolved.at_unix))),
         }
     }
@@ -93,7 +93,7 @@ impl Base {
         digest: Digest,
     ) -> Result<(), BuildError> {
         match self {
-            Self::Here(image) => remember(engine, reference, platform, image, digest),
+            Self::Here(here) => remember(engine, reference, platform, &here.image, digest),
             Self::There(resolved) => {
                 resolved.keep(engine);
                 Ok(())
@@ -127,9 +127,9 @@ pub fn base_image(
     cancel: &BuildCancel,
     note: &mut dyn FnMut(String),
 ) -> Result<Option<ImageRecord>, BuildError> {
-    let known = stored_image(engine, reference, platform, cancel)?.map(Base::Here);
+    let known = stored(engine, reference, platform, cancel)?.map(Base::Here);
     match find(engine, bases, reference, platform, (known, Wanted::Files), cancel, note)? {
-        Some(Base::Here(image)) => Ok(Some(image)),
+        Some(Base::Here(here)) => Ok(Some(here.image)),
         Some(Base::There(_)) => Err(BuildError::Bug { what: "an image was not pulled".to_owned() }),
         None => Ok(None),
     }
@@ -152,18 +152,18 @@ pub(crate) fn resolve_base(
     find(engine, bases, reference, platform, (known, Wanted::Documents), cancel, note)
 }
 
-/// What is known of `reference` for `platform` without asking anybody. Costs what [`stored_image`] does, and a file
-/// for what is not in the store.
+/// What is known of `reference` for `platform` without asking anybody. Costs what [`stored`] does, and a file for what
+/// is not in the store.
 ///
 /// # Errors
-/// As [`stored_image`].
+/// As [`stored`].
 pub(crate) fn known_base(
     engine: &Engine,
     reference: &Reference,
     platform: &Platform,
     cancel: &BuildCancel,
 ) -> Result<Option<Base>, BuildError> {
-    let stored = stored_image(engine, reference, platform, cancel)?.map(Base::Here);
+    let stored = stored(engine, reference, platform, cancel)?.map(Base::Here);
     Ok(stored.or_else(|| noted(engine, reference, platform)))
 }
 
@@ -176,7 +176,7 @@ pub(crate) fn seen_base(
     reference: &Reference,
     platform: &Platform,
 ) -> Result<Option<Base>, BuildError> {
-    let named = engine.store.resolve(reference)?.map(Base::Here);
+    let named = engine.store.resolve(reference)?.map(|image| Base::Here(Stored::unread(image)));
     Ok(named.or_else(|| noted(engine, reference, platform)))
 }
 
@@ -263,14 +263,14 @@ fn ask(
     let may_wait = wanted == Wanted::Documents && !matches!(known, Some(Base::Here(_)));
     let naming = naming(engine, reference, platform)?;
     match look_up(engine, registries, reference, platform, naming, cancel)? {
-        Found::Here(pulled) => Ok(Base::Here(pulled.image)),
+        Found::Here(pulled) => Ok(Base::Here(Stored::unread(pulled.image))),
         Found::There(resolved) if may_wait && !resolved.is_here(engine)? => {
             resolved.keep(engine);
             Ok(Base::There(resolved))
         }
         Found::There(resolved) => {
             let pulled = pull_layers(engine, registries, &resolved, naming, cancel, &|_| {})?;
-            Ok(Base::Here(pulled.image))
+            Ok(Base::Here(Stored::read(pulled.image, resolved.config().clone())))
         }
     }
 }

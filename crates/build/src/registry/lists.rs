@@ -15,7 +15,7 @@ use kiln_registry::{Repository, Which};
 use serde::{Deserialize, Serialize};
 
 use super::Registries;
-use super::copy::{Copied, CopyRequest, Place, Which as Whole, copy};
+use super::copy::{Copied, CopyRequest, Place, copy};
 use crate::image::MAX_CONFIG_BYTES;
 use crate::{BuildCancel, BuildError, Engine, builds};
 
@@ -269,11 +269,8 @@ impl<'a> Lists<'a> {
                 continue;
             }
             let digest = entry.descriptor.digest;
-            let request = CopyRequest {
-                from: Place::Registry(by_digest(&from, &digest)?),
-                to: Place::Registry(by_digest(to, &digest)?),
-                which: Whole::All,
-            };
+            let (from, to) = (by_digest(&from, &digest)?, by_digest(to, &digest)?);
+            let request = CopyRequest::whole(Place::Registry(from), Place::Registry(to));
             let copied = copy(self.engine, self.registries, &request, self.cancel)?;
             all.sent = (all.sent.0 + copied.sent.0, all.sent.1 + copied.sent.1);
             all.mounted += copied.mounted;

@@ -37,7 +37,9 @@ use crate::{BuildCancel, BuildError};
 pub use aliases::{AliasError, Aliases};
 pub(crate) use base::{Base, known_base, resolve_base, seen_base};
 pub use base::{Bases, PullPolicy, base_image};
-pub use copy::{Copied, CopyRequest, Place, Which as WhichImage, copy};
+pub use copy::{
+    Copied, CopyRequest, Place, Referrer, Referrers, Which as WhichImage, copy, copy_in, referrers,
+};
 pub(crate) use growth::Growth;
 pub use lists::{Annotate, ListEntry, ListError, Lists};
 pub use offers::{Asked, Offered, Offers};
@@ -46,6 +48,7 @@ pub use pull::{Pulled, pull};
 pub use push::{PushRequest, PushedName, push};
 pub(crate) use push::{push_index, push_ready};
 pub(crate) use resolved::{Resolved, Unpulled};
+pub(crate) use stored::Stored;
 pub use stored::stored_image;
 
 /// How soon a cancelled command is noticed.

@@ -4,7 +4,7 @@
 //! archives (`load_layers.rs`): to it, the registry is an archive whose files take a while. A tree becomes part
 //! of the store only after the blob that it was made of has turned out to be the right one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -153,19 +153,10 @@ pub(super) fn pull_layers(
         fetch.set(layer.digest, State::Known(layer.clone()));
     }
     fetch.set(engine.store.put_blob(config_json)?, State::There);
-    let mut missing: Vec<&Descriptor> = Vec::new();
-    for layer in &layers[layers_there(engine, config)?..] {
-        engine.store.hold_blob(&layer.digest)?;
-        if !engine.store.has_blob(&layer.digest) && missing.iter().all(|known| known.digest != layer.digest) {
-            missing.push(layer);
-        }
-    }
-    if !missing.is_empty() {
-        let bytes: u64 = missing.iter().fold(0, |sum, layer| sum.saturating_add(layer.size));
-        note(&format!("{shown}: fetching {} of {} layers, {bytes} bytes", missing.len(), layers.len()));
-    }
-    for layer in missing {
-        fetch.start(layer)?;
+    let wanted: Vec<&Descriptor> = layers[layers_there(engine, config)?..].iter().collect();
+    let (missing, bytes) = fetch.start_all(&wanted)?;
+    if missing > 0 {
+        note(&format!("{shown}: fetching {missing} of {} layers, {bytes} bytes", layers.len()));
     }
     let image = load_picked(engine, &archive, picked, false, cancel)?;
     naming.set(engine, reference, &image)?;
@@ -323,6 +314,27 @@ impl Fetch {
     pub(super) fn set(&self, digest: Digest, state: State) {
         self.states().insert(digest, state);
         self.arrived.notify_all();
+    }
+
+    /// Fetches those of `blobs` that the store does not have: how many, and their bytes.
+    pub(super) fn start_all(self: &Arc<Self>, blobs: &[&Descriptor]) -> Result<(usize, u64), BuildError> {
+        let mut missing: Vec<&Descriptor> = Vec::new();
+        let mut seen = HashSet::new();
+        for blob in blobs {
+            self.engine.store.hold_blob(&blob.digest)?;
+            if seen.insert(blob.digest) && !self.engine.store.has_blob(&blob.digest) {
+                missing.push(blob);
+            }
+        }
+        for blob in &missing {
+            self.start(blob)?;
+        }
+        Ok((missing.len(), missing.iter().fold(0, |sum, blob| sum.saturating_add(blob.size))))
+    }
+
+    /// What refers to a manifest of the repository.
+    pub(super) fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, BuildError> {
+        self.registries.wait(&self.cancel, self.repository.referrers(subject))
     }
 
     /// Fetches `blob` on threads of its own.

@@ -31,6 +31,8 @@ pub struct PushRequest {
     pub names: Vec<Reference>,
     /// How layers that were made here are packed.
     pub compress: Compress,
+    /// Without the other platforms that it came with.
+    pub alone: bool,
 }
 
 /// A name that a registry has now.
@@ -46,7 +48,8 @@ pub struct PushedName {
     pub mounted: usize,
 }
 
-/// Pushes an image under its names, with the other platforms that it came with, if they are all in the store.
+/// Pushes an image under its names; unless it goes alone, with the other platforms that it came with, if they are all
+/// in the store.
 ///
 /// # Errors
 /// [`BuildError::Registry`]; those of packing. Names that were pushed before stay.
@@ -66,7 +69,10 @@ pub fn push(
         (Err(error), Some(outbound)) => return Err(outbound.cause(error)),
         (made, _) => made?,
     };
-    let index = whole_index(engine, &request.image, &ready.descriptor.digest)?;
+    let index = match request.alone {
+        true => None,
+        false => whole_index(engine, &request.image, &ready.descriptor.digest)?,
+    };
     let root = index.map(|index| index.descriptor);
     push_ready(engine, registries, &ready, root.as_ref(), &request.names, outbound, cancel)
 }

@@ -2,16 +2,48 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use kiln_content::ImageRecord;
-use kiln_oci::image::Descriptor;
+use kiln_oci::image::{Descriptor, ImageConfig};
 use kiln_oci::{Digest, Platform, Reference, document};
 
 use super::pull::pulled_for;
 use crate::archive::{Archive, Blobs};
+use crate::image::read_config;
 use crate::load::{MAX_MANIFEST_BYTES, blob_name, load_picked, pick_manifest};
-use crate::platforms::stored_platform;
+use crate::platforms::serves;
 use crate::{BuildCancel, BuildError, Engine};
+
+/// An image of the store, with its config where that was read.
+#[derive(Clone)]
+pub(crate) struct Stored {
+    pub(crate) image: ImageRecord,
+    config: Option<Arc<ImageConfig>>,
+}
+
+impl Stored {
+    /// Of which nothing has been read.
+    pub(crate) fn unread(image: ImageRecord) -> Self {
+        Self { image, config: None }
+    }
+
+    /// With its config.
+    pub(super) fn read(image: ImageRecord, config: ImageConfig) -> Self {
+        Self { image, config: Some(Arc::new(config)) }
+    }
+
+    /// The image's config, read unless somebody has.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) fn into_config(self, engine: &Engine) -> Result<ImageConfig, BuildError> {
+        match self.config {
+            Some(config) => Ok(Arc::unwrap_or_clone(config)),
+            None => read_config(engine, &self.image.config),
+        }
+    }
+}
 
 /// The image of the store that `reference` means for `platform`: the one that has the name, one that is in an
 /// index beside it, or one that was pulled for that platform. `None`: there is none.
@@ -26,20 +58,34 @@ pub fn stored_image(
     platform: &Platform,
     cancel: &BuildCancel,
 ) -> Result<Option<ImageRecord>, BuildError> {
+    Ok(stored(engine, reference, platform, cancel)?.map(|stored| stored.image))
+}
+
+/// The same, with the config if it had to be read.
+///
+/// # Errors
+/// As [`stored_image`].
+pub(super) fn stored(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+    cancel: &BuildCancel,
+) -> Result<Option<Stored>, BuildError> {
     match engine.store.resolve(reference)? {
         Some(named) => {
-            if stored_platform(engine, &named, platform)?.1 {
-                return Ok(Some(named));
+            let config = read_config(engine, &named.config)?;
+            if serves(platform, &config) {
+                return Ok(Some(Stored::read(named, config)));
             }
             if let Some(beside) = beside(engine, &named, reference, platform, cancel)? {
-                return Ok(Some(beside));
+                return Ok(Some(Stored::unread(beside)));
             }
         }
         // What had the name and lost it was removed.
         None if *platform == Platform::host() => return Ok(None),
         None => {}
     }
-    pulled_for(engine, reference, platform)
+    Ok(pulled_for(engine, reference, platform)?.map(Stored::unread))
 }
 
 /// The image for `platform` in the index that `named` is kept with.
@@ -83,5 +129,44 @@ impl Blobs for InStore {
 
     fn early(&self, _digest: &Digest) -> Option<(Box<dyn Read + Send>, u64)> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_content::ImageRecord;
+
+    use super::*;
+    use crate::image::store_image;
+    use crate::source::tests::Bench;
+
+    fn named(bench: &Bench, name: &str, platform: &Platform) -> (Reference, ImageRecord) {
+        let reference: Reference = name.parse().unwrap();
+        let json = kiln_oci::image::to_json(&ImageConfig::empty(platform));
+        let image = store_image(&bench.engine, &json, &[], None, None).unwrap();
+        bench.engine.store.set_name(&reference, &image).unwrap();
+        (reference, image)
+    }
+
+    #[test]
+    fn a_config_that_was_read_is_handed_on() {
+        let bench = Bench::new();
+        let host = Platform::host();
+        let (reference, image) = named(&bench, "app:v1", &host);
+        let found = stored(&bench.engine, &reference, &host, &bench.cancel).unwrap().unwrap();
+        assert_eq!(found.image, image);
+        // Nobody reads it again: it could not be.
+        let blob = bench.engine.store.root().join("blobs/sha256");
+        std::fs::remove_dir_all(blob).unwrap();
+        assert_eq!(found.into_config(&bench.engine).unwrap(), ImageConfig::empty(&host));
+        assert!(Stored::unread(image).into_config(&bench.engine).is_err());
+    }
+
+    #[test]
+    fn the_image_of_a_name_that_is_for_another_platform_is_not_taken() {
+        let bench = Bench::new();
+        let (reference, _) = named(&bench, "app:v1", &Platform::new("linux", "s390x"));
+        let wanted = Platform::new("linux", "riscv64");
+        assert!(stored(&bench.engine, &reference, &wanted, &bench.cancel).unwrap().is_none());
     }
 }

@@ -141,3 +141,25 @@ fn depth_and_number_of_values_are_bound() {
     check(any, "", "no valid JSON");
     check(any, "{\"a\":1e999}", "no valid JSON");
 }
+
+#[test]
+fn what_refers_to_something_says_so_and_what_it_is() {
+    let digest = Digest::of(b"");
+    let blob = |kind: &str| format!(r#"{{"mediaType":"{kind}","digest":"{digest}","size":0}}"#);
+    let read = |json: String| read_referring(json.as_bytes()).expect("a document");
+    let own = read(format!(
+        r#"{{"subject":{},"artifactType":"a/sbom","config":{},"annotations":{{"by":"x"}}}}"#,
+        blob("m"),
+        blob("c")
+    ));
+    assert_eq!(own.subject.as_ref().map(|subject| subject.digest), Some(digest));
+    let listed = own.listed(&Descriptor::new("m", digest, 3));
+    assert_eq!((artifact_type(&listed), listed.size), ("a/sbom", 3));
+    assert_eq!(listed.annotations["by"], "x");
+    // What has no word of its own is what its config is.
+    let by_config = read(format!(r#"{{"artifactType":"","config":{}}}"#, blob("c")));
+    assert_eq!((by_config.artifact_type.as_str(), by_config.subject), ("c", None));
+    let silent = read("{}".to_owned());
+    assert_eq!(artifact_type(&silent.listed(&Descriptor::new("m", digest, 3))), "");
+    assert!(read_referring(br#"{"subject":{"mediaType":"m"}}"#).is_err());
+}

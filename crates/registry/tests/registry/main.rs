@@ -8,5 +8,6 @@ mod mirrors;
 mod pieces;
 mod pull;
 mod push;
+mod referrers;
 mod search;
 mod server;

@@ -423,23 +423,6 @@ fn tags_are_listed_over_all_pages_and_no_further() {
 }
 
 #[test]
-fn referrers_come_from_the_list_or_from_the_tag_in_its_place() {
-    let subject = Digest::of(b"subject");
-    let index = format!(
-        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{subject}","size":7}}]}}"#
-    );
-    let (bench, server) = (Bench::new(), Server::new());
-    let repository = bench.repository(&server);
-    assert!(bench.run(repository.referrers(&subject)).unwrap().is_empty());
-    server.manifest(&format!("sha256-{}", subject.hex()), index.as_bytes());
-    assert_eq!(bench.run(repository.referrers(&subject)).unwrap()[0].size, 7);
-    let listed = Server::scripted(move |request, _| {
-        request.path.contains("/referrers/").then(|| answer(200, &[], index.as_bytes()))
-    });
-    assert_eq!(bench.run(bench.repository(&listed).referrers(&subject)).unwrap().len(), 1);
-}
-
-#[test]
 fn nobody_there_is_said_soon() {
     let bench = Bench::new();
     let reference = "127.0.0.1:1/x".parse().unwrap();
