@@ -164,8 +164,8 @@ pub(crate) struct BuildArgs {
     /// Run the steps of these stages again; names that the Dockerfile does not have are passed by
     #[arg(long, value_name = "STAGE[,STAGE…]", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
-    /// Look for results here, too: an image of the store, or type=local,src=DIR|registry|s3|gcs|
-    /// azblob with attributes; may be given several times
+    /// Look for results here, too: in an image that was built with --cache-to type=inline, or type=local,src=DIR|
+    /// registry|s3|gcs|azblob with attributes; may be given several times
     #[arg(long, value_name = "NAME|type=TYPE[,NAME=VALUE…]")]
     pub(crate) cache_from: Vec<String>,
     /// Leave results for other machines: type=local,dest=DIR|inline|registry|s3|gcs|azblob with attributes

@@ -93,7 +93,7 @@ impl GcConfig {
             keep: self.keep_duration,
             max_store_bytes: self.max_store.map(|size| size.bytes(whole)),
             min_free_bytes: self.min_free.map(|size| size.bytes(whole)),
-            named_images: false,
+            ..Policy::default()
         }
     }
 

@@ -112,6 +112,11 @@ impl Failure {
         Self::new(code, format!("cannot write to standard output: {error}"))
     }
 
+    /// Somebody stopped the command, which had done a part of its work.
+    pub(crate) fn interrupted(message: impl AsRef<str>) -> Self {
+        Self::new(exit::INTERRUPTED, message)
+    }
+
     /// Reading or writing a file of the user's.
     pub(crate) fn source(message: impl AsRef<str>) -> Self {
         Self::new(exit::SOURCE, message)

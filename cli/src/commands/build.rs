@@ -194,6 +194,12 @@ pub(super) fn once(
     } else {
         print(&text)?;
     }
+    if built.is_export_interrupted {
+        // No fault of the cache's, which would be a warning: it is what the user said.
+        return Err(Failure::interrupted(
+            "interrupted while the cache was exported; everything else of the build is done",
+        ));
+    }
     if made_something {
         super::gc::after_build(session, &config.gc);
     }

@@ -3,70 +3,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use rustix::fs::{statvfs, syncfs};
-use rustix::mount::{UnmountFlags, unmount};
-
-use crate::harness::{Store, busybox_tar, needs_root, text};
+use crate::disk::Disk;
+use crate::harness::{busybox_tar, needs_root, text};
 
 const LARGE_MIB: usize = 24;
-
-/// A file system in a file, mounted; gone with this value.
-struct Disk {
-    /// Holds the file that the file system is in.
-    _store: Store,
-    place: PathBuf,
-}
-
-impl Disk {
-    /// `Err`: why there is none.
-    fn new(make: &str) -> Result<Self, String> {
-        let store = Store::empty();
-        let (image, place) = (store.beside("image"), store.beside("disk"));
-        fs::create_dir(&place).expect("ours to write");
-        let file = fs::File::create(&image).expect("ours to write");
-        file.set_len(512 << 20).expect("a sparse file takes no room");
-        let run = |program: &str, args: &[&str]| {
-            let output =
-                Command::new(program).args(args).output().map_err(|error| format!("{program}: {error}"))?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            if output.status.success() { Ok(()) } else { Err(format!("{program}: {said}")) }
-        };
-        run(make, &["-q", text(&image)])?;
-        run("mount", &["-o", "loop", text(&image), text(&place)])?;
-        Ok(Self { _store: store, place })
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.place.join(name)
-    }
-
-    fn kiln(&self, args: &[&str]) {
-        let mut kiln = Command::new(env!("CARGO_BIN_EXE_kiln"));
-        let output = kiln.args(args).env("KILN_ROOT", self.at("store")).output().expect("kiln starts");
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// How many MiB `work` takes on the disk.
-    fn taken(&self, work: impl FnOnce()) -> u64 {
-        let used = || {
-            syncfs(fs::File::open(&self.place).expect("it is mounted")).expect("the disk works");
-            let stat = statvfs(&self.place).expect("it is mounted");
-            (stat.f_blocks - stat.f_bfree) * stat.f_frsize
-        };
-        let before = used();
-        work();
-        used().saturating_sub(before) >> 20
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = unmount(&self.place, UnmountFlags::DETACH);
-    }
-}
 
 /// Bytes that no file system packs.
 fn noise(path: &Path) {
@@ -83,7 +25,7 @@ fn large_files_share_their_blocks_where_the_file_system_can() {
     needs_root!();
     let mut looked = 0;
     for make in ["mkfs.btrfs", "mkfs.xfs"] {
-        let disk = match Disk::new(make) {
+        let disk = match Disk::new(make, &["-q"]) {
             Ok(disk) => disk,
             Err(reason) => {
                 eprintln!("SKIPPED ALOUD: {make}: {}", reason.trim());
@@ -94,7 +36,7 @@ fn large_files_share_their_blocks_where_the_file_system_can() {
         let context = disk.at("context");
         fs::create_dir(&context).expect("ours to write");
         noise(&context.join("large"));
-        let tar = busybox_tar(&disk.place);
+        let tar = busybox_tar(&disk.at(""));
         let dockerfile = "FROM busybox AS one\nCOPY large /one\n\
             FROM busybox\nCOPY --from=one /one /two\nRUN --network=none mv /two /three && chmod 600 /three\n";
         fs::write(context.join("Dockerfile"), dockerfile).expect("ours to write");

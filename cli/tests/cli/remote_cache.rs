@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::harness::{Context, Outcome, Store, needs_root, text};
 
 /// Twenty steps in three stages: 17 RUNs, of which 7 are not part of the image, and three COPYs.
-fn project() -> Context {
+pub(crate) fn project() -> Context {
     let run = |stage: &str, nth: usize| {
         format!("RUN --network=none mkdir -p /{stage} && echo {stage}{nth} > /{stage}/{nth}\n")
     };

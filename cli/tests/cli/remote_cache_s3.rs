@@ -2,17 +2,17 @@
 //! build when it dies.
 
 use std::env;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::harness::{Context, needs_root};
 use crate::remote_cache::{Cache, build, id, list, small, warnings};
 use crate::remote_cache_deltas::{self as deltas, Side};
+use crate::remote_cache_ends::Ends;
 
 /// A server with a bucket `cache`; it dies with this value.
 struct S3 {
@@ -196,106 +196,8 @@ fn layers_that_nobody_reads_stay_in_the_bucket() {
     assert_eq!(store.sound(), Ok(()));
 }
 
-/// Stands before a server, and dies with all connections at the chosen piece of what it is sent.
-struct Mortal {
-    address: SocketAddr,
-    dead: Arc<AtomicBool>,
-}
-
-impl Mortal {
-    fn new(server: SocketAddr, pieces: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there are ports");
-        let address = listener.local_addr().expect("it is bound");
-        let dead = Arc::new(AtomicBool::new(false));
-        let (left, open) =
-            (Arc::new(AtomicUsize::new(pieces)), Arc::new(Mutex::new(Vec::<TcpStream>::new())));
-        let is_dead = dead.clone();
-        thread::spawn(move || {
-            // Closed when the thread ends: nobody listens then.
-            for client in listener.incoming().map_while(Result::ok) {
-                if is_dead.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(behind) = TcpStream::connect(server) else { return };
-                let mut kept = open.lock().expect("nobody panics");
-                kept.extend([&client, &behind].into_iter().filter_map(|stream| stream.try_clone().ok()));
-                drop(kept);
-                if let (Ok(from), Ok(to)) = (behind.try_clone(), client.try_clone()) {
-                    thread::spawn(move || pass(from, to, || true));
-                }
-                let (left, open, is_dead) = (left.clone(), open.clone(), is_dead.clone());
-                thread::spawn(move || {
-                    pass(client, behind, || {
-                        let used =
-                            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-                        if used.is_ok() {
-                            return true;
-                        }
-                        is_dead.store(true, Ordering::SeqCst);
-                        for stream in open.lock().expect("nobody panics").drain(..) {
-                            let _ = stream.shutdown(Shutdown::Both);
-                        }
-                        // The listener waits for one more.
-                        let _ = TcpStream::connect(address);
-                        false
-                    });
-                });
-            }
-        });
-        Self { address, dead }
-    }
-}
-
-/// Passes pieces on as long as `may` says so.
-fn pass(mut from: TcpStream, mut to: TcpStream, may: impl Fn() -> bool) {
-    let mut piece = [0; 16 << 10];
-    while let Ok(length @ 1..) = from.read(&mut piece) {
-        if !may() || to.write_all(&piece[..length]).is_err() {
-            break;
-        }
-    }
-    for stream in [from, to] {
-        let _: io::Result<()> = stream.shutdown(Shutdown::Both);
-    }
-}
-
 #[test]
 fn a_server_that_dies_costs_time_and_nothing_else() {
     let server = server!();
-    let (context, base) = (small(), Cache::new());
-    let more = Context::new(&[("a", "a\n")]);
-    let dockerfile = std::fs::read_to_string(context.at("Dockerfile")).expect("ours");
-    more.write("Dockerfile", &format!("{dockerfile}RUN --network=none echo e > /e\n"));
-    build(&base.store(), &context, &["--cache-to", &place(server.address, ",mode=max")]);
-    // `KILN_REMOTE_CACHE=all`: at every piece.
-    let all = env::var_os("KILN_REMOTE_CACHE").is_some_and(|value| value == "all");
-    let pieces: Vec<usize> = if all { (0..60).collect() } else { vec![0, 5, 11] };
-    let (mut died, mut lived) = (0, 0);
-    for pieces in pieces {
-        let proxy = Mortal::new(server.address, pieces);
-        let store = base.store();
-        let scope = format!(",mode=max,scope=died-{pieces}");
-        let (from, to) = (place(proxy.address, ""), place(proxy.address, &scope));
-        let built = build(&store, &more, &["-t", "app", "--cache-from", &from, "--cache-to", &to]);
-        let warned = warnings(&built);
-        let of_import =
-            warned.iter().filter(|text| text.starts_with("the build goes on without the cache of "));
-        let of_export = warned.iter().filter(|text| text.starts_with("the cache is not exported to "));
-        let counts = (of_import.count(), of_export.count());
-        assert!(
-            counts.0 <= 1 && counts.1 <= 1 && counts.0 + counts.1 == warned.len(),
-            "{pieces}: {warned:?}"
-        );
-        if proxy.dead.load(Ordering::SeqCst) {
-            died += 1;
-            assert_eq!(counts.1, 1, "{pieces}: {warned:?}");
-        } else {
-            lived += 1;
-            assert_eq!(counts, (0, 0), "{pieces}: {warned:?}");
-        }
-        assert!(!built.stderr.contains("SECRET"), "{}", built.stderr);
-        assert_eq!(store.shell("app", "cat /a /b /c /d /e"), "a\nb\nb\na\ne", "{pieces}");
-        assert_eq!(store.sound(), Ok(()), "{pieces}");
-    }
-    assert!(died >= 2 && (lived > 0 || !all), "{died} died, {lived} lived");
+    Ends::of(server.address, &place).die_at_every(13);
 }

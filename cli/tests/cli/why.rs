@@ -118,6 +118,77 @@ fn results_that_were_removed_and_steps_that_failed_are_told() {
     assert_eq!(reasons(&build)[0], "nothing differs, but the store has no result of it any more");
 }
 
+/// Seconds since 1970.
+fn now_unix() -> i64 {
+    let now = std::time::UNIX_EPOCH.elapsed().expect("it is later than 1970");
+    i64::try_from(now.as_secs()).expect("and not that late")
+}
+
+#[test]
+fn results_that_gc_removed_are_told_with_the_time() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let context = Context::new(&[
+        (
+            "Dockerfile",
+            "FROM busybox\nRUN --network=none true > /one\nCOPY file /file\nRUN --network=none cp /file /two\n",
+        ),
+        ("file", "1"),
+    ]);
+    store.build(&context, &["-t", "app"]).expect(0);
+    context.write("file", "2");
+    store.build(&context, &["-t", "app"]).expect(0);
+    // Of the former image goes what the new one does not stand on.
+    let before = now_unix();
+    store.ok(&["gc", "--keep-duration", "0s"]);
+    let after = now_unix();
+    check(&store, &context, &[], &[]);
+    context.write("file", "1");
+    let build = store.build(&context, &["-o", "type=cacheonly"]).expect(0);
+    assert_eq!(build.ran(), ["COPY file /file", "RUN --network=none cp /file /two"]);
+    let told = reasons(&build);
+    assert!(told[0].starts_with("its result was removed by gc ") && told[0].ends_with(" ago"), "{told:?}");
+    let why = store.ok(&["why", "3"]).stdout;
+    assert!(why.contains("its result was removed by gc ") && why.contains(" ago"), "{why}");
+    let json: Value = serde_json::from_str(&store.ok(&["why", "3", "--json"]).stdout).expect("JSON");
+    let reason = &json["steps"][0]["why"][0];
+    assert_eq!((&reason["reason"], &reason["by"]), (&"evicted".into(), &"gc".into()), "{json}");
+    let at_unix = reason["at_unix"].as_i64().expect("a time");
+    assert!((before..=after).contains(&at_unix), "{before} {at_unix} {after}");
+}
+
+/// Of all processes of a step together, and of the step that needed most.
+#[test]
+fn what_a_step_took_and_needed_is_listed() {
+    needs_root!();
+    let store = Store::with_busybox();
+    // Each of the four has read all of it, and holds it until nobody is left who could want it.
+    let hold = "for n in 1 2 3 4; do dd if=/dev/zero bs=24M count=1 2>/dev/null | sleep 1 & done; wait";
+    let dockerfile = format!("FROM busybox\nRUN --network=none true\nRUN --network=none {hold}\n");
+    let context = Context::new(&[("Dockerfile", &dockerfile)]);
+    store.build(&context, &[]).expect(0);
+    store.build(&context, &[]).expect(0);
+    let list: Value = serde_json::from_str(&store.ok(&["history", "builds", "--json"]).stdout).expect("JSON");
+    let (cached, ran) = (&list[0], &list[1]);
+    let number = |step: usize, field: &str| ran["steps"][step][field].as_u64().unwrap_or_default();
+    let mib = |step| number(step, "peak_memory_bytes") >> 20;
+    assert!((96..144).contains(&mib(1)) && mib(0) < 24, "{ran}");
+    assert!((1000..20_000).contains(&number(1, "took_ms")) && number(0, "took_ms") < 1000, "{ran}");
+    assert!(ran["took_ms"].as_u64().is_some_and(|took| took >= number(1, "took_ms")), "{ran}");
+    assert_eq!(cached["steps"][1].get("peak_memory_bytes"), None, "{cached}");
+    // The table has the same, newest first.
+    let table = store.ok(&["history", "builds"]).stdout;
+    let lines: Vec<&str> = table.lines().collect();
+    let column = |line: &str, name: &str| {
+        let at = lines[0].find(name).expect("a column");
+        line[at..].split_whitespace().next().unwrap_or_default().to_owned()
+    };
+    let memory = format!("{}MB", (number(1, "peak_memory_bytes") as f64 / 1e6).round());
+    assert_eq!(column(lines[2], "MEMORY"), memory, "{table}");
+    assert!(column(lines[2], "TOOK").ends_with('s') && column(lines[1], "TOOK").ends_with("ms"), "{table}");
+    assert!(!column(lines[1], "MEMORY").ends_with('B'), "nothing ran: {table}");
+}
+
 #[test]
 fn builds_are_listed_compared_and_have_logs() {
     needs_root!();

@@ -28,7 +28,8 @@ use crate::ops::{BuildOp, Gathered, Shared, ShellJob, StepResources};
 use crate::platforms::{Product, Target, join, serves, stored_platform};
 use crate::registry::{Base, PushedName, Resolved, Stored, Unpulled, known_base, resolve_base, seen_base};
 use crate::remote_cache::{
-    Borrowed, CacheTarget, INLINE_KEY, RemoteCache, Results, describe_inline, export as export_cache,
+    Borrowed, CacheTarget, Exported, INLINE_KEY, RemoteCache, Results, describe_inline,
+    export as export_cache,
 };
 use crate::step_costs;
 use crate::tree::Tree;
@@ -71,6 +72,8 @@ pub struct Built {
     pub platforms: Vec<Platform>,
     /// Steps that had to run.
     pub steps_run: usize,
+    /// Somebody stopped the export of the cache: everything else is here as if nobody had.
+    pub is_export_interrupted: bool,
 }
 
 /// Builds, and writes what the request asks for: by default an image in the store.
@@ -141,15 +144,24 @@ async fn carry_out(
     let Delivered { image: record, id, manifest, names, files, notes, pushed, .. } = delivered;
     let registries = request.bases.registries.as_ref();
     let results = Results { cache, layers: &shared.layers, tops: &tops, registries };
-    export_cache(engine, &request.cache_to, &results, cancel, &*progress).await?;
+    let exported = export_cache(engine, &request.cache_to, &results, cancel, &*progress).await;
     // An output with a time of its own has another image.
     let id = id.or_else(|| record.as_ref().map(|record| record.config));
     // Several images have no ID together unless there is an index of them.
     let only = if let [only] = products.as_slice() { only.image.as_ref() } else { None };
     let id = id.or_else(|| only.map(|image| Digest::of(&image.config_json)));
-    let platforms = request.platforms.clone();
-    let steps_run = shared.steps.runs();
-    Ok(Built { image: record, id, manifest, names, pushed, files, notes, platforms, steps_run })
+    Ok(Built {
+        image: record,
+        id,
+        manifest,
+        names,
+        pushed,
+        files,
+        notes,
+        platforms: request.platforms.clone(),
+        steps_run: shared.steps.runs(),
+        is_export_interrupted: exported == Exported::Interrupted,
+    })
 }
 
 /// A build that only has to be solved.
@@ -204,10 +216,8 @@ pub(crate) fn plan(
         borrowed: Borrowed::of(&request.cache_from),
         why: Why::new(engine.store.root(), request, &lowered, &dockerfile, &again, progress.clone()),
     });
-    let remote = (!request.cache_from.is_empty()).then(|| {
-        let registries = request.bases.registries.clone();
-        RemoteCache::new(engine, &request.cache_from, registries, cancel, progress.clone())
-    });
+    let remote =
+        (!request.cache_from.is_empty()).then(|| RemoteCache::new(engine, request, cancel, progress.clone()));
     let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
     let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
     Ok(Plan { lowered, targets, dockerfile, shared, cache, again, jobs: request.jobs })
@@ -632,7 +642,7 @@ async fn assemble(
     // That of the image below says nothing of this one.
     config.extra.remove(INLINE_KEY);
     if is_inline {
-        config.extra.insert(INLINE_KEY.to_owned(), describe_inline(&cache.entries(), &chain));
+        config.extra.insert(INLINE_KEY.to_owned(), describe_inline(&cache.entries(), &records));
     }
     config.created = lowered.epoch.map(rfc3339).or(created).or_else(|| Some(rfc3339(0)));
     let (config_json, top) = (with_layers(config, &records), tree.snapshot().cloned());

@@ -35,13 +35,34 @@ pub struct Policy {
     pub min_free_bytes: Option<u64>,
     /// Images go although they have names, unless somebody uses them.
     pub named_images: bool,
+    /// What `kiln why` calls it.
+    pub by: By,
+}
+
+/// Which command collects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum By {
+    /// `kiln gc`, or a build that keeps to a limit.
+    #[default]
+    Gc,
+    /// `kiln prune`
+    Prune,
+}
+
+impl By {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gc => "gc",
+            Self::Prune => "prune",
+        }
+    }
 }
 
 impl Policy {
     /// All of the cache that no image with a name needs, as `docker system prune`; with
     /// `named_images`, images that no container uses as well.
     pub fn prune(named_images: bool) -> Self {
-        Self { keep: Some(Duration::ZERO), named_images, ..Self::default() }
+        Self { keep: Some(Duration::ZERO), named_images, by: By::Prune, ..Self::default() }
     }
 }
 
@@ -180,7 +201,7 @@ fn run(
     }
     let removed = objects.iter().filter(|object| object.verdict == Verdict::Remove);
     if !dry_run {
-        let by = if policy.keep == Some(Duration::ZERO) { "prune" } else { "gc" };
+        let by = policy.by.name();
         let snapshots = removed.clone().filter_map(|object| match &object.kind {
             Kind::Snapshot { id, .. } => Some(id),
             _ => None,

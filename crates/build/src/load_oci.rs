@@ -17,7 +17,7 @@ use crate::reread::is_readable;
 use crate::{BuildError, Engine};
 
 /// Indexes within indexes are followed this far.
-const MAX_INDEX_DEPTH: usize = 4;
+pub(crate) const MAX_INDEX_DEPTH: usize = 4;
 /// A docker archive's manifests beyond this are not looked at.
 const MAX_MANIFESTS_BYTES: usize = 64 << 20;
 

@@ -208,6 +208,14 @@ impl Reads {
         }
     }
 
+    /// Whether the same is read, so that the same directories are to be watched.
+    fn is_same(&self, other: &Self) -> bool {
+        let Self { trees, files, written } = self;
+        let are_alike = |(one, other): (&ReadTree, &ReadTree)| one.is_same(other);
+        (files, written, trees.len()) == (&other.files, &other.written, other.trees.len())
+            && trees.iter().zip(&other.trees).all(are_alike)
+    }
+
     /// Whether a change at `path` may change the build; `is_dir`: there is, or was, a directory.
     fn concerns(&self, path: &Path, is_dir: bool) -> bool {
         if self.files.contains(path) {
@@ -229,6 +237,11 @@ impl Reads {
 }
 
 impl ReadTree {
+    fn is_same(&self, other: &Self) -> bool {
+        let Self { root, ignore, parts } = self;
+        (root, ignore.lines(), parts) == (&other.root, other.ignore.lines(), &other.parts)
+    }
+
     fn concerns(&self, path: &Path, is_dir: bool) -> bool {
         let Ok(below) = path.strip_prefix(&self.root) else { return false };
         self.meets(below) && !self.is_left_out(below, is_dir)

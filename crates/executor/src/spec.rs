@@ -68,6 +68,10 @@ pub struct ProcessSpec {
     pub task_limit: Option<u32>,
     /// What it may use of the machine, in a control group of its own; `None`: no such group.
     pub resources: Option<Resources>,
+    /// Have [`Usage::peak_memory_bytes`] be that of all processes together where no control group counts it: they
+    /// are looked at up to ten times a second.
+    #[serde(default)]
+    pub adds_up_memory: bool,
 }
 
 impl ProcessSpec {
@@ -104,6 +108,7 @@ impl Default for ProcessSpec {
             stop_signal: libc::SIGTERM,
             task_limit: None,
             resources: None,
+            adds_up_memory: false,
         }
     }
 }
@@ -348,8 +353,9 @@ impl From<Exit> for Finished {
 pub struct Usage {
     /// Processor time, user's and system's.
     pub cpu: Duration,
-    /// Memory at the highest. In a control group that of all together; else that of the largest
-    /// process among those somebody waited for.
+    /// Memory at the highest. In a control group that of all together, with what the kernel keeps of files for
+    /// them. Else that of the largest process among those somebody waited for, or of all together whenever they
+    /// were looked at ([`ProcessSpec::adds_up_memory`]) and had more.
     pub peak_memory_bytes: u64,
     /// Processes killed because the control group's memory was used up; 0 without one.
     pub oom_kills: u64,

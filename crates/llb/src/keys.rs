@@ -6,7 +6,8 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use kiln_oci::{Digest, Platform};
+use kiln_oci::image::{Extra, History, ImageConfig, RootFs, RunConfig};
+use kiln_oci::{DiffId, Digest, Platform};
 
 use crate::*;
 
@@ -66,13 +67,26 @@ fn check(sample: &Op, rows: &[Row]) {
     }
 }
 
-/// All values of an enum: `place` gives each variant its number, in a `match` without `_`.
+/// All values of an enum, or one of each variant: `place` gives each variant its number, in a `match` without `_`.
 #[track_caller]
-fn all<T: std::marker::Copy + Debug, const N: usize>(values: [T; N], place: impl Fn(T) -> usize) -> [T; N] {
+fn all<T: Debug, const N: usize>(values: [T; N], place: impl Fn(&T) -> usize) -> [T; N] {
     for (at, value) in values.iter().enumerate() {
-        assert_eq!(place(*value), at, "{value:?} stands in its place");
+        assert_eq!(place(value), at, "{value:?} stands in its place");
     }
     values
+}
+
+/// A mount of each kind.
+fn mount_kinds() -> [MountKind; 5] {
+    let (bind, cache) = (MountKind::Bind(bind()), MountKind::Cache(cache()));
+    let (secret, ssh) = (MountKind::Secret(secret()), MountKind::Ssh(secret()));
+    all([bind, cache, MountKind::Tmpfs { size_bytes: None }, secret, ssh], |kind| match kind {
+        MountKind::Bind(_) => 0,
+        MountKind::Cache(_) => 1,
+        MountKind::Tmpfs { size_bytes: _ } => 2,
+        MountKind::Secret(_) => 3,
+        MountKind::Ssh(_) => 4,
+    })
 }
 
 fn platform(text: &str) -> Platform {
@@ -216,16 +230,17 @@ fn run() {
 
 #[test]
 fn mounts_of_run() {
+    let [_, a_cache, a_tmpfs, a_secret, an_agent] = mount_kinds();
     table!(|mount| Op::Exec(Exec { mounts: vec![mount], ..exec() }),
         Mount { target: text("/a"), kind: MountKind::Bind(bind()) },
         Mount {
             target: Both => [text("/b")],
             kind: Both => [
                 MountKind::Bind(BindMount { writable: true, ..bind() }),
-                MountKind::Cache(cache()),
-                MountKind::Tmpfs { size_bytes: None },
-                MountKind::Secret(secret()),
-                MountKind::Ssh(secret()),
+                a_cache,
+                a_tmpfs,
+                a_secret,
+                an_agent,
             ],
         }
     );
@@ -278,18 +293,26 @@ fn where_a_mount_of_what_the_process_runs_on_looks_is_never_left_out() {
 
 #[test]
 fn file_actions() {
-    let named = |name: &str| Owner::Named(text(name));
+    let [_, kept, named] = all([Owner::Root, Owner::Keep, Owner::Named(text("me"))], |owner| match owner {
+        Owner::Root => 0,
+        Owner::Keep => 1,
+        Owner::Named(_) => 2,
+    });
+    let [_, archives] = all([Unpack::Never, Unpack::Archives], |unpack| match unpack {
+        Unpack::Never => 0,
+        Unpack::Archives => 1,
+    });
     let mode = |text: &str| Some(text.parse().expect("a mode"));
     table!(|copy| file(FileAction::Copy(copy)), copy(), Copy {
         from: Both => [InputIndex(2)],
         sources: Both => [texts(["dir/other"]), texts(["dir/*"]), texts(["dir/file", "file"])],
         destination: Both => [text("/there")],
         destination_is_dir: Both => [true],
-        owner: Both => [Owner::Keep, named("0"), named("me")],
+        owner: Both => [kept, Owner::Named(text("0")), named],
         mode: Both => [mode("644"), mode("u=rw")],
         parents: Both => [true],
         exclude: Both => [Vec::new(), texts(["*.a"]), texts(["*.o", "*.a"])],
-        unpack: Both => [Unpack::Archives],
+        unpack: Both => [archives],
     });
     let from =
         |source: &str, parents| file(FileAction::Copy(Copy { sources: texts([source]), parents, ..copy() }));
@@ -369,28 +392,115 @@ fn sources() {
     });
 }
 
+/// Of an image count its layers and what says which machines run it: the rest is how to run it, and stands in the ops
+/// that it matters to.
+#[test]
+fn files_of_images() {
+    let source = |config: ImageConfig| {
+        let reference = "debian".parse().expect("a name");
+        let rootfs = SourceImage::rootfs(&config);
+        Op::Source(Source::Image(SourceImage { reference, config: Digest::of(b"config"), rootfs }))
+    };
+    let rootfs = |layers: &[&str]| RootFs {
+        kind: text("layers"),
+        diff_ids: layers.iter().map(|layer| DiffId(Digest::of(layer.as_bytes()))).collect(),
+    };
+    let sample =
+        || ImageConfig { rootfs: rootfs(&["a", "b"]), ..ImageConfig::empty(&platform("linux/arm/v7")) };
+    table!(source, sample(), ImageConfig {
+        architecture: Both => [text("arm64")],
+        variant: Both => [None, Some(text("v6"))],
+        os: Both => [text("windows")],
+        rootfs: Both => [rootfs(&[]), rootfs(&["a"]), rootfs(&["b", "a"]), rootfs(&["a", "b", "c"])],
+        author: Neither => [Some(text("me"))],
+        created: Neither => [Some(text("2021-01-01T00:00:00Z"))],
+        config: Neither => [RunConfig { user: text("me"), ..RunConfig::default() }],
+        history: Neither => [vec![History::default()]],
+        extra: Neither => [
+            Extra::from([(text("docker_version"), "1".into())]),
+            // What is not said, in other words.
+            Extra::from([(text("os.version"), "".into())]),
+            Extra::from([(text("os.features"), Vec::<String>::new().into())]),
+        ],
+    });
+    let row = |name: &str, value: &str| {
+        let extra = Extra::from([(text(name), value.into())]);
+        let changed = source(ImageConfig { extra, ..sample() });
+        Row { field: format!("{name} {value}"), key: Both, changed }
+    };
+    let rows = [row("os.version", "10.0.1"), row("os.version", "10.0.2"), row("os.features", "10.0.1")];
+    check(&source(sample()), &rows);
+}
+
 /// Ops, sources, actions and mounts that have nothing but their kind in common.
 #[test]
 fn kinds() {
-    let ops = [
-        Op::Exec(exec()),
-        file(FileAction::Copy(copy())),
-        Op::Merge(Merge { base: slot(0), layer: InputIndex(1) }),
-        Op::Source(Source::Git(git())),
-    ];
-    for (at, op) in ops.iter().enumerate() {
-        let place = match op {
+    let sources = all(
+        [
+            Source::Image(SourceImage {
+                reference: "debian".parse().expect("a name"),
+                config: Digest::of(b"one"),
+                rootfs: Digest::of(b"files"),
+            }),
+            Source::Local(Local { name: text("context"), ignore: Vec::new() }),
+            Source::Http(Http {
+                url: text("https://host/f"),
+                filename: text("f"),
+                checksum: None,
+                mode: 0o600,
+            }),
+            Source::Git(git()),
+        ],
+        |source| match source {
+            Source::Image(_) => 0,
+            Source::Local(_) => 1,
+            Source::Http(_) => 2,
+            Source::Git(_) => 3,
+        },
+    );
+    let actions = all(
+        [
+            FileAction::Copy(copy()),
+            FileAction::Mkdir(Mkdir { path: text("/d"), mode: 0o755, owner: None, created: None }),
+            FileAction::Mkfile(Mkfile { path: text("/d"), mode: 0o755, data: String::new() }),
+        ],
+        |action| match action {
+            FileAction::Copy(_) => 0,
+            FileAction::Mkdir(_) => 1,
+            FileAction::Mkfile(_) => 2,
+        },
+    );
+    let [image, others @ ..] = sources;
+    let ops = all(
+        [
+            Op::Exec(exec()),
+            Op::File(File { base: slot(0), actions: actions[..1].to_vec() }),
+            Op::Merge(Merge { base: slot(0), layer: InputIndex(1) }),
+            Op::Source(image),
+        ],
+        |op| match op {
             Op::Exec(_) => 0,
-            Op::File(file) => match &file.actions[0] {
-                FileAction::Copy(_) | FileAction::Mkdir(_) | FileAction::Mkfile(_) => 1,
-            },
+            Op::File(_) => 1,
             Op::Merge(_) => 2,
-            Op::Source(Source::Image(_) | Source::Local(_) | Source::Http(_) | Source::Git(_)) => 3,
+            Op::Source(_) => 3,
+        },
+    );
+    let mut every: Vec<Op> = ops.into();
+    every.extend(others.map(Op::Source));
+    every.extend(actions.map(file).into_iter().skip(1));
+    every.extend(mount_kinds().map(with_mount).into_iter().skip(1));
+    for (at, op) in every.iter().enumerate() {
+        let reads = match op {
+            Op::Exec(exec) => exec.mounts.iter().any(|mount| match &mount.kind {
+                MountKind::Bind(_) | MountKind::Cache(_) => true,
+                MountKind::Tmpfs { .. } | MountKind::Secret(_) | MountKind::Ssh(_) => false,
+            }),
+            Op::File(file) => matches!(file.actions[0], FileAction::Copy(_)),
+            Op::Merge(_) | Op::Source(_) => false,
         };
-        assert_eq!(place, at);
-        assert_eq!(op.digest_by_content().is_some(), at < 2, "what reads has a key by content");
-        for other in &ops[..at] {
-            assert_ne!(op.digest(), other.digest());
+        assert_eq!(op.digest_by_content().is_some(), reads, "what reads has a key by content: {op:?}");
+        for other in &every[..at] {
+            assert_ne!(op.digest(), other.digest(), "{op:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiln_oci::image::ImageConfig;
+use kiln_oci::image::{ImageConfig, RootFs};
 use kiln_oci::{ChainId, Digest, Platform, Reference};
 
 use crate::Mode;
@@ -63,11 +63,31 @@ pub struct SourceImage {
 
 impl SourceImage {
     /// What tells the files of images apart: the layers, and the platform that says what runs there.
+    ///
+    /// Fields are taken apart without `..`, as in [`Op::components`].
     pub fn rootfs(config: &ImageConfig) -> Digest {
-        let chain = ChainId::of(&config.rootfs.diff_ids).map(|chain| chain.to_string()).unwrap_or_default();
-        let ImageConfig { os, architecture, variant, .. } = config;
+        let ImageConfig {
+            architecture,
+            variant,
+            os,
+            rootfs: RootFs { kind: _, diff_ids },
+            extra,
+            author: _,
+            created: _,
+            config: _,
+            history: _,
+        } = config;
+        let chain = ChainId::of(diff_ids).map(|chain| chain.to_string()).unwrap_or_default();
         let variant = variant.as_deref().unwrap_or_default();
-        Digest::of(format!("{os}/{architecture}/{variant} {chain}").as_bytes())
+        let mut text = format!("{os}/{architecture}/{variant} {chain}");
+        // Next to no image has these.
+        for name in ["os.version", "os.features"] {
+            let value = extra.get(name).map(ToString::to_string).unwrap_or_default();
+            if !["", "null", "\"\"", "[]"].contains(&value.as_str()) {
+                text.push_str(&format!(" {name} {value}"));
+            }
+        }
+        Digest::of(text.as_bytes())
     }
 }
 

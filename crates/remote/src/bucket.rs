@@ -333,7 +333,7 @@ fn server(error: &object_store::Error) -> RemoteError {
 /// Longer messages are a server's web pages.
 const MAX_MESSAGE: usize = 400;
 
-/// An error with its causes in one line, without the parts of URLs that may be keys.
+/// An error with its causes in one line, and of URLs only the host: the rest may be keys, and is long.
 fn scrubbed(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -347,18 +347,25 @@ fn scrubbed(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     let mut clean = String::new();
-    let mut is_query = false;
+    let mut is_hidden = false;
     for c in text.chars().take(4 * MAX_MESSAGE) {
         match c {
-            '?' => is_query = true,
-            ' ' | ')' | '"' | '\'' | '>' | '\n' if is_query => is_query = false,
+            '?' => is_hidden = true,
+            '/' if ends_with_host(&clean) => is_hidden = true,
+            ' ' | ')' | '"' | '\'' | '>' | '\n' if is_hidden => is_hidden = false,
             _ => {}
         }
-        if !is_query {
+        if !is_hidden {
             clean.push(if c.is_control() { ' ' } else { c });
         }
     }
     clean.chars().take(MAX_MESSAGE).collect()
+}
+
+/// Whether a text ends with a URL that has a host and nothing behind it.
+fn ends_with_host(text: &str) -> bool {
+    let word = text.rsplit(' ').next().unwrap_or_default();
+    word.split_once("://").is_some_and(|(_, host)| !host.is_empty())
 }
 
 impl RemoteStore for Bucket {
@@ -438,7 +445,7 @@ mod tests {
     #[test]
     fn keys_in_urls_are_not_told() {
         let text = scrubbed(&Said("GET (https://x.net/c/b?sv=1&sig=SECRET): no\nanswer? maybe"));
-        assert_eq!(text, "GET (https://x.net/c/b): no answer maybe");
+        assert_eq!(text, "GET (https://x.net): no answer maybe");
         let config = BucketConfig {
             provider: Provider::S3,
             options: vec![("secret_access_key".to_owned(), "SECRET".to_owned())],

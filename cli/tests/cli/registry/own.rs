@@ -1,5 +1,6 @@
 //! `kiln registry`: one command, other tools, many clients, images of a store, and ends of every kind.
 
+mod cache;
 #[allow(dead_code, reason = "each side uses what it needs")]
 #[path = "../../../../crates/registry-server/tests/registry/client.rs"]
 mod client;

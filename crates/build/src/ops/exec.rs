@@ -264,6 +264,8 @@ fn process(exec: &llb::Exec, mounts: &mut StepMounts) -> ProcessSpec {
         },
         mounts: mounts.take_mounts(),
         task_limit: Some(task_limit()),
+        // For the next build, which does not start more at once than there is memory for.
+        adds_up_memory: true,
         ..ProcessSpec::default()
     }
 }

@@ -11,6 +11,7 @@ use kiln_oci::{ChainId, Digest, SnapshotId};
 use kiln_remote::{
     Existing, MAX_LAYERS, MAX_RECORD_BYTES, ObjectName, Record, RecordLayer, RemoteError, RemoteStore,
 };
+use kiln_solver::Cancellation;
 
 use super::files::{Checked, at_once};
 use super::pull::chains;
@@ -60,29 +61,35 @@ struct Gathered<'a> {
     top: Vec<ChainId>,
 }
 
+/// How an export ended, as far as a build has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exported {
+    /// As far as the targets let it; why not further was said.
+    Done,
+    /// Somebody stopped it. What was built is whole all the same.
+    Interrupted,
+}
+
 /// Leaves the build's results at all `targets`. What does not work is a warning.
-///
-/// # Errors
-/// [`BuildError::Cancelled`].
 pub(crate) async fn export(
     engine: &Engine,
     targets: &[CacheTarget],
     results: &Results<'_>,
     cancel: &BuildCancel,
     progress: &dyn Progress,
-) -> Result<(), BuildError> {
+) -> Exported {
     let targets: Vec<&CacheTarget> = targets.iter().filter(|target| !target.is_inline()).collect();
     if targets.is_empty() {
-        return Ok(());
+        return Exported::Done;
     }
     let all = targets.iter().any(|target| target.all);
     let entries = results.cache.entries();
     let gathered = match gather(engine, results, &entries, all).await {
         Ok(gathered) => gathered,
-        Err(BuildError::Cancelled) => return Err(BuildError::Cancelled),
+        Err(_) if cancel.is_cancelled() => return Exported::Interrupted,
         Err(error) => {
             progress.note(&format!("the cache is not exported: {}", crate::error::in_one_line(&error)));
-            return Ok(());
+            return Exported::Done;
         }
     };
     for target in targets {
@@ -91,16 +98,15 @@ pub(crate) async fn export(
         let sent = tokio::task::block_in_place(|| sender.send(&gathered));
         match sent {
             Ok(()) => {}
-            Err(ExportError::Remote(RemoteError::Stopped) | ExportError::Build(BuildError::Cancelled)) => {
-                return Err(BuildError::Cancelled);
-            }
+            // Whatever it ran into first: nobody waits for it any more.
+            Err(_) if cancel.is_cancelled() => return Exported::Interrupted,
             Err(error) => {
                 let why = crate::error::in_one_line(&error);
                 progress.note(&format!("the cache is not exported to {}: {why}", target.place.label()));
             }
         }
     }
-    Ok(())
+    Exported::Done
 }
 
 /// Finds out what there is to leave; hashes layers that nobody needed the diff ID of.

@@ -1,7 +1,7 @@
 //! Results of other machines' builds, and this build's for them.
 //!
 //! Read `spec.rs` first (what users ask for), then [`RemoteCache`] (looking up), `pull.rs` (a result's layers
-//! become snapshots), `export.rs` and `inline.rs` (leaving results).
+//! become snapshots), `export.rs` (leaving results), `inline.rs` with `registry_image.rs` (results in an image).
 //!
 //! # Invariants
 //! - Whatever a remote does, the build's result is right and its exit code is its own: what cannot be
@@ -19,6 +19,7 @@ mod files;
 mod inline;
 mod pull;
 mod registry;
+mod registry_image;
 mod spec;
 
 use std::collections::{HashMap, HashSet};
@@ -26,19 +27,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use kiln_oci::Digest;
+use kiln_oci::{Digest, Platform};
 use kiln_remote::{Bucket, Directory, MAX_RECORD_BYTES, ObjectName, Record, RemoteError, RemoteStore, Stop};
 use kiln_solver::Cancellation;
 
 pub(crate) use self::borrowed::Borrowed;
-pub(crate) use self::export::{Results, export};
+pub(crate) use self::export::{Exported, Results, export};
 pub(crate) use self::inline::{INLINE_KEY, describe_inline};
+use self::inline::{ImagePlaces, InlineRecords};
 pub(crate) use self::pull::Fetched;
 use self::spec::Place;
 pub use self::spec::{CacheSource, CacheTarget};
 use crate::build::Progress;
-use crate::registry::Registries;
-use crate::{BuildCancel, Engine};
+use crate::registry::{Bases, Registries};
+use crate::{BuildCancel, BuildRequest, Engine};
 
 /// So many damaged results are spoken of.
 const TOLD: usize = 3;
@@ -113,7 +115,9 @@ pub(crate) struct RemoteCache {
     engine: Engine,
     cancel: BuildCancel,
     progress: Arc<dyn Progress>,
-    registries: Option<Arc<Registries>>,
+    bases: Bases,
+    /// What is built for.
+    platforms: Vec<Platform>,
     sources: Vec<Source>,
     borrowed: Option<Borrowed>,
     state: Mutex<State>,
@@ -130,8 +134,7 @@ impl RemoteCache {
     /// Opens nothing yet.
     pub(crate) fn new(
         engine: &Engine,
-        sources: &[CacheSource],
-        registries: Option<Arc<Registries>>,
+        request: &BuildRequest,
         cancel: &BuildCancel,
         progress: Arc<dyn Progress>,
     ) -> Self {
@@ -142,16 +145,14 @@ impl RemoteCache {
             is_off: AtomicBool::new(spec.is_silent),
             wasted_ms: AtomicU64::new(0),
         };
-        let borrowed = Borrowed::of(sources);
-        let sources = sources.iter().map(source).collect();
-        let (engine, cancel) = (engine.clone(), cancel.clone());
         Self {
-            engine,
-            cancel,
+            engine: engine.clone(),
+            cancel: cancel.clone(),
             progress,
-            registries,
-            sources,
-            borrowed,
+            bases: request.bases.clone(),
+            platforms: request.targets(),
+            sources: request.cache_from.iter().map(source).collect(),
+            borrowed: Borrowed::of(&request.cache_from),
             state: Mutex::default(),
             pulling: Mutex::default(),
         }
@@ -233,15 +234,24 @@ impl RemoteCache {
         if source.is_off.load(Ordering::Relaxed) {
             return None;
         }
-        let open =
-            || match open(&self.engine, self.registries.as_ref(), &source.spec.place, &self.cancel, false) {
-                Ok(store) => Some(store),
-                Err(error) => {
-                    self.turn_off(source, &error);
-                    None
-                }
-            };
+        let open = || match self.open(&source.spec.place) {
+            Ok(store) => Some(store),
+            Err(error) => {
+                self.turn_off(source, &error);
+                None
+            }
+        };
         source.store.get_or_init(open).as_deref()
+    }
+
+    fn open(&self, place: &Place) -> Result<Box<dyn RemoteStore>, RemoteError> {
+        let Place::Image(name) = place else {
+            return open(&self.engine, self.bases.registries.as_ref(), place, &self.cancel, false);
+        };
+        // What is not pulled by this build is not asked for either.
+        let (registries, platforms) = (self.bases.asked(), &self.platforms);
+        let places = ImagePlaces { engine: &self.engine, registries, platforms, cancel: &self.cancel };
+        Ok(Box::new(InlineRecords::open(&places, name.as_ref())?))
     }
 
     /// Asks a source no more in this build, and says so once.
@@ -285,7 +295,7 @@ impl RemoteCache {
     }
 }
 
-/// Opens what a spec names; `create`: makes a directory.
+/// Opens what a spec names, unless that is an image; `create`: makes a directory.
 fn open(
     engine: &Engine,
     registries: Option<&Arc<Registries>>,
@@ -297,6 +307,6 @@ fn open(
         Place::Directory(path) => Box::new(Directory::open(path, create, stop(cancel))?),
         Place::Bucket(config, _) => Box::new(Bucket::new(config, stop(cancel))?),
         Place::Registry(name) => Box::new(registry::RegistryStore::new(engine, registries, name, cancel)?),
-        Place::Image(name) => Box::new(inline::InlineRecords::open(engine, name.as_ref())?),
+        Place::Image(_) => return Err(RemoteError::Options("an image is not written to".to_owned())),
     })
 }

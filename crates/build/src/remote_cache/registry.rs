@@ -17,7 +17,7 @@ use crate::registry::Registries;
 use crate::{BuildCancel, BuildError, Engine};
 
 /// How long a registry may take for a record or a question.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// Questions at a time.
 const PARALLEL: usize = 8;
 /// Smaller blobs are kept in memory while they are sent.
@@ -54,6 +54,10 @@ impl RegistryStore {
         Ok(Self { engine, registries, cancel, repository, tag, has_config })
     }
 
+    pub(super) fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
     /// `kiln-`, digits for tag and scope, the key.
     fn tag(&self, name: &ObjectName) -> Option<(String, Digest)> {
         match name {
@@ -65,7 +69,8 @@ impl RegistryStore {
         }
     }
 
-    fn ask<T>(
+    /// The answer to what is asked, within `limit`.
+    pub(super) fn ask<T>(
         &self,
         limit: Duration,
         future: impl Future<Output = Result<T, Error>>,
@@ -140,7 +145,7 @@ impl RegistryStore {
 }
 
 /// What is wrong with the registry, or with what it gave.
-fn failed(error: Error) -> RemoteError {
+pub(super) fn failed(error: Error) -> RemoteError {
     match (error.fault(), error) {
         (_, Error::Local { source, .. }) => RemoteError::Content(source),
         (Fault::Integrity, error) => RemoteError::Content(io::Error::new(io::ErrorKind::InvalidData, error)),

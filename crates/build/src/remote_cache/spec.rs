@@ -1,5 +1,6 @@
 //! What `--cache-from` and `--cache-to` ask for, taken apart as docker does.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -195,6 +196,17 @@ fn registry(attributes: &mut Attributes) -> Result<Place, OutputError> {
     Ok(Place::Registry(name.parse().map_err(|error| wrong(format!("{error}")))?))
 }
 
+/// The account that a URL of Azure's is of: the first part of the host's name. Where that has none, because it is an
+/// address or a server of one's own on this machine, the path begins with it.
+fn account(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let (place, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = place.rsplit_once(':').map_or(place, |(host, _)| host);
+    let is_address = host == "localhost" || host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok();
+    let part = if is_address { path.split('/').next() } else { host.split('.').next() };
+    part.unwrap_or_default()
+}
+
 /// `scope`, or `name` as docker calls it for buckets.
 fn scope(attributes: &mut Attributes) -> Result<Scope, OutputError> {
     let (name, scope) = (attributes.take("name"), attributes.take("scope"));
@@ -233,13 +245,13 @@ fn bucket(attributes: &mut Attributes, kind: &str) -> Result<Place, OutputError>
         if name == container {
             place.clone_from(&value);
         }
+        // The library puts names behind the endpoint and a slash.
+        let value = if name == "account_url" { value.trim_end_matches('/').to_owned() } else { value };
         let name = match (provider, name.as_str()) {
             // docker's names for what the library calls otherwise.
             (Provider::Azure, "container") => "container_name".to_owned(),
             (Provider::Azure, "account_url") => {
-                let host = value.split_once("://").map_or(value.as_str(), |(_, rest)| rest);
-                let account = host.split(['.', ':', '/']).next().unwrap_or_default();
-                options.push(("account_name".to_owned(), account.to_owned()));
+                options.push(("account_name".to_owned(), account(&value).to_owned()));
                 "endpoint".to_owned()
             }
             (Provider::Azure, "secret_access_key") => "access_key".to_owned(),
@@ -292,6 +304,21 @@ mod tests {
             source("type=azblob,account_url=https://me.blob.core.windows.net,container=c"),
             "az://c @default"
         );
+    }
+
+    #[test]
+    fn the_account_of_azure_is_in_the_host_or_in_the_path() {
+        for (url, expected) in [
+            ("https://me.blob.core.windows.net", "me"),
+            ("me.blob.core.windows.net/", "me"),
+            ("https://me.blob.core.windows.net:443/", "me"),
+            ("http://127.0.0.1:10000/devstoreaccount1", "devstoreaccount1"),
+            ("http://localhost/me/", "me"),
+            ("http://[::1]:10000/me", "me"),
+            ("http://127.0.0.1:10000", ""),
+        ] {
+            assert_eq!(account(url), expected, "{url}");
+        }
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct Watcher {
     reads: Reads,
     /// By the kernel's numbers.
     places: HashMap<i32, PathBuf>,
+    /// All directories of it are watched: what becomes of them, and which there are, is told.
+    is_whole: bool,
 }
 
 /// What became known.
@@ -73,7 +75,7 @@ impl Watcher {
             Errno::MFILE => WatchError::TooManyWatchers { source: errno.into() },
             errno => WatchError::Failed { path: "files".into(), source: errno.into() },
         })?;
-        Ok(Self { events, reads: Reads::default(), places: HashMap::new() })
+        Ok(Self { events, reads: Reads::default(), places: HashMap::new(), is_whole: false })
     }
 
     /// How many directories are watched.
@@ -86,20 +88,26 @@ impl Watcher {
         self.events.as_fd()
     }
 
-    /// From now on these are read. Walks all directories of it; what changes meanwhile is news.
+    /// From now on these are read. Walks all directories of it; what changes meanwhile is news. Costs nothing if the
+    /// same was read before and all of it is watched.
     ///
     /// # Errors
     /// [`WatchError::TooMany`], [`WatchError::Failed`]; then some are watched.
     pub fn watch(&mut self, reads: Reads) -> Result<(), WatchError> {
+        if self.is_whole && self.reads.is_same(&reads) {
+            return Ok(());
+        }
         self.reads = reads;
         self.walk()
     }
 
     fn walk(&mut self) -> Result<(), WatchError> {
         let mut kept = HashSet::new();
+        // What is not there, or may not be read, may be some other time.
+        self.is_whole = true;
         let parents = self.reads.files.iter().filter_map(|file| file.parent().map(Path::to_owned));
         for parent in parents.collect::<HashSet<_>>() {
-            self.add(&parent, &mut kept)?;
+            self.is_whole &= self.add(&parent, &mut kept)?;
         }
         for tree in self.reads.trees.clone() {
             self.walk_tree(&tree, &mut kept)?;
@@ -119,10 +127,14 @@ impl Watcher {
             let path = tree.root.join(&below);
             // Before it is read: what is made later is news.
             if !self.add(&path, kept)? {
+                self.is_whole = false;
                 continue;
             }
             // What cannot be read is the build's trouble.
-            let Ok(entries) = fs::read_dir(&path) else { continue };
+            let Ok(entries) = fs::read_dir(&path) else {
+                self.is_whole = false;
+                continue;
+            };
             for entry in entries.flatten() {
                 let below = below.join(entry.file_name());
                 let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
@@ -163,6 +175,7 @@ impl Watcher {
             let Some(place) = self.places.get(&number).cloned() else { continue };
             if flags.contains(ReadFlags::IGNORED) {
                 self.places.remove(&number);
+                self.is_whole = false;
                 continue;
             }
             let is_dir = flags.contains(ReadFlags::ISDIR) || name.is_none();

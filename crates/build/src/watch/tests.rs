@@ -157,3 +157,29 @@ fn a_path_through_a_link_is_the_whole_tree() {
     assert_eq!(literal("a/./b"), Path::new("a/b"));
     assert_eq!(literal("."), PathBuf::new());
 }
+
+#[test]
+fn what_is_read_as_before_is_not_walked_again_unless_a_part_of_it_was_not_there() {
+    let mut tree = Tree::new(&["src/a", "src/b"], &["src"], "");
+    let same = tree.reads(&["src"], "");
+    let before = tree.watcher.directories();
+    tree.watcher.watch(same.clone()).expect("watched");
+    assert_eq!(tree.watcher.directories(), before);
+    // New ones and what is in them are told all the same.
+    tree.tells("src/c", |root| fs::create_dir(root.join("src/c")).expect("ours"));
+    tree.watcher.watch(same.clone()).expect("watched");
+    tree.tells("src/c/new", write("src/c/new"));
+    // Other rules, other directories.
+    let other = tree.reads(&["src"], "src/c\n");
+    tree.watcher.watch(other).expect("watched");
+    tree.is_silent(write("src/c/new"));
+    // A directory that went and came again is watched again by the next build at the latest.
+    tree.watcher.watch(same.clone()).expect("watched");
+    fs::remove_dir_all(tree.root.join("src")).expect("ours");
+    assert!(tree.watcher.read().expect("watched").is_some());
+    tree.watcher.watch(same.clone()).expect("watched");
+    fs::create_dir_all(tree.root.join("src/a")).expect("ours");
+    assert!(tree.watcher.read().expect("watched").is_some());
+    tree.watcher.watch(same).expect("watched");
+    tree.tells("src/a/new", write("src/a/new"));
+}

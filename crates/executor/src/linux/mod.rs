@@ -11,6 +11,7 @@ mod init;
 mod inputs;
 mod join;
 mod limits;
+mod memory;
 mod mounts;
 mod namespace;
 mod net;

@@ -1,6 +1,7 @@
 //! The helper: makes the namespaces, starts process 1, watches both sides.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::unistd::ForkResult;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,6 +11,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::channel::{Report, Task, receive, report};
 use super::init::{self, Inside};
+use super::memory::Looks;
 use super::paths::Created;
 use super::start::{HELPER_NAME, read_task};
 use super::user_net::Served;
@@ -17,7 +19,7 @@ use super::{join, net, nursery, oci, sys, used_net};
 use crate::{ExecError, Exit, Network, Usage};
 
 /// How long a process may take to end after `SIGTERM`, before `SIGKILL`.
-const GRACE: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+const GRACE: Duration = Duration::from_millis(300);
 
 /// First line of `main`: where this process was started as a container's helper, does that job and
 /// never returns; otherwise does nothing.
@@ -114,7 +116,7 @@ impl Helper {
         if self.task.join {
             let child = join::start(&self.task, self.root.as_fd(), self.socket.as_fd(), streams)?;
             drop(started_write);
-            return Ok((self.watch(child, started_read)?, Usage::default()));
+            return Ok((self.watch(child, started_read, &mut None)?, Usage::default()));
         }
         // Mounts are process 1's own affair: its mount namespace goes when it does, and the tree
         // is bare again for the clean-up here.
@@ -146,12 +148,12 @@ impl Helper {
             ForkResult::Parent { child } => {
                 drop((streams, created_write, started_write));
                 let child = Pid::from_raw(child.as_raw()).ok_or(ExecError::HelperDied)?;
-                let exit = self.watch(child, started_read);
+                let mut looks = self.looks(child);
+                let exit = self.watch(child, started_read, &mut looks);
                 // No process lives in the container any more: nobody can race with the clean-up.
                 Created::read(created_read).remove(self.root.as_fd());
                 drop(user_network);
-                let (cpu, peak_memory_bytes) = sys::children_usage();
-                Ok((exit?, Usage { cpu, peak_memory_bytes, oom_kills: 0 }))
+                Ok((exit?, used(looks.as_ref())))
             }
         }
     }
@@ -164,9 +166,9 @@ impl Helper {
         if self.task.managed {
             report(&self.socket, &Report::Started(container.process.as_raw_nonzero().get()), &[]);
         }
-        let exit = self.watch(container.process, None);
-        let (cpu, peak_memory_bytes) = sys::children_usage();
-        let usage = container.usage(Usage { cpu, peak_memory_bytes, oom_kills: 0 });
+        let mut looks = self.looks(container.process);
+        let exit = self.watch(container.process, None, &mut looks);
+        let usage = container.usage(used(looks.as_ref()));
         container.delete();
         drop(user_network);
         Ok((exit?, usage))
@@ -212,11 +214,22 @@ impl Helper {
         }
     }
 
+    /// Looks at process 1 and its children, if somebody asks what they have together.
+    fn looks(&self, process: Pid) -> Option<Looks> {
+        self.task.spec.adds_up_memory.then(|| Looks::at(process))
+    }
+
     /// Waits for process 1. Ends it when the caller asks, and at once when the caller is gone.
     /// `started` ends when the program runs: process 1's copy of the other end closes with `execve`.
-    fn watch(&self, child: Pid, mut started: Option<OwnedFd>) -> Result<Exit, ExecError> {
+    fn watch(
+        &self,
+        child: Pid,
+        mut started: Option<OwnedFd>,
+        looks: &mut Option<Looks>,
+    ) -> Result<Exit, ExecError> {
         let pidfd = pidfd_open(child, PidfdFlags::empty()).map_err(ExecError::start("pidfd_open"))?;
-        let mut timeout: Option<Timespec> = None;
+        // When the grace period is over.
+        let mut deadline: Option<Instant> = None;
         let (mut listening, mut unwanted) = (true, false);
         // What was asked to end takes along what it has started: a container's processes go with process 1,
         // those of a joined process with its group, of which it was made the leader.
@@ -229,7 +242,9 @@ impl Helper {
             let socket_flags = if listening { PollFlags::IN } else { PollFlags::empty() };
             let mut fds = vec![PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&self.socket, socket_flags)];
             fds.extend(started.iter().map(|started| PollFd::new(started, PollFlags::IN)));
-            let ready = match poll(&mut fds, timeout.as_ref()) {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = left.into_iter().chain(looks.as_ref().map(Looks::wait)).min();
+            match poll(&mut fds, timeout.map(timespec).as_ref()) {
                 Err(Errno::INTR) => continue,
                 other => other.map_err(ExecError::start("poll"))?,
             };
@@ -248,16 +263,16 @@ impl Helper {
                 }
                 return wait(child);
             }
-            if ready == 0 {
-                // The grace period is over.
+            looks.iter_mut().for_each(Looks::look_if_due);
+            if deadline.is_some_and(|at| at <= Instant::now()) {
                 send(libc::SIGKILL);
-                timeout = None;
+                deadline = None;
             } else if listening && told {
                 unwanted = true;
                 match receive(self.socket.as_fd()) {
                     Ok(Some(_)) => {
                         send(self.task.spec.stop_signal);
-                        timeout = Some(GRACE);
+                        deadline = Some(Instant::now() + GRACE);
                     }
                     Ok(None) | Err(_) => {
                         send(libc::SIGKILL);
@@ -267,6 +282,19 @@ impl Helper {
             }
         }
     }
+}
+
+/// What the children have used that were waited for.
+fn used(looks: Option<&Looks>) -> Usage {
+    let (cpu, largest_bytes) = sys::children_usage();
+    let peak_memory_bytes = largest_bytes.max(looks.map_or(0, Looks::peak_bytes));
+    Usage { cpu, peak_memory_bytes, oom_kills: 0 }
+}
+
+/// Waits are shorter than a century.
+fn timespec(wait: Duration) -> Timespec {
+    let tv_sec = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
+    Timespec { tv_sec, tv_nsec: wait.subsec_nanos().into() }
 }
 
 fn wait(child: Pid) -> Result<Exit, ExecError> {

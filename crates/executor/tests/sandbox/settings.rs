@@ -300,6 +300,19 @@ fn what_a_process_used_is_told_without_any_group() {
 }
 
 #[test]
+fn the_memory_of_several_processes_is_that_of_all_together() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    // Each has read all of it, and holds it until nobody is left who could want it.
+    let script = "for n in 1 2 3 4; do dd if=/dev/zero bs=24M count=1 2>/dev/null | sleep 1 & done; wait";
+    let peak_mib = |adds_up_memory| {
+        output(&sandbox, script, |spec| spec.adds_up_memory = adds_up_memory);
+        sandbox.usage.lock().unwrap().peak_memory_bytes >> 20
+    };
+    let (largest, all) = (peak_mib(false), peak_mib(true));
+    assert!((24..48).contains(&largest) && (96..144).contains(&all), "{largest} MiB and {all} MiB");
+}
+
+#[test]
 fn nothing_survives_its_step() {
     let Some(sandbox) = Sandbox::new() else { return };
     let mark = format!("97{}", std::process::id());
