@@ -83,6 +83,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("power::", CAMPAIGN),
     both("interop::", PEERS),
     both("remote_cache_s3::", CAMPAIGN),
+    both("registry::attestations::", PEERS),
     both("registry::transfer::", PEERS),
     both("registry::collected::", CAMPAIGN),
     both("registry::own::peers::", PEERS),
