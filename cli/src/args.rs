@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod attest;
 pub(crate) mod builds;
 pub(crate) mod cache_mount;
 pub(crate) mod confinement;
@@ -225,6 +226,8 @@ pub(crate) struct BuildArgs {
     /// Annotation for the image's manifest, its index or what points to them
     #[arg(long, value_name = "[TYPE[PLATFORM]:]NAME=VALUE")]
     pub(crate) annotation: Vec<String>,
+    #[command(flatten)]
+    pub(crate) attest: attest::AttestArgs,
     /// Write the image ID to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) iidfile: Option<PathBuf>,

@@ -44,6 +44,7 @@ pub(super) fn request(
         contexts,
         tags: args.tag.clone(),
         outputs,
+        attestations: args.attest.asked().map_err(|error| Failure::usage(format!("--attest: {error}")))?,
         wants_id: args.iidfile.is_some() || args.metadata_file.is_some(),
         platforms: platforms::asked(&args.platform)?,
         target: args.target.clone(),
@@ -124,8 +125,9 @@ pub(crate) fn run(session: &Session, args: BuildArgs) -> Result<u8, Failure> {
     let outputs = outputs(&args)?;
     let mut request = request(&args, outputs, &config)?;
     let is_for_several = request.platforms.len() > 1;
+    let is_attested = !request.attestations.is_empty();
     for output in &request.outputs {
-        output.check(is_for_several).map_err(|error| Failure::usage(error.to_string()))?;
+        output.check(is_for_several, is_attested).map_err(|error| Failure::usage(error.to_string()))?;
     }
     let call = if args.check { Call { method: Method::Check, json: false } } else { args.call };
     match call.method {

@@ -1,5 +1,6 @@
 //! `kiln inspect`
 
+use kiln_build::StoredAttestation;
 use kiln_oci::Reference;
 use serde_json::{Value, json};
 
@@ -23,7 +24,11 @@ pub(super) fn documents(session: &Session, args: &NamesArgs) -> Result<Vec<Value
         let config = session.config(&image)?;
         let names: Vec<String> =
             session.engine.store.names_of(&image.config)?.iter().map(Reference::familiar).collect();
-        shown.push(json!({
+        // One that cannot be read is a matter of `kiln fsck`.
+        let attested = kiln_build::attestations(&session.engine, &image).unwrap_or_default();
+        let (index, said) = attested.map_or((None, Vec::new()), |(index, said)| (Some(index), said));
+        let said: Vec<Value> = said.iter().map(attestation).collect();
+        let mut document = json!({
             "Id": image.config,
             "RepoTags": names,
             "Created": config.created,
@@ -34,7 +39,24 @@ pub(super) fn documents(session: &Session, args: &NamesArgs) -> Result<Vec<Value
             "Config": config.config,
             "RootFS": { "Type": config.rootfs.kind, "Layers": config.rootfs.diff_ids },
             "Manifest": image.manifest,
-        }));
+        });
+        // What most images have none of.
+        if let (Some(index), Some(document)) = (index, document.as_object_mut()) {
+            document.insert("Index".to_owned(), json!(index));
+            document.insert("Attestations".to_owned(), json!(said));
+        }
+        shown.push(document);
     }
     Ok(shown)
+}
+
+/// A statement about the image, or about one that its index has beside it.
+fn attestation(said: &StoredAttestation) -> Value {
+    json!({
+        "Platform": said.platform.as_ref().map(ToString::to_string),
+        "Manifest": said.manifest,
+        "PredicateType": said.predicate_type,
+        "Digest": said.statement.digest,
+        "Size": said.statement.size,
+    })
 }

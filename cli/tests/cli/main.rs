@@ -19,6 +19,7 @@ mod repo;
 #[path = "../../../crates/build/src/source/tests/web.rs"]
 mod web;
 
+mod attestations;
 mod bad_input;
 mod between;
 mod bit_rot;

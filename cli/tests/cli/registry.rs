@@ -1,5 +1,6 @@
 //! Images from and to registries: Debian's `docker-registry`, and one that lies.
 
+mod attestations;
 mod bases;
 mod cache;
 mod collected;

@@ -14,6 +14,7 @@ use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Platform, Reference, SnapshotId};
 use kiln_solver::{EventSink, Job, Limits, SolveError};
 
+use crate::attest::{Found, Stood, predicates};
 use crate::cache::BuildCache;
 use crate::cancel::BuildCancel;
 use crate::dockerfile::Dockerfile;
@@ -126,13 +127,20 @@ async fn carry_out(
     }
     let default = [Output::image(&request.tags)];
     let outputs = if request.outputs.is_empty() { &default[..] } else { &request.outputs };
-    let wants_image = request.wants_id || outputs.iter().any(Output::is_image);
+    let says = !request.attestations.is_empty() && outputs.iter().any(|output| *output != Output::CacheOnly);
+    let wants_image = says || request.wants_id || outputs.iter().any(Output::is_image);
     let mut products = Vec::with_capacity(plan.targets.len());
     for (target, tree) in plan.targets.iter().zip(&trees) {
         let image =
             if wants_image { Some(assemble(engine, plan, target, is_inline, tree).await?) } else { None };
         let (platform, top) = (target.platform.clone(), tree.snapshot().cloned());
-        products.push(Product { platform, image, top });
+        products.push(Product { platform, image, top, predicates: Vec::new() });
+    }
+    let mut said_notes = Vec::new();
+    for (target, product) in plan.targets.iter().zip(&mut products).filter(|_| says) {
+        product.predicates = tokio::task::block_in_place(|| {
+            predicates(engine, request, plan, (target, &*product), cancel, &mut said_notes)
+        })?;
     }
     let (epoch, wants_manifest) = (lowered.epoch, request.wants_id);
     let registries = request.bases.registries.as_deref();
@@ -142,6 +150,7 @@ async fn carry_out(
     engine.store.note_use(now_unix())?;
     last_build::note(engine, request, None);
     let Delivered { image: record, id, manifest, names, files, notes, pushed, .. } = delivered;
+    let notes = said_notes.into_iter().chain(notes).collect();
     let registries = request.bases.registries.as_ref();
     let results = Results { cache, layers: &shared.layers, tops: &tops, registries };
     let exported = export_cache(engine, &request.cache_to, &results, cancel, &*progress).await;
@@ -173,6 +182,10 @@ pub(crate) struct Plan {
     pub(crate) dockerfile: Arc<Dockerfile>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) cache: Arc<BuildCache>,
+    /// The images that it stands on; none where nobody asks.
+    pub(crate) stood: Vec<Stood>,
+    /// Digest of what was fetched as the context.
+    pub(crate) revision: Option<(&'static str, String)>,
     again: Arc<MadeAgain>,
     jobs: Option<NonZeroUsize>,
 }
@@ -186,7 +199,7 @@ pub(crate) fn plan(
 ) -> Result<Plan, BuildError> {
     let reader = Reader { engine, request, cancel };
     // Fetching waits for networks and disks: not on a thread that others need.
-    let (input, Understood { lowered, targets, unpulled }) = tokio::task::block_in_place(|| {
+    let (input, Understood { lowered, targets, unpulled, stood }) = tokio::task::block_in_place(|| {
         let input = reader.read()?;
         let understood = lower_all(&reader, &input, Purpose::Build)?;
         Ok::<_, BuildError>((input, understood))
@@ -202,7 +215,7 @@ pub(crate) fn plan(
     }
 
     let again = Arc::new(MadeAgain::find(&request.no_cache, &lowered)?);
-    let dockerfile = dockerfile.clone();
+    let (dockerfile, revision) = (dockerfile.clone(), input.revision());
     let used: BTreeSet<&str> = lowered.definition.vertices().iter().filter_map(local_name).collect();
     let contexts = input.trees(&engine.store.root().join("state"), |name| used.contains(name))?;
     let shared = Arc::new(Shared {
@@ -215,12 +228,14 @@ pub(crate) fn plan(
         steps: StepResources::new(engine, request),
         borrowed: Borrowed::of(&request.cache_from),
         why: Why::new(engine.store.root(), request, &lowered, &dockerfile, &again, progress.clone()),
+        found: Found::default(),
     });
     let remote =
         (!request.cache_from.is_empty()).then(|| RemoteCache::new(engine, request, cancel, progress.clone()));
     let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
     let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
-    Ok(Plan { lowered, targets, dockerfile, shared, cache, again, jobs: request.jobs })
+    let jobs = request.jobs;
+    Ok(Plan { lowered, targets, dockerfile, shared, cache, stood, revision, again, jobs })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -248,6 +263,8 @@ pub(crate) struct Understood {
     pub(crate) targets: Vec<Target>,
     /// Those of the images that it stands on of which no layer has come.
     pub(crate) unpulled: Vec<Arc<Resolved>>,
+    /// All of them; none where nobody asks.
+    pub(crate) stood: Vec<Stood>,
 }
 
 /// Lowers the Dockerfile for every platform of the request.
@@ -256,29 +273,39 @@ pub(crate) fn lower_all(
     input: &Input,
     purpose: Purpose,
 ) -> Result<Understood, BuildError> {
-    let mut unpulled = Vec::new();
+    let (mut unpulled, mut stood) = (Vec::new(), Vec::new());
     let lowered = |platform: Platform| {
         let (lowered, bases) = lower(reader, input, purpose, &platform)?;
-        unpulled.extend(bases);
+        unpulled.extend(bases.unpulled);
+        stood.extend(bases.stood);
         Ok((platform, lowered))
     };
     let all = reader.request.targets().into_iter().map(lowered).collect::<Result<_, BuildError>>()?;
     let (lowered, targets) =
         join(all).ok_or_else(|| BuildError::Bug { what: "a build for no platform".to_owned() })?;
-    Ok(Understood { lowered, targets, unpulled })
+    Ok(Understood { lowered, targets, unpulled, stood })
 }
 
 /// Rounds of asking for base images; each round needs one more, and stages are bounded.
 const MAX_ROUNDS: usize = 1000;
 
-/// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs, and those of them of
-/// which no layer has come. Blocks when it asks for the time of something.
+/// The images that a build stands on.
+#[derive(Default)]
+pub(crate) struct StandsOn {
+    /// Those of which no layer has come.
+    unpulled: Vec<Arc<Resolved>>,
+    /// All; none where nobody asks.
+    stood: Vec<Stood>,
+}
+
+/// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs.
+/// Blocks when it asks for the time of something.
 pub(crate) fn lower(
     reader: &Reader<'_>,
     input: &Input,
     purpose: Purpose,
     platform: &Platform,
-) -> Result<(Lowered, Vec<Arc<Resolved>>), BuildError> {
+) -> Result<(Lowered, StandsOn), BuildError> {
     let Reader { engine, request, .. } = *reader;
     let Input { dockerfile, ignore, named, .. } = input;
     let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
@@ -302,13 +329,13 @@ pub(crate) fn lower(
         ..Options::new(platform.clone())
     };
     let mut images: BTreeMap<ImageKey, BaseImage> = BTreeMap::new();
-    let mut unpulled = Vec::new();
+    let mut bases = StandsOn::default();
     for _ in 0..MAX_ROUNDS {
         match kiln_frontend::lower(&ast, &options, &images).map_err(wrong)? {
             Lowering::Done(mut lowered) => {
                 warnings.append(&mut lowered.warnings);
                 lowered.warnings = warnings;
-                return Ok((*lowered, unpulled));
+                return Ok((*lowered, bases));
             }
             Lowering::NeedsTime(asked) => options.epoch = EpochTime::At(reader.time_of(input, &asked)?),
             Lowering::Needs(needs) => {
@@ -325,6 +352,12 @@ pub(crate) fn lower(
                     };
                     let Need { image: key, span, stages } = need;
                     let at = || Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
+                    if purpose == Purpose::Build
+                        && request.attestations.provenance.is_some()
+                        && let Some(base) = &found
+                    {
+                        bases.stood.push(stood(engine, &key, base)?);
+                    }
                     let image = match found {
                         Some(Base::Here(here)) => {
                             let config_digest = here.image.config;
@@ -346,7 +379,7 @@ pub(crate) fn lower(
                         Some(Base::There(resolved)) => {
                             let (config_digest, config) =
                                 (resolved.config_digest(), resolved.config().clone());
-                            unpulled.push(resolved);
+                            bases.unpulled.push(resolved);
                             BaseImage { config_digest, config, unknown: false }
                         }
                         None if purpose != Purpose::Build => {
@@ -369,6 +402,21 @@ pub(crate) fn lower(
         }
     }
     Err(BuildError::Bug { what: "the frontend keeps asking for base images".to_owned() })
+}
+
+/// An image that the build stands on, as it was found.
+fn stood(engine: &Engine, key: &ImageKey, base: &Base) -> Result<Stood, BuildError> {
+    let ImageKey { reference, platform, layout } = key;
+    // What a layout holds is not what a registry has under a name.
+    let root = match layout {
+        Some(_) => None,
+        None => base.led_to(engine, reference, platform)?.map(|(root, _)| root),
+    };
+    let config = match base {
+        Base::Here(record) => record.config,
+        Base::There(resolved) => resolved.config_digest(),
+    };
+    Ok(Stood { reference: reference.clone(), platform: platform.clone(), config, root })
 }
 
 /// The image that a FROM or a `from` means.

@@ -305,6 +305,14 @@ impl Input {
         matches!(self.main, Files::Tree(_)) && rustix::process::geteuid().is_root()
     }
 
+    /// Digest of what was fetched as the main context, with the name of its algorithm.
+    pub(crate) fn revision(&self) -> Option<(&'static str, String)> {
+        match &self.main {
+            Files::Tree(tree) => tree.revision.clone(),
+            Files::Directory(_) | Files::None => None,
+        }
+    }
+
     /// Directories of the client by the names of their sources, with their rules.
     pub(crate) fn directories(&self) -> Vec<(&str, &Path, &Patterns)> {
         let main = match &self.main {

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod attest;
 mod build;
 pub mod builds;
 mod cache;
@@ -40,12 +41,14 @@ mod named_context;
 mod no_cache;
 mod ops;
 mod platforms;
+mod purl;
 mod redact;
 pub mod registry;
 mod remote_cache;
 mod remote_context;
 mod request;
 mod reread;
+mod sbom;
 mod secrets;
 mod select;
 mod shell;
@@ -61,6 +64,9 @@ mod watch;
 pub mod why;
 mod world;
 
+pub use attest::{
+    Attestations, Place, ProvenanceMode, ProvenanceSpec, SbomSpec, StoredAttestation, attestations,
+};
 pub use build::{Built, Progress, build};
 pub use cache_mounts::{
     CacheMountImport, CacheMountInfo, CacheMountRecord, cache_mount_bytes, cache_mount_users, cache_mounts,

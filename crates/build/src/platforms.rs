@@ -6,6 +6,7 @@ use kiln_llb::{Location, SourceMap, Vertex, VertexId};
 use kiln_oci::image::ImageConfig;
 use kiln_oci::{Platform, SnapshotId};
 
+use crate::attest::Predicate;
 use crate::export::Assembled;
 use crate::image::read_config;
 use crate::{BuildError, Engine};
@@ -105,6 +106,17 @@ pub(crate) struct Product {
     /// `None`: no output wants an image.
     pub(crate) image: Option<Assembled>,
     pub(crate) top: Option<SnapshotId>,
+    /// What is said of it.
+    pub(crate) predicates: Vec<Predicate>,
+}
+
+impl Product {
+    /// When its image was made; seconds since 1970, and 0 when nobody knows.
+    pub(crate) fn created_unix(&self) -> i64 {
+        let config = self.image.as_ref().and_then(|image| serde_json::from_slice(&image.config_json).ok());
+        let created = config.and_then(|config: ImageConfig| config.created);
+        created.and_then(|at| at.parse::<jiff::Timestamp>().ok()).map_or(0, |at| at.as_second())
+    }
 }
 
 /// Whether an image that says this of itself is good for `wanted`. One that says nothing is.

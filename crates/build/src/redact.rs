@@ -61,10 +61,15 @@ impl Needle {
 impl Redactor {
     /// A redactor of `values`. Line ends at a value's end do not count: a shell drops them.
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        Self::of_at_least(MIN_BYTES, values)
+    }
+
+    /// The same, of those that have at least `min_bytes`.
+    pub(crate) fn of_at_least<'a>(min_bytes: usize, values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut kept: Vec<Vec<u8>> = Vec::new();
         for value in values {
             let end = value.iter().rposition(|b| !matches!(b, b'\n' | b'\r')).map_or(0, |last| last + 1);
-            if end >= MIN_BYTES {
+            if end >= min_bytes.max(1) {
                 kept.push(value[..end].to_vec());
             }
         }

@@ -19,6 +19,7 @@ use kiln_llb as llb;
 use kiln_oci::SnapshotId;
 use rustix::fs::OFlags;
 
+use crate::attest::of_git;
 use crate::engine::now_unix;
 use crate::input::Something;
 use crate::source::{Fetcher, SourceError, SourceOptions, key_of};
@@ -65,6 +66,8 @@ pub struct TreeContext {
     pub origin: String,
     /// Time of its commit, or when the web server says it was changed; seconds since 1970.
     pub modified_unix: Option<i64>,
+    /// What was fetched: the name of an algorithm, and the digest. `None`: it came without a name.
+    pub revision: Option<(&'static str, String)>,
 }
 
 /// Everything that is needed to bring a context in.
@@ -140,6 +143,7 @@ impl ContextOpener<'_> {
                     snapshot: found.snapshot,
                     origin: shown(&git.remote),
                     modified_unix: Some(found.commit_unix),
+                    revision: Some(of_git(&found.commit)),
                 }))
             }
             ContextSource::Http(url) => {
@@ -148,7 +152,8 @@ impl ContextOpener<'_> {
                 match self.unpack_download(&file)? {
                     Some(snapshot) => {
                         let modified_unix = file.modified_unix;
-                        Ok(MainContext::Tree(TreeContext { snapshot, origin, modified_unix }))
+                        let revision = Some(("sha256", file.content.hex()));
+                        Ok(MainContext::Tree(TreeContext { snapshot, origin, modified_unix, revision }))
                     }
                     None => dockerfile_only(self.open_download(&file)?, &origin),
                 }
@@ -226,7 +231,8 @@ impl ContextOpener<'_> {
         let options = ExtractOptions { owner, limits: self.engine.limits, cancel: self.cancel.flag() };
         kiln_layer::extract(tar, root.as_fd(), &options)?;
         drop(root);
-        Ok(TreeContext { snapshot: active.commit()?, origin: origin.to_owned(), modified_unix: None })
+        let (snapshot, origin) = (active.commit()?, origin.to_owned());
+        Ok(TreeContext { snapshot, origin, modified_unix: None, revision: None })
     }
 }
 

@@ -12,8 +12,8 @@ use kiln_oci::{Platform, Reference};
 use crate::export::Output;
 use crate::registry::Bases;
 use crate::{
-    BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement, NamedContext,
-    NoCache, SecretStore, SourceOptions, SshAgents, StandardInput,
+    Attestations, BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement,
+    NamedContext, NoCache, SecretStore, SourceOptions, SshAgents, StandardInput,
 };
 
 /// What to build.
@@ -31,6 +31,8 @@ pub struct BuildRequest {
     pub tags: Vec<Reference>,
     /// What the build leaves; none: an image in the store.
     pub outputs: Vec<Output>,
+    /// `--attest`, `--provenance`, `--sbom`: what is said of the images.
+    pub attestations: Attestations,
     /// The image ID is wanted, whatever the outputs are.
     pub wants_id: bool,
     /// `--build-arg`.
@@ -78,6 +80,7 @@ impl BuildRequest {
             stdin: StandardInput::default(),
             tags: Vec::new(),
             outputs: Vec::new(),
+            attestations: Attestations::default(),
             wants_id: false,
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),

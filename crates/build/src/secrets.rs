@@ -204,6 +204,30 @@ impl SecretStore {
         Ok(secret)
     }
 
+    /// The values of all secrets, whether a step has asked for them or not. What can be read only once is left to
+    /// the steps, and counts once they have.
+    ///
+    /// # Errors
+    /// [`BuildError::Unreadable`].
+    pub(crate) fn all_values(&self) -> Result<Vec<Vec<u8>>, BuildError> {
+        let mut values = Vec::new();
+        for (id, source) in &self.sources {
+            let is_stream =
+                matches!(source, Source::File(path) if !std::fs::metadata(path).is_ok_and(|it| it.is_file()));
+            let value = if is_stream {
+                let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+                read.get(id).cloned().flatten()
+            } else {
+                self.get(id).map_err(|error| BuildError::Unreadable {
+                    path: id.into(),
+                    source: std::io::Error::other(error),
+                })?
+            };
+            values.extend(value.map(|secret| secret.bytes().to_vec()));
+        }
+        Ok(values)
+    }
+
     /// The value of `id` for a step that has a right to it; `None`: it goes on without.
     ///
     /// # Errors

@@ -42,6 +42,7 @@ pub use ast::Ast;
 pub use check::{CheckOptions, Rule};
 pub use decode::decode;
 pub use diagnostic::{Diagnostic, Severity, Span};
+pub use lint::looks_like_secret;
 pub use lower::{
     BaseImage, ChangeError, EpochTime, HistoryEntry, ImageKey, Lowered, Lowering, NamedContext, Need,
     NeedsTime, Options, TimeOf, apply_changes, lower,
@@ -49,6 +50,7 @@ pub use lower::{
 pub use outline::{Outline, OutlineArg, Target, targets};
 pub use parser::parse;
 pub use redact::{masked_credentials, without_credentials};
+pub use stages::is_proxy;
 pub use suggest::nearest;
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ impl Lint {
             Body::Env(pairs) => pairs.iter().map(|pair| &pair.name).collect(),
             _ => Vec::new(),
         };
-        for name in secrets.into_iter().filter(|name| is_secret(&name.value)) {
+        for name in secrets.into_iter().filter(|name| looks_like_secret(&name.value)) {
             let message = format!(
                 "{} {} looks like a secret, and everybody who has the image can read it",
                 instruction.kind.name(),
@@ -199,7 +199,7 @@ fn is_lower(word: &str) -> bool {
 }
 
 /// `DB_PASSWORD` is, `PASSWORD_FILE` and `KEYBOARD` are not.
-fn is_secret(name: &str) -> bool {
+pub fn looks_like_secret(name: &str) -> bool {
     const SECRET: [&str; 10] = [
         "apikey",
         "auth",
@@ -225,10 +225,10 @@ mod tests {
     #[test]
     fn secrets_are_told_by_whole_words() {
         for name in ["PASSWORD", "DB_PASSWORD", "api_key", "TOKEN", "AWS_SECRET_ACCESS"] {
-            assert!(is_secret(name), "{name}");
+            assert!(looks_like_secret(name), "{name}");
         }
         for name in ["KEYBOARD", "PASSWORD_FILE", "PUBLIC_KEY", "TOKENS", "KEY_VERSION", "NAME"] {
-            assert!(!is_secret(name), "{name}");
+            assert!(!looks_like_secret(name), "{name}");
         }
     }
 

@@ -404,7 +404,7 @@ fn predefined(ast: &Ast, options: &Options) -> Scope<String> {
 }
 
 /// Proxy variables in either case.
-pub(crate) fn is_proxy(name: &str) -> bool {
+pub fn is_proxy(name: &str) -> bool {
     PROXIES.iter().any(|proxy| name.eq_ignore_ascii_case(proxy))
 }
 

@@ -88,6 +88,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("registry::own::cache::a_registry_that_dies_costs_time_and_nothing_else", CAMPAIGN),
     both("registry::own::cache::a_registry_that_falls_silent_costs_time_and_nothing_else", CAMPAIGN),
     both("stamps::", MOUNTS),
+    both("registry::attestations::", PEERS),
     both("registry::transfer::", PEERS),
     both("registry::collected::", CAMPAIGN),
     both("registry::own::peers::", PEERS),

@@ -155,6 +155,10 @@ impl<'a> ImageWriter<'a> {
     /// Puts all that an index lists there, and lists the index.
     pub(crate) fn index(&mut self, ready: &ReadyIndex, names: &[Reference]) -> Result<(), BuildError> {
         ready.images.iter().try_for_each(|image| self.parts(image))?;
+        for (digest, bytes) in ready.attestations.iter().flat_map(|said| &said.blobs) {
+            let mut write = |out: &mut dyn Write| out.write_all(bytes).map_err(WriteError::Out);
+            self.blob(digest, bytes.len() as u64, &mut write)?;
+        }
         let ReadyIndex { descriptor, json, .. } = ready;
         let mut write = |out: &mut dyn Write| out.write_all(json).map_err(WriteError::Out);
         self.blob(&descriptor.digest, descriptor.size, &mut write)?;

@@ -2,7 +2,8 @@
 //!
 //! Read [`Output`] first (what users ask for), then `image.rs` (an image made ready to leave),
 //! `layers.rs` (blobs on demand), and the writers: `archive.rs`, `layout.rs`, `tree.rs`;
-//! `several.rs` for several platforms at once.
+//! `several.rs` for what has an index: several platforms at once, and images of which something is said
+//! (`attestation.rs`; beside files: `beside.rs`).
 //!
 //! # Invariants
 //! - What is written depends on the image and the options alone: two stores give the same bytes.
@@ -10,6 +11,8 @@
 //! - A file has its name only when it is whole; after an error nothing is left of it.
 
 mod archive;
+mod attestation;
+mod beside;
 mod file;
 mod image;
 mod index;
@@ -32,6 +35,7 @@ pub use save::{SaveOptions, SavedImage, save, save_layout};
 pub use tree::export_tree;
 
 pub(crate) use archive::{DockerEntry, SHORT_NAME, Shelf, TarShelf, named, put_bytes, put_index, put_list};
+pub(crate) use attestation::{PREDICATE_TYPE, is_attestation_of};
 pub(crate) use image::{Assembled, ReadyImage, Style, are_of, make_ready};
 pub(crate) use index::whole_index;
 pub(crate) use layers::{

@@ -8,6 +8,7 @@ use kiln_oci::{Platform, Reference};
 use super::archive::ArchiveFormat;
 use super::file::Dest;
 use super::packing::{Compress, Packing, PackingError};
+use crate::attest::is_file_name;
 
 /// One thing that a build shall leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct ImageFormat {
     pub epoch: Option<i64>,
     /// `annotation…`
     pub annotations: Annotations,
+    /// `oci-artifact`: what is said of it is an artifact with the image as its subject.
+    pub artifact: bool,
 }
 
 /// Annotations of what a platform's manifest is.
@@ -190,6 +193,8 @@ pub struct TreeOutput {
     pub mode: LocalMode,
     /// `source-date-epoch`, as for images.
     pub epoch: Option<i64>,
+    /// `attestation-prefix`: what the names of files begin with that say something of the others.
+    pub attestation_prefix: String,
 }
 
 /// What `type=local` does with files that are in the directory.
@@ -237,11 +242,12 @@ impl Output {
         }
     }
 
-    /// Checks that it can be made: for several platforms, or for one only.
+    /// Checks that it can be made: for several platforms or for one only, and with something to be said of it or
+    /// without.
     ///
     /// # Errors
     /// [`OutputError`], which says what to ask for instead.
-    pub fn check(&self, is_for_several: bool) -> Result<(), OutputError> {
+    pub fn check(&self, is_for_several: bool, is_attested: bool) -> Result<(), OutputError> {
         let refused = |what: &str| Err(OutputError(what.to_owned()));
         match self {
             Self::Archive(ArchiveOutput { kind: ArchiveFormat::Docker, .. }) if is_for_several => {
@@ -255,9 +261,15 @@ impl Output {
                 )
             }
             Self::Image(ImageOutput { format, .. }) | Self::Archive(ArchiveOutput { format, .. })
-                if format.annotations.need_index() && !is_for_several =>
+                if format.annotations.need_index() && !is_for_several && !is_attested =>
             {
                 refused("an image for one platform has no index to annotate")
+            }
+            Self::Image(ImageOutput { format, .. })
+            | Self::Archive(ArchiveOutput { kind: ArchiveFormat::Oci, format, .. })
+                if format.docker_types && is_attested =>
+            {
+                refused("oci-mediatypes=false: docker's media types have none for attestations")
             }
             _ => Ok(()),
         }
@@ -317,7 +329,8 @@ impl FromStr for Output {
 
 impl TreeOutput {
     fn to(dest: Dest) -> Self {
-        Self { dest, platform_split: None, mode: LocalMode::Copy, epoch: None }
+        let attestation_prefix = String::new();
+        Self { dest, platform_split: None, mode: LocalMode::Copy, epoch: None, attestation_prefix }
     }
 }
 
@@ -330,14 +343,13 @@ pub(crate) struct Attributes {
     values: Vec<(String, String)>,
 }
 
-/// About attestations, which are not made here, or about what is so whatever they say: an image in the store
-/// is unpacked, and all of its layers are in it.
-const WITHOUT_EFFECT: [&str; 7] = [
+/// About what is so whatever they say: what is said of an image stands beside it, an image in the store is unpacked,
+/// and all of its layers are in it.
+const WITHOUT_EFFECT: [&str; 6] = [
     "attestation-inline",
     "attestation-prefix",
     "buildinfo",
     "buildinfo-attrs",
-    "oci-artifact",
     "prefer-nondist-layers",
     "unpack",
 ];
@@ -424,8 +436,10 @@ impl Attributes {
             "oci" => self.archive(ArchiveFormat::Oci),
             "tar" => {
                 let dest = self.dest().unwrap_or(Dest::Stdout);
-                let (platform_split, epoch) = (self.split()?, self.epoch()?);
-                Ok(Output::Tar(TreeOutput { platform_split, epoch, ..TreeOutput::to(dest) }))
+                let (platform_split, epoch) = (self.flag("platform-split")?, self.epoch()?);
+                let attestation_prefix = self.attestation_prefix()?;
+                let tree = TreeOutput::to(dest);
+                Ok(Output::Tar(TreeOutput { platform_split, epoch, attestation_prefix, ..tree }))
             }
             "local" => {
                 let dest = self.dest().ok_or_else(|| OutputError("type=local needs dest=DIR".to_owned()))?;
@@ -437,8 +451,9 @@ impl Attributes {
                     Some("delete") => LocalMode::Delete,
                     Some(other) => return Err(OutputError(format!("mode={other} is none of copy, delete"))),
                 };
-                let (platform_split, epoch) = (self.split()?, self.epoch()?);
-                Ok(Output::Local(TreeOutput { dest, platform_split, mode, epoch }))
+                let (platform_split, epoch) = (self.flag("platform-split")?, self.epoch()?);
+                let attestation_prefix = self.attestation_prefix()?;
+                Ok(Output::Local(TreeOutput { dest, platform_split, mode, epoch, attestation_prefix }))
             }
             "cacheonly" => Ok(Output::CacheOnly),
             "registry" => {
@@ -462,9 +477,12 @@ impl Attributes {
         seconds.map(Some).ok_or_else(wrong)
     }
 
-    fn split(&mut self) -> Result<Option<bool>, OutputError> {
-        self.take("attestation-prefix");
-        self.flag("platform-split")
+    fn attestation_prefix(&mut self) -> Result<String, OutputError> {
+        let prefix = self.take("attestation-prefix").unwrap_or_default();
+        if prefix.is_empty() || is_file_name(&prefix) {
+            return Ok(prefix);
+        }
+        Err(OutputError(format!("attestation-prefix={prefix:?} does not begin the name of a file")))
     }
 
     fn image(&mut self) -> Result<Output, OutputError> {
@@ -528,6 +546,7 @@ impl Attributes {
             rewrite_timestamp: self.flag("rewrite-timestamp")?.unwrap_or(false),
             epoch: self.epoch()?,
             annotations,
+            artifact: self.flag("oci-artifact")?.unwrap_or(false),
         })
     }
 }

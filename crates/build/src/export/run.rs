@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_content::ImageRecord;
-use kiln_oci::image::{Descriptor, Manifest, media_type};
+use kiln_oci::image::{Descriptor, Index, Manifest, media_type};
 use kiln_oci::{Digest, Platform, Reference};
 
 use super::archive::{ArchiveFormat, ImageWriter, Outgoing, TarShelf};
@@ -18,6 +18,7 @@ use super::packing::{Compress, Packing};
 use super::save::{Leaving, write_archive, write_ready};
 use super::tree::{TreeStyle, write_tar};
 use crate::archive::Archive;
+use crate::attest::is_of_one_image;
 use crate::image::{parse_json, store_image};
 use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
 use crate::platforms::Product;
@@ -79,7 +80,10 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
     });
     let first = delivery.products.first();
     let first = first.ok_or_else(|| BuildError::Bug { what: "nothing was built".to_owned() })?;
-    let is_one = delivery.products.len() == 1;
+    let is_single = delivery.products.len() == 1;
+    let is_attested = delivery.products.iter().any(|product| !product.predicates.is_empty());
+    // One image and nothing else needs no index.
+    let is_one = is_single && !is_attested;
     for output in ordered {
         match output {
             Output::Image(output) => {
@@ -95,8 +99,12 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
                 }
                 delivered.image = Some(record);
             }
-            Output::Archive(output) if is_one => {
+            Output::Archive(output) if is_one || (is_single && output.kind == ArchiveFormat::Docker) => {
                 delivery.archive(output, first, &mut files, &mut delivered)?;
+                if is_attested {
+                    let note = "type=docker holds no attestations: type=oci and type=image do";
+                    delivered.notes.push(note.to_owned());
+                }
             }
             Output::Archive(output) => delivery.archive_index(output, &mut files, &mut delivered)?,
             Output::Tar(output) if is_one => {
@@ -130,6 +138,9 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
     for file in files {
         delivered.files.push(file.path().to_owned());
         file.finish()?;
+    }
+    if let Some(image) = delivered.image.as_ref().filter(|_| is_one) {
+        delivery.forget_said(image)?;
     }
     for (name, image) in names {
         delivery.engine.store.set_name(&name, &image)?;
@@ -216,8 +227,8 @@ impl Delivery<'_> {
             format.compress.get_or_insert(Compress::new(Packing::GZIP));
         }
         let format = &format;
-        let ImageFormat { rewrite_timestamp, epoch, .. } = *format;
-        let plain = ImageFormat { rewrite_timestamp, epoch, ..ImageFormat::default() };
+        let ImageFormat { rewrite_timestamp, epoch, artifact, .. } = *format;
+        let plain = ImageFormat { rewrite_timestamp, epoch, artifact, ..ImageFormat::default() };
         let style = self.style(format, &product.platform, delivered);
         if *format == plain && style.newest.is_none() {
             let record = store_image(self.engine, config_json, layers, top.clone(), None)?;
@@ -257,6 +268,18 @@ impl Delivery<'_> {
             return store_image(self.engine, config_json, layers, top.clone(), made);
         }
         self.store_changed(ready)
+    }
+
+    /// Forgets what another build said of the very same image: who pushes it now says no more than this one did.
+    fn forget_said(&self, image: &ImageRecord) -> Result<(), BuildError> {
+        let store = &self.engine.store;
+        let Some(root) = store.index_of(&image.config)? else { return Ok(()) };
+        // One that is damaged is nothing that a build ends with.
+        let Ok(json) = store.read_blob(&root, MAX_MANIFEST_BYTES) else { return Ok(()) };
+        if parse_json("index", &root, &json).is_ok_and(|index: Index| is_of_one_image(&index)) {
+            store.forget_index(&image.config)?;
+        }
+        Ok(())
     }
 
     /// Stores an image whose layers are no longer those of the snapshots: it is unpacked.

@@ -1,4 +1,5 @@
-//! Outputs of a build for several platforms: an index of images, or the files of each.
+//! Outputs of a build for several platforms, or with something to be said of them: an index of images, or the files of
+//! each.
 //!
 //! In the store the index is kept beside the image of one platform, as one that was loaded or pulled with it:
 //! this machine's if it is among them, else the first. That image has the name.
@@ -7,9 +8,10 @@ use std::io::{self, Write};
 
 use kiln_content::ImageRecord;
 use kiln_oci::image::{Descriptor, Extra, Index, media_type, to_json};
-use kiln_oci::{Digest, Platform};
+use kiln_oci::{Digest, Platform, Reference};
 
 use super::archive::ImageWriter;
+use super::attestation::ReadyAttestation;
 use super::file::{Dest, NewFile, Target};
 use super::image::{ReadyImage, make_ready};
 use super::layers::{Along, LayerContent, write_plain};
@@ -22,17 +24,25 @@ use crate::BuildError;
 use crate::image::{note_chains, store_image};
 use crate::platforms::Product;
 
-/// Images of all platforms, with the index that lists them.
+/// Images of all platforms and what is said of them, with the index that lists all that.
 pub(crate) struct ReadyIndex {
+    /// One for each platform, whether they are the same or not.
     pub(crate) images: Vec<ReadyImage>,
+    pub(crate) attestations: Vec<ReadyAttestation>,
     /// Points to the index.
     pub(crate) descriptor: Descriptor,
     pub(crate) json: Vec<u8>,
 }
 
 impl ReadyIndex {
-    /// Lists `images`, each once: platforms may turn out to have the same one.
-    fn new(images: Vec<ReadyImage>, format: &ImageFormat, oci: bool) -> Self {
+    /// Lists `images`, each once: platforms may turn out to have the same one. Who takes the first that fits finds
+    /// them before what is said of them.
+    fn new(
+        images: Vec<ReadyImage>,
+        attestations: Vec<ReadyAttestation>,
+        format: &ImageFormat,
+        oci: bool,
+    ) -> Self {
         let kind = if oci { media_type::OCI_INDEX } else { media_type::DOCKER_INDEX };
         let mut manifests: Vec<Descriptor> = Vec::with_capacity(images.len());
         for image in &images {
@@ -40,6 +50,7 @@ impl ReadyIndex {
                 manifests.push(image.descriptor.clone());
             }
         }
+        manifests.extend(attestations.iter().map(|said| said.descriptor.clone()));
         let index = Index {
             schema_version: 2,
             media_type: Some(kind.to_owned()),
@@ -50,23 +61,37 @@ impl ReadyIndex {
         let json = to_json(&index);
         let mut descriptor = Descriptor::new(kind, Digest::of(&json), json.len() as u64);
         descriptor.annotations.clone_from(format.annotations.of_index_descriptor());
-        Self { images, descriptor, json }
+        Self { images, attestations, descriptor, json }
+    }
+
+    /// What users know it by: an image for one platform has an ID.
+    fn id(&self) -> Digest {
+        if let [only] = self.images.as_slice() { only.config } else { self.descriptor.digest }
     }
 }
 
 impl Delivery<'_> {
-    /// Packs the images of all platforms.
-    fn ready_index(&self, format: &ImageFormat, delivered: &mut Delivered) -> Result<ReadyIndex, BuildError> {
+    /// Packs the images of all platforms, which get these names.
+    fn ready_index(
+        &self,
+        format: &ImageFormat,
+        names: &[Reference],
+        delivered: &mut Delivered,
+    ) -> Result<ReadyIndex, BuildError> {
         let mut images = Vec::with_capacity(self.products.len());
+        let mut attestations = Vec::new();
         let mut oci = true;
         for product in self.products {
             let style = self.style(format, &product.platform, delivered);
             oci &= style.oci;
             let image = self.assembled(format, product)?;
             let made = make_ready(self.engine, &image, &style, self.cancel.flag(), &mut Along::Nobody)?;
+            let (said, as_artifact) = (&product.predicates, format.artifact);
+            let said = ReadyAttestation::new(&made, &product.platform, said, names, as_artifact);
+            attestations.extend(said);
             images.push(made);
         }
-        Ok(ReadyIndex::new(images, format, oci))
+        Ok(ReadyIndex::new(images, attestations, format, oci))
     }
 
     /// The index in the store, with all that it lists: the image that has its name, and its digest.
@@ -76,7 +101,7 @@ impl Delivery<'_> {
         delivered: &mut Delivered,
     ) -> Result<(ImageRecord, Digest), BuildError> {
         let store = &self.engine.store;
-        let ready = self.ready_index(&output.format, delivered)?;
+        let ready = self.ready_index(&output.format, &output.names, delivered)?;
         let mut blobs = Vec::new();
         for (image, product) in ready.images.iter().zip(self.products) {
             for layer in &image.layers {
@@ -99,6 +124,9 @@ impl Delivery<'_> {
             blobs.push(store.put_blob(&image.config_json)?);
             blobs.push(store.put_blob(&image.manifest_json)?);
         }
+        for (_, bytes) in ready.attestations.iter().flat_map(|said| &said.blobs) {
+            blobs.push(store.put_blob(bytes)?);
+        }
         let index = store.put_blob(&ready.json)?;
         blobs.sort_unstable();
         blobs.dedup();
@@ -111,8 +139,11 @@ impl Delivery<'_> {
         } else {
             self.store_changed(image.clone())?
         };
-        store.keep_index(&record.config, &index, &blobs)?;
-        delivered.seen(index, &ready.descriptor);
+        // What an index lists follows from its digest.
+        if store.index_of(&record.config)? != Some(index) {
+            store.keep_index(&record.config, &index, &blobs)?;
+        }
+        delivered.seen(ready.id(), &ready.descriptor);
         if output.push {
             let names = output.names.iter().map(|name| match output.by_digest {
                 true => super::run::with_digest(name, &index),
@@ -139,7 +170,7 @@ impl Delivery<'_> {
         delivered: &mut Delivered,
     ) -> Result<(), BuildError> {
         output.names.iter().for_each(|name| delivered.add_name(name));
-        let ready = self.ready_index(&output.format, delivered)?;
+        let ready = self.ready_index(&output.format, &output.names, delivered)?;
         let put = |shelf: &mut dyn Shelf| {
             let mut writer = ImageWriter::new(self.engine, output.kind, shelf, self.cancel.flag());
             writer.index(&ready, &output.names)?;
@@ -155,7 +186,7 @@ impl Delivery<'_> {
                 shelf.finish()
             })?;
         }
-        delivered.seen(ready.descriptor.digest, &ready.descriptor);
+        delivered.seen(ready.id(), &ready.descriptor);
         Ok(())
     }
 
@@ -167,6 +198,9 @@ impl Delivery<'_> {
             let style = self.tree_style(output, product);
             let mut out = WithoutEnd { out: &mut *target.out, held: Vec::new() };
             write_tar(engine, product.top.as_ref(), &style, target.path, &mut out, cancel)?;
+            for file in self.beside(output, product, target.path)? {
+                file.append_to(&mut *target.out).map_err(failed)?;
+            }
         }
         target.out.write_all(&[0; END_BYTES]).and_then(|()| target.out.flush()).map_err(failed)
     }
@@ -181,9 +215,13 @@ impl Delivery<'_> {
         let (engine, cancel) = (self.engine, self.cancel.flag());
         for product in self.products {
             let style = self.tree_style(output, product);
+            let said = self.beside(output, product, dir)?;
             let left_out = write_local(engine, product.top.as_ref(), &style, dir, output.mode, cancel)?;
             let shown = style.below.as_ref().map_or_else(|| dir.clone(), |below| dir.join(below));
             delivered.notes.extend(left_out_note(&shown, &left_out));
+            for file in said {
+                file.put_into(dir)?;
+            }
         }
         delivered.files.push(dir.clone());
         Ok(())

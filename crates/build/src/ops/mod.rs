@@ -24,6 +24,7 @@ use kiln_llb as llb;
 use kiln_oci::{Digest, SnapshotId};
 use kiln_solver::{CacheKey, Cost, Identity, InputUse, Op, Scope, Stream, VertexInput};
 
+use crate::attest::{Found, of_git};
 use crate::cancel::BuildCancel;
 use crate::engine::now_unix;
 use crate::layers::{Layers, UnderWay};
@@ -51,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) borrowed: Option<Borrowed>,
     /// Finds out why steps run; `None`: nobody asks.
     pub(crate) why: Option<Arc<Why>>,
+    /// What came from outside.
+    pub(crate) found: Found,
 }
 
 /// A vertex of the definition, ready to be solved.
@@ -261,10 +264,14 @@ impl BuildOp {
                 Ok(self.shared.contexts.get(&local.name).cloned().unwrap_or(Tree::Empty))
             }
             llb::Op::Source(llb::Source::Http(http)) => {
-                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).http(http)?.snapshot))
+                let found = self.fetcher(&|line| note(scope, line)).http(http)?;
+                self.shared.found.note(self.vertex, ("sha256", found.content.hex()));
+                Ok(Tree::Snapshot(found.snapshot))
             }
             llb::Op::Source(llb::Source::Git(git)) => {
-                Ok(Tree::Snapshot(self.fetcher(&|line| note(scope, line)).git(git)?.snapshot))
+                let found = self.fetcher(&|line| note(scope, line)).git(git)?;
+                self.shared.found.note(self.vertex, of_git(&found.commit));
+                Ok(Tree::Snapshot(found.snapshot))
             }
             llb::Op::Exec(exec) => self.measured(|| self.run_exec(exec, inputs, scope)),
             llb::Op::File(file) => self.measured(|| Ok((self.run_file(file, inputs, scope)?, 0))),

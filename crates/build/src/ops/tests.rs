@@ -109,6 +109,7 @@ impl Bench {
             steps: StepResources::new(&self.engine, &BuildRequest::new(PathBuf::new())),
             borrowed: None,
             why: None,
+            found: Default::default(),
         });
         let seen: Arc<Mutex<(Vec<usize>, String)>> = Arc::default();
         let events = seen.clone();

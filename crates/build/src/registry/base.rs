@@ -72,7 +72,7 @@ pub(crate) enum Base {
 
 impl Base {
     /// What the name led to and when that was, if it came from a registry.
-    fn led_to(
+    pub(crate) fn led_to(
         &self,
         engine: &Engine,
         reference: &Reference,

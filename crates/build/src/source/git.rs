@@ -31,6 +31,8 @@ use crate::engine::now_unix;
 pub(crate) struct CheckedOut {
     /// Where they are.
     pub(crate) snapshot: SnapshotId,
+    /// The commit.
+    pub(crate) commit: String,
     /// When the commit was made; seconds since 1970.
     pub(crate) commit_unix: i64,
 }
@@ -79,7 +81,7 @@ impl Fetcher<'_> {
         (self.log)(&format!("{named} of {} is commit {}", remote.shown, resolved.commit));
 
         let key = git_key(op, &remote, &subdir, &resolved);
-        if let Some(found) = self.known_checkout(&key)? {
+        if let Some(found) = self.known_checkout(&key, &resolved)? {
             return Ok(found);
         }
         let found = match git.check_out_whole(op, &remote, &subdir, &resolved, &key) {
@@ -100,10 +102,11 @@ impl Fetcher<'_> {
         Ok(found)
     }
 
-    fn known_checkout(&self, key: &Digest) -> Result<Option<CheckedOut>, SourceError> {
+    fn known_checkout(&self, key: &Digest, resolved: &Resolved) -> Result<Option<CheckedOut>, SourceError> {
         let Some(record) = self.known(key)? else { return Ok(None) };
         let time = record.last_modified.and_then(|time| time.parse().ok());
-        Ok(time.map(|commit_unix| CheckedOut { snapshot: record.snapshot, commit_unix }))
+        let commit = resolved.commit.clone();
+        Ok(time.map(|commit_unix| CheckedOut { snapshot: record.snapshot, commit, commit_unix }))
     }
 
     /// git with the credentials for `remote`; `main` is the repository that the user named.
@@ -357,7 +360,7 @@ impl Git<'_> {
         key: &Digest,
     ) -> Result<CheckedOut, SourceError> {
         let (repository, lock) = self.repository(remote, resolved.commit.len())?;
-        if let Some(found) = self.fetcher.known_checkout(key)? {
+        if let Some(found) = self.fetcher.known_checkout(key, resolved)? {
             return Ok(found);
         }
         let kept_tag = resolved.tag.as_ref().filter(|_| op.keep_git_dir);
@@ -385,13 +388,13 @@ impl Git<'_> {
         if subdir.is_empty() {
             self.fetcher.normalise(root.as_fd(), mtime)?;
             drop(root);
-            return Ok(CheckedOut { snapshot: active.commit()?, commit_unix: time });
+            return Ok(CheckedOut { snapshot: active.commit()?, commit, commit_unix: time });
         }
         let part = engine.prepare(None)?;
         let part_root = engine.snapshots.open_layer(part.key()).map_err(BuildError::from)?;
         self.fetcher.move_subdir(root.as_fd(), part_root.as_fd(), remote, subdir)?;
         self.fetcher.normalise(part_root.as_fd(), mtime)?;
         drop((part_root, root));
-        Ok(CheckedOut { snapshot: part.commit()?, commit_unix: time })
+        Ok(CheckedOut { snapshot: part.commit()?, commit, commit_unix: time })
     }
 }

@@ -36,8 +36,8 @@ fn a_directory_or_a_dash_says_it_all() {
     assert_eq!(parse("type=cacheonly"), Output::CacheOnly);
     assert_eq!(parse("type=tar"), Output::Tar(TreeOutput::to(Dest::Stdout)));
     assert_eq!(parse("type=tar,dest=a.tar"), Output::Tar(TreeOutput::to(path("a.tar"))));
-    let delete =
-        TreeOutput { dest: path("d"), platform_split: Some(true), mode: LocalMode::Delete, epoch: None };
+    let mut delete = TreeOutput::to(path("d"));
+    (delete.platform_split, delete.mode) = (Some(true), LocalMode::Delete);
     assert_eq!(parse("type=local,dest=d,mode=delete,platform-split=true"), Output::Local(delete));
 }
 
@@ -127,6 +127,10 @@ fn mistakes_are_named() {
     check_error("type=oci,dest", "\"dest\" is not NAME=VALUE");
     check_error("type=oci,tar=false", "tar=false writes a directory: say which with dest=DIR");
     check_error("type=oci,colour=red", "type=oci has no attribute \"colour\"");
+    check_error(
+        "type=local,dest=x,attestation-prefix=a/b",
+        "attestation-prefix=\"a/b\" does not begin the name of a file",
+    );
     check_error("type=cacheonly,dest=x", "type=cacheonly has no attribute \"dest\"");
     check_error("type=local,dest=x,compression=gzip", "type=local has no attribute \"compression\"");
     check_error("type=oci,compression=rar", "\"rar\" is none of uncompressed, gzip, zstd, estargz");
@@ -140,7 +144,7 @@ fn mistakes_are_named() {
 
 #[test]
 fn what_is_for_several_platforms_or_for_one_only_is_told() {
-    let told = |text: &str, several| parse(text).check(several).err().map(|error| error.to_string());
+    let told = |text: &str, several| parse(text).check(several, false).err().map(|error| error.to_string());
     let index = "type=oci,annotation-index.a=1,annotation-index-descriptor.b=2";
     assert_eq!(told(index, false).unwrap(), "an image for one platform has no index to annotate");
     assert_eq!(told(index, true), None);
@@ -151,6 +155,11 @@ fn what_is_for_several_platforms_or_for_one_only_is_told() {
     for text in ["type=image", "type=oci", "type=tar", "type=local,dest=x,mode=delete", "type=cacheonly"] {
         assert_eq!((told(text, true), told(text, false)), (None, None), "{text}");
     }
+    // What is said of an image makes an index of it, and docker's types have no place for that.
+    let attested = |text: &str| parse(text).check(false, true).err().map(|error| error.to_string());
+    assert_eq!(attested(index), None);
+    assert!(attested("type=image,oci-mediatypes=false").unwrap().contains("media types"));
+    assert_eq!(attested("type=docker,dest=x,oci-mediatypes=false"), None, "it holds none anyway");
     check_error(
         "type=oci,annotation-index[linux/arm64].a=1",
         "\"index[linux/arm64]\": an index is of all platforms",

@@ -223,6 +223,7 @@ impl Bench {
             steps: StepResources::new(&self.engine, &self.request),
             borrowed: None,
             why: None,
+            found: Default::default(),
         });
         let seen: Arc<Mutex<(usize, String)>> = Arc::default();
         let events = seen.clone();

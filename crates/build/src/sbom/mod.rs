@@ -1,0 +1,250 @@
+//! What is in an image: packages, out of what package managers leave in its files.
+//!
+//! Read [`contents`] first, then `dpkg.rs`, `apk.rs`, `npm.rs` and `python.rs` (one kind of package each), `files.rs`
+//! (how a file of the image is read), and `spdx.rs` (the document). Decided in `docs/adr/0039-attestations.md`.
+//!
+//! # Invariants
+//! - The files are hostile: no path leaves the image, each file and all together are bounded, and what is no package
+//!   is passed over.
+//! - What is found depends on the files alone: sorted, each package once.
+//! - What is there and not read is told.
+
+mod apk;
+mod dpkg;
+mod files;
+mod kept;
+mod npm;
+mod python;
+mod spdx;
+mod stanza;
+
+pub(crate) use spdx::{Document, KIND, document};
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kiln_layer::{Entry, EntryKind, ScanError, ScanOptions, Visit};
+use kiln_oci::SnapshotId;
+use serde::{Deserialize, Serialize};
+
+use self::files::{Files, Read};
+use crate::purl::Purl;
+use crate::{BuildCancel, BuildError, Engine};
+
+/// Packages beyond these are not listed.
+const MAX_PACKAGES: usize = 100_000;
+/// A name, version or other word that is longer is none.
+const MAX_WORD_BYTES: usize = 512;
+
+/// A package.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Package {
+    /// Tells it from all others.
+    purl: String,
+    name: String,
+    version: String,
+    /// As its maker wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    license: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    maintainer: Option<String>,
+    /// The file that says so.
+    found_in: String,
+}
+
+/// What was found in an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Contents {
+    /// Sorted by package URL.
+    packages: Vec<Package>,
+    /// What is there and was not read.
+    pub(crate) notes: Vec<String>,
+}
+
+/// What the tree `top` holds; `None`: nothing. Costs a walk over the tree and reading what package managers keep, and
+/// a small file for a tree that was looked at before.
+///
+/// # Errors
+/// [`BuildError::Unreadable`], [`BuildError::Cancelled`].
+pub(crate) fn contents(
+    engine: &Engine,
+    top: Option<&SnapshotId>,
+    cancel: &BuildCancel,
+) -> Result<Contents, BuildError> {
+    let Some(top) = top else { return Ok(Contents::default()) };
+    if let Some(known) = kept::find(engine, top) {
+        return Ok(known);
+    }
+    let root = engine.snapshots.open_view(top)?;
+    let found = read(root.as_fd(), cancel.flag())?;
+    kept::keep(engine, top, &found);
+    Ok(found)
+}
+
+/// Reads the tree at `root`.
+fn read(root: BorrowedFd<'_>, cancel: &AtomicBool) -> Result<Contents, BuildError> {
+    let mut finder = Finder::new(root, cancel);
+    finder.system = System::read(&mut finder.files);
+    dpkg::find(&mut finder)?;
+    apk::find(&mut finder)?;
+    finder.tell_of_rpm();
+    for entry in walk(root, cancel)? {
+        finder.check_cancelled()?;
+        if npm::is_manifest(&entry.path) {
+            npm::find(&mut finder, &entry.path);
+        } else {
+            python::find(&mut finder, &entry.path);
+        }
+    }
+    Ok(finder.finish())
+}
+
+/// The files that a library's package manager leaves, wherever they are.
+fn walk(root: BorrowedFd<'_>, cancel: &AtomicBool) -> Result<Vec<Entry>, BuildError> {
+    let filter = |path: &[u8], is_dir: bool| match is_dir {
+        // What is asked of a directory's parents stays out of the list.
+        true => Visit::Descend,
+        false if npm::is_manifest(path) || python::is_manifest(path) => Visit::Take,
+        false => Visit::Skip,
+    };
+    let options = ScanOptions { hash: false, filter: Some(&filter), stat_cache: None, cancel };
+    let mut entries = kiln_layer::scan(root, b"", &options).map_err(|error| match error {
+        ScanError::Cancelled => BuildError::Cancelled,
+        error => BuildError::Unreadable {
+            path: PathBuf::from("the files of the image"),
+            source: io::Error::other(error),
+        },
+    })?;
+    entries.retain(|entry| matches!(entry.kind, EntryKind::File { .. }));
+    Ok(entries)
+}
+
+/// What an image says that it is.
+#[derive(Debug, Default)]
+struct System {
+    /// `debian`; empty: it does not say.
+    id: String,
+    /// `debian-12`
+    distro: String,
+}
+
+impl System {
+    /// Reads `os-release`.
+    fn read(files: &mut Files<'_>) -> Self {
+        let places = ["etc/os-release", "usr/lib/os-release"];
+        let found = places.iter().find_map(|path| match files.read(path.as_bytes(), 64 << 10) {
+            Read::Bytes(bytes) => Some(bytes),
+            Read::Absent | Read::TooLarge | Read::Refused => None,
+        });
+        let text = found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            word(line.unwrap_or_default().trim().trim_matches(['"', '\'']))
+        };
+        let id = value("ID").map(|id| id.to_ascii_lowercase()).unwrap_or_default();
+        let distro = match value("VERSION_ID") {
+            Some(version) if !id.is_empty() => format!("{id}-{version}"),
+            _ => id.clone(),
+        };
+        Self { id, distro }
+    }
+
+    /// Whose packages they are; `usual` where nobody says.
+    fn id_or(&self, usual: &str) -> String {
+        if self.id.is_empty() { usual.to_owned() } else { self.id.clone() }
+    }
+}
+
+/// `text` if it is one word or line that can stand for something.
+fn word(text: &str) -> Option<String> {
+    let text = text.trim();
+    let fits = !text.is_empty() && text.len() <= MAX_WORD_BYTES && !text.chars().any(char::is_control);
+    fits.then(|| text.to_owned())
+}
+
+/// Gathers packages.
+struct Finder<'a> {
+    files: Files<'a>,
+    cancel: &'a AtomicBool,
+    system: System,
+    /// By package URL.
+    packages: BTreeMap<String, Package>,
+    is_full: bool,
+    notes: Vec<String>,
+}
+
+impl<'a> Finder<'a> {
+    fn new(root: BorrowedFd<'a>, cancel: &'a AtomicBool) -> Self {
+        let (system, packages, notes) = Default::default();
+        Self { files: Files::new(root), cancel, system, packages, is_full: false, notes }
+    }
+
+    fn check_cancelled(&self) -> Result<(), BuildError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(BuildError::Cancelled) } else { Ok(()) }
+    }
+
+    /// A file that says what is in the image. What there is and cannot be read is told.
+    fn bytes(&mut self, path: &[u8], limit_bytes: u64) -> Option<Vec<u8>> {
+        let why = match self.files.read(path, limit_bytes) {
+            Read::Bytes(bytes) => return Some(bytes),
+            Read::Absent => return None,
+            Read::TooLarge => "it is too large",
+            Read::Refused => "it cannot be read",
+        };
+        let shown = kiln_layer::EntryPath(path.to_vec());
+        self.note(format!("the SBOM lacks what {shown} of the image says: {why}"));
+        None
+    }
+
+    fn note(&mut self, text: String) {
+        const TOLD: usize = 10;
+        if self.notes.len() < TOLD {
+            self.notes.push(text);
+        }
+    }
+
+    /// Adds a package, unless it is known: the first file to say so counts.
+    fn add(&mut self, purl: Purl<'_>, license: Option<String>, maintainer: Option<String>, found_in: &[u8]) {
+        if self.packages.len() >= MAX_PACKAGES {
+            self.is_full = true;
+            return;
+        }
+        let name = match purl.kind {
+            "npm" if !purl.namespace.is_empty() => format!("{}/{}", purl.namespace, purl.name),
+            _ => purl.name.to_owned(),
+        };
+        let version = purl.version.to_owned();
+        let purl = purl.to_text();
+        let found_in = format!("/{}", String::from_utf8_lossy(found_in));
+        let package = Package { purl: purl.clone(), name, version, license, maintainer, found_in };
+        self.packages.entry(purl).or_insert(package);
+    }
+
+    fn tell_of_rpm(&mut self) {
+        let places = ["var/lib/rpm", "usr/lib/sysimage/rpm"];
+        let names = ["rpmdb.sqlite", "Packages.db", "Packages"];
+        let is_there = |files: &Files<'_>| {
+            places
+                .iter()
+                .any(|place| names.iter().any(|name| files.is_file(format!("{place}/{name}").as_bytes())))
+        };
+        if is_there(&self.files) {
+            self.note(
+                "the SBOM lacks the RPM packages of the image: kiln does not read their database".into(),
+            );
+        }
+    }
+
+    fn finish(mut self) -> Contents {
+        if self.is_full {
+            self.notes.push(format!("the SBOM lists {MAX_PACKAGES} packages, and the image has more"));
+        }
+        Contents { packages: self.packages.into_values().collect(), notes: self.notes }
+    }
+}
+
+#[cfg(test)]
+mod tests;
