@@ -10,3 +10,4 @@ mod pull;
 mod push;
 mod search;
 mod server;
+mod tls;
