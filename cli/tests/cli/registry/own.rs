@@ -7,6 +7,7 @@ mod collect;
 mod crowd;
 mod ends;
 mod limits;
+mod many;
 mod peers;
 mod reload;
 mod store;
@@ -24,10 +25,10 @@ use crate::harness::{Outcome, text};
 use client::Client;
 
 /// It runs until this value goes.
-struct Own {
+pub(super) struct Own {
     child: Child,
     dir: TempDir,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     /// What it said at the start.
     said: String,
 }
@@ -44,7 +45,7 @@ impl Own {
         Self::with(&[])
     }
 
-    fn with(args: &[&str]) -> Self {
+    pub(super) fn with(args: &[&str]) -> Self {
         Self::on(tempfile::tempdir().expect("temporary directories can be made"), args)
     }
 
@@ -87,7 +88,7 @@ impl Own {
     }
 
     /// `127.0.0.1:PORT/NAME`
-    fn name(&self, name: &str) -> String {
+    pub(super) fn name(&self, name: &str) -> String {
         format!("{}/{name}", self.address)
     }
 
