@@ -25,7 +25,10 @@ pub(crate) struct Pauses {
 #[derive(Default)]
 struct Times {
     now: Duration,
+    /// So many have waited so far.
     number: u64,
+    /// So many had when a slow server took its last step.
+    stepped: u64,
     waiting: BTreeMap<u64, Waiting>,
 }
 
@@ -108,10 +111,16 @@ impl Times {
 
 impl Time for Pauses {
     fn pass(&self, how_long: Option<Duration>) -> bool {
+        let is_step = how_long.is_some();
         let times = self.times.lock().unwrap();
-        let (mut times, _) =
-            self.waits.wait_timeout_while(times, LOOK, |times| times.next().is_none()).unwrap();
+        // Whoever took the last step's byte waits anew: so a slow server does not run ahead of its client.
+        let too_soon =
+            |times: &mut Times| times.next().is_none() || (is_step && times.number == times.stepped);
+        let (mut times, _) = self.waits.wait_timeout_while(times, LOOK, too_soon).unwrap();
         let Some(next) = times.next() else { return false };
+        if is_step {
+            times.stepped = times.number;
+        }
         times.now = how_long.map_or(next, |how_long| times.now + how_long);
         let now = times.now;
         let ended = times.waiting.values_mut().filter(|waiting| waiting.until <= now);

@@ -69,6 +69,10 @@ const SLOW: Duration = Duration::from_secs(1);
 /// The same where time is the machine's.
 const SLOW_IN_TRUTH: Duration = Duration::from_millis(20);
 
+/// So long a server that stands still looks whether its client goes away: before it lets time pass, and behind that.
+const A_MOMENT: Duration = Duration::from_millis(1);
+const A_WHILE: Duration = Duration::from_secs(1);
+
 /// An answer with a length.
 pub(crate) fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Reply {
     let mut bytes = head(status, headers, body.len());
@@ -242,13 +246,15 @@ impl Server {
                 let _ = (0..500).any(|_| time.pass(None));
             }
         }
-        let _ = stream.set_read_timeout(Some(Duration::from_millis(1)));
+        let mut look = A_MOMENT;
         loop {
+            let _ = stream.set_read_timeout(Some(look));
             match stream.read(&mut [0; 64 << 10]) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    time.pass(None);
+                    // Whose patience has ended goes away, and soon waits for somebody else.
+                    look = if time.pass(None) { A_WHILE } else { A_MOMENT };
                 }
                 Err(_) => break,
             }
