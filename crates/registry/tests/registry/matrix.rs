@@ -374,7 +374,8 @@ fn whatever_a_registry_does_nothing_wrong_is_taken_and_it_ends() {
             scope.spawn(|| {
                 loop {
                     let Some((row, way)) = next.lock().unwrap().next() else { break };
-                    wrong.lock().unwrap().extend(check(row, way));
+                    let found = check(row, way);
+                    wrong.lock().unwrap().extend(found);
                 }
             });
         }
