@@ -195,7 +195,7 @@ pub(crate) struct BuildArgs {
     /// An ssh agent for RUN --mount=type=ssh; without a socket, the one in SSH_AUTH_SOCK
     #[arg(long, value_name = "default|ID[=SOCKET]")]
     pub(crate) ssh: Vec<SshSpec>,
-    /// File with certificates in PEM form that RUN steps shall trust, too; nothing of them is kept
+    /// File with certificates in PEM form that this build and its RUN steps shall trust, too; nothing of them is kept
     #[arg(long, value_name = "FILE")]
     pub(crate) ca_cert: Vec<PathBuf>,
     /// Let steps ask for network.host or security.insecure

@@ -9,6 +9,7 @@
 //! insecure = ["host:5000"]     # may speak plain http, and show any certificate
 //! mirrors = { "docker.io" = ["mirror.lan:5000", "https://harbor.lan/hub"] }   # read there first
 //! stall-timeout = "30s"   # give up on a transfer that stands still, and try again
+//! transfer-timeout = "1h"      # give up on a manifest or blob that takes longer, all tries together
 //! tries = 5                    # of what brings nothing
 //! token-hosts = ["auth.corp"]  # may get credentials as a token server of another host
 //! tag-ttl = "1d"          # look up a pulled tag again after so long, when a build stands on it
@@ -37,6 +38,7 @@ use kiln_layer::Limits;
 use kiln_registry::Mirror;
 use serde::{Deserialize, Deserializer};
 
+use crate::args::registry::parse_deadline;
 use crate::args::store::{Size, parse_duration};
 use crate::errors::Failure;
 use crate::rootless;
@@ -64,6 +66,8 @@ pub(crate) struct RegistriesConfig {
     pub(crate) mirrors: BTreeMap<String, Vec<Mirror>>,
     #[serde(deserialize_with = "duration")]
     pub(crate) stall_timeout: Option<Duration>,
+    #[serde(deserialize_with = "deadline")]
+    pub(crate) transfer_timeout: Option<Duration>,
     pub(crate) tries: Option<NonZeroU32>,
     pub(crate) token_hosts: Vec<String>,
     #[serde(deserialize_with = "duration")]
@@ -165,6 +169,10 @@ fn duration<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::
     parse_duration(&String::deserialize(value)?).map(Some).map_err(serde::de::Error::custom)
 }
 
+fn deadline<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Duration>, D::Error> {
+    parse_deadline(&String::deserialize(value)?).map(Some).map_err(serde::de::Error::custom)
+}
+
 impl Config {
     /// Reads the file; none is an empty one, unless KILN_CONFIG names it.
     pub(crate) fn read() -> Result<Self, Failure> {
@@ -239,6 +247,7 @@ mod tests {
             ("[gc]\n\nmax-stor = \"1GB\"\n", "line 3"),
             ("[gc]\nmax-store = \"much\"\n", "much"),
             ("[gc]\nkeep-duration = 7\n", "line 2"),
+            ("[registries]\ntransfer-timeout = \"0s\"\n", "line 2"),
             ("[gc\n", "line 1"),
             ("[registries.aliases]\n\"debian:12\" = \"r.example/x\"\n", "\"debian:12\" is no short name"),
             ("[registries.aliases]\ndebian = \"team/debian\"\n", "says not where an image is"),

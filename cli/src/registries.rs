@@ -41,6 +41,10 @@ pub(crate) fn settings(config: &Config, args: &RegistryArgs) -> Settings {
         let millis = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
         settings.stall_bytes = (millis.saturating_mul(1024) / 1000).clamp(1, 1 << 20);
     }
+    if let Some(deadline) = args.transfer_timeout.or(config.registries.transfer_timeout) {
+        settings.blob_deadline = deadline;
+        settings.document_deadline = settings.document_deadline.min(deadline);
+    }
     if let Some(tries) = config.registries.tries {
         settings.tries = tries.get();
     }
@@ -53,16 +57,23 @@ pub(crate) fn settings(config: &Config, args: &RegistryArgs) -> Settings {
 
 /// Registries, with the user's credentials. Reads nothing before the first request.
 pub(crate) fn registries(config: &Config, args: &RegistryArgs) -> Arc<Registries> {
-    Arc::new(Registries::new(client(config, args)).with_aliases(config.registries.aliases.clone()))
+    by(config, client(config, args))
+}
+
+fn by(config: &Config, client: Client) -> Arc<Registries> {
+    Arc::new(Registries::new(client).with_aliases(config.registries.aliases.clone()))
 }
 
 /// The same without what builds have to do with them.
 pub(crate) fn client(config: &Config, args: &RegistryArgs) -> Client {
-    let credentials: Arc<dyn CredentialSource> = match docker_config() {
+    Client::new(settings(config, args), credentials())
+}
+
+fn credentials() -> Arc<dyn CredentialSource> {
+    match docker_config() {
         Some(file) => Arc::new(Watched { file, told: Once::new() }),
         None => Arc::new(NoCredentials),
-    };
-    Client::new(settings(config, args), credentials)
+    }
 }
 
 /// Says once that others can read the credentials.
@@ -84,8 +95,14 @@ impl CredentialSource for Watched {
     }
 }
 
-/// Where a build takes images from, and pushes to.
-pub(crate) fn bases(args: &BaseArgs, config: &Config, pushes: bool) -> Result<Bases, Failure> {
+/// Where a build takes images from, and pushes to. `trusted`: files with certificates, beside those of the
+/// configuration.
+pub(crate) fn bases(
+    args: &BaseArgs,
+    config: &Config,
+    trusted: &[PathBuf],
+    pushes: bool,
+) -> Result<Bases, Failure> {
     if args.offline && pushes {
         return Err(Failure::usage("--offline: nothing can be pushed then"));
     }
@@ -93,7 +110,11 @@ pub(crate) fn bases(args: &BaseArgs, config: &Config, pushes: bool) -> Result<Ba
         return Err(Failure::usage("--offline and --pull=always: one of them has to go"));
     }
     let policy = if args.offline { PullPolicy::Never } else { args.pull.unwrap_or_default() };
-    let registries = (!args.offline).then(|| registries(config, &args.registries));
+    let registries = (!args.offline).then(|| {
+        let mut settings = settings(config, &args.registries);
+        settings.ca_files.extend_from_slice(trusted);
+        by(config, Client::new(settings, credentials()))
+    });
     Ok(Bases { policy, tag_life: config.registries.tag_ttl, registries })
 }
 

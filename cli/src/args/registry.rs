@@ -1,6 +1,7 @@
 //! Arguments of the commands that speak with registries.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use kiln_build::registry::PullPolicy;
@@ -8,7 +9,7 @@ use kiln_oci::{Platform, Reference};
 use kiln_registry::{Mirror, MirrorError};
 
 use super::images::CompressionArgs;
-use super::store::{Format, LimitArgs};
+use super::store::{Format, LimitArgs, parse_duration};
 
 // How registries are reached, beside what the configuration file says.
 #[derive(Args, Clone, Default)]
@@ -19,6 +20,16 @@ pub(crate) struct RegistryArgs {
     /// Read the images of REGISTRY from MIRROR first [default REGISTRY: docker.io]; may be given several times
     #[arg(long, value_name = "[REGISTRY=]MIRROR")]
     pub(crate) registry_mirror: Vec<MirrorOf>,
+    /// Give up on a manifest or blob that takes longer, all tries together [default: 3m for a manifest, 6h for a
+    /// blob]
+    #[arg(long, value_name = "TIME", value_parser = parse_deadline)]
+    pub(crate) transfer_timeout: Option<Duration>,
+}
+
+/// A time in which something can come.
+pub(crate) fn parse_deadline(text: &str) -> Result<Duration, String> {
+    let deadline = parse_duration(text)?;
+    if deadline.is_zero() { Err("nothing comes in no time".to_owned()) } else { Ok(deadline) }
 }
 
 /// A mirror and whose it is.

@@ -61,7 +61,7 @@ pub(super) fn request(
         ssh: SshAgents::new(args.ssh.clone()).map_err(|error| Failure::usage(format!("--ssh {error}")))?,
         authorities: config::authorities(&args.ca_cert)?,
         allow: args.allow.iter().copied().collect(),
-        bases: bases(&args.bases, config, pushes)?,
+        bases: bases(&args.bases, config, &args.ca_cert, pushes)?,
         ..BuildRequest::new(Default::default())
     };
     if args.bases.offline {

@@ -70,7 +70,13 @@ pub(super) fn hint(error: &Error) -> Option<String> {
         ),
         Error::Limited { .. } => "a login often raises the limit".to_owned(),
         Error::Refused { reason, .. } if reason.contains("encryption") => {
-            "list the registry under [registries] insecure in the configuration file if that is meant"
+            "list the host that it leads to under [registries] insecure in the configuration file if that is meant"
+                .to_owned()
+        }
+        // A manifest has never more than it has when nobody says anything.
+        Error::Deadline { path, .. } if path.contains("/blobs/") => {
+            "`--transfer-timeout TIME`, or transfer-timeout under [registries] in the configuration file, gives \
+             it more time"
                 .to_owned()
         }
         Error::Mismatch { .. } | Error::Size { .. } | Error::Misnamed { .. } | Error::Document { .. } => {

@@ -413,7 +413,7 @@ fn stood(engine: &Engine, key: &ImageKey, base: &Base) -> Result<Stood, BuildErr
         None => base.led_to(engine, reference, platform)?.map(|(root, _)| root),
     };
     let config = match base {
-        Base::Here(record) => record.config,
+        Base::Here(here) => here.image.config,
         Base::There(resolved) => resolved.config_digest(),
     };
     Ok(Stood { reference: reference.clone(), platform: platform.clone(), config, root })

@@ -59,7 +59,8 @@ pub struct BuildRequest {
     pub secrets: SecretStore,
     /// `--ssh`
     pub ssh: SshAgents,
-    /// `--ca-cert`: certificates that steps trust beside those of their image; no part of the result.
+    /// `--ca-cert`: certificates that steps trust beside those of their image, and downloads beside the system's; no
+    /// part of the result.
     pub authorities: Authorities,
     /// `--allow`; [`Network::Host`] in `network` allows that to all steps as well.
     pub allow: BTreeSet<Entitlement>,
@@ -105,6 +106,7 @@ impl BuildRequest {
     pub(crate) fn source_options(&self) -> SourceOptions {
         SourceOptions {
             secrets: Arc::new(self.secrets.clone()),
+            authorities: self.authorities.pem(),
             ssh_agent: self.ssh.socket("default").map(Path::to_owned),
             ..SourceOptions::default()
         }

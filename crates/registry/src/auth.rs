@@ -15,6 +15,7 @@ use crate::challenge::Challenge;
 use crate::error::clean;
 use crate::exchange::{protocol, shown_host, shown_path};
 use crate::host::{Host, bare, credential_key, is_link_local, is_loopback, same_origin};
+use crate::settings::within;
 use crate::{Client, Credential, Error};
 
 /// A token server's answer.
@@ -306,11 +307,12 @@ impl Client {
         let mut response = response;
         let mut body = Vec::new();
         // All that wants a token waits for it: a small document may not take longer than one piece of a large one.
-        let stall = self.inner.settings.stall;
-        let until = tokio::time::Instant::now() + stall;
+        let (stall, clock) = (self.inner.settings.stall, &*self.inner.clock);
+        let until = clock.now() + stall;
         loop {
             let stalled = || Error::Stalled { host: host.clone(), path: path.clone(), after: stall };
-            let piece = tokio::time::timeout_at(until, response.chunk()).await.map_err(|_| stalled())?;
+            let left = until.saturating_sub(clock.now());
+            let piece = within(clock, left, response.chunk()).await.ok_or_else(stalled)?;
             let piece = piece.map_err(|error| Error::Transfer {
                 host: host.clone(),
                 method: "GET".to_owned(),

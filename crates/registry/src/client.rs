@@ -139,10 +139,10 @@ impl Client {
             let (mut tries, mut plain) = (Tries::of_document(self, domain, host.base.path()), made(true)?);
             tries.at_most(most_tries);
             loop {
-                match self.greet(&host).await {
+                match tries.in_time(self.greet(&host)).await {
                     Ok(_) => break,
                     // A server of TLS answers 400 to plain http: then the certificate is what is wrong.
-                    Err(error) => match self.greet(&plain).await {
+                    Err(error) => match tries.in_time(self.greet(&plain)).await {
                         Ok(status) if status != 400 => {
                             std::mem::swap(&mut host, &mut plain);
                             break;

@@ -175,7 +175,7 @@ impl Repository {
             let range = HeaderValue::from_str(&format!("bytes={from}-"));
             ask.headers.insert(RANGE, range.expect("digits are fit for a header"));
         }
-        let mut answer = self.client.ask(host, ask).await?;
+        let mut answer = tries.in_time(self.client.ask(host, ask)).await?;
         let mut skip = match answer.status() {
             206 if from > 0 => {
                 let range = answer.header(CONTENT_RANGE).unwrap_or_default();
@@ -203,7 +203,7 @@ impl Repository {
         }
         let ahead = ahead.filter(|_| takes_ranges(&answer));
         let mut pace = Pace::of(&self.client.inner.settings);
-        while let Some(piece) = pace.measure(answer.chunk()).await? {
+        while let Some(piece) = pace.measure(tries.in_time(answer.chunk())).await? {
             tries.check()?;
             let known = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
             skip -= known as u64;

@@ -1,8 +1,9 @@
 //! One request: with credentials, past redirects, and again when something passing was wrong.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
@@ -15,7 +16,8 @@ use crate::auth::Scope;
 use crate::challenge;
 use crate::error::{clean, said};
 use crate::host::{Host, bare, is_link_local, same_origin};
-use crate::{Client, Error};
+use crate::settings::within;
+use crate::{Client, Clock, Error};
 
 const MAX_REDIRECTS: usize = 10;
 /// Tries to reach a host that is not there.
@@ -60,6 +62,7 @@ pub(crate) struct Once<'a> {
 pub(crate) struct Answer {
     pub(crate) response: Response,
     method: Method,
+    clock: Arc<dyn Clock>,
     stall: Duration,
     stall_bytes: u64,
     waited: Duration,
@@ -116,13 +119,13 @@ impl Answer {
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         let stalled =
             |url: &Url, after| Error::Stalled { host: shown_host(url), path: shown_path(url), after };
-        let start = Instant::now();
-        let piece = match tokio::time::timeout(self.stall, self.response.chunk()).await {
-            Err(_) => return Err(stalled(self.response.url(), self.stall)),
-            Ok(Err(error)) => return Err(failed(self.response.url(), &self.method, error)),
-            Ok(Ok(piece)) => piece,
+        let start = self.clock.now();
+        let piece = match within(&*self.clock, self.stall, self.response.chunk()).await {
+            None => return Err(stalled(self.response.url(), self.stall)),
+            Some(Err(error)) => return Err(failed(self.response.url(), &self.method, error)),
+            Some(Ok(piece)) => piece,
         };
-        self.waited += start.elapsed();
+        self.waited += self.clock.now().saturating_sub(start);
         self.came_bytes += piece.as_ref().map_or(0, Bytes::len) as u64;
         if self.waited >= self.stall && piece.is_some() {
             if self.came_bytes < self.stall_bytes {
@@ -241,7 +244,7 @@ impl Tries {
     /// Those of `work`; [`Error::Deadline`].
     pub(crate) async fn in_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let left = self.limit.saturating_sub(self.taken());
-        tokio::time::timeout(left, work).await.unwrap_or_else(|_| Err(self.late()))
+        within(&*self.client.inner.clock, left, work).await.unwrap_or_else(|| Err(self.late()))
     }
 
     fn taken(&self) -> Duration {
@@ -268,12 +271,12 @@ impl Client {
         loop {
             let came = async {
                 let mut answer = self.ask(host, ask).await?;
-                let body = tries.in_time(answer.bytes(limit_bytes)).await?;
+                let body = answer.bytes(limit_bytes).await?;
                 let (status, response) = (answer.status(), answer.response);
                 let (url, headers) = (response.url().clone(), response.headers().clone());
                 Ok(Document { status, url, headers, body })
             };
-            match came.await {
+            match tries.in_time(came).await {
                 Ok(document) => return Ok(document),
                 Err(error) => tries.again(error).await?,
             }
@@ -353,9 +356,9 @@ impl Client {
         let mut sending = pin!(sending);
         let mut seen = 0;
         loop {
-            match tokio::time::timeout(settings.stall, sending.as_mut()).await {
-                Ok(sent) => return sent.map_err(|error| failed(url, method, error)),
-                Err(_) => {
+            match within(&*self.inner.clock, settings.stall, sending.as_mut()).await {
+                Some(sent) => return sent.map_err(|error| failed(url, method, error)),
+                None => {
                     let now = sent_bytes.map_or(0, |sent| sent.load(Ordering::Relaxed));
                     if now < seen + settings.stall_bytes {
                         let (host, path) = (shown_host(url), shown_path(url));
@@ -365,6 +368,12 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Whether what encrypted answers lead to may be without encryption: somebody has named it as insecure. Being
+    /// on loopback is not enough.
+    pub(crate) fn may_be_plain(&self, url: &Url) -> bool {
+        self.inner.settings.is_insecure(&shown_host(url))
     }
 
     /// Where a redirect leads.
@@ -379,7 +388,7 @@ impl Client {
         if !matches!(url.scheme(), "https" | "http") {
             return Err(refused("where only https is followed"));
         }
-        if from.scheme() == "https" && url.scheme() == "http" {
+        if from.scheme() == "https" && url.scheme() == "http" && !self.may_be_plain(&url) {
             return Err(refused("which would be without encryption"));
         }
         if is_link_local(&url) && bare(&host.name) != url.host_str().unwrap_or_default() {
@@ -404,6 +413,7 @@ impl Client {
         let mut answer = Answer {
             response,
             method: ask.method.clone(),
+            clock: self.inner.clock.clone(),
             stall: settings.stall,
             stall_bytes: settings.stall_bytes,
             waited: Duration::ZERO,

@@ -51,4 +51,5 @@ pub use mirror::{Mirror, MirrorError};
 pub use pieces::Ahead;
 pub use search::Found;
 pub use settings::{Clock, Settings, SystemClock};
+pub use trust::web_client;
 pub use upload::{BlobSource, Pushed};

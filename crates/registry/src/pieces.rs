@@ -140,7 +140,8 @@ impl Repository {
                     Ok((piece, room))
                 });
             }
-            let Some(ended) = tasks.join_next().await else { return Ok(()) };
+            let ended = tries.in_time(async { Ok(tasks.join_next().await) });
+            let Some(ended) = ended.await? else { return Ok(()) };
             let joined = |error| Error::Local { what: "fetching a blob", source: io::Error::other(error) };
             let (piece, room) = ended.map_err(joined)??;
             own_is_free |= room.is_none();

@@ -114,7 +114,7 @@ fn texts(dirs: &[PathBuf]) -> Vec<String> {
 }
 
 /// The authorities in `texts`, each once. What no server could be known by is left out.
-fn authorities<'a>(texts: impl IntoIterator<Item = &'a str>) -> RootCertStore {
+pub(crate) fn authorities<'a>(texts: impl IntoIterator<Item = &'a str>) -> RootCertStore {
     let (mut known, mut found) = (HashSet::new(), RootCertStore::empty());
     for block in texts.into_iter().flat_map(blocks).filter(|block| known.insert(*block)) {
         if let Ok(der) = CertificateDer::from_pem_slice(block.as_bytes()) {

@@ -14,7 +14,7 @@ use crate::error::clean;
 use crate::exchange::{Ask, Tries, protocol, shown_path};
 use crate::host::{Host, same_origin};
 use crate::manifest::CONTENT_DIGEST;
-use crate::{BlobSource, Error, Repository};
+use crate::{BlobSource, Client, Error, Repository};
 
 /// Blobs up to this size are sent with the request that ends the upload.
 const SMALL_BYTES: u64 = 256 << 10;
@@ -114,7 +114,11 @@ impl<'a> Sending<'a> {
         let text = |name| answer.headers.get(name).and_then(|value| value.to_str().ok());
         let target = text(LOCATION).ok_or_else(|| protocol(&url, &Method::POST, "without a Location"))?;
         let chunk_min = text(CHUNK_MIN).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
-        self.upload = Some(Upload { url: location(&self.host, &url, target)?, offset: 0, chunk_min });
+        self.upload = Some(Upload {
+            url: location(&self.repository.client, &self.host, &url, target)?,
+            offset: 0,
+            chunk_min,
+        });
         Ok(())
     }
 
@@ -126,7 +130,8 @@ impl<'a> Sending<'a> {
         let ask = Ask::new(Method::PATCH, upload.url.clone(), &self.scopes)
             .header(CONTENT_TYPE, "application/octet-stream")
             .header(CONTENT_RANGE, &format!("{}-{last}", upload.offset));
-        let answer = self.repository.send_body(&self.host, &ask, source, upload.offset, length).await?;
+        let sent = self.repository.send_body(&self.host, &ask, source, upload.offset, length);
+        let answer = self.tries.in_time(sent).await?;
         if answer.status() != 202 {
             return Err(answer.protocol(format!("with {}, not 202", answer.status())));
         }
@@ -137,7 +142,7 @@ impl<'a> Sending<'a> {
         }
         upload.offset = arrived;
         if let Some(target) = answer.header(LOCATION) {
-            upload.url = location(&self.host, &upload.url, target)?;
+            upload.url = location(&self.repository.client, &self.host, &upload.url, target)?;
         }
         Ok(())
     }
@@ -156,7 +161,8 @@ impl<'a> Sending<'a> {
         url.query_pairs_mut().append_pair("digest", &blob.digest.to_string());
         let ask = Ask::new(Method::PUT, url, &self.scopes).header(CONTENT_TYPE, "application/octet-stream");
         let (from, length) = if in_one { (0, blob.size) } else { (blob.size, 0) };
-        let answer = self.repository.send_body(&self.host, &ask, source, from, length).await?;
+        let sent = self.repository.send_body(&self.host, &ask, source, from, length);
+        let answer = self.tries.in_time(sent).await?;
         match answer.header(CONTENT_DIGEST).and_then(|said| said.parse::<Digest>().ok()) {
             Some(actual) if actual != blob.digest => {
                 let (host, path) = (self.host.name.clone(), shown_path(answer.response.url()));
@@ -254,7 +260,7 @@ impl<'a> Sending<'a> {
         }
         known.offset = text(RANGE).and_then(arrived).unwrap_or(0);
         if let Some(target) = text(LOCATION) {
-            known.url = location(&self.host, &known.url, target)?;
+            known.url = location(&self.repository.client, &self.host, &known.url, target)?;
         }
         Ok(())
     }
@@ -279,8 +285,8 @@ fn arrived(range: &str) -> Option<u64> {
     }
 }
 
-/// Where an upload goes on. Never from https to http, whatever the registry says.
-fn location(host: &Host, from: &Url, target: &str) -> Result<Url, Error> {
+/// Where an upload goes on. Not from https to http, whatever the registry says, but to hosts that may speak it.
+fn location(client: &Client, host: &Host, from: &Url, target: &str) -> Result<Url, Error> {
     let refused = |reason| Error::Refused {
         host: host.name.clone(),
         target: clean(target.split('?').next().unwrap_or_default()),
@@ -289,6 +295,7 @@ fn location(host: &Host, from: &Url, target: &str) -> Result<Url, Error> {
     let mut url = from.join(target).map_err(|_| refused("which is no URL"))?;
     match (from.scheme(), url.scheme()) {
         (_, "https") | ("http", "http") => {}
+        ("https", "http") if client.may_be_plain(&url) => {}
         ("https", "http") => return Err(refused("which would be without encryption")),
         _ => return Err(refused("where only https is followed")),
     }

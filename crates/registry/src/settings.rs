@@ -1,9 +1,11 @@
 //! How patient a client is, and whom it trusts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::Mirror;
@@ -82,8 +84,8 @@ impl Settings {
     }
 }
 
-/// Time and chance, which a test replaces. Only pauses and deadlines ask it: waits for the network are
-/// the network's.
+/// Time and chance, which a test replaces. All ask it that end by themselves: pauses, deadlines, and waits for a
+/// network on which nothing moves.
 pub trait Clock: Send + Sync {
     /// Since a moment that stays the same.
     fn now(&self) -> Duration;
@@ -91,11 +93,32 @@ pub trait Clock: Send + Sync {
     /// Seconds since 1970.
     fn unix(&self) -> i64;
 
-    /// Ends after so long.
+    /// Ends after so long: nobody has anything to do until then.
     fn pause(&self, how_long: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Ends after so long, while somebody waits for the network: the end of its patience.
+    fn patience(&self, how_long: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
     /// A number from 0 up to 1, another one each time.
     fn chance(&self) -> f64;
+}
+
+/// What `work` comes to, if it does within `limit`; `None`: it has not. Costs nothing where it need not wait.
+pub(crate) async fn within<T>(
+    clock: &dyn Clock,
+    limit: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let mut work = pin!(work);
+    let mut end = None;
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => {
+            let end = end.get_or_insert_with(|| clock.patience(limit));
+            end.as_mut().poll(context).map(|()| None)
+        }
+    })
+    .await
 }
 
 /// The machine's clock.
@@ -122,6 +145,10 @@ impl Clock for SystemClock {
     }
 
     fn pause(&self, how_long: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(tokio::time::sleep(how_long))
+    }
+
+    fn patience(&self, how_long: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(tokio::time::sleep(how_long))
     }
 

@@ -8,12 +8,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error as TlsError, RootCertStore,
+    SignatureScheme,
 };
 
 use crate::roots::{self, Verifier};
@@ -41,12 +43,7 @@ pub(crate) fn config(settings: &Settings, domain: Option<&str>) -> Result<Client
         identity = read_dir(&dir, &mut named)?.or(identity);
     }
     let is_anybody = domain.is_some_and(|domain| settings.is_insecure(domain));
-    let trust = Trust { named: roots::verifier(named), is_anybody, provider: provider() };
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("the provider knows TLS 1.2 and 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(trust));
+    let config = builder(Trust { named: roots::verifier(named), is_anybody, provider: provider() });
     let mut config = match identity {
         Some(Identity { path, chain, key }) => config
             .with_client_auth_cert(chain, key)
@@ -55,6 +52,24 @@ pub(crate) fn config(settings: &Settings, domain: Option<&str>) -> Result<Client
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// A client of web servers that are no registries. It knows them as one of registries does: by the system's
+/// authorities, and by those in `pem`.
+pub fn web_client(pem: &str) -> reqwest::ClientBuilder {
+    let named = roots::verifier(roots::authorities([pem]));
+    let trust = Trust { named, is_anybody: false, provider: provider() };
+    let mut config = builder(trust).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    reqwest::Client::builder().tls_backend_preconfigured(config)
+}
+
+fn builder(trust: Trust) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider knows TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(trust))
 }
 
 /// Decides whether a server is who it says it is.

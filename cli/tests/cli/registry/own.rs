@@ -8,6 +8,7 @@ mod collect;
 mod crowd;
 mod ends;
 mod limits;
+mod many;
 mod peers;
 mod referrers;
 mod reload;
@@ -26,10 +27,10 @@ use crate::harness::{Outcome, text};
 use client::Client;
 
 /// It runs until this value goes.
-struct Own {
+pub(super) struct Own {
     child: Child,
     dir: TempDir,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     /// What it said at the start.
     said: String,
 }
@@ -46,7 +47,7 @@ impl Own {
         Self::with(&[])
     }
 
-    fn with(args: &[&str]) -> Self {
+    pub(super) fn with(args: &[&str]) -> Self {
         Self::on(tempfile::tempdir().expect("temporary directories can be made"), args)
     }
 
@@ -89,7 +90,7 @@ impl Own {
     }
 
     /// `127.0.0.1:PORT/NAME`
-    fn name(&self, name: &str) -> String {
+    pub(super) fn name(&self, name: &str) -> String {
         format!("{}/{name}", self.address)
     }
 

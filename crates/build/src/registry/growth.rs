@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,8 +13,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kiln_oci::image::Descriptor;
 use kiln_registry::{BlobSource, Error, Growing, Grown};
 use tokio::sync::watch;
-
-use super::push::From;
 
 /// How far a blob is.
 #[derive(Debug, Default)]
@@ -101,8 +100,7 @@ fn given_up() -> io::Error {
 
 impl BlobSource for Packed {
     fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
-        let inner = From { file: self.file.clone(), at: offset };
-        Ok(Box::new(Reader { inner, state: self.state.clone() }))
+        Ok(Box::new(Reader { file: self.file.clone(), at: offset, state: self.state.clone() }))
     }
 }
 
@@ -120,16 +118,19 @@ impl Growing for Packed {
     }
 }
 
-/// Reads what is there of a blob, as long as there will be one.
+/// Reads what is there of a blob, as long as there will be one. Others read and write the file meanwhile.
 struct Reader {
-    inner: From,
+    file: Arc<File>,
+    at: u64,
     state: State,
 }
 
 impl Read for Reader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.state.check()?;
-        self.inner.read(buffer)
+        let count = self.file.read_at(buffer, self.at)?;
+        self.at += count as u64;
+        Ok(count)
     }
 }
 

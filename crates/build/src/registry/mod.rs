@@ -2,13 +2,14 @@
 //!
 //! Read [`Registries`] first, then `pull.rs`, `base.rs` with `stored.rs` (which images a build looks for),
 //! `resolved.rs` (those of which no layer has come), `push.rs` with `outbound.rs` (what is on its way), `growth.rs`
-//! (what is sent while it is packed) and `plain.rs` (what is not packed), `copy.rs` (from place to place), `lists.rs`
+//! (what is sent while it is packed), `plain.rs` (what is not packed) and `checked.rs` (what was), `copy.rs` (from place to place), `lists.rs`
 //! (images for several platforms under one name), `aliases.rs` (short names) and `offers.rs` (what others pull from
 //! here).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod aliases;
 mod base;
+mod checked;
 mod coming;
 mod copy;
 mod growth;

@@ -19,8 +19,9 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
+use super::checked::Stored;
 use super::growth::{Growth, Trouble, growth};
-use super::push::{Load, Stored};
+use super::push::Load;
 use super::resolved::known_manifests;
 use super::{AT_ONCE, Aliases, PushedName, Registries};
 use crate::export::{LayerContent, ReadyLayer};
@@ -157,7 +158,7 @@ impl Outbound {
         };
         self.elsewhere = Some(elsewhere.clone());
         for blob in std::mem::take(&mut self.waiting) {
-            let stored = Stored { store: self.engine.store.clone(), digest: blob.digest };
+            let stored = Stored::new(&self.engine, &blob);
             self.add(&elsewhere, &blob, Arc::new(stored));
         }
         Ok(elsewhere)

@@ -1,20 +1,19 @@
 //! `kiln push`: an image of the store becomes one of a registry.
 //!
 //! The registry is asked first what it has: a push of what is there sends nothing. What has to be packed is sent
-//! while it is (`outbound.rs`), and what leaves as a plain tar while that is written (`plain.rs`).
+//! while it is (`outbound.rs`), and what leaves as a plain tar while that is written (`plain.rs`). What the store has
+//! is compared with its digest on its way out (`checked.rs`).
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use kiln_content::{ImageRecord, Store};
+use kiln_content::ImageRecord;
 use kiln_oci::image::{Descriptor, Index, Manifest, media_type};
 use kiln_oci::{Digest, Reference, document};
 use kiln_registry::{BlobSource, Error, Which};
 
 use super::Registries;
+use super::checked::Stored;
 use super::outbound::Outbound;
 use super::plain::{self, Plain};
 use crate::export::{Along, Assembled, Compress, LayerContent, ReadyImage, Style, make_ready, whole_index};
@@ -157,9 +156,7 @@ impl Load {
         let mut load = Self { blobs: Vec::new(), manifests: Vec::new() };
         for layer in &ready.layers {
             let source: Arc<dyn BlobSource> = match &layer.content {
-                LayerContent::Blob => {
-                    Arc::new(Stored { store: engine.store.clone(), digest: layer.descriptor.digest })
-                }
+                LayerContent::Blob => Arc::new(Stored::new(engine, &layer.descriptor)),
                 LayerContent::Plain(layer) => {
                     let (engine, layer, cancel) = (engine.clone(), layer.clone(), cancel.clone());
                     Arc::new(Plain { engine, layer, cancel })
@@ -208,35 +205,8 @@ impl Load {
             }
             self.manifests.push((descriptor.clone(), json));
         } else {
-            self.add_blob(descriptor.clone(), Arc::new(Stored { store: engine.store.clone(), digest }));
+            self.add_blob(descriptor.clone(), Arc::new(Stored::new(engine, descriptor)));
         }
         Ok(())
-    }
-}
-
-/// A blob of the store.
-pub(super) struct Stored {
-    pub(super) store: Arc<Store>,
-    pub(super) digest: Digest,
-}
-
-impl BlobSource for Stored {
-    fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
-        let (file, _) = self.store.open_blob(&self.digest).map_err(io::Error::other)?;
-        Ok(Box::new(From { file: Arc::new(file), at: offset }))
-    }
-}
-
-/// Reads a file that others read as well.
-pub(super) struct From {
-    pub(super) file: Arc<File>,
-    pub(super) at: u64,
-}
-
-impl Read for From {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read_at(buffer, self.at)?;
-        self.at += count as u64;
-        Ok(count)
     }
 }

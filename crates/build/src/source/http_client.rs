@@ -81,7 +81,7 @@ impl<'a> HttpClient<'a> {
             .enable_all()
             .build()
             .map_err(|source| SourceError::Host { what: "starting the HTTP client", source })?;
-        let client = Client::builder()
+        let client = kiln_registry::web_client(&fetcher.options.authorities)
             .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
             // Followed here, where credentials and schemes are looked at.

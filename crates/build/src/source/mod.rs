@@ -60,6 +60,8 @@ impl SecretSource for NoSecrets {
 pub struct SourceOptions {
     /// Credentials.
     pub secrets: Arc<dyn SecretSource>,
+    /// Certificates in PEM form by which servers are known, beside the system's.
+    pub authorities: Arc<str>,
     /// A download beyond this many bytes is given up.
     pub max_download_bytes: u64,
     /// Socket of the ssh agent that git over ssh may use; `None`: ssh has no keys at all.
@@ -68,8 +70,13 @@ pub struct SourceOptions {
 
 impl Default for SourceOptions {
     fn default() -> Self {
-        // As much as a layer may have.
-        Self { secrets: Arc::new(NoSecrets), max_download_bytes: 64 << 30, ssh_agent: None }
+        Self {
+            secrets: Arc::new(NoSecrets),
+            authorities: Arc::default(),
+            // As much as a layer may have.
+            max_download_bytes: 64 << 30,
+            ssh_agent: None,
+        }
     }
 }
 

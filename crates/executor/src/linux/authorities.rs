@@ -94,6 +94,11 @@ impl Authorities {
         self.pem.is_empty()
     }
 
+    /// The certificates, one behind the other.
+    pub fn pem(&self) -> Arc<str> {
+        self.pem.clone()
+    }
+
     /// What is put behind an image's own certificates: the certificates between two lines that say whose
     /// they are.
     pub fn block(&self) -> String {

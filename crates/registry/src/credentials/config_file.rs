@@ -83,20 +83,19 @@ impl DockerConfig {
         Ok(Stored::Plain(self.path.clone()))
     }
 
-    /// Forgets the credential for `key`; whether there was one in the file.
+    /// Forgets the credential for `key`; whether there was one, with the helper or in the file.
     ///
     /// # Errors
     /// [`CredentialError`].
     pub fn erase(&self, key: &str) -> Result<bool, CredentialError> {
         let mut config = self.read()?;
-        if let Some(name) = self.helper_of(&config, key) {
-            Helper::find(&name)?.erase(key)?;
-        }
-        let Some(auths) = config.get_mut("auths").and_then(Value::as_object_mut) else { return Ok(false) };
+        let helper = self.helper_of(&config, key);
+        let was_kept = helper.map_or(Ok(false), |name| Helper::find(&name)?.erase(key))?;
+        let Some(auths) = config.get_mut("auths").and_then(Value::as_object_mut) else { return Ok(was_kept) };
         let before = auths.len();
         auths.retain(|known, _| !same_registry(known, key));
         if auths.len() == before {
-            return Ok(false);
+            return Ok(was_kept);
         }
         self.write(&config)?;
         Ok(true)

@@ -85,14 +85,14 @@ impl Helper {
         self.expect("store", &json)
     }
 
-    /// Forgets a credential; one that is not there is none.
-    pub(super) fn erase(&self, key: &str) -> Result<(), CredentialError> {
+    /// Forgets a credential; false: it had none, as far as it says.
+    pub(super) fn erase(&self, key: &str) -> Result<bool, CredentialError> {
         match self.run("erase", key.as_bytes())? {
-            (true, _) => Ok(()),
+            (true, _) => Ok(true),
             (false, said) => {
                 let said = String::from_utf8_lossy(&said);
                 let absent = said.trim().to_ascii_lowercase().starts_with(NOT_FOUND);
-                if absent { Ok(()) } else { Err(self.failed(&said)) }
+                if absent { Ok(false) } else { Err(self.failed(&said)) }
             }
         }
     }

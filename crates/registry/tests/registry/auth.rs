@@ -56,9 +56,9 @@ fn a_token_that_trickles_is_given_up() {
     let tokens =
         Server::scripted(|_, _| Some(Reply::Trickle(head(200, &[], 1_000_000), vec![b' '; 1_000_000])));
     let server = guarded(format!("http://127.0.0.1:{}/token", tokens.port));
-    let settings =
-        Settings { stall: Duration::from_millis(500), stall_bytes: 0, tries: 1, ..Settings::default() };
+    let settings = Settings { stall_bytes: 0, tries: 1, ..Settings::default() };
     let bench = Bench::with(settings, Arc::new(password()));
+    tokens.keep_time(bench.pauses.clone());
     let result = bench.run(bench.repository(&server).manifest(Which::Tag("v1")));
     assert!(matches!(result, Err(Error::Stalled { .. })), "{result:?}");
     assert_eq!(tokens.seen().len(), 1);

@@ -11,3 +11,4 @@ mod push;
 mod referrers;
 mod search;
 mod server;
+mod tls;

@@ -156,12 +156,7 @@ fn a_trickle_is_given_up() {
 #[test]
 fn a_document_that_trickles_has_a_deadline() {
     // Fast enough to be no standstill.
-    let settings = Settings {
-        stall: Duration::from_secs(20),
-        stall_bytes: 0,
-        document_deadline: Duration::from_millis(300),
-        ..Settings::default()
-    };
+    let settings = Settings { stall_bytes: 0, ..Settings::default() };
     let bench = Bench::with(settings, Arc::new(NoCredentials));
     let server =
         Server::scripted(|_, _| Some(Reply::Trickle(head(200, &[], 4_000_000), vec![b' '; 4_000_000])));

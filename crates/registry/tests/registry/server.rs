@@ -2,7 +2,7 @@
 //! well.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -42,13 +42,36 @@ pub(crate) enum Reply {
     Bytes(Vec<u8>),
     /// Sends this and then nothing, until the client goes away.
     Hang(Vec<u8>),
-    /// Sends the first at once, and the second byte by byte, as slowly as nobody should.
+    /// Sends the first at once, and the second byte by byte, one a second.
     Trickle(Vec<u8>, Vec<u8>),
     /// Sends this and resets the connection.
     Reset(Vec<u8>),
     /// Sends the first, waits so long, and sends the second.
     Halting(Vec<u8>, Duration, Vec<u8>),
 }
+
+/// What becomes of a request whose body does not come to its end.
+pub(crate) enum Ears {
+    /// So much of it is read, and then nothing, until the client goes away.
+    Deaf(usize),
+    /// So much of it is read, and the connection is reset.
+    Broken(usize),
+}
+
+/// How time passes where a server stands still.
+pub(crate) trait Time: Send + Sync {
+    /// Lets so long pass, or as much as somebody has patience for; false: nobody waits.
+    fn pass(&self, how_long: Option<Duration>) -> bool;
+}
+
+/// A byte a second is what nobody should wait for.
+const SLOW: Duration = Duration::from_secs(1);
+/// The same where time is the machine's.
+const SLOW_IN_TRUTH: Duration = Duration::from_millis(20);
+
+/// So long a server that stands still looks whether its client goes away: before it lets time pass, and behind that.
+const A_MOMENT: Duration = Duration::from_millis(1);
+const A_WHILE: Duration = Duration::from_secs(1);
 
 /// An answer with a length.
 pub(crate) fn answer(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Reply {
@@ -67,6 +90,7 @@ pub(crate) fn head(status: u16, headers: &[(&str, &str)], length: usize) -> Vec<
 }
 
 type Script = dyn Fn(&Request, usize) -> Option<Reply> + Send + Sync;
+type Hearing = dyn Fn(&Request, usize) -> Option<Ears> + Send + Sync;
 
 /// A registry that lives as long as the process.
 #[derive(Clone)]
@@ -74,6 +98,8 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     seen: Arc<Mutex<Vec<Request>>>,
     pub(crate) state: Arc<Mutex<State>>,
+    /// `None`: the machine's.
+    time: Arc<Mutex<Option<Arc<dyn Time>>>>,
 }
 
 /// What it has.
@@ -96,46 +122,72 @@ impl Server {
     pub(crate) fn scripted(
         script: impl Fn(&Request, usize) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
+        Self::hearing(|_, _| None, script)
+    }
+
+    /// The same, and hears as `hearing` says, which gets the request without its body.
+    pub(crate) fn hearing(
+        hearing: impl Fn(&Request, usize) -> Option<Ears> + Send + Sync + 'static,
+        script: impl Fn(&Request, usize) -> Option<Reply> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server = Self { port, seen: Arc::default(), state: Arc::default() };
+        let server = Self { port, seen: Arc::default(), state: Arc::default(), time: Arc::default() };
         let (shared, script): (_, Arc<Script>) = (server.clone(), Arc::new(script));
+        let hearing: Arc<Hearing> = Arc::new(hearing);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (server, script) = (shared.clone(), script.clone());
-                std::thread::spawn(move || server.serve(stream.ok()?, &*script));
+                let (server, script, hearing) = (shared.clone(), script.clone(), hearing.clone());
+                std::thread::spawn(move || server.serve(stream.ok()?, &*hearing, &*script));
             }
         });
         server
     }
 
-    fn serve(&self, mut stream: TcpStream, script: &Script) -> Option<()> {
+    /// Time passes here as it does there, from now on.
+    pub(crate) fn keep_time(&self, time: Arc<dyn Time>) {
+        *self.time.lock().unwrap() = Some(time);
+    }
+
+    fn serve(&self, mut stream: TcpStream, hearing: &Hearing, script: &Script) -> Option<()> {
         // TLS begins with 0x16: a server without it hangs up.
         let mut first = [0];
         stream.peek(&mut first).ok()?;
         if first[0] == 0x16 {
             return None;
         }
-        let request = read_request(&mut stream)?;
-        let nth = {
-            let mut seen = self.seen.lock().unwrap();
-            seen.push(request.clone());
-            seen.iter().filter(|other| other.line() == request.line()).count() - 1
-        };
+        let mut reader = BufReader::new(stream.try_clone().ok()?);
+        let (mut request, length) = read_head(&mut reader)?;
+        let so_far = self.like(&request);
+        if let Some(ears) = hearing(&request, so_far) {
+            let (Ears::Deaf(part) | Ears::Broken(part)) = ears;
+            reader.take(part.min(length) as u64).read_to_end(&mut request.body).ok()?;
+            self.note(&request);
+            self.arrive(&request, request.body.len());
+            match ears {
+                Ears::Broken(_) => reset(&stream),
+                Ears::Deaf(_) => self.stand_still(&mut stream, true),
+            }
+            return None;
+        }
+        reader.take(length as u64).read_to_end(&mut request.body).ok()?;
+        if request.body.len() < length {
+            // Its sender has thought better of it.
+            return None;
+        }
+        let nth = self.note(&request);
         let reply = script(&request, nth).unwrap_or_else(|| self.behave(&request));
         let resets = matches!(reply, Reply::Reset(_));
         // A client that went away has what it wanted.
         match reply {
             Reply::Reset(bytes) => {
                 drop(stream.write_all(&bytes));
-                let linger = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
-                linger.unwrap();
+                reset(&stream);
             }
             Reply::Trickle(head, body) => {
                 drop(stream.write_all(&head));
                 for byte in body {
-                    // The pace is what this server is about.
-                    std::thread::park_timeout(Duration::from_millis(20));
+                    self.pass_slowly();
                     if stream.write_all(&[byte]).is_err() {
                         break;
                     }
@@ -150,7 +202,7 @@ impl Server {
             Reply::Bytes(bytes) => drop(stream.write_all(&bytes)),
             Reply::Hang(bytes) => {
                 drop(stream.write_all(&bytes));
-                drop(stream.read(&mut [0; 64]));
+                self.stand_still(&mut stream, false);
             }
         }
         if resets {
@@ -159,8 +211,66 @@ impl Server {
         }
         let _ = stream.shutdown(Shutdown::Write);
         // What the client still sends is read: a reset would take the answer from it.
+        let _ = stream.set_read_timeout(None);
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
         Some(())
+    }
+
+    /// So many requests like this one have come.
+    fn like(&self, request: &Request) -> usize {
+        self.seen.lock().unwrap().iter().filter(|other| other.line() == request.line()).count()
+    }
+
+    /// Notes it down; its number among those like it.
+    fn note(&self, request: &Request) -> usize {
+        let mut seen = self.seen.lock().unwrap();
+        seen.push(request.clone());
+        seen.iter().filter(|other| other.line() == request.line()).count() - 1
+    }
+
+    fn time(&self) -> Option<Arc<dyn Time>> {
+        self.time.lock().unwrap().clone()
+    }
+
+    /// Does nothing until the client goes away. `deaf`: what it sends is not read before it has lost patience.
+    fn stand_still(&self, stream: &mut TcpStream, deaf: bool) {
+        let Some(time) = self.time() else {
+            if !deaf {
+                let _ = stream.read(&mut [0; 64]);
+            }
+            return;
+        };
+        if deaf {
+            // Once for what the kernel has taken of it, and once for the rest.
+            for _ in 0..2 {
+                let _ = (0..500).any(|_| time.pass(None));
+            }
+        }
+        let mut look = A_MOMENT;
+        loop {
+            let _ = stream.set_read_timeout(Some(look));
+            match stream.read(&mut [0; 64 << 10]) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    // Whose patience has ended goes away, and soon waits for somebody else.
+                    look = if time.pass(None) { A_WHILE } else { A_MOMENT };
+                }
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// The time between two bytes of a trickle.
+    fn pass_slowly(&self) {
+        match self.time() {
+            // Whoever is still busy with the last byte will wait for the next one.
+            Some(time) => {
+                let _ = (0..50).any(|_| time.pass(Some(SLOW)));
+            }
+            // The pace is what this server is about.
+            None => std::thread::park_timeout(SLOW_IN_TRUTH),
+        }
     }
 
     /// What a registry answers.
@@ -246,10 +356,20 @@ impl Server {
         }
     }
 
+    /// Begins an upload; where it goes on.
+    pub(crate) fn begin_upload(&self) -> String {
+        let uploads = &mut self.state.lock().unwrap().uploads;
+        let id = format!("u{}", uploads.len());
+        uploads.insert(id.clone(), Vec::new());
+        format!("/v2/team/app/blobs/uploads/{id}?state=s%3D0")
+    }
+
     /// What `part` of a body has arrived in an upload, as if its connection had broken there.
     pub(crate) fn arrive(&self, request: &Request, part: usize) {
-        let id = request.path.rsplit('/').next().unwrap().to_owned();
-        self.state.lock().unwrap().uploads.get_mut(&id).unwrap().extend_from_slice(&request.body[..part]);
+        let id = request.path.rsplit('/').next().unwrap();
+        if let Some(upload) = self.state.lock().unwrap().uploads.get_mut(id) {
+            upload.extend_from_slice(&request.body[..part]);
+        }
     }
 
     pub(crate) fn domain(&self) -> String {
@@ -300,8 +420,13 @@ fn split(path: &str) -> Option<(&str, &str, &str)> {
     (!path.is_empty()).then_some((path, "", ""))
 }
 
-fn read_request(stream: &mut TcpStream) -> Option<Request> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
+/// The next thing that its client hears of it is that it is gone.
+fn reset(stream: &TcpStream) {
+    rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
+}
+
+/// A request without its body, and how long that is.
+fn read_head(reader: &mut impl BufRead) -> Option<(Request, usize)> {
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace();
@@ -316,8 +441,7 @@ fn read_request(stream: &mut TcpStream) -> Option<Request> {
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    let mut body = Vec::new();
-    reader.take(length).read_to_end(&mut body).ok()?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    Some(Request { method, path: path.to_owned(), query: query.to_owned(), headers, body })
+    let (path, query) = (path.to_owned(), query.to_owned());
+    Some((Request { method, path, query, headers, body: Vec::new() }, length))
 }
