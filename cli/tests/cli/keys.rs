@@ -217,6 +217,7 @@ fn what_is_changed_runs_and_what_does_not_count_does_not() {
 
 /// Options that have no row above, and why.
 const ELSEWHERE: &[(&str, &str)] = &[
+    ("attest", "said beside the image: `attestations`"),
     ("build-context", "a directory or an image like others: `remote_named`"),
     ("ca-cert", "`certificates`: no key knows it"),
     ("call", "builds nothing"),
@@ -228,14 +229,17 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("metadata-file", "written beside the image"),
     ("on-error", "needs a terminal"),
     ("progress", "how it is shown"),
+    ("provenance", "said beside the image: `attestations`"),
     ("push", "needs a registry: `registry`"),
     ("quiet", "how it is shown"),
     ("registry-mirror", "how to reach a registry"),
     ("root", "where the store is"),
     ("runtime", "who runs steps is in no key: `runtime`"),
+    ("sbom", "said beside the image: `attestations`"),
     ("snapshotter", "how the store keeps files: `layers::backends`"),
     ("ssh", "what is behind a name"),
     ("target", "which steps there are"),
+    ("transfer-timeout", "how to reach a registry"),
     ("watch", "builds again by the same keys: `watch`"),
 ];
 
