@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, MAIN_DB, TransactionBehavior};
 
 use crate::Error;
 use crate::journal::{Journal, POSITION, Position};
@@ -239,6 +239,11 @@ impl Place {
         let mut db = Connection::open(&self.index)?;
         db.busy_timeout(Duration::from_secs(10))?;
         self.set_mode(&db)?;
+        if db.is_readonly(MAIN_DB)? {
+            // A transaction that is to write would begin all the same.
+            let error = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_READONLY);
+            return Err(rusqlite::Error::SqliteFailure(error, None).into());
+        }
         let version = |db: &Connection| db.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
         let found = version(&db)?;
         if found > VERSION {
