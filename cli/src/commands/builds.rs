@@ -8,7 +8,7 @@ use kiln_build::builds::{BuildRecord, Outcome, StepRecord, StepState, builds, re
 use super::{ago, human_size, print, table};
 use crate::args::builds::{BuildsArgs, LogArgs};
 use crate::errors::Failure;
-use crate::session::Session;
+use crate::session::{Session, id_digits};
 
 pub(crate) fn run(session: &Session, args: &BuildsArgs) -> Result<u8, Failure> {
     let builds = all(session)?;
@@ -142,7 +142,7 @@ fn outcome(outcome: Outcome) -> &'static str {
 fn image(build: &BuildRecord) -> String {
     match (build.names.as_slice(), &build.image) {
         ([name, ..], _) => name.clone(),
-        ([], Some(id)) => id.strip_prefix("sha256:").unwrap_or(id).chars().take(12).collect(),
+        ([], Some(id)) => id_digits(id).chars().take(12).collect(),
         ([], None) => String::new(),
     }
 }

@@ -19,7 +19,7 @@ const STATEMENT: &str = "application/vnd.in-toto+json";
 pub(crate) const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
 /// Annotations of an index's entry: what it is to which of the others.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
-const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+pub(crate) const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 const ATTESTATION: &str = "attestation-manifest";
 /// What the manifest is as an artifact (`oci-artifact=true`).
 const ARTIFACT: &str = "application/vnd.docker.attestation.manifest.v1+json";

@@ -35,7 +35,7 @@ pub use save::{SaveOptions, SavedImage, save, save_layout};
 pub use tree::export_tree;
 
 pub(crate) use archive::{DockerEntry, SHORT_NAME, Shelf, TarShelf, named, put_bytes, put_index, put_list};
-pub(crate) use attestation::{PREDICATE_TYPE, is_attestation_of};
+pub(crate) use attestation::{PREDICATE_TYPE, REFERENCE_DIGEST, is_attestation_of};
 pub(crate) use image::{Assembled, ReadyImage, Style, are_of, make_ready};
 pub(crate) use index::whole_index;
 pub(crate) use layers::{

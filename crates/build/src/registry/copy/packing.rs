@@ -17,16 +17,13 @@ use kiln_solver::Cancellation;
 use super::docker::spooled;
 use super::source::Source;
 use crate::archive::{Added, Archive, broken};
-use crate::export::{Compress, Packing, oci_type, packed_layer, packing_name};
+use crate::export::{Compress, Packing, REFERENCE_DIGEST, oci_type, packed_layer, packing_name};
 use crate::image::MAX_CONFIG_BYTES;
 use crate::load::{MAX_MANIFEST_BYTES, blob_name, read_verified};
 use crate::load_layers::in_layer;
 use crate::load_oci::{check_depth, parse_index, parse_manifest};
 use crate::reread::Stoppable;
 use crate::{BuildCancel, BuildError, Engine};
-
-/// Where BuildKit says which image of an index a statement is about.
-const ABOUT: &str = "vnd.docker.reference.digest";
 
 /// What `root` becomes when its plain layers are packed as `compress` says, with `force` all layers, and how many
 /// layers stay as they are although they are packed in another way. `source` has what is new afterwards.
@@ -103,7 +100,7 @@ impl Turn<'_> {
             return Ok(None);
         }
         for entry in &mut index.manifests {
-            if let Some(about) = entry.annotations.get_mut(ABOUT)
+            if let Some(about) = entry.annotations.get_mut(REFERENCE_DIGEST)
                 && let Some(now) = changed.get(about)
             {
                 about.clone_from(now);
