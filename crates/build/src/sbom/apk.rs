@@ -2,7 +2,6 @@
 
 use super::{Finder, word};
 use crate::BuildError;
-use crate::purl::Purl;
 
 const PLACES: [&[u8]; 2] = [b"lib/apk/db/installed", b"usr/lib/apk/db/installed"];
 const MAX_BYTES: u64 = 64 << 20;
@@ -50,15 +49,7 @@ impl Record {
     fn add(self, finder: &mut Finder<'_>, path: &[u8]) {
         let (Some(name), Some(version)) = (self.name, self.version) else { return };
         let arch = self.arch.unwrap_or_default();
-        let namespace = finder.system.id_or("alpine");
-        let distro = finder.system.distro.clone();
-        let purl = Purl {
-            kind: "apk",
-            namespace: &namespace,
-            name: &name,
-            version: &version,
-            qualifiers: &[("arch", arch.as_str()), ("distro", distro.as_str())],
-        };
-        finder.add(purl, self.license, self.maintainer, path);
+        let named = (name.as_str(), version.as_str(), arch.as_str());
+        finder.add_of_system(("apk", "alpine"), named, self.license, self.maintainer, path);
     }
 }

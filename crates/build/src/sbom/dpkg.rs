@@ -3,7 +3,6 @@
 use super::stanza::{Stanza, stanzas};
 use super::{Finder, word};
 use crate::BuildError;
-use crate::purl::Purl;
 
 const STATUS: &[u8] = b"var/lib/dpkg/status";
 const STATUS_DIR: &[u8] = b"var/lib/dpkg/status.d";
@@ -48,14 +47,6 @@ fn add(finder: &mut Finder<'_>, stanza: &Stanza, path: &[u8]) {
         return;
     };
     let arch = value("Architecture").unwrap_or_default();
-    let namespace = finder.system.id_or("debian");
-    let distro = finder.system.distro.clone();
-    let purl = Purl {
-        kind: "deb",
-        namespace: &namespace,
-        name: &name,
-        version: &version,
-        qualifiers: &[("arch", arch.as_str()), ("distro", distro.as_str())],
-    };
-    finder.add(purl, None, value("Maintainer"), path);
+    let named = (name.as_str(), version.as_str(), arch.as_str());
+    finder.add_of_system(("deb", "debian"), named, None, value("Maintainer"), path);
 }

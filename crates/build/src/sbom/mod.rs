@@ -223,6 +223,22 @@ impl<'a> Finder<'a> {
         self.packages.entry(purl).or_insert(package);
     }
 
+    /// Adds a package of the system's own manager: its kind, and whose it is where the image does not say; its name,
+    /// version and architecture.
+    fn add_of_system(
+        &mut self,
+        (kind, usual): (&'static str, &str),
+        (name, version, arch): (&str, &str, &str),
+        license: Option<String>,
+        maintainer: Option<String>,
+        found_in: &[u8],
+    ) {
+        let (namespace, distro) = (self.system.id_or(usual), self.system.distro.clone());
+        let qualifiers = &[("arch", arch), ("distro", distro.as_str())];
+        let purl = Purl { kind, namespace: &namespace, name, version, qualifiers };
+        self.add(purl, license, maintainer, found_in);
+    }
+
     fn tell_of_rpm(&mut self) {
         let places = ["var/lib/rpm", "usr/lib/sysimage/rpm"];
         let names = ["rpmdb.sqlite", "Packages.db", "Packages"];
