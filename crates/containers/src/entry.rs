@@ -73,6 +73,7 @@ pub(crate) fn start_monitor(
 fn monitor() -> Result<(), Error> {
     // Whoever started it may have a terminal whose signals are none of the container's.
     let _ = rustix::process::setsid();
+    forget_signals();
     let signals = take_signals();
     raise_limit_of_files();
     let opened = open();
@@ -87,6 +88,17 @@ fn monitor() -> Result<(), Error> {
         let _ = rustix::stdio::dup2_stdout(&null);
     }
     opened?.watch(signals).map(drop)
+}
+
+/// Drops what was sent to the caller's whole group before this process had one of its own, and waits here
+/// because the caller blocks it: a Ctrl-C is the caller's, which lets its monitor go if it ends of that.
+fn forget_signals() {
+    let mut keys = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+        keys.add(signal);
+    }
+    let Ok(sent) = SignalFd::with_flags(&keys, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else { return };
+    while let Ok(Some(_)) = sent.read_signal() {}
 }
 
 /// The signals that ask a process to end, as a descriptor; all others as they are for who has been started

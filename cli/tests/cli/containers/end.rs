@@ -1,7 +1,7 @@
 //! How containers end, and what is known of it then.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -128,6 +128,26 @@ fn a_monitor_that_is_asked_to_end_stops_its_container() {
     assert_eq!(docker.ok(&["logs", "web"]), "ready\nbye");
     docker.ok(&["rm", "web"]);
     docker.is_clean();
+}
+
+#[test]
+fn an_interrupt_of_its_caller_is_nothing_to_a_monitor_that_begins() {
+    needs_root!();
+    let store = Store::with_busybox();
+    store.ok(&["create", "--name", "web", "--network", "none", "busybox", "sh", "-c", "exit 7"]);
+    let id = store.ok(&["inspect", "-f", "{{.Id}}", "web"]).stdout;
+    // As its caller starts it: with the signals blocked that it waits for, and some of them came already.
+    let mut command = Command::new("env");
+    command.args(["--block-signal=INT,TERM,HUP,QUIT", "bash", "-c"]);
+    command.arg("for signal in INT TERM HUP QUIT; do kill -$signal $$; done; exec -a kiln-monitor \"$@\"");
+    command.args(["bash", env!("CARGO_BIN_EXE_kiln")]).arg(store.root()).args(["auto", id.trim_end()]);
+    let mut monitor = command.stdout(Stdio::piped()).spawn().expect("bash and coreutils are on every machine");
+    let mut word = String::new();
+    monitor.stdout.take().expect("piped above").read_to_string(&mut word).expect("it answers");
+    assert_eq!(word, "ready\n");
+    assert!(monitor.try_wait().expect("our child").is_none(), "it ended at once");
+    store.kiln(&["start", "-a", "web"]).expect(7);
+    assert!(monitor.wait().expect("our child").success());
 }
 
 #[test]
