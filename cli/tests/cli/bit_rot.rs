@@ -17,7 +17,7 @@ use std::time::Instant;
 use kiln_testkit::random::Random;
 use rustix::fs::{CWD, Timespec, Timestamps, utimensat};
 
-use crate::harness::{Context, Outcome, Store, needs_root, text};
+use crate::harness::{Context, Outcome, Place, Store, needs_root, text};
 use crate::scripted::Server;
 
 /// Bits in a run of the test command.
@@ -34,7 +34,7 @@ struct Bench {
 impl Bench {
     /// A base, an image built here and one that was loaded compressed.
     fn new() -> Self {
-        let store = Store::with_few_commands();
+        let store = Store::with_few_commands(Place::Memory);
         let run = "FROM busybox\nCOPY . /all/\nRUN --network=none echo made > /made && touch -d @7 /made\n";
         let context = Context::new(&[("Dockerfile", run), ("a", "a"), ("d/b", &"b".repeat(9000))]);
         let bench = Self { store, context, golden: Vec::new() };

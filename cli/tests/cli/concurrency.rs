@@ -11,7 +11,7 @@ use std::hash::BuildHasher;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::harness::{Context, Outcome, Running, Store, needs_root, text};
+use crate::harness::{Context, Outcome, Place, Running, Store, needs_root, text};
 
 const WORKERS: usize = 8;
 const OPERATIONS: usize = 8;
@@ -149,7 +149,7 @@ fn contexts() -> Vec<Context> {
 
 /// One run; what was wrong.
 fn round(seed: u64) -> Result<(), String> {
-    let store = Store::with_few_commands();
+    let store = Store::with_few_commands(Place::Disk);
     let contexts = contexts();
     let worker = |number: usize| Worker {
         store: &store,
@@ -329,7 +329,7 @@ fn orders_are_all_and_a_run_that_no_order_explains_is_told() {
 fn processes_that_share_a_name_see_it_as_if_one_came_after_the_other() {
     needs_root!();
     const AT_ONCE: usize = 4;
-    let store = Store::with_few_commands();
+    let store = Store::with_few_commands(Place::Disk);
     let contexts = contexts();
     for (variant, context) in contexts.iter().enumerate() {
         store.build(context, &["-t", "shared"]).expect(0);

@@ -16,7 +16,7 @@ use kiln_testkit::faults::{Calls, Fault, Traced, trace};
 use nix::errno::Errno;
 
 use crate::deltas::{are_possible, deltas, files_in};
-use crate::harness::{Context, Store, needs_root};
+use crate::harness::{Context, Place, Store, needs_root};
 use crate::hash_states;
 
 /// Calls that a run of the test command visits, for each kind of fault.
@@ -43,7 +43,7 @@ impl Reference {
             COPY . /\n\
             RUN --network=none echo made > /made && touch -d @7 /made\n";
         let context = Context::new(&[("Dockerfile", dockerfile), ("a", "a"), ("d/b", "b"), ("d/c", "c")]);
-        Self::of(Store::with_few_commands(), context)
+        Self::of(Store::with_few_commands(Place::Disk), context)
     }
 
     /// A copy that is made in front of an earlier one, of which one file has changed since, and whose layer is
@@ -54,7 +54,7 @@ impl Reference {
         // Behind it is a state: they are 4 MiB apart.
         context.write("a", &"a".repeat(5 << 20));
         (0..FILES).for_each(|nth| context.write(&format!("d/{nth}"), &nth.to_string()));
-        let store = Store::with_few_commands();
+        let store = Store::with_few_commands(Place::Memory);
         store.kiln(&line(&context)).expect(0);
         context.write("d/1", "one");
         let mut reference = Self::of(store, context);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 use wait4::Wait4;
 
@@ -104,17 +105,51 @@ impl Outcome {
 /// A store below a temporary directory, gone with this value.
 pub(crate) struct Store {
     dir: TempDir,
+    /// What the directory is in; goes after it.
+    _memory: Option<Memory>,
+}
+
+/// A file system in memory, of 2 GiB at most, unmounted with this value.
+struct Memory(TempDir);
+
+impl Memory {
+    fn mount() -> Memory {
+        let place = tempdir();
+        let options = Some(c"size=2g,nr_inodes=1m");
+        mount("tmpfs", place.path(), "tmpfs", MountFlags::empty(), options).expect("root may mount");
+        Memory(place)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // Mounts of kiln's that are left go with their processes.
+        let _ = unmount(self.0.path(), UnmountFlags::DETACH);
+    }
+}
+
+fn tempdir() -> TempDir {
+    tempfile::tempdir().expect("temporary directories can be made")
+}
+
+/// Where a campaign's store is. What is not about disks is some times faster without one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Disk,
+    Memory,
 }
 
 impl Store {
     /// An empty store.
     pub(crate) fn empty() -> Store {
-        Store { dir: tempfile::tempdir().expect("temporary directories can be made") }
+        Store { dir: tempdir(), _memory: None }
     }
 
-    /// An empty store on the file system of `place`.
-    pub(crate) fn below(place: &Path) -> Store {
-        Store { dir: tempfile::tempdir_in(place).expect("temporary directories can be made") }
+    /// An empty store at that place. Who may not mount has it on the disk.
+    pub(crate) fn empty_at(place: Place) -> Store {
+        let memory = (place == Place::Memory && rustix::process::geteuid().is_root()).then(Memory::mount);
+        let dir = memory.as_ref().map_or_else(tempfile::tempdir, |memory| tempfile::tempdir_in(&memory.0));
+        Store { dir: dir.expect("temporary directories can be made"), _memory: memory }
     }
 
     /// A store with `busybox:latest`.
@@ -126,8 +161,8 @@ impl Store {
     }
 
     /// The same with [`few_commands_tar`]: for campaigns, which write and check every layer hundreds of times.
-    pub(crate) fn with_few_commands() -> Store {
-        let store = Store::empty();
+    pub(crate) fn with_few_commands(place: Place) -> Store {
+        let store = Store::empty_at(place);
         let tar = few_commands_tar(store.dir.path());
         store.ok(&["import", text(&tar), "busybox:latest", "-c", "CMD [\"sh\"]", "-c", PATH]);
         store
@@ -327,7 +362,7 @@ pub(crate) struct Context {
 impl Context {
     /// Writes these files, making their directories.
     pub(crate) fn new(files: &[(&str, &str)]) -> Context {
-        let context = Context { dir: tempfile::tempdir().expect("temporary directories can be made") };
+        let context = Context { dir: tempdir() };
         for (name, content) in files {
             context.write(name, content);
         }

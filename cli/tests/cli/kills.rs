@@ -6,6 +6,10 @@
 //! kind of damage that `fsck` mends and for a copy in front of an earlier one, with seeds of its own, which it
 //! prints. `KILN_KILLS=N` makes N for each
 //! kind of command (`KILN_KILLS=2000`: 10,000 for the five), `KILN_SEED=N` repeats a run.
+//!
+//! A fourth of the 400 are of stores on the disk, the others of stores in memory, which take less time: of
+//! what a process has written a kill loses nothing, wherever it was written to. What a power cut loses is
+//! another campaign's, `power`.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -18,14 +22,28 @@ use kiln_testkit::random::Random;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::deltas::{are_possible, deltas};
-use crate::harness::{Context, Store, few_commands_tar, needs_root, text};
+use crate::harness::{Context, Place, Store, few_commands_tar, needs_root, text};
 
 /// Kills that count, for each kind of command in a run of the test command.
 const KILLS: usize = 400;
 /// The same for each kind of damage that is mended, and for a copy in front of an earlier one.
 const FEW_KILLS: usize = 20;
+/// One of so many is made on the disk.
+const DISK_PART: usize = 4;
 /// After so many moments the command is timed anew: other tests come and go beside this one.
 const TIMED_EVERY: usize = 25;
+
+/// How many kills of a kind: as `KILN_KILLS` says, or so many.
+fn kills(usual: usize) -> usize {
+    let given = std::env::var("KILN_KILLS").ok();
+    given.map_or(usual, |count| count.parse().expect("KILN_KILLS is a number"))
+}
+
+/// Where to make [`KILLS`], and how many there.
+fn places() -> [(Place, usize); 2] {
+    let (all, on_disk) = (kills(KILLS), kills(KILLS).div_ceil(DISK_PART));
+    [(Place::Disk, on_disk), (Place::Memory, all - on_disk)]
+}
 
 /// How long a command takes on this machine now: the median of its last five runs.
 #[derive(Default)]
@@ -91,12 +109,9 @@ impl Scenario<'_> {
         if result == golden { Ok(()) } else { Err(format!("{result}, not {golden}")) }
     }
 
-    fn campaign(&self, name: &str, kills: usize) {
+    fn campaign(&self, name: &str, place: Place, kills: usize) {
         let mut random = Random::new();
         let (seed, started) = (random.seed(), Instant::now());
-        let given =
-            std::env::var("KILN_KILLS").ok().map(|count| count.parse().expect("KILN_KILLS is a number"));
-        let kills = given.unwrap_or(kills);
         (self.prepare)();
         let (golden, _) = self.complete().unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut pace = Pace::default();
@@ -126,7 +141,7 @@ impl Scenario<'_> {
         }
         let took = started.elapsed().as_secs_f64();
         println!(
-            "{name}: {killed} kills that count, of {moments}, seed {seed}, {took:.1} s, {} violations",
+            "{name}, {place:?}: {killed} kills that count, of {moments}, seed {seed}, {took:.1} s, {} violations",
             wrong.len()
         );
         assert!(wrong.is_empty(), "seed {seed}\n{}", wrong.join("\n"));
@@ -150,8 +165,8 @@ fn build_line(context: &Context) -> Vec<&str> {
 }
 
 /// A store with an image of several layers, and its files for other commands.
-fn with_image() -> (Store, Context, PathBuf) {
-    let store = Store::with_few_commands();
+fn with_image(place: Place) -> (Store, Context, PathBuf) {
+    let store = Store::with_few_commands(place);
     let run = "FROM busybox\nCOPY . /\nRUN --network=none echo made > /made && touch -d @7 /made\n";
     let context = Context::new(&[("Dockerfile", run), ("a", "a"), ("d/b", "b")]);
     store.build(&context, &AS_IMAGE).expect(0);
@@ -169,17 +184,19 @@ fn digest(path: &Path) -> String {
 #[test]
 fn a_killed_build_loses_nothing() {
     needs_root!();
-    let (store, context, _) = with_image();
-    let line = build_line(&context);
-    let result = |stdout: &str| stdout.lines().next().unwrap_or_default().to_owned();
-    Scenario { store: &store, line: lines(&line), prepare: nothing(), result: Box::new(result) }
-        .campaign("build", KILLS);
+    for (place, kills) in places() {
+        let (store, context, _) = with_image(place);
+        let line = build_line(&context);
+        let result = |stdout: &str| stdout.lines().next().unwrap_or_default().to_owned();
+        Scenario { store: &store, line: lines(&line), prepare: nothing(), result: Box::new(result) }
+            .campaign("build", place, kills);
+    }
 }
 
 #[test]
 fn a_killed_build_of_a_delta_loses_nothing() {
     needs_root!();
-    let (store, context, _) = with_image();
+    let (store, context, _) = with_image(Place::Disk);
     (0..80).for_each(|nth| context.write(&format!("d/{nth}"), &nth.to_string()));
     let line = build_line(&context);
     store.ok(&line);
@@ -188,72 +205,80 @@ fn a_killed_build_of_a_delta_loses_nothing() {
     let prepare = || drop(store.ok(&["prune", "--force"]));
     let result = |stdout: &str| stdout.lines().next().unwrap_or_default().to_owned();
     Scenario { store: &store, line: lines(&line), prepare: Box::new(prepare), result: Box::new(result) }
-        .campaign("build of a delta", FEW_KILLS);
+        .campaign("build of a delta", Place::Disk, kills(FEW_KILLS));
     assert_eq!(deltas(&store).is_empty(), !are_possible(&store));
 }
 
 #[test]
 fn a_killed_save_loses_nothing() {
     needs_root!();
-    let (store, _context, _) = with_image();
-    let out = store.beside("out.tar");
-    let line = lines(&["save", "-o", text(&out), "image"]);
-    let prepare = || drop(fs::remove_file(&out));
-    let result = |_: &str| digest(&out);
-    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
-        .campaign("save", KILLS);
+    for (place, kills) in places() {
+        let (store, _context, _) = with_image(place);
+        let out = store.beside("out.tar");
+        let line = lines(&["save", "-o", text(&out), "image"]);
+        let prepare = || drop(fs::remove_file(&out));
+        let result = |_: &str| digest(&out);
+        Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
+            .campaign("save", place, kills);
+    }
 }
 
 #[test]
 fn a_killed_load_loses_nothing() {
     needs_root!();
-    let (_store, _context, saved) = with_image();
-    let other = Store::empty();
-    let line = lines(&["load", "-i", text(&saved)]);
-    // Nothing of it is there, so that there is something to do.
-    let prepare = || {
-        other.kiln(&["rmi", "image"]);
-        other.ok(&["prune", "--all", "--force"]);
-    };
-    let result = |stdout: &str| format!("{stdout}{}", other.ok(&["inspect", "image"]).stdout);
-    Scenario { store: &other, line, prepare: Box::new(prepare), result: Box::new(result) }
-        .campaign("load", KILLS);
+    let (_store, _context, saved) = with_image(Place::Disk);
+    for (place, kills) in places() {
+        let other = Store::empty_at(place);
+        let line = lines(&["load", "-i", text(&saved)]);
+        // Nothing of it is there, so that there is something to do.
+        let prepare = || {
+            other.kiln(&["rmi", "image"]);
+            other.ok(&["prune", "--all", "--force"]);
+        };
+        let result = |stdout: &str| format!("{stdout}{}", other.ok(&["inspect", "image"]).stdout);
+        Scenario { store: &other, line, prepare: Box::new(prepare), result: Box::new(result) }
+            .campaign("load", place, kills);
+    }
 }
 
 #[test]
 fn a_killed_import_loses_nothing() {
     needs_root!();
-    let store = Store::with_few_commands();
-    let tar = few_commands_tar(store.beside("").as_path());
-    let line = lines(&["import", text(&tar), "imported", "-c", "CMD [\"sh\"]"]);
-    let prepare = || {
-        store.kiln(&["rmi", "imported"]);
-        store.ok(&["prune", "--all", "--force"]);
-    };
-    let result = |_: &str| store.inspect("imported")["RootFS"].to_string();
-    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
-        .campaign("import", KILLS);
+    for (place, kills) in places() {
+        let store = Store::with_few_commands(place);
+        let tar = few_commands_tar(store.beside("").as_path());
+        let line = lines(&["import", text(&tar), "imported", "-c", "CMD [\"sh\"]"]);
+        let prepare = || {
+            store.kiln(&["rmi", "imported"]);
+            store.ok(&["prune", "--all", "--force"]);
+        };
+        let result = |_: &str| store.inspect("imported")["RootFS"].to_string();
+        Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
+            .campaign("import", place, kills);
+    }
 }
 
 #[test]
 fn a_killed_collection_loses_nothing() {
     needs_root!();
-    let (store, _context, _) = with_image();
     let junk = Context::new(&[("Dockerfile", "FROM busybox\nCOPY . /junk/\n"), ("a", "a"), ("d/b", "b")]);
-    let prepare = || {
-        store.build(&junk, &["--no-cache", "-t", "junk"]).expect(0);
-        store.ok(&["rmi", "junk"]);
-    };
-    let line = lines(&["gc", "--max-store", "1kB"]);
-    let result = |_: &str| store.ok(&["inspect", "image", "busybox"]).stdout;
-    Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
-        .campaign("gc", KILLS);
+    for (place, kills) in places() {
+        let (store, _context, _) = with_image(place);
+        let prepare = || {
+            store.build(&junk, &["--no-cache", "-t", "junk"]).expect(0);
+            store.ok(&["rmi", "junk"]);
+        };
+        let line = lines(&["gc", "--max-store", "1kB"]);
+        let result = |_: &str| store.ok(&["inspect", "image", "busybox"]).stdout;
+        Scenario { store: &store, line, prepare: Box::new(prepare), result: Box::new(result) }
+            .campaign("gc", place, kills);
+    }
 }
 
 #[test]
 fn a_killed_check_loses_nothing() {
     needs_root!();
-    let (store, context, _) = with_image();
+    let (store, context, _) = with_image(Place::Disk);
     let db = |name: &str| store.root().join("db").join(name);
     let damage_journal = || {
         let mut bytes = fs::read(db("journal")).expect("ours");
@@ -281,7 +306,10 @@ fn a_killed_check_loses_nothing() {
             }
         };
         let prepare = Box::new(prepare);
-        Scenario { store: &store, line: lines(line), prepare, result: Box::new(result) }
-            .campaign(name, FEW_KILLS);
+        Scenario { store: &store, line: lines(line), prepare, result: Box::new(result) }.campaign(
+            name,
+            Place::Disk,
+            kills(FEW_KILLS),
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Context, Running, Store, busybox_tar, needs_root, processes_with, text};
+use crate::harness::{Context, Place, Running, Store, busybox_tar, needs_root, processes_with, text};
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 /// Moments of each command in a run of the test command; `KILN_SIGNALS=N` is another number.
@@ -73,7 +73,7 @@ fn stop_while_reading(store: &Store, line: &[&str], first: &[u8]) {
 #[test]
 fn c13_reading_is_stopped_by_each_signal() {
     needs_root!();
-    let store = Store::with_few_commands();
+    let store = Store::with_few_commands(Place::Disk);
     let tar = fs::read(busybox_tar(&store.beside("scratch"))).expect("busybox");
     let half = &tar[..tar.len() / 2];
     let before = store.holds();
@@ -89,7 +89,7 @@ fn c13_reading_is_stopped_by_each_signal() {
 #[test]
 fn c13_writing_is_stopped_by_each_signal() {
     needs_root!();
-    let store = Store::with_few_commands();
+    let store = Store::with_few_commands(Place::Disk);
     let context = Context::new(&[("Dockerfile", "FROM busybox\n")]);
     for line in [
         &["save", "busybox"][..],
@@ -121,7 +121,7 @@ fn c13_writing_is_stopped_by_each_signal() {
 #[test]
 fn c13_any_moment_is_a_good_one() {
     needs_root!();
-    let store = Store::with_few_commands();
+    let store = Store::with_few_commands(Place::Disk);
     let dockerfile =
         "FROM busybox\nCOPY . /all/\nRUN --network=none cp -r /all /more\nRUN --network=none rm -r /all\n";
     let context = Context::new(&[("Dockerfile", dockerfile)]);

@@ -3,10 +3,8 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-
 use super::raw::{Member, dir};
-use crate::harness::{Context, Store, needs_root, text};
+use crate::harness::{Context, Place, Store, needs_root, text};
 
 const FILES: usize = 500;
 
@@ -25,35 +23,13 @@ fn write_tar(path: &std::path::Path, dirs: usize) {
     write(&[0; 1024]);
 }
 
-/// A store in memory: disks take minutes for so many files, and it is not about them.
-struct InMemory {
-    store: Store,
-    place: tempfile::TempDir,
-}
-
-impl InMemory {
-    fn new() -> InMemory {
-        let place = tempfile::tempdir().expect("temporary directories can be made");
-        let options = Some(c"size=2g,nr_inodes=1m");
-        mount("tmpfs", place.path(), "tmpfs", MountFlags::empty(), options).expect("root may mount");
-        InMemory { store: Store::below(place.path()), place }
-    }
-}
-
-impl Drop for InMemory {
-    fn drop(&mut self) {
-        // The store goes with it, and its own mounts with their processes.
-        let _ = unmount(self.place.path(), UnmountFlags::DETACH);
-    }
-}
-
 /// [`Store::bounded`] holds each command to 256 MiB of memory at its highest. With KILN_LARGE=all half
 /// as many more, and what comes after unpacking and reading.
 #[test]
 fn more_than_a_hundred_thousand_files_take_no_more_memory_than_a_few() {
     needs_root!();
-    let memory = InMemory::new();
-    let store = &memory.store;
+    // Disks take minutes for so many files, and it is not about them.
+    let store = Store::empty_at(Place::Memory);
     let input = store.beside("large.tar");
     let all = std::env::var_os("KILN_LARGE").is_some_and(|what| what == "all");
     write_tar(&input, if all { 300 } else { 204 });
@@ -65,9 +41,9 @@ fn more_than_a_hundred_thousand_files_take_no_more_memory_than_a_few() {
     let saved = store.beside("saved.tar");
     store.bounded(store.command(&["save", "-o", text(&saved), "large:1"])).expect(0);
     // Of a plain layer the tree is compared with the bytes that came.
-    let other = InMemory::new();
-    other.store.bounded(other.store.command(&["load", "-i", text(&saved)])).expect(0);
-    assert_eq!(other.store.inspect("large:1")["Id"], store.inspect("large:1")["Id"]);
+    let other = Store::empty_at(Place::Memory);
+    other.bounded(other.command(&["load", "-i", text(&saved)])).expect(0);
+    assert_eq!(other.inspect("large:1")["Id"], store.inspect("large:1")["Id"]);
     let context = Context::new(&[("Dockerfile", "FROM large:1\nCOPY --from=large:1 /dir-203 /again\n")]);
-    other.store.build_bounded(&context, &["-t", "more:1"]).expect(0);
+    other.build_bounded(&context, &["-t", "more:1"]).expect(0);
 }
