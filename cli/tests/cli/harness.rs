@@ -387,9 +387,10 @@ impl Context {
     }
 }
 
-/// A kiln that runs while the test goes on.
+/// A kiln that runs while the test goes on; killed with this value, if it has not ended.
 pub(crate) struct Running {
-    child: Child,
+    /// Until it is waited for.
+    child: Option<Child>,
     stderr: BufReader<std::process::ChildStderr>,
     seen: String,
 }
@@ -399,7 +400,7 @@ impl Running {
     pub(crate) fn start(mut command: Command) -> Running {
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("kiln starts");
         let stderr = BufReader::new(child.stderr.take().expect("piped above"));
-        Running { child, stderr, seen: String::new() }
+        Running { child: Some(child), stderr, seen: String::new() }
     }
 
     /// Waits until a line of stderr contains `mark`.
@@ -416,23 +417,37 @@ impl Running {
         }
     }
 
+    fn child(&self) -> &Child {
+        self.child.as_ref().expect("nobody has waited for it")
+    }
+
     /// kiln's number.
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.child().id()
     }
 
     /// Sends a signal to kiln alone.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
+        let pid = rustix::process::Pid::from_child(self.child());
         rustix::process::kill_process(pid, signal).expect("our child is not reaped yet");
     }
 
     /// Waits for the end.
     pub(crate) fn end(mut self) -> Outcome {
         let _ = self.stderr.read_to_string(&mut self.seen);
-        let mut outcome = Outcome::of(self.child.wait_with_output().expect("our child"));
-        outcome.stderr = self.seen;
+        let child = self.child.take().expect("nobody has waited for it");
+        let mut outcome = Outcome::of(child.wait_with_output().expect("our child"));
+        outcome.stderr = std::mem::take(&mut self.seen);
         outcome
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
