@@ -175,6 +175,14 @@ pub(crate) struct BuildArgs {
     pub(crate) cache_to: Vec<String>,
     #[command(flatten)]
     pub(crate) bases: registry::BaseArgs,
+    /// Pin base images to their digests in kiln.lock, beside the Dockerfile: add those that it lacks, update all
+    /// that this build needs, or off, to build as if there were none; alone it means add [default: read it]
+    #[arg(long, value_enum, value_name = "add|update|off", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "add", hide_possible_values = true)]
+    pub(crate) lock: Option<LockWhat>,
+    /// Fail where kiln.lock does not pin a base image; nothing is written
+    #[arg(long, conflicts_with = "lock")]
+    pub(crate) locked: bool,
     /// Run at most this many steps at once [default: all that can, as far as memory goes]
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<std::num::NonZeroUsize>,
@@ -244,6 +252,17 @@ pub(crate) struct BuildArgs {
     /// an archive or a Dockerfile on standard input
     #[arg(value_name = "CONTEXT", default_value = ".")]
     pub(crate) context: String,
+}
+
+/// What becomes of the lock file.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LockWhat {
+    /// What it lacks is added
+    Add,
+    /// All that this build stands on is looked up anew
+    Update,
+    /// It does not count
+    Off,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -8,7 +8,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use kiln_build::{
-    ARCHIVE_BYTES, BuildError, Dockerfile, Fault, NamedContextError, OpError, SourceError, WatchError,
+    ARCHIVE_BYTES, BuildError, Dockerfile, Fault, LockError, NamedContextError, OpError, SourceError,
+    WatchError,
 };
 use kiln_executor::{AuthorityError, ExecError};
 use kiln_frontend::{Diagnostic, Severity, Span};
@@ -231,14 +232,17 @@ impl Failure {
                     meant.unwrap_or_default()
                 ))
             }
-            BuildError::Pull { reference, at, similar, source } => {
+            BuildError::Pull { reference, at, similar, locked, source } => {
                 let message =
                     format!("base image {} is not in the store, and cannot be pulled", reference.familiar());
                 let within = Self::of_build(source);
                 let text = format!("{}{}", frame(message, at.as_ref()), causes(source));
-                let hint = match similar {
-                    Some(near) => Some(format!("did you mean `{near}`?")),
-                    None => within.hint,
+                let hint = match (similar, locked) {
+                    (Some(near), _) => Some(format!("did you mean `{near}`?")),
+                    (None, Some(file)) if registry::is_absent(source) => Some(format!(
+                        "{file} pins it to that digest; `kiln build --lock=update` pins what the name leads to now"
+                    )),
+                    (None, _) => within.hint,
                 };
                 Failure { code: within.code, text, hint }
             }
@@ -259,6 +263,7 @@ impl Failure {
                 }
             }
             BuildError::Registry(inner) => registry::of_registry(inner),
+            BuildError::Lock(inner) => lock(inner, plain),
             BuildError::Step { title, at, source } => step(title, at.as_ref(), source),
             BuildError::Warnings { .. } => {
                 plain(exit::DOCKERFILE).hint("mend what is warned of, or remove `error=true`")
@@ -336,6 +341,28 @@ impl Failure {
 impl From<WatchError> for Failure {
     fn from(error: WatchError) -> Self {
         BuildError::from(error).into()
+    }
+}
+
+fn lock(error: &LockError, plain: impl Fn(Code) -> Failure) -> Failure {
+    const OFF: &str = "`--lock=off` builds as if there were none";
+    match error {
+        LockError::Form { .. } => plain(exit::SOURCE).hint(format!(
+            "mend the line, or remove the file and write it anew with `kiln build --lock`; {OFF}"
+        )),
+        LockError::Version { .. } => plain(exit::SOURCE).hint(format!("use the kiln that wrote it; {OFF}")),
+        LockError::TooLarge { .. } => plain(exit::LIMIT).hint(OFF),
+        LockError::Unreadable { .. } => plain(exit::SOURCE).hint(OFF),
+        LockError::NoPlace { .. } => {
+            plain(exit::USAGE).hint("write it where the Dockerfile is a file: `kiln build --lock DIRECTORY`")
+        }
+        LockError::Missing { at, .. } => {
+            let text = frame(error.to_string(), at.as_ref());
+            Failure { code: exit::POLICY, text, hint: None }.hint(
+                "`kiln build --lock` pins it; commit the file then. Without `--locked` it may be missing",
+            )
+        }
+        _ => plain(exit::SOURCE),
     }
 }
 

@@ -6,9 +6,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use kiln_build::export::Output;
+use kiln_build::registry::PullPolicy;
 use kiln_build::{
-    BuildCancel, BuildError, BuildRequest, Built, ContextSource, DockerfileSource, NamedContext, NoCache,
-    Progress, SecretStore, SshAgents, build,
+    BuildCancel, BuildError, BuildRequest, Built, ContextSource, DockerfileSource, LockMode, NamedContext,
+    NoCache, Progress, SecretStore, SshAgents, build,
 };
 use kiln_llb::Network;
 
@@ -17,7 +18,7 @@ use super::containers::join::host;
 use super::outputs::{forget_id, outputs, write_results};
 use super::push::told;
 use super::{pair, print};
-use crate::args::{BuildArgs, Call, Method, NetworkMode, NoCacheOf, OnError, ProgressMode};
+use crate::args::{BuildArgs, Call, LockWhat, Method, NetworkMode, NoCacheOf, OnError, ProgressMode};
 use crate::config::{self, Config};
 use crate::errors::{Failure, say};
 use crate::platforms;
@@ -62,6 +63,7 @@ pub(super) fn request(
         authorities: config::authorities(&args.ca_cert)?,
         allow: args.allow.iter().copied().collect(),
         bases: bases(&args.bases, config, &args.ca_cert, pushes)?,
+        lock: lock(args)?,
         ..BuildRequest::new(Default::default())
     };
     if args.bases.offline {
@@ -98,6 +100,22 @@ pub(super) fn request(
         request.labels.insert(name.to_owned(), value.to_owned());
     }
     Ok(request)
+}
+
+/// What the lock file has to do with it.
+fn lock(args: &BuildArgs) -> Result<LockMode, Failure> {
+    Ok(match args.lock {
+        None if args.locked => LockMode::Strict,
+        None => LockMode::Read,
+        Some(LockWhat::Add) => LockMode::Add,
+        Some(LockWhat::Off) => LockMode::Off,
+        Some(LockWhat::Update) if args.bases.offline || args.bases.pull == Some(PullPolicy::Never) => {
+            return Err(Failure::usage(
+                "--lock=update asks registries, and --offline and --pull=never do not",
+            ));
+        }
+        Some(LockWhat::Update) => LockMode::Update,
+    })
 }
 
 /// What `--cache-from` or `--cache-to` say. There may be passwords in it, so no message repeats it.

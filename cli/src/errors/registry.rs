@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use kiln_build::BuildError;
 use kiln_registry::{CredentialError, Error, Fault};
 use kiln_registry_server::{AccountsError, DirectoryError, StartError};
 
@@ -31,6 +32,11 @@ pub(super) fn code(error: &Error) -> Code {
         // docker's file, a helper, a certificate: what the user has configured.
         Fault::Configuration => exit::USAGE,
     }
+}
+
+/// Whether a registry does not have what it was asked for.
+pub(super) fn is_absent(error: &BuildError) -> bool {
+    matches!(error, BuildError::Registry(error) if matches!(**error, Error::NotFound { .. }))
 }
 
 /// What whoever gave a name without a host may not have meant.

@@ -226,6 +226,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("help", "builds nothing"),
     ("iidfile", "written beside the image"),
     ("insecure-registry", "how to reach a registry"),
+    ("lock", "which images names stand for: `registry::locks`"),
+    ("locked", "the same"),
     ("metadata-file", "written beside the image"),
     ("on-error", "needs a terminal"),
     ("progress", "how it is shown"),

@@ -24,10 +24,13 @@ use crate::image::with_layers;
 use crate::input::{Input, Reader};
 use crate::last_build::{self, FailedStep};
 use crate::layers::Layers;
+use crate::lock::{Pins, Remark, Saved};
 use crate::no_cache::MadeAgain;
 use crate::ops::{BuildOp, Gathered, Shared, ShellJob, StepResources};
 use crate::platforms::{Product, Target, join, serves, stored_platform};
-use crate::registry::{Base, PushedName, Resolved, Stored, Unpulled, known_base, resolve_base, seen_base};
+use crate::registry::{
+    Base, PushedName, Resolved, Stored, Unpulled, known_base, newest, pinned_base, resolve_base, seen_base,
+};
 use crate::remote_cache::{
     Borrowed, CacheTarget, Exported, INLINE_KEY, RemoteCache, Results, describe_inline,
     export as export_cache,
@@ -149,7 +152,8 @@ async fn carry_out(
     engine.store.barrier()?;
     engine.store.note_use(now_unix())?;
     last_build::note(engine, request, None);
-    let Delivered { image: record, id, manifest, names, files, notes, pushed, .. } = delivered;
+    let Delivered { image: record, id, manifest, names, mut files, notes, pushed, .. } = delivered;
+    files.extend(plan.lock.clone());
     let notes = said_notes.into_iter().chain(notes).collect();
     let registries = request.bases.registries.as_ref();
     let results = Results { cache, layers: &shared.layers, tops: &tops, registries };
@@ -186,6 +190,8 @@ pub(crate) struct Plan {
     pub(crate) stood: Vec<Stood>,
     /// Digest of what was fetched as the context.
     pub(crate) revision: Option<(&'static str, String)>,
+    /// The lock file, where it was written.
+    lock: Option<PathBuf>,
     again: Arc<MadeAgain>,
     jobs: Option<NonZeroUsize>,
 }
@@ -199,11 +205,17 @@ pub(crate) fn plan(
 ) -> Result<Plan, BuildError> {
     let reader = Reader { engine, request, cancel };
     // Fetching waits for networks and disks: not on a thread that others need.
-    let (input, Understood { lowered, targets, unpulled, stood }) = tokio::task::block_in_place(|| {
+    let (input, understood, saved) = tokio::task::block_in_place(|| {
         let input = reader.read()?;
-        let understood = lower_all(&reader, &input, Purpose::Build)?;
-        Ok::<_, BuildError>((input, understood))
+        let mut pins = Pins::open(engine, &input.lock, request.lock)?;
+        let understood = lower_all(&reader, &input, Purpose::Build, &mut pins)?;
+        // Before a context is looked at: the file may be in it.
+        let saved = pins.save()?;
+        Ok::<_, BuildError>((input, understood, saved))
     })?;
+    let Understood { lowered, targets, unpulled, stood } = understood;
+    let Saved { written: lock, notes } = saved;
+    notes.iter().for_each(|note| progress.note(note));
     let dockerfile = &input.dockerfile;
     for warning in &lowered.warnings {
         progress.warning(dockerfile, warning);
@@ -235,7 +247,7 @@ pub(crate) fn plan(
     let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
     let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
     let jobs = request.jobs;
-    Ok(Plan { lowered, targets, dockerfile, shared, cache, stood, revision, again, jobs })
+    Ok(Plan { lowered, targets, dockerfile, shared, cache, stood, revision, lock, again, jobs })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -272,10 +284,11 @@ pub(crate) fn lower_all(
     reader: &Reader<'_>,
     input: &Input,
     purpose: Purpose,
+    pins: &mut Pins,
 ) -> Result<Understood, BuildError> {
     let (mut unpulled, mut stood) = (Vec::new(), Vec::new());
     let lowered = |platform: Platform| {
-        let (lowered, bases) = lower(reader, input, purpose, &platform)?;
+        let (lowered, bases) = lower(reader, input, purpose, &platform, pins)?;
         unpulled.extend(bases.unpulled);
         stood.extend(bases.stood);
         Ok((platform, lowered))
@@ -298,13 +311,14 @@ pub(crate) struct StandsOn {
     stood: Vec<Stood>,
 }
 
-/// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs.
-/// Blocks when it asks for the time of something.
+/// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs; `pins` says which those are,
+/// and learns. Blocks when it asks for the time of something.
 pub(crate) fn lower(
     reader: &Reader<'_>,
     input: &Input,
     purpose: Purpose,
     platform: &Platform,
+    pins: &mut Pins,
 ) -> Result<(Lowered, StandsOn), BuildError> {
     let Reader { engine, request, .. } = *reader;
     let Input { dockerfile, ignore, named, .. } = input;
@@ -345,7 +359,9 @@ pub(crate) fn lower(
                             let image = reader.layout(layout, &need.image.platform)?;
                             Some(Base::Here(Stored::unread(image)))
                         }
-                        (None, Purpose::Build) => find_base(reader, dockerfile, &ast, &need, &mut warnings)?,
+                        (None, Purpose::Build) => {
+                            find_base(reader, dockerfile, &ast, &need, pins, &mut warnings)?
+                        }
                         (None, Purpose::Look | Purpose::Check) => {
                             seen_base(engine, &need.image.reference, &need.image.platform)?
                         }
@@ -356,7 +372,7 @@ pub(crate) fn lower(
                         && request.attestations.provenance.is_some()
                         && let Some(base) = &found
                     {
-                        bases.stood.push(stood(engine, &key, base)?);
+                        bases.stood.push(stood(engine, &key, base, pins)?);
                     }
                     let image = match found {
                         Some(Base::Here(here)) => {
@@ -386,8 +402,11 @@ pub(crate) fn lower(
                             BaseImage::unknown(&key.reference, &key.platform)
                         }
                         None => {
-                            let reference = key.reference;
-                            let similar = similar_name(engine, &ast, &reference)?;
+                            let reference = pins.exact(&key.reference);
+                            // What is pinned was not misspelt.
+                            let is_pinned = pins.pinned(&key.reference).is_some();
+                            let similar =
+                                if is_pinned { None } else { similar_name(engine, &ast, &reference)? };
                             return Err(BuildError::NoImage {
                                 reference: Box::new(reference),
                                 at: at(),
@@ -405,12 +424,13 @@ pub(crate) fn lower(
 }
 
 /// An image that the build stands on, as it was found.
-fn stood(engine: &Engine, key: &ImageKey, base: &Base) -> Result<Stood, BuildError> {
+fn stood(engine: &Engine, key: &ImageKey, base: &Base, pins: &Pins) -> Result<Stood, BuildError> {
     let ImageKey { reference, platform, layout } = key;
     // What a layout holds is not what a registry has under a name.
-    let root = match layout {
-        Some(_) => None,
-        None => base.led_to(engine, reference, platform)?.map(|(root, _)| root),
+    let root = match (layout, pins.pinned(reference)) {
+        (Some(_), _) => None,
+        (None, Some(digest)) => Some(digest),
+        (None, None) => base.led_to(engine, reference, platform)?.map(|(root, _)| root),
     };
     let config = match base {
         Base::Here(here) => here.image.config,
@@ -425,27 +445,44 @@ fn find_base(
     dockerfile: &Arc<Dockerfile>,
     ast: &Ast,
     need: &Need,
+    pins: &mut Pins,
     warnings: &mut Vec<Diagnostic>,
 ) -> Result<Option<Base>, BuildError> {
-    let Reader { engine, request, cancel } = *reader;
+    let Reader { engine, cancel, .. } = *reader;
     let Need { image: ImageKey { reference, platform, .. }, span, stages } = need;
     let span = *span;
+    let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
+    let mut remark = |(message, hint): Remark| {
+        warnings.push(Diagnostic { severity: Severity::Warning, span, message, hint, rule: None });
+    };
     // Whoever misspells a stage wants to hear that, not what a registry says.
     let bare = reference.familiar();
     let bare = bare.strip_suffix(":latest").unwrap_or(&bare);
     let stages = stages.iter().flatten().map(String::as_str);
-    if kiln_frontend::nearest(bare, stages).is_some() {
-        return known_base(engine, reference, platform, cancel);
-    }
-    let mut note = |message| {
-        warnings.push(Diagnostic { severity: Severity::Warning, span, message, hint: None, rule: None });
+    let is_stage = pins.pinned(reference).is_none() && kiln_frontend::nearest(bare, stages).is_some();
+    let found = if is_stage {
+        let Some(known) = known_base(engine, reference, platform, cancel)? else { return Ok(None) };
+        pins.demand(reference, at.clone())?;
+        Ok(Some(known))
+    } else {
+        pins.demand(reference, at.clone())?;
+        means(reader, &need.image, pins, &mut |message| remark((message, None)))
     };
-    let found = match resolve_base(engine, &request.bases, reference, platform, cancel, &mut note) {
+    let found = match found {
         Err(BuildError::Cancelled) => return Err(BuildError::Cancelled),
-        Ok(Some(found)) => return Ok(Some(found)),
+        Ok(Some(found)) => {
+            if pins.wants(reference) {
+                let root = found.led_to(engine, reference, platform)?.map(|(root, _)| root);
+                if let Some(said) = pins.found(reference, root) {
+                    remark(said);
+                }
+            }
+            return Ok(Some(found));
+        }
         found => found,
     };
-    let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
+    let locked = pins.file_of(reference);
+    let reference = &pins.exact(reference);
     // There is one of this name, and it is not the right one.
     if let Some(named) = engine.store.resolve(reference)? {
         let (actual, is_right) = stored_platform(engine, &named, platform)?;
@@ -461,12 +498,44 @@ fn find_base(
     }
     match found {
         Err(error) => {
-            let similar = similar_name(engine, ast, reference)?;
+            let similar = if locked.is_some() { None } else { similar_name(engine, ast, reference)? };
             let (reference, source) = (Box::new(reference.clone()), Box::new(error));
-            Err(BuildError::Pull { reference, at, similar, source })
+            Err(BuildError::Pull { reference, at, similar, locked, source })
         }
         found => found,
     }
+}
+
+/// The image that a name stands for: what it is pinned to, or what it leads to. `note` hears what deserves a look.
+fn means(
+    reader: &Reader<'_>,
+    image: &ImageKey,
+    pins: &mut Pins,
+    note: &mut dyn FnMut(String),
+) -> Result<Option<Base>, BuildError> {
+    let Reader { engine, request, cancel } = *reader;
+    let (bases, ImageKey { reference, platform, .. }) = (&request.bases, image);
+    if let Some(registries) = bases.asked()
+        && pins.renews(reference)
+        && (pins.lists(reference) || !is_own(reader, image)?)
+    {
+        let root = newest(registries, reference, &mut pins.led, cancel);
+        registries.client().take_notes().into_iter().for_each(&mut *note);
+        pins.pin(reference, root?);
+    }
+    let pinned = pins.pinned(reference);
+    let led = &mut pins.led;
+    match pinned {
+        Some(digest) => pinned_base(engine, bases, (reference, digest), platform, led, cancel, note),
+        None => resolve_base(engine, bases, reference, platform, led, cancel, note),
+    }
+}
+
+/// Whether an image of the store was built, loaded or imported here: no registry has it.
+fn is_own(reader: &Reader<'_>, image: &ImageKey) -> Result<bool, BuildError> {
+    let (engine, ImageKey { reference, platform, .. }) = (reader.engine, image);
+    let Some(known) = known_base(engine, reference, platform, reader.cancel)? else { return Ok(false) };
+    Ok(known.led_to(engine, reference, platform)?.is_none())
 }
 
 /// A stage or an image of the store whose name is close, or that has another tag.

@@ -7,6 +7,7 @@ use kiln_frontend::{Diagnostic, Outline, Target};
 use crate::build::{Purpose, lower};
 use crate::dockerfile::Dockerfile;
 use crate::input::Reader;
+use crate::lock::Pins;
 use crate::{BuildCancel, BuildError, BuildRequest, Engine};
 
 /// What a check found.
@@ -28,7 +29,7 @@ pub struct Checked {
 pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Checked, BuildError> {
     let reader = Reader { engine, request, cancel };
     let input = reader.read()?;
-    match lower(&reader, &input, Purpose::Check, &request.targets()[0]) {
+    match lower(&reader, &input, Purpose::Check, &request.targets()[0], &mut Pins::none()) {
         Ok((lowered, _)) => {
             Ok(Checked { dockerfile: input.dockerfile, warnings: lowered.warnings, errors: Vec::new() })
         }
@@ -47,7 +48,7 @@ pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> R
 pub fn outline(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Outline, BuildError> {
     let reader = Reader { engine, request, cancel };
     let input = reader.read()?;
-    Ok(lower(&reader, &input, Purpose::Look, &request.targets()[0])?.0.outline)
+    Ok(lower(&reader, &input, Purpose::Look, &request.targets()[0], &mut Pins::none())?.0.outline)
 }
 
 /// The stages that `--target` can name, in file order.

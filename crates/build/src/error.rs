@@ -11,6 +11,7 @@ use kiln_llb::Location;
 use kiln_oci::document::DocumentError;
 use kiln_oci::{DiffId, Digest, Platform, Reference};
 
+use crate::lock::LockError;
 use crate::watch::WatchError;
 use crate::{Dockerfile, Entitlement, SourceError};
 
@@ -68,6 +69,8 @@ pub enum BuildError {
         at: Option<(Arc<Dockerfile>, Location)>,
         /// The stage or image that was meant, perhaps.
         similar: Option<String>,
+        /// The lock file that the digest comes from.
+        locked: Option<String>,
         source: Box<BuildError>,
     },
     /// A base image is in the store for another platform, and for the right one it is nowhere.
@@ -80,6 +83,9 @@ pub enum BuildError {
         /// Why it could not be pulled; `None`: nobody was to be asked.
         source: Option<Box<BuildError>>,
     },
+    /// The lock file.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A registry.
     #[error(transparent)]
     Registry(Arc<kiln_registry::Error>),

@@ -14,6 +14,7 @@ use kiln_oci::{Platform, Reference};
 
 use crate::context::Context;
 use crate::dockerfile::{self, Dockerfile};
+use crate::lock::LockPlace;
 use crate::remote_context::{ContextOpener, ContextSource, MainContext, TreeContext};
 use crate::tree::Tree;
 use crate::{BuildCancel, BuildError, BuildRequest, Engine, NamedSource, SourceOptions, load_layout};
@@ -107,6 +108,8 @@ pub(crate) struct Input {
     pub(crate) ignore: Patterns,
     /// For the frontend: what names stand for.
     pub(crate) named: BTreeMap<String, Known>,
+    /// Where the names that the Dockerfile has are pinned.
+    pub(crate) lock: LockPlace,
     main: Files,
     /// Named contexts that are directories, with their rules.
     directories: BTreeMap<String, (PathBuf, Patterns)>,
@@ -149,7 +152,7 @@ impl Reader<'_> {
         let context = opener.open(&source, request.stdin.clone())?;
         let chosen = self.chosen_dockerfile(&opener)?;
         let usual = request.dockerfile == DockerfileSource::Usual;
-        let (dockerfile, ignore, main) = match context {
+        let (dockerfile, ignore, lock, main) = match context {
             MainContext::Directory(directory) => {
                 let (dockerfile, path) = match (chosen, &request.dockerfile) {
                     (Some(dockerfile), _) => (dockerfile, None),
@@ -159,12 +162,13 @@ impl Reader<'_> {
                     (None, _) => self.read_file(&directory, None)?,
                 };
                 let ignore = dockerfile::read_ignore(&directory, path.as_deref())?;
-                (dockerfile, ignore, Files::Directory(directory))
+                let lock = path.as_deref().map_or(LockPlace::Nowhere, LockPlace::beside);
+                (dockerfile, ignore, lock, Files::Directory(directory))
             }
             // As in BuildKit, a context from elsewhere has no ignore rules.
             MainContext::Tree(tree) => {
-                let dockerfile = match (chosen, &request.dockerfile) {
-                    (Some(dockerfile), _) => dockerfile,
+                let (dockerfile, lock) = match (chosen, &request.dockerfile) {
+                    (Some(dockerfile), _) => (dockerfile, LockPlace::Nowhere),
                     (None, source) => {
                         let path = if let DockerfileSource::File(path) = source {
                             Some(path.as_path())
@@ -172,18 +176,20 @@ impl Reader<'_> {
                             None
                         };
                         let (name, bytes) = tree.dockerfile(self.engine, path)?;
-                        dockerfile::from_bytes(name, &bytes)?
+                        let lock = LockPlace::in_tree(&tree, &name);
+                        (dockerfile::from_bytes(name, &bytes)?, lock)
                     }
                 };
-                (dockerfile, dockerfile::no_rules(), Files::Tree(tree))
+                (dockerfile, dockerfile::no_rules(), lock, Files::Tree(tree))
             }
             MainContext::DockerfileOnly { .. } if !usual => return Err(BuildError::TwoDockerfiles),
             MainContext::DockerfileOnly { name, bytes } => {
-                (dockerfile::from_bytes(name, &bytes)?, dockerfile::no_rules(), Files::None)
+                let dockerfile = dockerfile::from_bytes(name, &bytes)?;
+                (dockerfile, dockerfile::no_rules(), LockPlace::Nowhere, Files::None)
             }
         };
         let (named, directories) = self.named()?;
-        Ok(Input { dockerfile: Arc::new(dockerfile), ignore, named, main, directories })
+        Ok(Input { dockerfile: Arc::new(dockerfile), ignore, named, lock, main, directories })
     }
 
     /// The main context, with what build arguments say of it.

@@ -10,6 +10,7 @@ use kiln_llb::Network;
 use kiln_oci::{Platform, Reference};
 
 use crate::export::Output;
+use crate::lock::LockMode;
 use crate::registry::Bases;
 use crate::{
     Attestations, BuildOrigin, CacheSource, CacheTarget, ContextSource, DockerfileSource, Entitlement,
@@ -66,6 +67,8 @@ pub struct BuildRequest {
     pub allow: BTreeSet<Entitlement>,
     /// Where images come from that the build stands on, and go to that it pushes.
     pub bases: Bases,
+    /// `--lock`, `--locked`: what `kiln.lock` has to do with it.
+    pub lock: LockMode,
     /// How it was asked for; noted down, with what a step that fails has written, for
     /// [`shell`](crate::shell()). `None`: nothing is noted.
     pub origin: Option<BuildOrigin>,
@@ -98,6 +101,7 @@ impl BuildRequest {
             authorities: Authorities::default(),
             allow: BTreeSet::new(),
             bases: Bases::default(),
+            lock: LockMode::default(),
             origin: None,
         }
     }

@@ -82,7 +82,8 @@ pub async fn shell(
     cancel: &BuildCancel,
 ) -> Result<(Exit, ShellState), BuildError> {
     // What earlier builds have made is what is asked for, cache mounts included.
-    let request = BuildRequest { no_cache: NoCache::default(), origin: None, ..request.clone() };
+    let lock = request.lock.reading();
+    let request = BuildRequest { no_cache: NoCache::default(), origin: None, lock, ..request.clone() };
     let plan = plan(engine, &request, &progress, cancel)?;
     let (id, vertex) = find(&plan, &wanted.step)?;
     let kept = match &wanted.step {

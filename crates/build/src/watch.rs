@@ -18,6 +18,7 @@ pub use self::inotify::{News, Watcher};
 use crate::build::{Purpose, lower_all};
 use crate::dockerfile::{IGNORE_NAMES, NAMES};
 use crate::input::{DockerfileSource, Reader};
+use crate::lock::{self, LockMode, Pins};
 use crate::remote_context::ContextSource;
 use crate::{BuildCancel, BuildError, BuildRequest, Engine, NamedSource};
 
@@ -99,8 +100,14 @@ pub fn reads(
     let mut reads = Reads::default();
     let root = resolved(context)?;
     match &request.dockerfile {
-        DockerfileSource::File(path) => reads.add_dockerfile(path),
-        DockerfileSource::Usual => NAMES.iter().for_each(|name| reads.add_dockerfile(&root.join(name))),
+        DockerfileSource::File(path) => {
+            reads.add_dockerfile(path);
+            reads.add_lock(&path.with_file_name(lock::NAME), request.lock);
+        }
+        DockerfileSource::Usual => {
+            NAMES.iter().for_each(|name| reads.add_dockerfile(&root.join(name)));
+            reads.add_lock(&root.join(lock::NAME), request.lock);
+        }
         DockerfileSource::Stdin | DockerfileSource::Url(_) => {}
     }
     reads.add_ignore_files(&root);
@@ -109,10 +116,11 @@ pub fn reads(
             reads.add_ignore_files(&resolved(path)?);
         }
     }
-    reads.written = written.iter().filter_map(|path| whole(path)).collect();
+    reads.written.extend(written.iter().filter_map(|path| whole(path)));
     let reader = Reader { engine, request, cancel };
-    let understood =
-        reader.read().and_then(|input| Ok((lower_all(&reader, &input, Purpose::Look)?.lowered, input)));
+    let understood = reader
+        .read()
+        .and_then(|input| Ok((lower_all(&reader, &input, Purpose::Look, &mut Pins::none())?.lowered, input)));
     let Ok((lowered, input)) = understood else {
         reads.trees.push(ReadTree { root, ignore: Patterns::default(), parts: vec![PathBuf::new()] });
         return Ok(reads);
@@ -198,6 +206,15 @@ impl Reads {
             // The link may change, and what it leads to.
             self.files.extend(whole(path));
             self.files.extend(path.canonicalize());
+        }
+    }
+
+    /// A lock file that the build writes itself is no news to it.
+    fn add_lock(&mut self, path: &Path, mode: LockMode) {
+        match mode {
+            LockMode::Off => {}
+            mode if mode.writes() => self.written.extend(whole(path)),
+            _ => self.files.extend(whole(path)),
         }
     }
 

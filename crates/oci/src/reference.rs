@@ -92,6 +92,11 @@ impl Reference {
         self.with_suffix(self.familiar_name())
     }
 
+    /// The same name for this image and no other.
+    pub fn with_digest(&self, digest: Digest) -> Reference {
+        Reference { digest: Some(digest), ..self.clone() }
+    }
+
     /// The same tag and digest in the repository of `other`.
     pub fn in_repository_of(&self, other: &Reference) -> Reference {
         let (domain, path) = (other.domain.clone(), other.path.clone());

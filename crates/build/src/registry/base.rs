@@ -1,5 +1,6 @@
 //! The images that a build stands on: of the store, or of a registry, which may keep their layers for now.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use kiln_oci::{Digest, Platform, Reference};
 use kiln_registry::Which;
 
 use super::Registries;
-use super::pull::{Found, Naming, look_up, pull_layers, remember, remembered};
+use super::pull::{Found, Naming, Root, look_up, pull_layers, remember, remembered};
 use super::resolved::Resolved;
-use super::stored::{Stored, stored};
+use super::stored::{Stored, behind_digest, stored};
 use crate::engine::now_unix;
 use crate::platforms::stored_platform;
 use crate::{BuildCancel, BuildError, Engine};
@@ -58,6 +59,20 @@ impl Bases {
     /// The registries that may be asked; `None`: nobody.
     pub(crate) fn asked(&self) -> Option<&Arc<Registries>> {
         self.registries.as_ref().filter(|_| self.policy != PullPolicy::Never)
+    }
+}
+
+/// What names led to when a build asked registries. Each is asked for once, and is one image for all platforms.
+#[derive(Debug, Default)]
+pub(crate) struct Led(BTreeMap<Reference, Digest>);
+
+impl Led {
+    fn of(&self, reference: &Reference) -> Option<Digest> {
+        self.0.get(reference).copied()
+    }
+
+    fn note(&mut self, reference: &Reference, root: Digest) {
+        self.0.insert(reference.clone(), root);
     }
 }
 
@@ -128,7 +143,8 @@ pub fn base_image(
     note: &mut dyn FnMut(String),
 ) -> Result<Option<ImageRecord>, BuildError> {
     let known = stored(engine, reference, platform, cancel)?.map(Base::Here);
-    match find(engine, bases, reference, platform, (known, Wanted::Files), cancel, note)? {
+    let image = (reference, platform);
+    match find(engine, bases, image, (known, Wanted::Files), &mut Led::default(), cancel, note)? {
         Some(Base::Here(here)) => Ok(Some(here.image)),
         Some(Base::There(_)) => Err(BuildError::Bug { what: "an image was not pulled".to_owned() }),
         None => Ok(None),
@@ -136,7 +152,7 @@ pub fn base_image(
 }
 
 /// The same, of which no more than the documents need be there: no layer comes for it, unless its name had another
-/// image before.
+/// image before. What the build has asked before is in `led`.
 ///
 /// # Errors
 /// As [`base_image`].
@@ -145,15 +161,58 @@ pub(crate) fn resolve_base(
     bases: &Bases,
     reference: &Reference,
     platform: &Platform,
+    led: &mut Led,
     cancel: &BuildCancel,
     note: &mut dyn FnMut(String),
 ) -> Result<Option<Base>, BuildError> {
     let known = known_base(engine, reference, platform, cancel)?;
-    find(engine, bases, reference, platform, (known, Wanted::Documents), cancel, note)
+    find(engine, bases, (reference, platform), (known, Wanted::Documents), led, cancel, note)
+}
+
+/// The same for a name that stands for the manifest or index `digest`, whatever it leads to now. The registry is asked
+/// only for what the store does not have, whatever the policy says.
+///
+/// # Errors
+/// As [`base_image`].
+pub(crate) fn pinned_base(
+    engine: &Engine,
+    bases: &Bases,
+    (reference, digest): (&Reference, Digest),
+    platform: &Platform,
+    led: &mut Led,
+    cancel: &BuildCancel,
+    note: &mut dyn FnMut(String),
+) -> Result<Option<Base>, BuildError> {
+    if let Some(known) = known_base(engine, reference, platform, cancel)?
+        && known.led_to(engine, reference, platform)?.is_some_and(|(root, _)| root == digest)
+    {
+        return Ok(Some(known));
+    }
+    // A tag of the store says what the tag led to when it was pulled, and this may be something else.
+    resolve_base(engine, bases, &reference.with_digest(digest), platform, led, cancel, note)
+}
+
+/// What `reference` leads to in its registry now: one HEAD, and none for what the build has asked before.
+///
+/// # Errors
+/// [`BuildError::Registry`].
+pub(crate) fn newest(
+    registries: &Registries,
+    reference: &Reference,
+    led: &mut Led,
+    cancel: &BuildCancel,
+) -> Result<Digest, BuildError> {
+    if let Some(root) = led.of(reference) {
+        return Ok(root);
+    }
+    let repository = registries.repository(reference);
+    let root = registries.wait(cancel, repository.resolve(Which::from(reference)))?.digest;
+    led.note(reference, root);
+    Ok(root)
 }
 
 /// What is known of `reference` for `platform` without asking anybody. Costs what [`stored`] does, and a file for what
-/// is not in the store.
+/// is not in the store; for what is named by a digest, some documents the first time.
 ///
 /// # Errors
 /// As [`stored`].
@@ -164,7 +223,10 @@ pub(crate) fn known_base(
     cancel: &BuildCancel,
 ) -> Result<Option<Base>, BuildError> {
     let stored = stored(engine, reference, platform, cancel)?.map(Base::Here);
-    Ok(stored.or_else(|| noted(engine, reference, platform)))
+    match stored.or_else(|| noted(engine, reference, platform)) {
+        Some(known) => Ok(Some(known)),
+        None => Ok(behind_digest(engine, reference, platform)?.map(Base::Here)),
+    }
 }
 
 /// The same where nothing is to be made: the image that has the name, for whatever platform.
@@ -200,9 +262,9 @@ pub(super) fn naming(
 fn find(
     engine: &Engine,
     bases: &Bases,
-    reference: &Reference,
-    platform: &Platform,
+    (reference, platform): (&Reference, &Platform),
     (known, wanted): (Option<Base>, Wanted),
+    led: &mut Led,
     cancel: &BuildCancel,
     note: &mut dyn FnMut(String),
 ) -> Result<Option<Base>, BuildError> {
@@ -226,7 +288,7 @@ fn find(
         }
         (None, _) => (false, None),
     };
-    let found = ask(engine, registries, reference, platform, (known.as_ref(), wanted), cancel);
+    let found = ask(engine, registries, (reference, platform), (known.as_ref(), wanted), led, cancel);
     registries.client().take_notes().into_iter().for_each(&mut *note);
     match (found, known) {
         (Ok(image), _) => Ok(Some(image)),
@@ -244,25 +306,31 @@ fn find(
 fn ask(
     engine: &Engine,
     registries: &Arc<Registries>,
-    reference: &Reference,
-    platform: &Platform,
+    (reference, platform): (&Reference, &Platform),
     (known, wanted): (Option<&Base>, Wanted),
+    led: &mut Led,
     cancel: &BuildCancel,
 ) -> Result<Base, BuildError> {
+    let earlier = led.of(reference);
     if let Some(known) = known
         && let Some((digest, _)) = known.led_to(engine, reference, platform)?
+        && newest(registries, reference, led, cancel)? == digest
     {
-        let repository = registries.repository(reference);
-        let now = registries.wait(cancel, repository.resolve(Which::from(reference)))?;
-        if now.digest == digest {
-            known.confirm(engine, reference, platform, digest)?;
-            return Ok(known.clone());
-        }
+        known.confirm(engine, reference, platform, digest)?;
+        return Ok(known.clone());
     }
     // A name of the store leads to one image: while the old one had it, the next build would stand on that again.
     let may_wait = wanted == Wanted::Documents && !matches!(known, Some(Base::Here(_)));
     let naming = naming(engine, reference, platform)?;
-    match look_up(engine, registries, reference, platform, naming, cancel)? {
+    // What another platform of the build stands on is what this one stands on, too, wherever the tag has gone meanwhile.
+    let fixed = reference.digest().copied().or(earlier);
+    let root = match &fixed {
+        Some(digest) => Root::of_digest(engine, digest)?,
+        None => Root::At(Which::from(reference)),
+    };
+    let found = look_up(engine, registries, reference, platform, naming, root, cancel)?;
+    led.note(reference, found.root());
+    match found {
         Found::Here(pulled) => Ok(Base::Here(Stored::unread(pulled.image))),
         Found::There(resolved) if may_wait && !resolved.is_here(engine)? => {
             resolved.keep(engine);

@@ -38,7 +38,7 @@ use crate::{BuildCancel, BuildError};
 
 pub use aliases::{AliasError, Aliases};
 pub use arrivals::{ArrivalError, Arrivals, Parts};
-pub(crate) use base::{Base, known_base, resolve_base, seen_base};
+pub(crate) use base::{Base, Led, known_base, newest, pinned_base, resolve_base, seen_base};
 pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{
     Copied, CopyRequest, Place, Referrer, Referrers, Which as WhichImage, copy, copy_in, referrers,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use kiln_content::{ImageRecord, SourceRecord};
 use kiln_oci::image::{Descriptor, ImageConfig};
 use kiln_oci::{ChainId, Digest, Platform, Reference, document};
-use kiln_registry::{Ahead, Fault, Repository, Which};
+use kiln_registry::{Ahead, Fault, ManifestBytes, Repository, Which};
 use kiln_solver::Cancellation;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -24,7 +24,7 @@ use super::{AT_ONCE, POLL, Registries};
 use crate::archive::{Archive, Blobs};
 use crate::engine::now_unix;
 use crate::image::MAX_CONFIG_BYTES;
-use crate::load::{blob_name, load_picked, pick_manifest};
+use crate::load::{MAX_MANIFEST_BYTES, blob_name, load_picked, pick_manifest};
 use crate::platforms::serves;
 use crate::source::key_of;
 use crate::{BuildCancel, BuildError, Engine};
@@ -55,7 +55,8 @@ pub fn pull(
     cancel: &BuildCancel,
     note: &dyn Fn(&str),
 ) -> Result<Pulled, BuildError> {
-    match look_up(engine, registries, reference, platform, Naming::Set, cancel)? {
+    let root = Root::At(Which::from(reference));
+    match look_up(engine, registries, reference, platform, Naming::Set, root, cancel)? {
         Found::Here(pulled) => Ok(pulled),
         Found::There(resolved) => pull_layers(engine, registries, &resolved, Naming::Set, cancel, note),
     }
@@ -71,7 +72,12 @@ pub(super) enum Naming {
 }
 
 impl Naming {
-    fn set(self, engine: &Engine, reference: &Reference, image: &ImageRecord) -> Result<(), BuildError> {
+    pub(super) fn set(
+        self,
+        engine: &Engine,
+        reference: &Reference,
+        image: &ImageRecord,
+    ) -> Result<(), BuildError> {
         match self {
             Self::Set => Ok(engine.store.set_name(reference, image)?),
             Self::Keep => Ok(()),
@@ -87,18 +93,58 @@ pub(super) enum Found {
     There(Arc<Resolved>),
 }
 
-/// Asks the registry what `reference` leads to now. No layer comes.
+impl Found {
+    /// Digest of the manifest or index that the name leads to.
+    pub(super) fn root(&self) -> Digest {
+        match self {
+            Self::Here(pulled) => pulled.digest,
+            Self::There(resolved) => resolved.root,
+        }
+    }
+}
+
+/// The manifest or index that a name leads to.
+pub(super) enum Root<'a> {
+    /// The registry has it.
+    At(Which<'a>),
+    /// It has come.
+    Here(ManifestBytes),
+}
+
+impl<'a> Root<'a> {
+    /// The one with this digest: of the store, if that has it.
+    pub(super) fn of_digest(engine: &Engine, digest: &'a Digest) -> Result<Self, BuildError> {
+        Ok(stored_root(engine, digest)?.map_or(Self::At(Which::Digest(digest)), Self::Here))
+    }
+}
+
+/// The manifest or index of the store with this digest; `None`: the store has no such thing, or a damaged one.
+pub(super) fn stored_root(engine: &Engine, digest: &Digest) -> Result<Option<ManifestBytes>, BuildError> {
+    engine.store.hold_blob(digest)?;
+    if !engine.store.has_blob(digest) {
+        return Ok(None);
+    }
+    let Ok(bytes) = engine.store.read_blob(digest, MAX_MANIFEST_BYTES) else { return Ok(None) };
+    let kind = document::own_media_type(&bytes).ok();
+    Ok(kind.map(|media_type| ManifestBytes { media_type, digest: *digest, bytes }))
+}
+
+/// Looks at what `reference` leads to now. No layer comes, and no document that the store has.
 pub(super) fn look_up(
     engine: &Engine,
     registries: &Arc<Registries>,
     reference: &Reference,
     platform: &Platform,
     naming: Naming,
+    root: Root<'_>,
     cancel: &BuildCancel,
 ) -> Result<Found, BuildError> {
     let repository = registries.repository(reference);
     // From here on it is this one, whatever the tag leads to meanwhile.
-    let root = registries.wait(cancel, repository.manifest(Which::from(reference)))?;
+    let root = match root {
+        Root::At(which) => registries.wait(cancel, repository.manifest(which))?,
+        Root::Here(root) => root,
+    };
     let digest = root.digest;
     if let Some(image) = known(engine, reference, platform, naming, &digest)? {
         naming.set(engine, reference, &image)?;
@@ -429,9 +475,11 @@ impl Blobs for Arc<Fetch> {
                 }
                 // Only manifests are asked for before anybody has named them as blobs.
                 None => {
-                    let manifest = self.repository.manifest(Which::Digest(digest));
-                    let manifest = self.registries.wait(&self.cancel, manifest)?;
-                    self.engine.store.put_blob(&manifest.bytes)?;
+                    if stored_root(&self.engine, digest)?.is_none() {
+                        let manifest = self.repository.manifest(Which::Digest(digest));
+                        let manifest = self.registries.wait(&self.cancel, manifest)?;
+                        self.engine.store.put_blob(&manifest.bytes)?;
+                    }
                     self.set(*digest, State::There);
                 }
             }

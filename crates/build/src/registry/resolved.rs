@@ -244,7 +244,10 @@ impl Unpulled {
             }
             match source {
                 BuildError::Cancelled => source,
-                _ => BuildError::Pull { reference, at: None, similar: None, source: Box::new(source) },
+                _ => {
+                    let (at, similar, locked, source) = (None, None, None, Box::new(source));
+                    BuildError::Pull { reference, at, similar, locked, source }
+                }
             }
         })
     }

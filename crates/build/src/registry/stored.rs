@@ -8,7 +8,8 @@ use kiln_content::ImageRecord;
 use kiln_oci::image::{Descriptor, ImageConfig};
 use kiln_oci::{Digest, Platform, Reference, document};
 
-use super::pull::pulled_for;
+use super::base::naming;
+use super::pull::{pulled_for, remember, stored_root};
 use crate::archive::{Archive, Blobs};
 use crate::image::read_config;
 use crate::load::{MAX_MANIFEST_BYTES, blob_name, load_picked, pick_manifest};
@@ -112,6 +113,35 @@ fn beside(
         return Ok(Some(there));
     }
     load_picked(engine, &archive, &picked, false, cancel).map(Some)
+}
+
+/// The image for `platform` behind the manifest or index that `reference` names by its digest, under whatever name it
+/// came. It gets this one as well, as if it had been pulled by it.
+///
+/// Costs reading three documents, once.
+///
+/// # Errors
+/// Those of the store.
+pub(super) fn behind_digest(
+    engine: &Engine,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<Stored>, BuildError> {
+    let Some(digest) = reference.digest() else { return Ok(None) };
+    let Some(root) = stored_root(engine, digest)? else { return Ok(None) };
+    let shown = reference.familiar();
+    let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), InStore);
+    // What of it is not here, or is damaged, is the registry's to give.
+    let Ok(picked) = pick_manifest(&archive, &root.descriptor(), platform, 0) else { return Ok(None) };
+    let image = engine.store.image(&picked.manifest.config.digest)?;
+    let Some(image) = image.filter(|image| is_unpacked(engine, image)) else { return Ok(None) };
+    let Ok(config) = read_config(engine, &image.config) else { return Ok(None) };
+    if !serves(platform, &config) {
+        return Ok(None);
+    }
+    naming(engine, reference, platform)?.set(engine, reference, &image)?;
+    remember(engine, reference, platform, &image, *digest)?;
+    Ok(Some(Stored::read(image, config)))
 }
 
 /// Whether the files of `image` are there.

@@ -54,6 +54,22 @@ fn write(path: &str) -> impl FnOnce(&Path) {
 }
 
 #[test]
+fn a_lock_file_is_news_unless_the_build_writes_it() {
+    let tree = Tree::new(&[], &["."], "");
+    for mode in [LockMode::Read, LockMode::Strict, LockMode::Add, LockMode::Update] {
+        let mut reads = tree.reads(&["."], "");
+        reads.add_lock(&tree.root.join(lock::NAME), mode);
+        for name in ["kiln.lock", "kiln.lock.partial"] {
+            assert_eq!(reads.concerns(&tree.root.join(name), false), !mode.writes(), "{mode:?} {name}");
+        }
+        // Also where no step copies it.
+        let mut alone = Reads::default();
+        alone.add_lock(&tree.root.join(lock::NAME), mode);
+        assert_eq!(alone.concerns(&tree.root.join("kiln.lock"), false), !mode.writes(), "{mode:?}");
+    }
+}
+
+#[test]
 fn files_are_news_however_they_are_written() {
     let mut tree = Tree::new(&["src/deep"], &["src", "single"], "");
     tree.tells("src/new", write("src/new"));
