@@ -21,7 +21,6 @@ pub mod container;
 mod context;
 mod context_files;
 mod dockerfile;
-mod emulator;
 mod engine;
 mod entitlement;
 mod error;
