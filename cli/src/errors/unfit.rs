@@ -68,7 +68,10 @@ mod tests {
         assert!(both.starts_with("register an emulator for linux/mips: `apt-get"), "{both}");
         assert!(both.ends_with(&format!("`--platform {}`", Platform::host())), "{both}");
         let own = foreign("linux/mips", Some(Platform::host()));
-        assert!(own.ends_with(&format!("; or put a program for {} into the image", Platform::host())), "{own}");
+        assert!(
+            own.ends_with(&format!("; or put a program for {} into the image", Platform::host())),
+            "{own}"
+        );
         let darwin = foreign("darwin/arm64", None);
         assert!(darwin.starts_with("put a program for linux/"), "nothing emulates that: {darwin}");
     }

@@ -389,7 +389,8 @@ fn a_step_for_a_machine_that_nothing_here_runs_is_refused_before_it_starts() {
 
 /// An image for [`other`] with its program, as `foreign`.
 fn foreign_image(store: &Store) {
-    let context = Context::new(&[("Dockerfile", "FROM scratch\nCOPY --chmod=755 file /\nENTRYPOINT [\"/file\"]\n")]);
+    let context =
+        Context::new(&[("Dockerfile", "FROM scratch\nCOPY --chmod=755 file /\nENTRYPOINT [\"/file\"]\n")]);
     fs::write(context.at("file"), program()).expect("ours");
     store.build(&context, &["--platform", other(), "-t", "foreign"]).expect(0);
 }
@@ -455,7 +456,8 @@ fn a_container_for_a_machine_that_nothing_here_runs_says_so() {
     let advice = format!("or put a program for {} into the image", host());
     store.ok(&["run", "-d", "--name", "mixed", network, "mixed", "sleep", "1000"]);
     for program in ["/file", "/script"] {
-        let says = [&format!("{program:?} cannot be executed"), &mixed, &advice].map(String::as_str);
+        let cannot = format!("{program:?} cannot be executed");
+        let says = [&cannot, &mixed, &advice].map(String::as_str);
         store.kiln(&["run", "--rm", network, "mixed", program]).expect(126).says(&says);
         store.kiln(&["exec", "mixed", program]).expect(126).says(&says);
         store.kiln(&["exec", "-d", "mixed", program]).expect(126).says(&says);

@@ -39,10 +39,22 @@ fn a_file_that_is_no_program_says_what_it_is() {
     let files: [(&str, &str, [&str; 2]); 6] = [
         ("plain", "echo hello\n", ["it does not begin with `#!`", shell]),
         ("bare", "#!\necho hello\n", ["nothing stands behind its `#!`", shell]),
-        ("marked", "\u{feff}#!/bin/sh\n", ["a byte order mark stands in front of its `#!`", "hint: save the script"]),
+        (
+            "marked",
+            "\u{feff}#!/bin/sh\n",
+            ["a byte order mark stands in front of its `#!`", "hint: save the script"],
+        ),
         ("empty", "", ["it is empty", none]),
-        ("windows", "#!/bin/sh\r\necho\n", [r#"is run by "/bin/sh\r", which is not in the image"#, "sed -i 's/"]),
-        ("absent", "#!/usr/bin/env-of-nobody sh\n", [r#"is run by "/usr/bin/env-of-nobody""#, "not in the image"]),
+        (
+            "windows",
+            "#!/bin/sh\r\necho\n",
+            [r#"is run by "/bin/sh\r", which is not in the image"#, "sed -i 's/"],
+        ),
+        (
+            "absent",
+            "#!/usr/bin/env-of-nobody sh\n",
+            [r#"is run by "/usr/bin/env-of-nobody""#, "not in the image"],
+        ),
     ];
     let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY --chmod=755 files /files\n")]);
     fs::create_dir(context.at("files")).expect("ours");

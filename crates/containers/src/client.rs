@@ -268,9 +268,7 @@ impl Client {
         self.ask(&Request::Exec { terminal }, &fds)?;
         match self.reply()? {
             (Reply::Started { pid }, fds) => Ok(StartedExec { pid, terminal: fds.into_iter().next() }),
-            (Reply::Exited { code, .. }, _) => {
-                Err(Error::told("the process ended at once", code as u8))
-            }
+            (Reply::Exited { code, .. }, _) => Err(Error::told("the process ended at once", code as u8)),
             _ => Err(Error::MonitorDied { name: self.name.clone() }),
         }
     }

@@ -97,7 +97,9 @@ fn forget_signals() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         keys.add(signal);
     }
-    let Ok(sent) = SignalFd::with_flags(&keys, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else { return };
+    let Ok(sent) = SignalFd::with_flags(&keys, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
+        return;
+    };
     while let Ok(Some(_)) = sent.read_signal() {}
 }
 

@@ -141,7 +141,8 @@ fn an_interrupt_of_its_caller_is_nothing_to_a_monitor_that_begins() {
     command.args(["--block-signal=INT,TERM,HUP,QUIT", "bash", "-c"]);
     command.arg("for signal in INT TERM HUP QUIT; do kill -$signal $$; done; exec -a kiln-monitor \"$@\"");
     command.args(["bash", env!("CARGO_BIN_EXE_kiln")]).arg(store.root()).args(["auto", id.trim_end()]);
-    let mut monitor = command.stdout(Stdio::piped()).spawn().expect("bash and coreutils are on every machine");
+    let mut monitor =
+        command.stdout(Stdio::piped()).spawn().expect("bash and coreutils are on every machine");
     let mut word = String::new();
     monitor.stdout.take().expect("piped above").read_to_string(&mut word).expect("it answers");
     assert_eq!(word, "ready\n");

@@ -73,7 +73,7 @@ pub(super) enum Naming {
 impl Naming {
     fn set(self, engine: &Engine, reference: &Reference, image: &ImageRecord) -> Result<(), BuildError> {
         match self {
-            Self::Set => Ok(engine.store.set_name(reference, image)?),
+            Self::Set => Ok(engine.store.set_name(reference, image).map(drop)?),
             Self::Keep => Ok(()),
         }
     }

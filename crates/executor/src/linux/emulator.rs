@@ -77,7 +77,9 @@ pub(super) fn explain(error: ExecError, image: Option<&Platform>) -> ExecError {
 pub(super) fn not_started(platform: Platform, errno: Errno) -> Box<Foreign> {
     let reason = match errno {
         // The program is there. So it is the emulator that is not.
-        Errno::NOENT => "the kernel's emulator for them was registered without the flag F, and the image does not have it",
+        Errno::NOENT => {
+            "the kernel's emulator for them was registered without the flag F, and the image does not have it"
+        }
         _ => "the kernel has started no emulator for them",
     };
     Box::new(Foreign { platform, image: None, reason: reason.to_owned() })

@@ -134,9 +134,8 @@ impl Program {
         let rest = self.head.strip_prefix(b"\x7fELF")?;
         let (class, order) = (*rest.first()?, *rest.get(1)?);
         let machine = self.number(18, 2)?;
-        let fits = |known: &&(&str, u8, u8, u16)| {
-            (known.1, known.2, u64::from(known.3)) == (class, order, machine)
-        };
+        let fits =
+            |known: &&(&str, u8, u8, u16)| (known.1, known.2, u64::from(known.3)) == (class, order, machine);
         MACHINES.iter().find(fits).map(|(architecture, ..)| Platform::new("linux", architecture))
     }
 
