@@ -184,7 +184,7 @@ fn an_image_of_the_store_keeps_what_is_said_of_it_and_is_run_and_saved_with_it()
 
     // Under another name, too; whose name goes without it is told, once.
     store.build(&context, &args).expect(0);
-    let back = "warning: what was said of app:1, plain, the very same image, is taken back";
+    let back = "warning: what was said of app:1, plain:latest, the very same image, is taken back";
     store.build(&context, &["-t", "app:2"]).expect(0).says(&[back]);
     assert!(store.inspect("app:1")["Index"].is_null());
     let silent = |args: &[&str]| {
@@ -200,7 +200,7 @@ fn an_image_of_the_store_keeps_what_is_said_of_it_and_is_run_and_saved_with_it()
     store
         .build(&context, &["--load"])
         .expect(0)
-        .says(&["what was said of app:1, app:2, plain, the very same"]);
+        .says(&["what was said of app:1, app:2, plain:latest, the very same"]);
     assert!(store.inspect("app:2")["Index"].is_null());
 }
 
@@ -681,7 +681,7 @@ fn what_a_stranger_says_is_bounded_and_is_what_it_is_listed_as() {
         show(&["--show=predicate"])
     };
     with("size", Value::from(5)).expect(STORE);
-    with("size", Value::from(1_u64 << 40)).expect(LIMIT).says(&["bytes are allowed"]);
+    with("size", Value::from(1_u64 << 40)).expect(LIMIT).says(&["134217728 are allowed"]);
     with("digest", Value::from(Digest::of(b"absent").to_string())).expect(SOURCE).says(&["is missing"]);
     // More than anybody says.
     let one = layout.put("application/vnd.in-toto+json", good().to_string().as_bytes());

@@ -190,7 +190,8 @@ mod tests {
         let name = "app:1".parse().unwrap();
         assert_eq!(store.set_name(&name, &image).unwrap(), Named::Anew);
         assert_eq!(store.set_name(&name, &image).unwrap(), Named::Already { has_index: true });
-        assert_eq!(store.set_name(&"app:2".parse().unwrap(), &image).unwrap(), Named::Anew);
+        let other = "app:2".parse().unwrap();
+        assert_eq!(store.set_name(&other, &image).unwrap(), Named::Anew);
         assert_eq!(store.survey().unwrap().kept.len(), 3);
         store.keep_index(&config, &index, &[]).unwrap();
         assert_eq!(store.survey().unwrap().kept.len(), 1);
@@ -198,6 +199,9 @@ mod tests {
         assert_eq!(store.set_name(&name, &image).unwrap(), Named::Already { has_index: false });
         assert_eq!(store.survey().unwrap().kept, []);
         store.keep_index(&config, &index, &others).unwrap();
+        for name in [&name, &other] {
+            assert!(store.remove_name(name, &config).unwrap());
+        }
         assert!(store.forget_image(&config).unwrap());
         assert_eq!(store.index_of(&config).unwrap(), None);
     }
