@@ -3,6 +3,7 @@
 mod registry;
 mod shortage;
 mod toolkit;
+mod unfit;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -440,7 +441,8 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
     match source {
         OpError::Exit { .. } => plain(exit::RUN),
         OpError::ExitOnFullDisk { .. } => plain(exit::LIMIT).for_want_of(Some(Shortage::Space)),
-        OpError::Exec(ExecError::NotFound { .. } | ExecError::NotExecutable { .. }) => plain(exit::RUN),
+        OpError::Exec(ExecError::NotFound { .. }) => plain(exit::RUN),
+        OpError::Exec(ExecError::NotExecutable { why, .. }) => plain(exit::RUN).for_unfit(Some(why)),
         OpError::Exec(ExecError::BadUser { .. } | ExecError::BadCwd { .. }) => plain(exit::RUN),
         OpError::Exec(ExecError::Network { .. }) => {
             plain(exit::NETWORK).hint("a step that needs no network builds with `RUN --network=none`")
@@ -455,9 +457,9 @@ fn step(title: &str, at: Option<&(std::sync::Arc<Dockerfile>, Location)>, source
         OpError::CacheMount { .. } => plain(exit::STORE),
         OpError::NoShell => plain(exit::RUN)
             .hint("install busybox-static, or name a program of the image: `kiln shell -- PROGRAM`"),
-        OpError::NoEmulator { platform, .. } => plain(exit::STORE).hint(format!(
-            "register an emulator for {platform}: `apt-get install qemu-user-static binfmt-support`; or build the \
-             step for this machine with `FROM --platform=$BUILDPLATFORM`, and copy what it makes"
+        OpError::NoEmulator(foreign) => plain(exit::STORE).hint(format!(
+            "{}; or build the step for this machine with `FROM --platform=$BUILDPLATFORM`, and copy what it makes",
+            unfit::register(&foreign.platform)
         )),
         OpError::Exec(ExecError::Cancelled) => Failure::new(exit::INTERRUPTED, "the build was cancelled"),
         OpError::Exec(_) => plain(exit::STORE),
@@ -561,6 +563,7 @@ impl From<kiln_containers::Error> for Failure {
             Error::VolumeInUse { .. } => failure.hint("`kiln rm` removes the container"),
             Error::NoNetwork { .. } => failure.hint("`kiln network ls` lists what is there"),
             Error::NetworkInUse { .. } => failure.hint("`kiln network disconnect` takes them out of it"),
+            Error::Told { .. } | Error::Exec(_) => failure.for_unfit(error.unfit()),
             _ => failure,
         }
     }

@@ -4,6 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 
 // Alone, without the crate around it and all that speaks TLS.
+#[allow(dead_code, reason = "as the client has it")]
 #[path = "../../crates/registry/src/challenge.rs"]
 mod challenge;
 

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use kiln_build::export::{ArchiveFormat, Compress, Packing, PackingError};
 use kiln_oci::Platform;
 
+use super::registry::RegistryArgs;
 use super::store::{Format, PruneArgs};
 use super::{HistoryArgs, NamesArgs, RmiArgs, TagArgs};
 
@@ -32,12 +33,44 @@ pub(crate) enum ImageCommand {
     Rm(RmiArgs),
     /// Remove images without a name and the cache that no image needs
     Prune(PruneArgs),
+    /// Show what is said of an image: where it comes from, what is in it
+    Attestations(AttestationsArgs),
     /// Show which images stand on which
     Tree,
     /// Write images to a tar archive
     Save(SaveArgs),
     /// Read images from a docker or OCI archive or an OCI layout directory
     Load(LoadArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct AttestationsArgs {
+    /// Only of this kind: provenance, sbom, or a predicate type
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) kind: Option<String>,
+    /// Only of the image for this platform
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_parser = crate::platforms::parse)]
+    pub(crate) platform: Option<Platform>,
+    /// Print what is said as JSON, not the list. Of several platforms, this machine's counts
+    #[arg(long, value_enum, value_name = "PART")]
+    pub(crate) show: Option<StatementPart>,
+    /// How to print the list
+    #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT", conflicts_with = "show")]
+    pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) registries: RegistryArgs,
+    /// Name or ID of an image, docker://NAME for one of a registry, oci:DIR[:TAG], or oci-archive:FILE[:TAG]
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+}
+
+/// A part of a statement.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatementPart {
+    /// What is said
+    Predicate,
+    /// That, with what it is said of
+    Statement,
 }
 
 #[derive(Args)]

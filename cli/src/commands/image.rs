@@ -3,7 +3,7 @@
 use kiln_content::ImageRecord;
 use kiln_oci::{Reference, SnapshotId};
 
-use super::{history, human_size, images, inspect, load, print, prune, rmi, save, tag};
+use super::{attestations, history, human_size, images, inspect, load, print, prune, rmi, save, tag};
 use crate::args::images::{ImageArgs, ImageCommand};
 use crate::errors::Failure;
 use crate::session::Session;
@@ -18,6 +18,7 @@ pub(crate) fn run(session: &Session, args: &ImageArgs) -> Result<u8, Failure> {
         ImageCommand::Prune(args) => prune::run(session, args),
         ImageCommand::Save(args) => save::run(session, args),
         ImageCommand::Load(args) => load::run(session, args),
+        ImageCommand::Attestations(args) => attestations::run(session, args),
         ImageCommand::Tree => {
             print(&tree(session)?)?;
             Ok(0)

@@ -1,6 +1,6 @@
 //! `kiln inspect`
 
-use kiln_build::StoredAttestation;
+use kiln_build::registry::{StoredAttestation, said_of};
 use kiln_oci::Reference;
 use serde_json::{Value, json};
 
@@ -25,8 +25,8 @@ pub(super) fn documents(session: &Session, args: &NamesArgs) -> Result<Vec<Value
         let names: Vec<String> =
             session.engine.store.names_of(&image.config)?.iter().map(Reference::familiar).collect();
         // One that cannot be read is a matter of `kiln fsck`.
-        let attested = kiln_build::attestations(&session.engine, &image).unwrap_or_default();
-        let (index, said) = attested.map_or((None, Vec::new()), |(index, said)| (Some(index), said));
+        let attested = said_of(&session.engine, &image).unwrap_or_default();
+        let (index, said) = attested.map_or((None, Vec::new()), |said| (Some(said.root), said.all));
         let said: Vec<Value> = said.iter().map(attestation).collect();
         let mut document = json!({
             "Id": image.config,
@@ -51,7 +51,7 @@ pub(super) fn documents(session: &Session, args: &NamesArgs) -> Result<Vec<Value
 }
 
 /// A statement about the image, or about one that its index has beside it.
-fn attestation(said: &StoredAttestation) -> Value {
+pub(super) fn attestation(said: &StoredAttestation) -> Value {
     json!({
         "Platform": said.platform.as_ref().map(ToString::to_string),
         "Manifest": said.manifest,

@@ -1,5 +1,6 @@
 //! One command a file.
 
+mod attestations;
 pub(crate) mod build;
 pub(crate) mod builds;
 pub(crate) mod cache_mount;

@@ -181,6 +181,27 @@ fn an_image_of_the_store_keeps_what_is_said_of_it_and_is_run_and_saved_with_it()
     let index = shown["Index"].as_str().expect("a digest").trim_start_matches("sha256:").to_owned();
     assert!(!store.root().join("blobs/sha256").join(&index[..2]).join(&index).exists());
     store.sound().unwrap();
+
+    // Under another name, too; whose name goes without it is told, once.
+    store.build(&context, &args).expect(0);
+    let back = "warning: what was said of app:1, plain:latest, the very same image, is taken back";
+    store.build(&context, &["-t", "app:2"]).expect(0).says(&[back]);
+    assert!(store.inspect("app:1")["Index"].is_null());
+    let silent = |args: &[&str]| {
+        let built = store.build(&context, args).expect(0);
+        assert!(!built.stderr.contains("warning: "), "{}", built.stderr);
+    };
+    silent(&["-t", "app:2"]);
+    store.build(&context, &args).expect(0);
+    silent(&["-t", "app:1", "-t", "app:2", "-t", "plain"]);
+    assert!(store.inspect("plain")["Index"].is_null());
+    // And by one without a name.
+    store.build(&context, &args).expect(0);
+    store
+        .build(&context, &["--load"])
+        .expect(0)
+        .says(&["what was said of app:1, app:2, plain:latest, the very same"]);
+    assert!(store.inspect("app:2")["Index"].is_null());
 }
 
 #[test]
@@ -500,4 +521,178 @@ fn what_holds_none_is_told_and_what_is_wrong_is_refused() {
     let index = ["--sbom", "-t", "noted", "--annotation", "index:a=b"];
     store.build(&context, &index).expect(0);
     assert!(store.inspect("noted")["Index"].is_string());
+}
+
+const STORE: i32 = 6;
+const LIMIT: i32 = 8;
+
+#[test]
+fn what_is_said_of_an_image_is_listed_and_shown_wherever_it_is() {
+    needs_root!();
+    let (store, context) = (Store::with_busybox(), small());
+    let context_of_both = Context::new(&[("Dockerfile", "FROM scratch\nCOPY app /\n"), ("app", "app\n")]);
+    let host = Platform::host().to_string();
+    let other = if host == "linux/s390x" { "linux/riscv64" } else { "linux/s390x" };
+    let said = ["--provenance", "--sbom"];
+    store.build(&context, &["-t", "plain"]).expect(0);
+    store
+        .build(
+            &context_of_both,
+            &[&["-t", "both", "--platform", &format!("{other},{host}")][..], &said].concat(),
+        )
+        .expect(0);
+    let show = |image: &str, more: &[&str]| store.kiln(&[&["image", "attestations", image], more].concat());
+
+    let nothing = show("plain", &[]).expect(0);
+    assert_eq!((nothing.stdout.as_str(), nothing.stderr.as_str()), ("nothing is said of plain\n", ""));
+    assert_eq!(show("plain", &["--format", "json"]).expect(0).stdout, "[]\n");
+    show("plain", &["--show", "predicate"])
+        .expect(SOURCE)
+        .says(&["nothing is said of plain", "hint: `kiln build"]);
+    show("absent", &[]).expect(SOURCE).says(&["absent"]);
+
+    let listed = show("both", &[]).expect(0).stdout;
+    let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["PLATFORM", "TYPE", "SIZE", "STATEMENT"]);
+    let columns: Vec<[&str; 2]> = rows[1..].iter().map(|row| [row[0], row[1]]).collect();
+    assert_eq!(columns, [[other, PROVENANCE], [other, SBOM], [&host, PROVENANCE], [&host, SBOM]]);
+    let of_json: Value =
+        serde_json::from_str(&show("both", &["--format=json"]).expect(0).stdout).expect("JSON");
+    assert_eq!(of_json, store.inspect("both")["Attestations"]);
+    assert!(rows[4][3] == of_json[3]["Digest"] && rows[4][2].ends_with('B'), "{listed}");
+    let of_other = show("both", &["--platform", other, "--type", "sbom"]).expect(0).stdout;
+    assert_eq!(of_other.lines().count(), 2);
+    assert!(of_other.lines().nth(1).is_some_and(|line| line.starts_with(other)), "{of_other}");
+
+    // One is shown: this machine's, where nobody asks for another.
+    let parse =
+        |outcome: Outcome| -> Value { serde_json::from_str(&outcome.expect(0).stdout).expect("JSON") };
+    let sbom = parse(show("both", &["--show", "predicate", "--type", "sbom"]));
+    assert_eq!(sbom["spdxVersion"], "SPDX-2.3");
+    let whole = parse(show("both", &["--show=statement", "--type=sbom"]));
+    assert_eq!((&whole["predicate"], &whole["predicateType"]), (&sbom, &Value::from(SBOM)));
+    let subject =
+        |whole: &Value| format!("sha256:{}", whole["subject"][0]["digest"]["sha256"].as_str().expect("hex"));
+    assert_eq!(subject(&whole), of_json[3]["Manifest"].as_str().expect("a digest"));
+    let args = ["--show=statement", "--type", PROVENANCE, "--platform", other];
+    let provenance = parse(show("both", &args));
+    assert_eq!(subject(&provenance), of_json[0]["Manifest"].as_str().expect("a digest"));
+    assert_ne!(subject(&provenance), subject(&whole));
+    show("both", &["--show=predicate"]).expect(USAGE).says(&["2 statements are meant", "--type", SBOM]);
+    show("both", &["--show=predicate", "--type=vex"])
+        .expect(SOURCE)
+        .says(&["nothing of that is said", PROVENANCE]);
+    show("both", &["--show=predicate", "--format=json"]).expect(USAGE);
+
+    // The same bytes elsewhere.
+    let (saved, dir) = (store.beside("saved.tar"), store.beside("layout"));
+    store.ok(&["save", "--format", "oci", "-o", text(&saved), "both"]);
+    store.ok(&["copy", "--all", "both", &format!("oci:{}:v1", text(&dir))]);
+    for place in [format!("oci-archive:{}", text(&saved)), format!("oci:{}:v1", text(&dir))] {
+        assert_eq!(show(&place, &[]).expect(0).stdout, listed, "{place}");
+        assert_eq!(parse(show(&place, &args)), provenance, "{place}");
+    }
+    show("docker-archive:x.tar", &[]).expect(USAGE).says(&["a docker archive holds nothing"]);
+}
+
+impl Layout {
+    /// Puts it among the blobs; a descriptor of it.
+    fn put(&self, kind: &str, bytes: &[u8]) -> Value {
+        let digest = Digest::of(bytes);
+        fs::write(self.0.join("blobs/sha256").join(digest.hex()), bytes).expect("ours");
+        serde_json::json!({ "mediaType": kind, "digest": digest, "size": bytes.len() })
+    }
+
+    /// Lists `statement` in the place of what is said of the image.
+    fn forge(&self, kind: &str, mut statement: Value) {
+        let entries = self.entries();
+        let mut manifest = self.json(&entries[1]);
+        statement["annotations"] = serde_json::json!({ "in-toto.io/predicate-type": kind });
+        manifest["layers"] = serde_json::json!([statement]);
+        let manifest =
+            self.put("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes());
+        let mut entry = entries[1].clone();
+        (entry["digest"], entry["size"]) = (manifest["digest"].clone(), manifest["size"].clone());
+        let mut index = self.json(&self.root());
+        index["manifests"] = serde_json::json!([entries[0], entry]);
+        let root = self.put("application/vnd.oci.image.index.v1+json", index.to_string().as_bytes());
+        let top = serde_json::json!({ "schemaVersion": 2, "manifests": [root] });
+        fs::write(self.0.join("index.json"), top.to_string()).expect("ours");
+    }
+}
+
+#[test]
+fn what_a_stranger_says_is_bounded_and_is_what_it_is_listed_as() {
+    needs_root!();
+    let (store, context) = (Store::with_busybox(), small());
+    let layout = Layout::build(&store, &context, "forged", &["-t", "app:1", "--sbom"]);
+    let place = format!("oci:{}", text(&layout.0));
+    let show = |more: &[&str]| store.kiln(&[&["image", "attestations", &place], more].concat());
+    let hex =
+        layout.entries()[0]["digest"].as_str().expect("a digest").trim_start_matches("sha256:").to_owned();
+    let statement = |kind: &str, hex: &str, predicate: Value| {
+        serde_json::json!({ "_type": "https://in-toto.io/Statement/v1", "predicateType": kind,
+            "subject": [{ "name": "x", "digest": { "sha1": "1", "sha256": hex } }], "predicate": predicate })
+    };
+    let is_plain = |text: &str| text.chars().all(|c| c == '\n' || (' '..='~').contains(&c));
+
+    // Neither its words nor its media type reach the terminal.
+    let hostile = "\u{1b}[31m\u{9b}2J\u{202e}x\nsecond\u{7f}";
+    let predicate = serde_json::json!({ hostile: [hostile, 1.50] });
+    let written = statement(hostile, &hex, predicate.clone()).to_string();
+    layout.forge(hostile, layout.put(hostile, written.as_bytes()));
+    let listed = show(&[]).expect(0).stdout;
+    assert!(is_plain(&listed) && listed.lines().count() == 2, "{listed:?}");
+    let shown = show(&["--show=predicate"]).expect(0).stdout;
+    assert!(is_plain(&shown), "{shown:?}");
+    assert_eq!(serde_json::from_str::<Value>(&shown).expect("JSON"), predicate);
+
+    let kind = "https://example/x";
+    let good = || statement(kind, &hex, Value::from("said"));
+    let check = |statement: &str, code: i32, says: &str| {
+        layout.forge(kind, layout.put("application/vnd.in-toto+json", statement.as_bytes()));
+        show(&["--show=predicate"]).expect(code).says(&[says]);
+    };
+    layout.forge(kind, layout.put("", good().to_string().as_bytes()));
+    assert_eq!(show(&["--show=predicate"]).expect(0).stdout, "\"said\"\n");
+    check(
+        &statement(kind, &"0".repeat(64), Value::Null).to_string(),
+        STORE,
+        "subject: it is not about the image",
+    );
+    check(
+        &statement("https://example/y", &hex, Value::Null).to_string(),
+        STORE,
+        "predicateType: it is not what",
+    );
+    check(&good().to_string().replace("Statement/v1", "Envelope/v1"), STORE, "no in-toto statement");
+    check(&good().to_string().replace("\"predicate\"", "\"other\""), STORE, "missing field `predicate`");
+    check(&good().to_string().replace("{\"sha1\"", "[\"sha1\""), STORE, "is no valid JSON");
+    check("{}", STORE, "the statement: missing field");
+    check("", STORE, "is no valid JSON");
+    let deep = "[".repeat(1000) + &"]".repeat(1000);
+    check(&good().to_string().replace("\"said\"", &deep), STORE, "levels");
+
+    // Sizes and digests are not believed.
+    let with = |name: &str, value: Value| {
+        let mut descriptor = layout.put("application/vnd.in-toto+json", good().to_string().as_bytes());
+        descriptor[name] = value;
+        layout.forge(kind, descriptor);
+        show(&["--show=predicate"])
+    };
+    with("size", Value::from(5)).expect(STORE);
+    with("size", Value::from(1_u64 << 40)).expect(LIMIT).says(&["134217728 are allowed"]);
+    with("digest", Value::from(Digest::of(b"absent").to_string())).expect(SOURCE).says(&["is missing"]);
+    // More than anybody says.
+    let one = layout.put("application/vnd.in-toto+json", good().to_string().as_bytes());
+    layout.forge(kind, one.clone());
+    let mut manifest = layout.json(&layout.entries()[1]);
+    manifest["layers"] = vec![manifest["layers"][0].clone(); 1001].into();
+    let mut entry = layout.put("application/vnd.oci.image.manifest.v1+json", manifest.to_string().as_bytes());
+    entry["annotations"] = layout.entries()[1]["annotations"].clone();
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [layout.entries()[0], entry] });
+    let root = layout.put("application/vnd.oci.image.index.v1+json", index.to_string().as_bytes());
+    let top = serde_json::json!({ "schemaVersion": 2, "manifests": [root] });
+    fs::write(layout.0.join("index.json"), top.to_string()).expect("ours");
+    show(&[]).expect(LIMIT).says(&["more than 1000 statements"]);
 }

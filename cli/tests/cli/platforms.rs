@@ -302,7 +302,12 @@ const AMONG_RULES: &str = "mount -t binfmt_misc none /proc/sys/fs/binfmt_misc ||
 
 /// A build in a user namespace of its own, where rules are the test's alone; `None`: there are none of one's own.
 fn build_among_rules(store: &Store, context: &Context, rule: &str, args: &[&str]) -> Option<Outcome> {
-    let kiln = store.command(&[&["build", "--progress", "plain"], args, &[context.path()]].concat());
+    among_rules(store, rule, &[&["build", "--progress", "plain"], args, &[context.path()]].concat())
+}
+
+/// The same for any command.
+fn among_rules(store: &Store, rule: &str, args: &[&str]) -> Option<Outcome> {
+    let kiln = store.command(args);
     let mut command = std::process::Command::new("unshare");
     command.args(["-Urm", "sh", "-c", AMONG_RULES, "sh"]).arg(kiln.get_program()).args(kiln.get_args());
     for (name, value) in kiln.get_envs() {
@@ -315,6 +320,22 @@ fn build_among_rules(store: &Store, context: &Context, rule: &str, args: &[&str]
     (!matches!(outcome.code, Some(98 | 99)) && !outcome.stderr.contains("unshare")).then_some(outcome)
 }
 
+/// A rule for [`program`], whose emulator is `cp` of the host.
+fn rule(store: &Store, flags: &str) -> String {
+    let emulator = store.beside("cp");
+    if !emulator.exists() {
+        fs::copy("/bin/busybox", &emulator).expect("busybox-static is installed");
+    }
+    let hex: String = program()[..20].iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    format!(":kiln-test:M:0:{hex}::{}:{flags}", text(&emulator))
+}
+
+/// What is said of an image for [`other`].
+fn cannot_run() -> String {
+    let (host, other) = (host(), other());
+    format!("the image is for {other}, and this machine ({host}) cannot run {other} programs: ")
+}
+
 #[test]
 fn a_step_runs_by_the_emulator_that_the_kernel_has_a_rule_for() {
     needs_root!();
@@ -323,10 +344,7 @@ fn a_step_runs_by_the_emulator_that_the_kernel_has_a_rule_for() {
     let context = Context::new(&[("Dockerfile", dockerfile)]);
     fs::write(context.at("file"), program()).expect("ours");
     // Started as `cp /file /made`.
-    let emulator = store.beside("cp");
-    fs::copy("/bin/busybox", &emulator).expect("busybox-static is installed");
-    let hex: String = program()[..20].iter().map(|byte| format!("\\x{byte:02x}")).collect();
-    let rule = |flags: &str| format!(":kiln-test:M:0:{hex}::{}:{flags}", text(&emulator));
+    let rule = |flags: &str| rule(&store, flags);
     let out = store.beside("out");
     let args = ["--platform", other(), "-o", text(&out)];
     let Some(without) = build_among_rules(&store, &context, "", &args) else {
@@ -335,7 +353,7 @@ fn a_step_runs_by_the_emulator_that_the_kernel_has_a_rule_for() {
         );
         return;
     };
-    let cannot = format!("this machine cannot run {} programs", other());
+    let cannot = cannot_run();
     without.expect(STORE).says(&["Dockerfile:3", &cannot, "no emulator for them is registered"]);
     let closed = build_among_rules(&store, &context, &rule(""), &args).expect("as before");
     closed.expect(STORE).says(&["Dockerfile:3", &cannot, "without the flag F"]);
@@ -354,7 +372,7 @@ fn a_step_for_a_machine_that_nothing_here_runs_is_refused_before_it_starts() {
     let context =
         Context::new(&[("Dockerfile", "FROM scratch\nCOPY file /\nRUN [\"/file\"]\n"), ("file", "x")]);
     let refused = store.build(&context, &["--platform", "darwin/arm64"]).expect(STORE);
-    refused.says(&["Dockerfile:3", "this machine cannot run darwin/arm64 programs", "emulator"]);
+    refused.says(&["Dockerfile:3", "cannot run darwin/arm64 programs", "emulator"]);
     // What is only copied needs none.
     context.write("Dockerfile", "FROM scratch\nCOPY file /\n");
     store.build(&context, &["--platform", "darwin/arm64"]).expect(0);
@@ -366,5 +384,86 @@ fn a_step_for_a_machine_that_nothing_here_runs_is_refused_before_it_starts() {
     fs::write(context.at("file"), program()).expect("ours");
     context.write("Dockerfile", "FROM scratch\nCOPY --chmod=755 file /\nRUN [\"/file\"]\n");
     let refused = store.build(&context, &["--platform", other()]).expect(STORE);
-    refused.says(&["Dockerfile:3", &format!("this machine cannot run {} programs", other())]);
+    refused.says(&["Dockerfile:3", &cannot_run()]);
+}
+
+/// An image for [`other`] with its program, as `foreign`.
+fn foreign_image(store: &Store) {
+    let context =
+        Context::new(&[("Dockerfile", "FROM scratch\nCOPY --chmod=755 file /\nENTRYPOINT [\"/file\"]\n")]);
+    fs::write(context.at("file"), program()).expect("ours");
+    store.build(&context, &["--platform", other(), "-t", "foreign"]).expect(0);
+}
+
+#[test]
+fn a_container_runs_by_the_emulator_that_the_kernel_has_a_rule_for() {
+    needs_root!();
+    let store = Store::empty();
+    foreign_image(&store);
+    let out = store.beside("out");
+    fs::create_dir(&out).expect("ours");
+    let mount = format!("{}:/out", text(&out));
+    let run = ["run", "--rm", "--network=none", "-v", &mount, "foreign", "/out/made"];
+    let Some(without) = among_rules(&store, "", &run) else {
+        eprintln!(
+            "SKIPPED ALOUD: this kernel has no rules for a user namespace alone (Linux 6.7 has), or no unshare"
+        );
+        return;
+    };
+    let advice = format!("register an emulator for {}: `apt-get install", other());
+    let own = format!("`--platform {}`", host());
+    let reason = cannot_run() + "no emulator for them is registered with the kernel";
+    without.expect(126).says(&[&reason, &advice, &own]);
+    let closed = "was registered without the flag F, and the image does not have it";
+    let closed_rule = among_rules(&store, &rule(&store, ""), &run).expect("as before");
+    closed_rule.expect(126).says(&[&cannot_run(), closed]);
+    assert!(!out.join("made").exists());
+    among_rules(&store, &rule(&store, "F"), &run).expect("as before").expect(0);
+    assert_eq!(fs::read(out.join("made")).expect("written"), program());
+    store.sound().unwrap();
+}
+
+#[test]
+fn a_container_for_a_machine_that_nothing_here_runs_says_so() {
+    needs_root!();
+    let store = Store::with_busybox();
+    if Path::new("/proc/sys/fs/binfmt_misc/status").exists() {
+        eprintln!("SKIPPED ALOUD: this machine may have an emulator for what follows");
+        return;
+    }
+    foreign_image(&store);
+    let network = "--network=none";
+    // Without a monitor, with one, and in the background.
+    store.kiln(&["run", "--rm", network, "foreign"]).expect(126).says(&[&cannot_run(), "hint: register"]);
+    store.kiln(&["run", network, "foreign"]).expect(126).says(&[&cannot_run(), "hint: register"]);
+    store.kiln(&["run", "-d", network, "foreign"]).expect(126).says(&[&cannot_run(), "hint: register"]);
+    store.ok(&["create", "--name", "made", network, "foreign"]);
+    store.kiln(&["start", "made"]).expect(1).says(&[&cannot_run(), "hint: register"]);
+    store.kiln(&["start", "-a", "made"]).expect(126).says(&[&cannot_run(), "hint: register"]);
+    let state = store.ok(&["inspect", "-f", "{{.State.Status}} {{.State.Error}}", "made"]).stdout;
+    assert!(state.starts_with("created ") && state.contains(&cannot_run()), "{state}");
+
+    // A program of another machine in an image that says that it is for this one.
+    let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY --chmod=755 file script /\n")]);
+    fs::write(context.at("file"), program()).expect("ours");
+    context.write("script", "#! /file -x\n");
+    store.build(&context, &["-t", "mixed"]).expect(0);
+    let mixed = format!(
+        "it is for {other}, though the image is for {host}, and this machine ({host}) cannot run {other} programs: ",
+        other = other(),
+        host = host()
+    );
+    let advice = format!("or put a program for {} into the image", host());
+    store.ok(&["run", "-d", "--name", "mixed", network, "mixed", "sleep", "1000"]);
+    for program in ["/file", "/script"] {
+        let cannot = format!("{program:?} cannot be executed");
+        let says = [&cannot, &mixed, &advice].map(String::as_str);
+        store.kiln(&["run", "--rm", network, "mixed", program]).expect(126).says(&says);
+        store.kiln(&["exec", "mixed", program]).expect(126).says(&says);
+        store.kiln(&["exec", "-d", "mixed", program]).expect(126).says(&says);
+    }
+    store.ok(&["rm", "-f", "mixed"]);
+    context.write("Dockerfile", "FROM mixed\nRUN [\"/file\"]\n");
+    let step = store.build(&context, &[]).expect(1);
+    step.says(&["Dockerfile:2", &format!("cannot run {} programs: ", other()), &advice]);
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Outcome, Store, needs_root, text};
+use crate::harness::{Context, Outcome, Store, needs_root, text};
 
 /// `kiln run --rm --network none ARGS`.
 fn run(store: &Store, args: &[&str]) -> Outcome {
@@ -28,6 +28,47 @@ fn a_program_that_is_not_there_is_127_and_one_that_cannot_run_126() {
     let store = Store::with_busybox();
     run(&store, &["busybox", "nosuchprogram"]).expect(127).says(&["nosuchprogram"]);
     run(&store, &["busybox", "/etc/passwd"]).expect(126).says(&["/etc/passwd"]);
+}
+
+#[test]
+fn a_file_that_is_no_program_says_what_it_is() {
+    needs_root!();
+    let store = Store::with_busybox();
+    let none = "is neither a program nor a script: ";
+    let shell = "hint: begin the script with a line such as `#!/bin/sh`";
+    let files: [(&str, &str, [&str; 2]); 6] = [
+        ("plain", "echo hello\n", ["it does not begin with `#!`", shell]),
+        ("bare", "#!\necho hello\n", ["nothing stands behind its `#!`", shell]),
+        (
+            "marked",
+            "\u{feff}#!/bin/sh\n",
+            ["a byte order mark stands in front of its `#!`", "hint: save the script"],
+        ),
+        ("empty", "", ["it is empty", none]),
+        (
+            "windows",
+            "#!/bin/sh\r\necho\n",
+            [r#"is run by "/bin/sh\r", which is not in the image"#, "sed -i 's/"],
+        ),
+        (
+            "absent",
+            "#!/usr/bin/env-of-nobody sh\n",
+            [r#"is run by "/usr/bin/env-of-nobody""#, "not in the image"],
+        ),
+    ];
+    let context = Context::new(&[("Dockerfile", "FROM busybox\nCOPY --chmod=755 files /files\n")]);
+    fs::create_dir(context.at("files")).expect("ours");
+    files.iter().for_each(|(name, bytes, _)| context.write(&format!("files/{name}"), bytes));
+    store.build(&context, &["-t", "x"]).expect(0);
+    for (name, _, says) in &files {
+        let program = format!("/files/{name}");
+        let cannot = format!("{program:?} cannot be executed");
+        run(&store, &["x", &program]).expect(126).says(&[&cannot, says[0], says[1]]);
+        context.write("Dockerfile", &format!("FROM x\nRUN [{program:?}]\n"));
+        store.build(&context, &[]).expect(1).says(&["Dockerfile:2", &cannot, says[0], says[1]]);
+    }
+    // A shell takes a text for a script of its own, as it does everywhere.
+    assert_eq!(run(&store, &["x", "sh", "-c", "/files/plain"]).expect(0).stdout, "hello\n");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kiln_executor::{ExecError, Exit};
+use kiln_executor::{ExecError, Exit, Foreign};
 use kiln_frontend::Diagnostic;
 use kiln_frontend::ignore::RulePlace;
 use kiln_llb::Location;
@@ -271,8 +271,8 @@ pub enum OpError {
     #[error("cannot add certificates to {path:?}, or take them out again")]
     Certificates { path: String, source: io::Error },
     /// The step's programs are for another platform, and nothing here runs them.
-    #[error("this machine cannot run {platform} programs: {reason}")]
-    NoEmulator { platform: Box<Platform>, reason: String },
+    #[error(transparent)]
+    NoEmulator(Box<Foreign>),
     /// Neither the image nor the host has a shell.
     #[error("the image has no shell, and this host has no static busybox to lend")]
     NoShell,

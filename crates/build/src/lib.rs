@@ -21,7 +21,6 @@ pub mod container;
 mod context;
 mod context_files;
 mod dockerfile;
-mod emulator;
 mod engine;
 mod entitlement;
 mod error;
@@ -65,9 +64,7 @@ mod watch;
 pub mod why;
 mod world;
 
-pub use attest::{
-    Attestations, Place, ProvenanceMode, ProvenanceSpec, SbomSpec, StoredAttestation, attestations,
-};
+pub use attest::{Attestations, Place, ProvenanceMode, ProvenanceSpec, SbomSpec};
 pub use build::{Built, Progress, build};
 pub use cache_mounts::{
     CacheMountImport, CacheMountInfo, CacheMountRecord, cache_mount_bytes, cache_mount_users, cache_mounts,

@@ -142,7 +142,9 @@ pub fn attach(client: &Client, options: &AttachOptions) -> Result<Attached, Erro
                         return Ok(Attached::Exited(Ended { code, oom_killed }));
                     }
                     Some(Reply::JustEnded) => return Err(Error::JustEnded),
-                    Some(Reply::Failed { message, code }) => return Err(Error::Told { message, code }),
+                    Some(Reply::Failed { message, code, unfit }) => {
+                        return Err(Error::Told { message, code, unfit });
+                    }
                     Some(Reply::Started { .. }) => local.resize(&mut sink),
                     _ => {}
                 },

@@ -151,10 +151,10 @@ impl Client {
     fn reply(&self) -> Result<(Reply, Vec<OwnedFd>), Error> {
         let message = self.next()?;
         match message.parse() {
-            Some(Reply::Failed { message, code }) => Err(Error::Told { message, code }),
+            Some(Reply::Failed { message, code, unfit }) => Err(Error::Told { message, code, unfit }),
             Some(Reply::JustEnded) => Err(Error::JustEnded),
             Some(reply) => Ok((reply, message.fds)),
-            None => Err(Error::Told { message: "the monitor is of another kiln".to_owned(), code: 125 }),
+            None => Err(Error::told("the monitor is of another kiln", 125)),
         }
     }
 
@@ -268,9 +268,7 @@ impl Client {
         self.ask(&Request::Exec { terminal }, &fds)?;
         match self.reply()? {
             (Reply::Started { pid }, fds) => Ok(StartedExec { pid, terminal: fds.into_iter().next() }),
-            (Reply::Exited { code, .. }, _) => {
-                Err(Error::Told { message: "the process ended at once".to_owned(), code: code as u8 })
-            }
+            (Reply::Exited { code, .. }, _) => Err(Error::told("the process ended at once", code as u8)),
             _ => Err(Error::MonitorDied { name: self.name.clone() }),
         }
     }

@@ -66,7 +66,7 @@ pub(crate) fn start_monitor(
     match said.trim_end() {
         READY => Ok(()),
         "" => Err(Error::MonitorDied { name: container.id().short().to_owned() }),
-        message => Err(Error::Told { message: message.to_owned(), code: 125 }),
+        message => Err(Error::told(message, 125)),
     }
 }
 
@@ -127,9 +127,9 @@ fn raise_limit_of_files() {
 fn open() -> Result<Monitor, Error> {
     let mut args = std::env::args_os().skip(1);
     let (Some(root), Some(backend), Some(id)) = (args.next(), args.next(), args.next()) else {
-        return Err(Error::Told { message: "no container is named".to_owned(), code: 125 });
+        return Err(Error::told("no container is named", 125));
     };
-    let told = |message: String| Error::Told { message, code: 125 };
+    let told = |message: String| Error::told(message, 125);
     let root = PathBuf::from(root);
     let backend: Backend = backend.to_string_lossy().parse().map_err(told)?;
     let container = Container::at(root.join("containers").join(id)).map_err(told)?;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use kiln_executor::ExecError;
+use kiln_executor::{ExecError, Unfit};
 
 /// Why something with a container did not work.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +129,8 @@ pub enum Error {
         message: String,
         /// docker's exit code for it: 125, 126 or 127.
         code: u8,
+        /// What is wrong with a program that is there and cannot be executed; the words say it, too.
+        unfit: Option<Box<Unfit>>,
     },
     /// It ended between two questions.
     #[error("the container has just ended")]
@@ -170,6 +172,20 @@ fn first_port(source: &io::Error) -> String {
 }
 
 impl Error {
+    /// What another process says: words, and docker's exit code for them.
+    pub(crate) fn told(message: impl Into<String>, code: u8) -> Self {
+        Self::Told { message: message.into(), code, unfit: None }
+    }
+
+    /// What is wrong with a program that is there and cannot be executed.
+    pub fn unfit(&self) -> Option<&Unfit> {
+        match self {
+            Self::Told { unfit, .. } => unfit.as_deref(),
+            Self::Exec(ExecError::NotExecutable { why, .. }) => Some(why),
+            _ => None,
+        }
+    }
+
     /// docker's exit code for a container or process that did not start.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use kiln_executor::ProcessSpec;
+use kiln_executor::{ProcessSpec, Unfit};
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, memfd_create, openat};
 use rustix::io::Errno;
 use rustix::net::{
@@ -82,7 +82,13 @@ pub(crate) enum Reply {
     /// Its process has just ended, and the monitor is about to go.
     JustEnded,
     /// It could not be done.
-    Failed { message: String, code: u8 },
+    Failed {
+        message: String,
+        code: u8,
+        /// What is wrong with a program that is there and cannot be executed.
+        #[serde(default)]
+        unfit: Option<Box<Unfit>>,
+    },
     /// Done, and there is something to say.
     Warning { message: String },
 }

@@ -39,7 +39,7 @@ pub use index::Rebuilt;
 pub use lease::Lease;
 pub use packed::{KeptBlob, PackedRecord};
 pub use pins::{Claim, Claims, Pin, Pinnable};
-pub use records::{CacheRecord, ImageRecord, LayerBlob, LayerRecord, SourceRecord};
+pub use records::{CacheRecord, ImageRecord, LayerBlob, LayerRecord, Named, SourceRecord};
 pub use reserve::ReleasedReserve;
 pub use space::Space;
 pub use store::{Store, check_place};

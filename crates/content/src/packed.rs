@@ -150,6 +150,7 @@ impl Store {
 mod tests {
     use super::*;
     use crate::store::tests::new_store;
+    use crate::{ImageRecord, Named};
 
     #[test]
     fn packed_layers_are_found_while_their_blob_is_there() {
@@ -185,12 +186,22 @@ mod tests {
         assert_eq!(store.index_of(&config).unwrap(), None);
         store.keep_index(&config, &index, &others).unwrap();
         assert_eq!(store.index_of(&config).unwrap(), Some(index));
+        let image = ImageRecord { config, manifest: index, snapshot: None, size_bytes: 0, created_unix: 0 };
+        let name = "app:1".parse().unwrap();
+        assert_eq!(store.set_name(&name, &image).unwrap(), Named::Anew);
+        assert_eq!(store.set_name(&name, &image).unwrap(), Named::Already { has_index: true });
+        let other = "app:2".parse().unwrap();
+        assert_eq!(store.set_name(&other, &image).unwrap(), Named::Anew);
         assert_eq!(store.survey().unwrap().kept.len(), 3);
         store.keep_index(&config, &index, &[]).unwrap();
         assert_eq!(store.survey().unwrap().kept.len(), 1);
         store.forget_index(&config).unwrap();
+        assert_eq!(store.set_name(&name, &image).unwrap(), Named::Already { has_index: false });
         assert_eq!(store.survey().unwrap().kept, []);
         store.keep_index(&config, &index, &others).unwrap();
+        for name in [&name, &other] {
+            assert!(store.remove_name(name, &config).unwrap());
+        }
         assert!(store.forget_image(&config).unwrap());
         assert_eq!(store.index_of(&config).unwrap(), None);
     }

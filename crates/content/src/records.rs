@@ -25,6 +25,18 @@ pub struct ImageRecord {
     pub created_unix: i64,
 }
 
+/// What [`Store::set_name`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named {
+    /// The name led elsewhere, or was none.
+    Anew,
+    /// The name led to the image.
+    Already {
+        /// An index is kept beside the image.
+        has_index: bool,
+    },
+}
+
 /// What is known of a committed snapshot as a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerRecord {
@@ -221,23 +233,25 @@ impl Store {
 
     /// Lets `reference` lead to `image`, whose blobs and files the caller has pinned. Its record is
     /// made again if somebody took away its last name meanwhile, and with it the record.
-    pub fn set_name(&self, reference: &Reference, image: &ImageRecord) -> Result<(), Error> {
+    pub fn set_name(&self, reference: &Reference, image: &ImageRecord) -> Result<Named, Error> {
         let (reference, id) = (reference.to_string(), image.config.to_string());
-        let sql = "SELECT config, coalesce(name.boot, image.boot) IS NOT NULL FROM name JOIN image \
-                       USING (config) WHERE reference = ?1";
-        let known = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
+        let sql = "SELECT config, coalesce(name.boot, image.boot) IS NOT NULL, \
+                       EXISTS (SELECT 1 FROM kept WHERE kept.config = name.config) \
+                       FROM name JOIN image USING (config) WHERE reference = ?1";
+        let known = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?));
         let known = self.read(|db| one(db, sql, &reference, known))?;
-        if let Some((known, is_loose)) = known
+        if let Some((known, is_loose, has_index)) = known
             && known == id
         {
             if is_loose {
                 self.needs_barrier();
             }
-            return Ok(());
+            return Ok(Named::Already { has_index });
         }
         self.write(|db| {
             db.put(&IMAGE, Existing::Keep, image_row(image))?;
-            Ok(db.put(&NAME, Existing::Replace, [text(&reference), text(&id)]).map(drop)?)
+            db.put(&NAME, Existing::Replace, [text(&reference), text(&id)])?;
+            Ok(Named::Anew)
         })
     }
 

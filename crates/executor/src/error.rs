@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::Unfit;
+
 /// Why a process did not run to its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -20,8 +22,9 @@ pub enum ExecError {
     NotExecutable {
         /// As it was asked for.
         program: String,
-        /// The kernel's reason.
-        source: io::Error,
+        /// What is wrong with it.
+        #[source]
+        why: Unfit,
     },
     /// The user is not known inside, or is no user.
     #[error("user {user:?}: {reason}")]

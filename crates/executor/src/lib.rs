@@ -20,6 +20,7 @@ mod linux;
 mod managed;
 mod relay;
 mod spec;
+mod unfit;
 
 pub use cancel::Cancel;
 pub use capabilities::Capabilities;
@@ -27,9 +28,9 @@ pub use error::ExecError;
 pub use linux::{
     Address, Authorities, AuthorityError, Bridge, Check, Ids, Linux, MoreGroups, NetworkNamespace, Plug,
     PublishedPort, PublishedPorts, Seccomp, SeccompProfile, SubIds, Subnet, Subordinate, UserIds,
-    UserNetwork, become_root, check_mount_target, check_sysctl, close_inherited_at_exec, detach, free_subnet,
-    host_resolver, ids, init_if_asked, is_subnet_routed, join_root, probe_sandbox, redirect_resolver,
-    resolve_user, signal_by_fd,
+    UserNetwork, become_root, check_emulator, check_mount_target, check_sysctl, close_inherited_at_exec,
+    detach, free_subnet, host_resolver, ids, init_if_asked, is_subnet_routed, join_root, probe_sandbox,
+    redirect_resolver, resolve_user, signal_by_fd,
 };
 pub use managed::{Managed, Started};
 pub use relay::Relay;
@@ -37,3 +38,4 @@ pub use spec::{
     Device, Executor, Exit, Finished, Handles, Network, ProcessSpec, Resolver, ResourceLimit, Resources,
     Security, Stdio, Stream, SystemPaths, Usage,
 };
+pub use unfit::{Foreign, NoProgram, Unfit};

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use kiln_oci::Mount;
+use kiln_oci::{Mount, Platform};
 use serde::{Deserialize, Serialize};
 
 use crate::{Cancel, Capabilities, ExecError, Managed, Seccomp};
@@ -72,6 +72,9 @@ pub struct ProcessSpec {
     /// are looked at up to ten times a second.
     #[serde(default)]
     pub adds_up_memory: bool,
+    /// What the image says that its programs are for, to explain one that does not start; `None`: nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
 }
 
 impl ProcessSpec {
@@ -109,6 +112,7 @@ impl Default for ProcessSpec {
             task_limit: None,
             resources: None,
             adds_up_memory: false,
+            platform: None,
         }
     }
 }

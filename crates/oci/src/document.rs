@@ -9,6 +9,7 @@ mod referring;
 mod strict;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -16,6 +17,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use crate::image::{Descriptor, Extra, ImageConfig, Index, Manifest, media_type};
 
 pub use referring::{Referring, artifact_type, read_referring};
+pub use text::JsonText;
 
 /// Layers of an image; more are refused.
 pub const MAX_LAYERS: usize = 4096;

@@ -106,6 +106,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("registry::lists::", PEERS),
     both("registry::platforms::an_index_is_pushed_and_each_platform_is_built_on", PEERS),
     both("platforms::a_step_runs_by_the_emulator_that_the_kernel_has_a_rule_for", MOUNTS),
+    both("platforms::a_container_runs_by_the_emulator_that_the_kernel_has_a_rule_for", MOUNTS),
     both("layers::implied::umoci_unpacks_what_kiln_loads_to_the_same_tree", PEERS),
     both("toolkit_mutate::other_tools_unpack_the_new_images_to_the_same_tree", PEERS),
     both("build_process::a_run_reaches_the_network_through_nat_although_forward_is_dropped", BRIDGES),

@@ -24,7 +24,9 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         args.image_and_command.split_first().ok_or_else(|| Failure::usage("an image is missing"))?;
     let image = image_to_run(session, image_name, &args.pull)?;
     let life = &args.life;
-    let mut settings = session.config(&image)?.config;
+    let image_config = session.config(&image)?;
+    let platform = image_config.platform();
+    let mut settings = image_config.config;
     let id = ContainerId::random().map_err(|error| Failure::store(error.to_string()))?;
     let name = match &life.name {
         Some(name) if is_name(name) => name.clone(),
@@ -62,6 +64,7 @@ pub(crate) fn of_args(session: &Session, args: &RunArgs) -> Result<Config, Failu
         create_cwd: true,
         user: Some(settings.user.clone()).filter(|user| !user.is_empty()),
         hostname,
+        platform: Some(platform),
         ..confined
     };
     let mut ports = Vec::new();

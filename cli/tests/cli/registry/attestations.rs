@@ -35,6 +35,17 @@ fn what_is_said_is_pushed_once_and_copied_with_the_image() {
     let again = bench.build(&context(), &args).expect(0);
     assert!(again.ran().is_empty() && again.stdout.contains("nothing to send"), "{}", again.stdout);
 
+    // What the registry has is listed and shown as it is in the store.
+    let show = |image: &str, more: &[&str]| bench.ok(&[&["image", "attestations", image], more].concat());
+    let there = format!("docker://{name}");
+    assert_eq!(show(&there, &[]), show(&name, &[]));
+    assert_eq!(show(&there, &[]).lines().count(), 3);
+    let sbom = ["--show=predicate", "--type=sbom"];
+    assert_eq!(show(&there, &sbom), show(&name, &sbom));
+    assert!(show(&there, &sbom).contains("\"spdxVersion\": \"SPDX-2.3\""));
+    let alone = format!("docker://{plain}");
+    assert_eq!(show(&alone, &[]), format!("nothing is said of {alone}\n"));
+
     // Copies are whole.
     let copy = |to: &str| format!("docker://{}", registry.name(to));
     let from = format!("docker://{name}");

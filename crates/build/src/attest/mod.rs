@@ -1,8 +1,8 @@
 //! What a build says of an image, beside the image: where it comes from, and what is in it.
 //!
 //! Read [`Attestations`] first (what users ask for), then `materials.rs` and `provenance.rs` (where it comes from),
-//! `statement.rs` (what wraps both), and `stored.rs` (what the store has). What is in an image is found by
-//! `crate::sbom`; how statements stand beside an image is in `export/attestation.rs`. Decided in
+//! and `statement.rs` (what wraps both). What is in an image is found by `crate::sbom`; how statements stand beside
+//! an image is in `export/attestation.rs`, and how they are read again in `registry/copy/said.rs`. Decided in
 //! `docs/adr/0039-attestations.md`.
 //!
 //! # Invariants
@@ -15,15 +15,12 @@ mod materials;
 mod provenance;
 mod spec;
 mod statement;
-mod stored;
 
 pub use spec::{Attestations, Place, ProvenanceMode, ProvenanceSpec, SbomSpec};
-pub use stored::{StoredAttestation, attestations};
 
 pub(crate) use materials::{Found, Stood, of_git};
 pub(crate) use spec::is_file_name;
 pub(crate) use statement::{Body, Predicate, Subject, statement};
-pub(crate) use stored::is_of_one_image;
 
 use kiln_llb::Definition;
 use kiln_oci::Reference;

@@ -6,7 +6,7 @@
 //!              └─▶ a layer for each statement, annotated with what it says
 //! ```
 
-use kiln_oci::image::{Descriptor, Extra, ImageConfig, Manifest, media_type, to_json};
+use kiln_oci::image::{Descriptor, Extra, ImageConfig, Index, Manifest, media_type, to_json};
 use kiln_oci::{DiffId, Digest, Platform, Reference};
 use serde_json::json;
 
@@ -30,6 +30,15 @@ pub(crate) fn is_attestation_of(descriptor: &Descriptor) -> Option<Digest> {
     let kind = descriptor.annotations.get(REFERENCE_TYPE)?;
     let of = descriptor.annotations.get(REFERENCE_DIGEST)?;
     of.parse().ok().filter(|_| kind == ATTESTATION)
+}
+
+/// Whether `index` is that of one image and of what is said of it.
+pub(super) fn is_of_one_image(index: &Index) -> bool {
+    let (said, images): (Vec<&Descriptor>, Vec<&Descriptor>) =
+        index.manifests.iter().partition(|listed| is_attestation_of(listed).is_some());
+    images.len() == 1
+        && !said.is_empty()
+        && said.iter().all(|listed| is_attestation_of(listed) == Some(images[0].digest))
 }
 
 /// What is said of an image, ready to leave.

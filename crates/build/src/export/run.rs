@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use kiln_content::ImageRecord;
+use kiln_content::{ImageRecord, Named};
 use kiln_oci::image::{Descriptor, Index, Manifest, media_type};
 use kiln_oci::{Digest, Platform, Reference};
 
 use super::archive::{ArchiveFormat, ImageWriter, Outgoing, TarShelf};
+use super::attestation::is_of_one_image;
 use super::file::{Dest, NewFile, Target};
 use super::image::{Assembled, ReadyImage, Style, make_ready};
 use super::layers::Along;
@@ -18,7 +19,6 @@ use super::packing::{Compress, Packing};
 use super::save::{Leaving, write_archive, write_ready};
 use super::tree::{TreeStyle, write_tar};
 use crate::archive::Archive;
-use crate::attest::is_of_one_image;
 use crate::image::{parse_json, store_image};
 use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
 use crate::platforms::Product;
@@ -139,12 +139,20 @@ pub(crate) fn deliver(delivery: &Delivery<'_>, outputs: &[Output]) -> Result<Del
         delivered.files.push(file.path().to_owned());
         file.finish()?;
     }
-    if let Some(image) = delivered.image.as_ref().filter(|_| is_one) {
-        delivery.forget_said(image)?;
+    let mut unsaid: Vec<ImageRecord> = Vec::new();
+    if names.is_empty() {
+        unsaid.extend(delivered.image.clone());
     }
     for (name, image) in names {
-        delivery.engine.store.set_name(&name, &image)?;
+        let named = delivery.engine.store.set_name(&name, &image)?;
         delivered.add_name(&name);
+        // Who builds again what the name led to has asked with the look at the name.
+        if named != (Named::Already { has_index: false }) && !unsaid.contains(&image) {
+            unsaid.push(image);
+        }
+    }
+    for image in unsaid.iter().filter(|_| is_one) {
+        delivery.forget_said(image, &mut delivered)?;
     }
     Ok(delivered)
 }
@@ -270,14 +278,24 @@ impl Delivery<'_> {
         self.store_changed(ready)
     }
 
-    /// Forgets what another build said of the very same image: who pushes it now says no more than this one did.
-    fn forget_said(&self, image: &ImageRecord) -> Result<(), BuildError> {
+    /// Forgets what another build said of the very same image: who pushes it now says no more than this one did. Whose
+    /// name goes without it then is told.
+    fn forget_said(&self, image: &ImageRecord, delivered: &mut Delivered) -> Result<(), BuildError> {
         let store = &self.engine.store;
         let Some(root) = store.index_of(&image.config)? else { return Ok(()) };
         // One that is damaged is nothing that a build ends with.
         let Ok(json) = store.read_blob(&root, MAX_MANIFEST_BYTES) else { return Ok(()) };
         if parse_json("index", &root, &json).is_ok_and(|index: Index| is_of_one_image(&index)) {
             store.forget_index(&image.config)?;
+            let names = store.names_of(&image.config)?;
+            let others = names.iter().filter(|name| !delivered.names.contains(name));
+            let others: Vec<String> = others.map(Reference::familiar).collect();
+            if !others.is_empty() {
+                delivered.notes.push(format!(
+                    "what was said of {}, the very same image, is taken back: this build says nothing",
+                    others.join(", ")
+                ));
+            }
         }
         Ok(())
     }

@@ -13,7 +13,9 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kiln_content::Space;
-use kiln_executor::{Authorities, ExecError, Exit, Handles, Network, ProcessSpec, Security, Stdio};
+use kiln_executor::{
+    Authorities, ExecError, Exit, Handles, Network, ProcessSpec, Security, Stdio, Unfit, check_emulator,
+};
 use kiln_llb as llb;
 use kiln_oci::Digest;
 use kiln_snapshotter::OpenOptions;
@@ -24,7 +26,6 @@ use self::mounts::StepMounts;
 use super::BuildOp;
 use crate::cache_mounts::CacheMounts;
 use crate::context_files::ContextFiles;
-use crate::emulator::{Emulation, emulation};
 use crate::entitlement;
 use crate::last_build::Kept;
 use crate::step_costs::StepCosts;
@@ -159,7 +160,9 @@ impl BuildOp {
         let covers = shown.iter().map(Covers::path).collect();
         let options = OpenOptions { extra_lower, covers, ..OpenOptions::default() };
         let root = engine.snapshots.open_active(active.key(), &options)?;
-        check_emulator(exec, root.as_fd())?;
+        if let Some(platform) = &exec.foreign {
+            check_emulator(platform, root.as_fd()).map_err(OpError::NoEmulator)?;
+        }
         let mut spec = process(exec, &mut mounts);
         let mut redactors = [mounts.redactor(), mounts.redactor()];
         let mut log = |stream: kiln_executor::Stream, bytes: &[u8]| {
@@ -206,28 +209,14 @@ impl BuildOp {
     }
 }
 
-/// Refuses a step whose programs nothing here runs.
-fn check_emulator(exec: &llb::Exec, root: BorrowedFd<'_>) -> Result<(), OpError> {
-    let Some(platform) = &exec.foreign else { return Ok(()) };
-    match emulation(platform, root) {
-        Emulation::Ready | Emulation::Unknown => Ok(()),
-        Emulation::Missing(reason) => {
-            Err(OpError::NoEmulator { platform: Box::new(platform.clone()), reason })
-        }
-    }
-}
-
 /// What it means that the process did not start: the kernel's rules for foreign programs are not to be seen
 /// everywhere, so it may be the first to know.
 fn no_emulator(exec: &llb::Exec, error: ExecError) -> OpError {
-    match (&exec.foreign, error) {
-        (Some(platform), ExecError::NotExecutable { source, .. })
-            if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) =>
-        {
-            let reason = "the kernel has started no emulator for them".to_owned();
-            OpError::NoEmulator { platform: Box::new(platform.clone()), reason }
+    match error {
+        ExecError::NotExecutable { why: Unfit::Foreign(foreign), .. } if exec.foreign.is_some() => {
+            OpError::NoEmulator(foreign)
         }
-        (_, error) => error.into(),
+        error => error.into(),
     }
 }
 
@@ -266,6 +255,7 @@ fn process(exec: &llb::Exec, mounts: &mut StepMounts) -> ProcessSpec {
         task_limit: Some(task_limit()),
         // For the next build, which does not start more at once than there is memory for.
         adds_up_memory: true,
+        platform: exec.foreign.clone(),
         ..ProcessSpec::default()
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Read [`copy()`] first, then `copy/source.rs` (where an image comes from, `docker.rs` where that is a docker
 //! archive), `copy/tree.rs` (what it consists of and where that goes), `copy/packing.rs` (layers that are packed
-//! anew), `copy/attached.rs` (what refers to an image) and `copy/inward.rs` (into the store). What comes out of the store leaves by `push` and by `save`.
+//! anew), `copy/attached.rs` (what refers to an image), `copy/said.rs` (what is said of one) and `copy/inward.rs` (into the store). What comes out of the store leaves by `push` and by `save`.
 //!
 //! What comes from a registry comes into the store first, as blobs that nothing needs: it is verified there, and
 //! the next copy of the same image finds it. Garbage collection takes it. Decided in
@@ -13,6 +13,7 @@ mod attached;
 mod docker;
 mod inward;
 mod packing;
+mod said;
 mod source;
 mod tree;
 
@@ -28,6 +29,7 @@ use crate::{BuildCancel, BuildError, Engine, LayoutImage};
 
 pub use attached::{Referrer, Referrers, referrers};
 pub use inward::copy_in;
+pub use said::{Said, Statement, StoredAttestation, said_at, said_of};
 use source::Source;
 use tree::Tree;
 

@@ -41,7 +41,8 @@ pub use arrivals::{ArrivalError, Arrivals, Parts};
 pub(crate) use base::{Base, Led, known_base, newest, pinned_base, resolve_base, seen_base};
 pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{
-    Copied, CopyRequest, Place, Referrer, Referrers, Which as WhichImage, copy, copy_in, referrers,
+    Copied, CopyRequest, Place, Referrer, Referrers, Said, Statement, StoredAttestation, Which as WhichImage,
+    copy, copy_in, referrers, said_at, said_of,
 };
 pub(crate) use growth::Growth;
 pub use lists::{Annotate, ListEntry, ListError, Lists};

@@ -79,7 +79,7 @@ impl Naming {
         image: &ImageRecord,
     ) -> Result<(), BuildError> {
         match self {
-            Self::Set => Ok(engine.store.set_name(reference, image)?),
+            Self::Set => Ok(engine.store.set_name(reference, image).map(drop)?),
             Self::Keep => Ok(()),
         }
     }

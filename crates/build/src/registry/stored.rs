@@ -150,7 +150,7 @@ pub(super) fn is_unpacked(engine: &Engine, image: &ImageRecord) -> bool {
 }
 
 /// Blobs that are all in the store.
-struct InStore;
+pub(super) struct InStore;
 
 impl Blobs for InStore {
     fn bring(&self, _digest: &Digest) -> Result<(), BuildError> {

@@ -1,7 +1,6 @@
 //! Packages of Debian and its kin: `/var/lib/dpkg/status`, and `status.d` in images without dpkg.
 
-use super::stanza::{Stanza, stanzas};
-use super::{Finder, word};
+use super::{Finder, texts};
 use crate::BuildError;
 
 const STATUS: &[u8] = b"var/lib/dpkg/status";
@@ -11,7 +10,6 @@ const MAX_BYTES: u64 = 64 << 20;
 /// One package's.
 const MAX_ONE_BYTES: u64 = 1 << 20;
 const MAX_FILES: usize = 20_000;
-const FIELDS: [&str; 5] = ["Package", "Version", "Architecture", "Status", "Maintainer"];
 
 pub(super) fn find(finder: &mut Finder<'_>) -> Result<(), BuildError> {
     if let Some(bytes) = finder.bytes(STATUS, MAX_BYTES) {
@@ -31,22 +29,9 @@ pub(super) fn find(finder: &mut Finder<'_>) -> Result<(), BuildError> {
 }
 
 fn add_all(finder: &mut Finder<'_>, bytes: &[u8], path: &[u8]) -> Result<(), BuildError> {
-    for stanza in stanzas(bytes, &FIELDS) {
+    for found in texts::dpkg(bytes) {
         finder.check_cancelled()?;
-        add(finder, &stanza, path);
+        found.into_iter().for_each(|found| finder.add_of_system(("deb", "debian"), found, path));
     }
     Ok(())
-}
-
-fn add(finder: &mut Finder<'_>, stanza: &Stanza, path: &[u8]) {
-    // What was removed leaves its configuration; images without dpkg do not say.
-    let is_installed =
-        stanza.get("Status").is_none_or(|status| status.split_ascii_whitespace().nth(2) == Some("installed"));
-    let value = |name| stanza.get(name).and_then(word);
-    let (Some(name), Some(version), true) = (value("Package"), value("Version"), is_installed) else {
-        return;
-    };
-    let arch = value("Architecture").unwrap_or_default();
-    let named = (name.as_str(), version.as_str(), arch.as_str());
-    finder.add_of_system(("deb", "debian"), named, None, value("Maintainer"), path);
 }

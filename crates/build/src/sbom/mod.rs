@@ -1,7 +1,7 @@
 //! What is in an image: packages, out of what package managers leave in its files.
 //!
-//! Read [`contents`] first, then `dpkg.rs`, `apk.rs`, `npm.rs` and `python.rs` (one kind of package each), `files.rs`
-//! (how a file of the image is read), and `spdx.rs` (the document). Decided in `docs/adr/0039-attestations.md`.
+//! Read [`contents`] first, then `dpkg.rs`, `apk.rs`, `npm.rs` and `python.rs` (one kind of package each), `texts/` (what
+//! their files say), `files.rs` (how a file of the image is read), and `spdx.rs` (the document). Decided in `docs/adr/0039-attestations.md`.
 //!
 //! # Invariants
 //! - The files are hostile: no path leaves the image, each file and all together are bounded, and what is no package
@@ -16,7 +16,7 @@ mod kept;
 mod npm;
 mod python;
 mod spdx;
-mod stanza;
+mod texts;
 
 pub(crate) use spdx::{Document, KIND, document};
 
@@ -31,13 +31,12 @@ use kiln_oci::SnapshotId;
 use serde::{Deserialize, Serialize};
 
 use self::files::{Files, Read};
+use self::texts::{Described, System};
 use crate::purl::Purl;
 use crate::{BuildCancel, BuildError, Engine};
 
 /// Packages beyond these are not listed.
 const MAX_PACKAGES: usize = 100_000;
-/// A name, version or other word that is longer is none.
-const MAX_WORD_BYTES: usize = 512;
 
 /// A package.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,13 +86,13 @@ pub(crate) fn contents(
 /// Reads the tree at `root`.
 fn read(root: BorrowedFd<'_>, cancel: &AtomicBool) -> Result<Contents, BuildError> {
     let mut finder = Finder::new(root, cancel);
-    finder.system = System::read(&mut finder.files);
+    finder.system = system(&mut finder.files);
     dpkg::find(&mut finder)?;
     apk::find(&mut finder)?;
     finder.tell_of_rpm();
     for entry in walk(root, cancel)? {
         finder.check_cancelled()?;
-        if npm::is_manifest(&entry.path) {
+        if texts::is_npm(&entry.path) {
             npm::find(&mut finder, &entry.path);
         } else {
             python::find(&mut finder, &entry.path);
@@ -107,7 +106,7 @@ fn walk(root: BorrowedFd<'_>, cancel: &AtomicBool) -> Result<Vec<Entry>, BuildEr
     let filter = |path: &[u8], is_dir: bool| match is_dir {
         // What is asked of a directory's parents stays out of the list.
         true => Visit::Descend,
-        false if npm::is_manifest(path) || python::is_manifest(path) => Visit::Take,
+        false if texts::is_npm(path) || texts::is_python(path) => Visit::Take,
         false => Visit::Skip,
     };
     let options = ScanOptions { hash: false, filter: Some(&filter), stat_cache: None, cancel };
@@ -122,47 +121,14 @@ fn walk(root: BorrowedFd<'_>, cancel: &AtomicBool) -> Result<Vec<Entry>, BuildEr
     Ok(entries)
 }
 
-/// What an image says that it is.
-#[derive(Debug, Default)]
-struct System {
-    /// `debian`; empty: it does not say.
-    id: String,
-    /// `debian-12`
-    distro: String,
-}
-
-impl System {
-    /// Reads `os-release`.
-    fn read(files: &mut Files<'_>) -> Self {
-        let places = ["etc/os-release", "usr/lib/os-release"];
-        let found = places.iter().find_map(|path| match files.read(path.as_bytes(), 64 << 10) {
-            Read::Bytes(bytes) => Some(bytes),
-            Read::Absent | Read::TooLarge | Read::Refused => None,
-        });
-        let text = found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            word(line.unwrap_or_default().trim().trim_matches(['"', '\'']))
-        };
-        let id = value("ID").map(|id| id.to_ascii_lowercase()).unwrap_or_default();
-        let distro = match value("VERSION_ID") {
-            Some(version) if !id.is_empty() => format!("{id}-{version}"),
-            _ => id.clone(),
-        };
-        Self { id, distro }
-    }
-
-    /// Whose packages they are; `usual` where nobody says.
-    fn id_or(&self, usual: &str) -> String {
-        if self.id.is_empty() { usual.to_owned() } else { self.id.clone() }
-    }
-}
-
-/// `text` if it is one word or line that can stand for something.
-fn word(text: &str) -> Option<String> {
-    let text = text.trim();
-    let fits = !text.is_empty() && text.len() <= MAX_WORD_BYTES && !text.chars().any(char::is_control);
-    fits.then(|| text.to_owned())
+/// What the image says that it is.
+fn system(files: &mut Files<'_>) -> System {
+    let places = ["etc/os-release", "usr/lib/os-release"];
+    let found = places.iter().find_map(|path| match files.read(path.as_bytes(), 64 << 10) {
+        Read::Bytes(bytes) => Some(bytes),
+        Read::Absent | Read::TooLarge | Read::Refused => None,
+    });
+    System::of_text(&found.unwrap_or_default())
 }
 
 /// Gathers packages.
@@ -223,20 +189,13 @@ impl<'a> Finder<'a> {
         self.packages.entry(purl).or_insert(package);
     }
 
-    /// Adds a package of the system's own manager: its kind, and whose it is where the image does not say; its name,
-    /// version and architecture.
-    fn add_of_system(
-        &mut self,
-        (kind, usual): (&'static str, &str),
-        (name, version, arch): (&str, &str, &str),
-        license: Option<String>,
-        maintainer: Option<String>,
-        found_in: &[u8],
-    ) {
+    /// Adds a package of the system's own manager: its kind, and whose it is where the image does not say.
+    fn add_of_system(&mut self, (kind, usual): (&'static str, &str), found: Described, found_in: &[u8]) {
+        let Described { name, version, arch, license, maintainer, .. } = &found;
         let (namespace, distro) = (self.system.id_or(usual), self.system.distro.clone());
-        let qualifiers = &[("arch", arch), ("distro", distro.as_str())];
+        let qualifiers = &[("arch", arch.as_str()), ("distro", distro.as_str())];
         let purl = Purl { kind, namespace: &namespace, name, version, qualifiers };
-        self.add(purl, license, maintainer, found_in);
+        self.add(purl, license.clone(), maintainer.clone(), found_in);
     }
 
     fn tell_of_rpm(&mut self) {

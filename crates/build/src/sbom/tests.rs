@@ -154,7 +154,7 @@ fn nothing_outside_of_the_image_is_read() {
 
 #[test]
 fn words_that_are_none_make_no_package() {
-    let long = "x".repeat(MAX_WORD_BYTES + 1);
+    let long = "x".repeat(texts::MAX_WORD_BYTES + 1);
     let text = format!(
         "P:{long}\nV:1\n\nP:a\nV:{long}\n\nP:\nV:1\n\nP:b\x1b[31m\nV:1\n\nP:c\nV:\u{7f}\n\n\
                         V:1\n\nP:d\n\nP:ok\nV:1\n"
@@ -163,7 +163,15 @@ fn words_that_are_none_make_no_package() {
     let odd = image(&[]);
     put(odd.path(), "lib/apk/db/installed", b"P:\xff\nV:1\n\nP\n:\n\nQ:1");
     check(&odd, &["pkg:apk/alpine/%EF%BF%BD@1"]);
-    let json = ["[]", "{", "null", r#"{"name":1,"version":"1"}"#, r#"{"name":"a"}"#, "\u{feff}{}"];
+    let json = [
+        "[]",
+        "{",
+        "null",
+        r#"{"name":1,"version":"1"}"#,
+        r#"{"name":"a"}"#,
+        r#"{"name":"@a/","version":"1"}"#,
+        "\u{feff}{}",
+    ];
     for text in json {
         check(&image(&[("node_modules/a/package.json", text)]), &[]);
     }

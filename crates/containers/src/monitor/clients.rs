@@ -137,7 +137,7 @@ impl Monitor {
         self.reply_to(|client| &mut client.stdin, &ended);
         self.reply_to(|client| &mut client.waiter, &ended);
         self.reply_to(|client| &mut client.stopper, &Reply::Done);
-        let failed = Reply::Failed { message: "the container has ended".to_owned(), code: 125 };
+        let failed = Reply::Failed { message: "the container has ended".to_owned(), code: 125, unfit: None };
         self.reply_to(|client| &mut client.starter, &failed);
     }
 }

@@ -396,11 +396,18 @@ enum Owner {
 
 /// An error as a client is told of it.
 fn failure(error: &Error) -> Reply {
+    let unfit = error.unfit().cloned().map(Box::new);
+    Reply::Failed { message: with_causes(error, "\ncaused by: "), code: error.exit_code(), unfit }
+}
+
+/// An error and its causes, with `between` in between.
+fn with_causes(error: &Error, between: &str) -> String {
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        message.push_str(&format!("\ncaused by: {error}"));
+        message.push_str(between);
+        message.push_str(&error.to_string());
         cause = error.source();
     }
-    Reply::Failed { message, code: error.exit_code() }
+    message
 }

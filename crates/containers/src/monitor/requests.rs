@@ -32,7 +32,7 @@ impl Monitor {
     }
 
     fn refuse(&mut self, id: ClientId, message: &str, code: u8) {
-        self.answer(id, &Reply::Failed { message: message.to_owned(), code });
+        self.answer(id, &Reply::Failed { message: message.to_owned(), code, unfit: None });
     }
 
     fn grant(&mut self, id: ClientId, request: Request, fds: Vec<OwnedFd>) {
@@ -302,7 +302,7 @@ impl Monitor {
 /// The failure as a client is told of it, with another exit code.
 fn with_code(error: &Error, code: u8) -> Reply {
     match failure(error) {
-        Reply::Failed { message, .. } => Reply::Failed { message, code },
+        Reply::Failed { message, unfit, .. } => Reply::Failed { message, code, unfit },
         other => other,
     }
 }

@@ -16,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::network::{Joined, introduce};
 use super::ports::Ports;
-use super::{Event, Monitor, Phase, Streams, failure};
+use super::{Event, Monitor, Phase, Streams, failure, with_causes};
 use crate::config::MountKind;
 use crate::process::{open_process, send_signal, start_ticks};
 use crate::wire::Reply;
@@ -268,7 +268,7 @@ impl Monitor {
     }
 
     fn did_not_start(&mut self, error: Error) {
-        self.state.error = error.to_string();
+        self.state.error = with_causes(&error, ": ");
         let reply = failure(&error);
         self.reply_to(|client| &mut client.starter, &reply);
         let code = i32::from(error.exit_code());

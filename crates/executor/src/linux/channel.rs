@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::seccomp::Program;
 use crate::spec::ProcessSpec;
-use crate::{ExecError, Exit, Usage};
+use crate::{ExecError, Exit, Unfit, Usage};
 
 /// The helper's whole task, in a memory file that travels with the first message, beside the root
 /// and the standard streams. Messages with the inputs follow.
@@ -67,7 +67,7 @@ pub(super) enum Report {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Failure {
     NotFound { program: String },
-    NotExecutable { program: String, errno: i32 },
+    NotExecutable { program: String, why: Unfit },
     BadUser { user: String, reason: String },
     BadCwd { cwd: String, errno: i32 },
     Refused { target: String, reason: String },
@@ -82,9 +82,7 @@ impl From<Failure> for ExecError {
         let os = io::Error::from_raw_os_error;
         match failure {
             Failure::NotFound { program } => ExecError::NotFound { program },
-            Failure::NotExecutable { program, errno } => {
-                ExecError::NotExecutable { program, source: os(errno) }
-            }
+            Failure::NotExecutable { program, why } => ExecError::NotExecutable { program, why },
             Failure::BadUser { user, reason } => ExecError::BadUser { user, reason },
             Failure::BadCwd { cwd, errno } => ExecError::BadCwd { cwd, source: os(errno) },
             Failure::Refused { target, reason } => ExecError::Refused { target, reason },
@@ -101,9 +99,7 @@ impl From<ExecError> for Failure {
         let errno = |source: io::Error| source.raw_os_error().unwrap_or(libc::EIO);
         match error {
             ExecError::NotFound { program } => Failure::NotFound { program },
-            ExecError::NotExecutable { program, source } => {
-                Failure::NotExecutable { program, errno: errno(source) }
-            }
+            ExecError::NotExecutable { program, why } => Failure::NotExecutable { program, why },
             ExecError::BadUser { user, reason } => Failure::BadUser { user, reason },
             ExecError::BadCwd { cwd, source } => Failure::BadCwd { cwd, errno: errno(source) },
             ExecError::Refused { target, reason } => Failure::Refused { target, reason },

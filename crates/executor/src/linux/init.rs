@@ -2,8 +2,9 @@
 //!
 //! The phases, each needing what the one before left: mounts, new root, identity, program.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use nix::unistd::{Gid, Uid};
 use rustix::fs::{Mode, OFlags};
@@ -15,7 +16,7 @@ use super::channel::{Report, Task, report};
 use super::paths::{Created, make_dirs, open_inside};
 use super::user::{UserIds, add_groups, resolve_user};
 use super::userns::{self, Ids};
-use super::{cgroup, chown, limits, mounts, outer, pty, reaper, sys};
+use super::{cgroup, chown, limits, mounts, outer, program_file, pty, reaper, sys};
 use crate::{ExecError, ProcessSpec, Security};
 
 /// What process 1 works with.
@@ -258,13 +259,16 @@ impl Program {
             match sys::execve(candidate, &args, &env) {
                 Errno::NOENT | Errno::NOTDIR if !exists(candidate) => {}
                 errno => {
-                    denied.get_or_insert(errno);
+                    denied.get_or_insert((candidate, errno));
                 }
             }
         }
         match denied {
             None => ExecError::NotFound { program: self.name },
-            Some(errno) => ExecError::NotExecutable { program: self.name, source: errno.into() },
+            Some((file, errno)) => {
+                let why = program_file::why_not(OsStr::from_bytes(file.as_bytes()).as_ref(), errno);
+                ExecError::NotExecutable { program: self.name, why }
+            }
         }
     }
 }

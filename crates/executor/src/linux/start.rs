@@ -17,6 +17,7 @@ use rustix::net::{Shutdown, shutdown};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::channel::{MAX_FDS, Report, Task, receive, send};
+use super::emulator::explain;
 use super::net::{self, Lease};
 use super::nursery::{self, Nursery, sockets};
 use super::pty::Terminal;
@@ -311,7 +312,7 @@ impl Linux {
             Err(_) | Ok((Finished { exit: Exit::Signal(_), .. }, _)) if cancel.is_cancelled() => {
                 Err(ExecError::Cancelled)
             }
-            other => other,
+            other => other.map_err(|error| explain(error, task.spec.platform.as_ref())),
         }
     }
 }

@@ -36,7 +36,7 @@ use super::mounts::{SAFE, attach_aside, new_mount};
 use super::user::{add_groups, resolve_user};
 use super::userns::{self, Ids};
 use super::{etc, sys};
-use crate::{ExecError, ProcessSpec, Security, Usage};
+use crate::{ExecError, ProcessSpec, Security, Unfit, Usage};
 
 /// Which runtime runs a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -310,7 +310,10 @@ impl Container<'_> {
             return ExecError::NotFound { program };
         }
         if lower.contains("exec") && lower.contains("permission denied") {
-            return ExecError::NotExecutable { program, source: io::Error::from_raw_os_error(libc::EACCES) };
+            return ExecError::NotExecutable { program, why: Unfit::Refused { errno: libc::EACCES } };
+        }
+        if lower.contains("exec format error") {
+            return ExecError::NotExecutable { program, why: Unfit::Refused { errno: libc::ENOEXEC } };
         }
         let reason = if said.is_empty() { error.to_string() } else { said };
         ExecError::Runtime { program: self.runtime.program.display().to_string(), reason }

@@ -9,13 +9,17 @@ use std::path::Path;
 
 use kiln_oci::Platform;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+
+use super::program_file::header;
+use crate::{ExecError, Foreign, Unfit};
 
 /// Where the kernel shows its rules, when it is mounted.
 const RULES: &str = "/proc/sys/fs/binfmt_misc";
 
 /// What becomes of a program of another platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Emulation {
+enum Emulation {
     /// An emulator is started.
     Ready,
     /// It is refused, because of this.
@@ -24,13 +28,61 @@ pub(crate) enum Emulation {
     Unknown,
 }
 
-/// What becomes of programs of `platform` on the tree `root`.
-pub(crate) fn emulation(platform: &Platform, root: BorrowedFd<'_>) -> Emulation {
+/// Whether an emulator starts programs of `platform` on the tree `root`, as far as one can tell before they are
+/// started.
+///
+/// # Errors
+/// [`Foreign`] when it is certain that none does.
+pub fn check_emulator(platform: &Platform, root: BorrowedFd<'_>) -> Result<(), Box<Foreign>> {
     let is_there = |interpreter: &str| {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         openat2(root, interpreter, flags, Mode::empty(), ResolveFlags::IN_ROOT).is_ok()
     };
-    by_rules(Path::new(RULES), platform, &is_there)
+    match by_rules(Path::new(RULES), platform, &is_there) {
+        Emulation::Ready | Emulation::Unknown => Ok(()),
+        Emulation::Missing(reason) => {
+            Err(Box::new(Foreign { platform: platform.clone(), image: Some(platform.clone()), reason }))
+        }
+    }
+}
+
+/// What it means that a program did not start, for who sees the kernel's rules, which its container does not.
+/// `image`: what the image says that it is for.
+pub(super) fn explain(error: ExecError, image: Option<&Platform>) -> ExecError {
+    let ExecError::NotExecutable { program, why } = error else { return error };
+    let foreign = match why {
+        Unfit::Foreign(foreign) => foreign,
+        // Nobody could read the program: what may be executed need not be readable, and another runtime tells no more.
+        Unfit::Refused { errno } if errno == Errno::NOEXEC.raw_os_error() => {
+            match image.filter(|image| !Platform::host().runs(image)) {
+                Some(platform) => not_started(platform.clone(), Errno::NOEXEC),
+                None => return ExecError::NotExecutable { program, why },
+            }
+        }
+        why => return ExecError::NotExecutable { program, why },
+    };
+    let reason = match by_rules(Path::new(RULES), &foreign.platform, &|_| false) {
+        Emulation::Missing(reason) => reason,
+        Emulation::Ready => {
+            "an emulator for them is registered, but it is not static, and the image lacks what it is linked with"
+                .to_owned()
+        }
+        Emulation::Unknown => foreign.reason,
+    };
+    let foreign = Foreign { image: image.cloned(), reason, ..*foreign };
+    ExecError::NotExecutable { program, why: Unfit::Foreign(Box::new(foreign)) }
+}
+
+/// A program that the kernel did not start, for one who does not see its rules.
+pub(super) fn not_started(platform: Platform, errno: Errno) -> Box<Foreign> {
+    let reason = match errno {
+        // The program is there. So it is the emulator that is not.
+        Errno::NOENT => {
+            "the kernel's emulator for them was registered without the flag F, and the image does not have it"
+        }
+        _ => "the kernel has started no emulator for them",
+    };
+    Box::new(Foreign { platform, image: None, reason: reason.to_owned() })
 }
 
 fn by_rules(rules: &Path, platform: &Platform, is_in_tree: &dyn Fn(&str) -> bool) -> Emulation {
@@ -98,7 +150,6 @@ impl Rule {
                 header.get(self.offset + at).is_some_and(|byte| (byte ^ magic) & mask == 0)
             })
         };
-        // Linked to one place in memory, or to any.
         program.headers.iter().any(|header| begins(header))
     }
 }
@@ -111,48 +162,14 @@ fn bytes(hex: &str) -> Option<Vec<u8>> {
     (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect()
 }
 
-/// What programs of a platform begin with (elf(5)).
+/// What programs of a platform begin with: linked to one place in memory, or to any.
 struct Program {
     headers: [[u8; 64]; 2],
 }
 
 /// `None`: it has no programs that Linux starts.
 fn program(platform: &Platform) -> Option<Program> {
-    const NARROW: u8 = 1;
-    const WIDE: u8 = 2;
-    const LITTLE: u8 = 1;
-    const BIG: u8 = 2;
-    if platform.os != "linux" {
-        return None;
-    }
-    let (class, order, machine): (u8, u8, u16) = match platform.architecture.as_str() {
-        "386" => (NARROW, LITTLE, 3),
-        "amd64" => (WIDE, LITTLE, 62),
-        "arm" => (NARROW, LITTLE, 40),
-        "arm64" => (WIDE, LITTLE, 183),
-        "loong64" => (WIDE, LITTLE, 258),
-        "mips" => (NARROW, BIG, 8),
-        "mipsle" => (NARROW, LITTLE, 8),
-        "mips64" => (WIDE, BIG, 8),
-        "mips64le" => (WIDE, LITTLE, 8),
-        "ppc" => (NARROW, BIG, 20),
-        "ppc64" => (WIDE, BIG, 21),
-        "ppc64le" => (WIDE, LITTLE, 21),
-        "riscv64" => (WIDE, LITTLE, 243),
-        "s390x" => (WIDE, BIG, 22),
-        "sparc64" => (WIDE, BIG, 43),
-        _ => return None,
-    };
-    let header = |kind: u16| {
-        let mut header = [0; 64];
-        header[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', class, order, 1]);
-        for (at, number) in [(16, kind), (18, machine), (20, 1)] {
-            let bytes = if order == BIG { number.to_be_bytes() } else { number.to_le_bytes() };
-            header[at..at + 2].copy_from_slice(&bytes);
-        }
-        header
-    };
-    Some(Program { headers: [header(2), header(3)] })
+    Some(Program { headers: [header(platform, 2)?, header(platform, 3)?] })
 }
 
 #[cfg(test)]
