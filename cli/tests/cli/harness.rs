@@ -508,7 +508,10 @@ pub(crate) fn busybox_tar(scratch: &Path) -> PathBuf {
     fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("ours to write");
     fs::write(tree.join("etc/group"), "root:x:0:\n").expect("ours to write");
     let tar = scratch.join("busybox.tar");
-    let packed = Command::new("tar").arg("-C").arg(&tree).arg("-cf").arg(&tar).arg(".").status();
+    // Whoever packs it has the same bytes.
+    let mut packed = Command::new("tar");
+    packed.args(["--sort=name", "--mtime=@0", "-C"]).arg(&tree).arg("-cf").arg(&tar).arg(".");
+    let packed = packed.status();
     assert!(packed.expect("tar runs").success());
     tar
 }
