@@ -14,19 +14,19 @@ use kiln_registry::BlobSource;
 use crate::{BuildError, Engine};
 
 /// A blob that a descriptor names.
-pub(super) struct Stored {
+pub(super) struct StoredBlob {
     store: Arc<Store>,
     digest: Digest,
     size_bytes: u64,
 }
 
-impl Stored {
+impl StoredBlob {
     pub(super) fn new(engine: &Engine, blob: &Descriptor) -> Self {
         Self { store: engine.store.clone(), digest: blob.digest, size_bytes: blob.size }
     }
 }
 
-impl BlobSource for Stored {
+impl BlobSource for StoredBlob {
     /// Costs reading all that stands before `offset`.
     fn open(&self, offset: u64) -> io::Result<Box<dyn Read + Send>> {
         let (file, _) = self.store.open_blob(&self.digest).map_err(of_store)?;

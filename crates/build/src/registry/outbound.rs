@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::checked::Stored;
+use super::checked::StoredBlob;
 use super::growth::{Growth, Trouble, growth};
 use super::push::Load;
 use super::resolved::known_manifests;
@@ -158,7 +158,7 @@ impl Outbound {
         };
         self.elsewhere = Some(elsewhere.clone());
         for blob in std::mem::take(&mut self.waiting) {
-            let stored = Stored::new(&self.engine, &blob);
+            let stored = StoredBlob::new(&self.engine, &blob);
             self.add(&elsewhere, &blob, Arc::new(stored));
         }
         Ok(elsewhere)

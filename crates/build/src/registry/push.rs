@@ -13,7 +13,7 @@ use kiln_oci::{Digest, Reference, document};
 use kiln_registry::{BlobSource, Error, Which};
 
 use super::Registries;
-use super::checked::Stored;
+use super::checked::StoredBlob;
 use super::outbound::Outbound;
 use super::plain::{self, Plain};
 use crate::export::{Along, Assembled, Compress, LayerContent, ReadyImage, Style, make_ready, whole_index};
@@ -156,7 +156,7 @@ impl Load {
         let mut load = Self { blobs: Vec::new(), manifests: Vec::new() };
         for layer in &ready.layers {
             let source: Arc<dyn BlobSource> = match &layer.content {
-                LayerContent::Blob => Arc::new(Stored::new(engine, &layer.descriptor)),
+                LayerContent::Blob => Arc::new(StoredBlob::new(engine, &layer.descriptor)),
                 LayerContent::Plain(layer) => {
                     let (engine, layer, cancel) = (engine.clone(), layer.clone(), cancel.clone());
                     Arc::new(Plain { engine, layer, cancel })
@@ -205,7 +205,7 @@ impl Load {
             }
             self.manifests.push((descriptor.clone(), json));
         } else {
-            self.add_blob(descriptor.clone(), Arc::new(Stored::new(engine, descriptor)));
+            self.add_blob(descriptor.clone(), Arc::new(StoredBlob::new(engine, descriptor)));
         }
         Ok(())
     }
