@@ -10,7 +10,6 @@ mod ends;
 mod limits;
 mod many;
 mod peers;
-mod pushes;
 mod referrers;
 mod reload;
 mod store;

@@ -1,7 +1,5 @@
 //! The registry over its own socket. `pull`, `push`, `discovery` and `management` are the requirements of OCI's
-//! conformance suite, by the names that it gives them; `kept` has them once more.
-
-#![allow(clippy::duplicate_mod, reason = "requirements are for each form of a registry")]
+//! conformance suite, by the names that it gives them.
 
 mod accounts;
 mod client;
@@ -9,7 +7,6 @@ mod collection;
 mod discovery;
 mod hostile;
 mod images;
-mod kept;
 mod lab;
 mod management;
 mod mirror;
