@@ -354,6 +354,9 @@ fn lock(error: &LockError, plain: impl Fn(Code) -> Failure) -> Failure {
         LockError::Version { .. } => plain(exit::SOURCE).hint(format!("use the kiln that wrote it; {OFF}")),
         LockError::TooLarge { .. } => plain(exit::LIMIT).hint(OFF),
         LockError::Unreadable { .. } => plain(exit::SOURCE).hint(OFF),
+        LockError::Unwritable { .. } => plain(exit::SOURCE).hint(
+            "the Dockerfile's directory must be writable for `--lock`; without it the file is only read",
+        ),
         LockError::NoPlace { .. } => {
             plain(exit::USAGE).hint("write it where the Dockerfile is a file: `kiln build --lock DIRECTORY`")
         }

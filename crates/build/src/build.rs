@@ -92,7 +92,10 @@ pub async fn build(
     cancel: &BuildCancel,
 ) -> Result<Built, BuildError> {
     let plan = plan(engine, request, &progress, cancel)?;
-    let built = carry_out(engine, request, &plan, progress, cancel).await;
+    let built = carry_out(engine, request, &plan, progress.clone(), cancel).await;
+    if let (Err(_), Some(lock)) = (&built, &plan.lock) {
+        progress.note(&format!("{} was written before the build failed", lock.display()));
+    }
     if let Some(why) = &plan.shared.why {
         why.finish(built.as_ref());
     }
@@ -205,17 +208,13 @@ pub(crate) fn plan(
 ) -> Result<Plan, BuildError> {
     let reader = Reader { engine, request, cancel };
     // Fetching waits for networks and disks: not on a thread that others need.
-    let (input, understood, saved) = tokio::task::block_in_place(|| {
+    let (input, pins, understood) = tokio::task::block_in_place(|| {
         let input = reader.read()?;
         let mut pins = Pins::open(engine, &input.lock, request.lock)?;
         let understood = lower_all(&reader, &input, Purpose::Build, &mut pins)?;
-        // Before a context is looked at: the file may be in it.
-        let saved = pins.save()?;
-        Ok::<_, BuildError>((input, understood, saved))
+        Ok::<_, BuildError>((input, pins, understood))
     })?;
     let Understood { lowered, targets, unpulled, stood } = understood;
-    let Saved { written: lock, notes } = saved;
-    notes.iter().for_each(|note| progress.note(note));
     let dockerfile = &input.dockerfile;
     for warning in &lowered.warnings {
         progress.warning(dockerfile, warning);
@@ -225,6 +224,9 @@ pub(crate) fn plan(
     if lowered.warnings_are_errors && found > 0 {
         return Err(BuildError::Warnings { count: found });
     }
+    // Before a context is looked at: the file may be in it.
+    let Saved { written: lock, notes } = tokio::task::block_in_place(|| pins.save(cancel))?;
+    notes.iter().for_each(|note| progress.note(note));
 
     let again = Arc::new(MadeAgain::find(&request.no_cache, &lowered)?);
     let (dockerfile, revision) = (dockerfile.clone(), input.revision());
@@ -363,7 +365,10 @@ pub(crate) fn lower(
                             find_base(reader, dockerfile, &ast, &need, pins, &mut warnings)?
                         }
                         (None, Purpose::Look | Purpose::Check) => {
-                            seen_base(engine, &need.image.reference, &need.image.platform)?
+                            let seen = |name: &Reference| seen_base(engine, name, &need.image.platform);
+                            let exact = pins.exact(&need.image.reference);
+                            seen(&exact)?
+                                .map_or_else(|| seen(&need.image.reference), |base| Ok(Some(base)))?
                         }
                     };
                     let Need { image: key, span, stages } = need;
@@ -459,7 +464,8 @@ fn find_base(
     let bare = reference.familiar();
     let bare = bare.strip_suffix(":latest").unwrap_or(&bare);
     let stages = stages.iter().flatten().map(String::as_str);
-    let is_stage = pins.pinned(reference).is_none() && kiln_frontend::nearest(bare, stages).is_some();
+    let is_locked = pins.lists(reference) || pins.pinned(reference).is_some();
+    let is_stage = !is_locked && kiln_frontend::nearest(bare, stages).is_some();
     let found = if is_stage {
         let Some(known) = known_base(engine, reference, platform, cancel)? else { return Ok(None) };
         pins.demand(reference, at.clone())?;
@@ -472,7 +478,11 @@ fn find_base(
         Err(BuildError::Cancelled) => return Err(BuildError::Cancelled),
         Ok(Some(found)) => {
             if pins.wants(reference) {
-                let root = found.led_to(engine, reference, platform)?.map(|(root, _)| root);
+                // Of one without files nobody notes down what led to it.
+                let root = match found.led_to(engine, reference, platform)? {
+                    Some((root, _)) => Some(root),
+                    None => pins.led.of(reference),
+                };
                 if let Some(said) = pins.found(reference, root) {
                     remark(said);
                 }

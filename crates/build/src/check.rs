@@ -29,7 +29,8 @@ pub struct Checked {
 pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Checked, BuildError> {
     let reader = Reader { engine, request, cancel };
     let input = reader.read()?;
-    match lower(&reader, &input, Purpose::Check, &request.targets()[0], &mut Pins::none()) {
+    let mut pins = Pins::seen(engine, &input.lock, request.lock);
+    match lower(&reader, &input, Purpose::Check, &request.targets()[0], &mut pins) {
         Ok((lowered, _)) => {
             Ok(Checked { dockerfile: input.dockerfile, warnings: lowered.warnings, errors: Vec::new() })
         }
@@ -48,7 +49,8 @@ pub fn check(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> R
 pub fn outline(engine: &Engine, request: &BuildRequest, cancel: &BuildCancel) -> Result<Outline, BuildError> {
     let reader = Reader { engine, request, cancel };
     let input = reader.read()?;
-    Ok(lower(&reader, &input, Purpose::Look, &request.targets()[0], &mut Pins::none())?.0.outline)
+    let mut pins = Pins::seen(engine, &input.lock, request.lock);
+    Ok(lower(&reader, &input, Purpose::Look, &request.targets()[0], &mut pins)?.0.outline)
 }
 
 /// The stages that `--target` can name, in file order.

@@ -262,10 +262,22 @@ impl TreeContext {
     /// # Errors
     /// [`BuildError::TooLarge`]; [`BuildError::Unreadable`] for what is no file.
     pub fn read(&self, engine: &Engine, path: &Path) -> Result<Option<Vec<u8>>, BuildError> {
+        self.read_with(engine, path, OFlags::empty())
+    }
+
+    /// The same; a link in its place is no file.
+    ///
+    /// # Errors
+    /// As [`TreeContext::read`].
+    pub(crate) fn read_itself(&self, engine: &Engine, path: &Path) -> Result<Option<Vec<u8>>, BuildError> {
+        self.read_with(engine, path, OFlags::NOFOLLOW)
+    }
+
+    fn read_with(&self, engine: &Engine, path: &Path, more: OFlags) -> Result<Option<Vec<u8>>, BuildError> {
         let unreadable = |source| BuildError::Unreadable { path: path.to_owned(), source };
         let root: OwnedFd = engine.snapshots.open_view(&self.snapshot)?;
         // NONBLOCK: a named pipe must not hold us here.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | more;
         let name = path.as_os_str().as_encoded_bytes();
         let file = match beneath::open_file(root.as_fd(), name, flags) {
             Ok(file) => File::from(file),

@@ -118,9 +118,10 @@ pub fn reads(
     }
     reads.written.extend(written.iter().filter_map(|path| whole(path)));
     let reader = Reader { engine, request, cancel };
-    let understood = reader
-        .read()
-        .and_then(|input| Ok((lower_all(&reader, &input, Purpose::Look, &mut Pins::none())?.lowered, input)));
+    let understood = reader.read().and_then(|input| {
+        let mut pins = Pins::seen(engine, &input.lock, request.lock);
+        Ok((lower_all(&reader, &input, Purpose::Look, &mut pins)?.lowered, input))
+    });
     let Ok((lowered, input)) = understood else {
         reads.trees.push(ReadTree { root, ignore: Patterns::default(), parts: vec![PathBuf::new()] });
         return Ok(reads);

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use kiln_llb::Location;
 use kiln_oci::{Digest, Reference};
+use kiln_solver::Cancellation;
 
 use super::place::{LockPlace, merge};
 use super::text::Locked;
 use super::{LockError, LockMode, NAME};
 use crate::registry::Led;
-use crate::{BuildError, Dockerfile, Engine};
+use crate::{BuildCancel, BuildError, Dockerfile, Engine};
 
 /// The names that are pinned, as one build sees them.
 #[derive(Debug)]
@@ -41,9 +42,10 @@ pub(crate) struct Saved {
 pub(crate) type Remark = (String, Option<String>);
 
 impl Pins {
-    /// For what builds nothing.
-    pub(crate) fn none() -> Self {
-        Self::new(LockMode::Off, LockPlace::Nowhere, None)
+    /// For what builds nothing: a file that is wrong does not count.
+    pub(crate) fn seen(engine: &Engine, place: &LockPlace, mode: LockMode) -> Self {
+        let mode = mode.reading();
+        Self::open(engine, place, mode).unwrap_or_else(|_| Self::new(mode, LockPlace::Nowhere, None))
     }
 
     fn new(mode: LockMode, place: LockPlace, file: Option<Locked>) -> Self {
@@ -145,13 +147,16 @@ impl Pins {
     /// Writes the names that this build has pinned, where that was asked for.
     ///
     /// # Errors
-    /// [`LockError`]; the file is as it was then.
-    pub(crate) fn save(&self) -> Result<Saved, LockError> {
+    /// [`LockError`] and [`BuildError::Cancelled`]; the file is as it was then.
+    pub(crate) fn save(&self, cancel: &BuildCancel) -> Result<Saved, BuildError> {
         if !self.mode.writes() {
             return Ok(Saved::default());
         }
         let dir = self.place.directory()?;
-        let (is_written, others) = merge(dir, &self.added, self.mode == LockMode::Update)?;
+        let (is_written, others) = merge(dir, &self.added, self.mode == LockMode::Update, cancel.flag())?;
+        if cancel.is_cancelled() {
+            return Err(BuildError::Cancelled);
+        }
         let note = |(reference, digest): (Reference, Digest)| {
             let name = reference.familiar();
             format!(

@@ -4,9 +4,11 @@
 //! no larger than an honest one.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use kiln_oci::{Digest, Reference};
 use rustix::fs::{AtFlags, Mode, OFlags, open, openat, renameat, unlinkat};
@@ -19,6 +21,9 @@ use crate::{BuildError, Engine};
 
 /// What is written before it takes the file's name. `--watch` knows the ending.
 const PARTIAL: &str = "kiln.lock.partial";
+
+/// A writer holds the directory's lock for less.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the lock file of a build is, or would be.
 #[derive(Debug, Clone)]
@@ -60,7 +65,7 @@ impl LockPlace {
             }
             Self::Tree(tree, path) => {
                 let file = shown(path);
-                let read = match tree.read(engine, path) {
+                let read = match tree.read_itself(engine, path) {
                     Err(BuildError::TooLarge { .. }) => Some(Err(TooLarge)),
                     Err(BuildError::Unreadable { source, .. }) => {
                         return Err(LockError::Unreadable { file, source }.into());
@@ -139,18 +144,22 @@ pub(super) type Merged = (bool, Vec<(Reference, Digest)>);
 /// or the new one.
 ///
 /// # Errors
-/// [`LockError`]; the file is as it was then.
+/// [`LockError`]; the file is as it was then, as it is when somebody has cancelled the build.
 pub(super) fn merge(
     path: &Path,
     new: &BTreeMap<Reference, Digest>,
     replaces: bool,
+    cancel: &AtomicBool,
 ) -> Result<Merged, LockError> {
     let file = shown(&path.join(NAME));
     let unwritable = |source| LockError::Unwritable { file: file.clone(), source };
     let dir = open_dir(path, OFlags::RDONLY).map_err(unwritable)?;
     // Where a directory cannot be locked, as on some network file systems, one of two may lose its line; the next
     // build adds it again.
-    let _ = dir.lock();
+    wait_for(&dir, cancel);
+    if cancel.load(Ordering::Relaxed) {
+        return Ok((false, Vec::new()));
+    }
     let read = read_in(&dir).map_err(|source| LockError::Unreadable { file: file.clone(), source })?;
     let before = parse(&file, read)?.unwrap_or_default();
     let mut locked = before.clone();
@@ -166,6 +175,18 @@ pub(super) fn merge(
     Ok((true, others))
 }
 
+/// Waits for the lock of a directory, as long as a writer may take. Others may have it for reasons of their own, and
+/// for ever: whoever started this build, or anybody who may read the directory.
+fn wait_for(dir: &File, cancel: &AtomicBool) {
+    let begun = Instant::now();
+    while let Err(TryLockError::WouldBlock) = dir.try_lock() {
+        if begun.elapsed() > PATIENCE || cancel.load(Ordering::Relaxed) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn write_in(dir: &File, text: &[u8]) -> io::Result<()> {
     match unlinkat(dir, PARTIAL, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
@@ -176,7 +197,9 @@ fn write_in(dir: &File, text: &[u8]) -> io::Result<()> {
     file.write_all(text)?;
     file.sync_all()?;
     renameat(dir, PARTIAL, dir, NAME)?;
-    dir.sync_all()
+    // It is written, and some file systems cannot do this.
+    let _ = dir.sync_all();
+    Ok(())
 }
 
 #[cfg(test)]
@@ -185,6 +208,8 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    static GOES_ON: AtomicBool = AtomicBool::new(false);
 
     fn pins(of: &[(&str, &[u8])]) -> BTreeMap<Reference, Digest> {
         of.iter().map(|(name, content)| (name.parse().unwrap(), Digest::of(content))).collect()
@@ -206,17 +231,17 @@ mod tests {
     #[test]
     fn what_changes_nothing_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(merge(dir.path(), &pins(&[]), false).unwrap(), (false, vec![]));
+        assert_eq!(merge(dir.path(), &pins(&[]), false, &GOES_ON).unwrap(), (false, vec![]));
         assert_eq!(names(dir.path()), [""; 0]);
         let new = pins(&[("a", b"a")]);
-        assert_eq!(merge(dir.path(), &new, false).unwrap(), (true, vec![]));
+        assert_eq!(merge(dir.path(), &new, false, &GOES_ON).unwrap(), (true, vec![]));
         // Somebody's own line stays as it stands.
         let path = dir.path().join(NAME);
         let own = format!("# ours\n{}", fs::read_to_string(&path).unwrap());
         fs::write(&path, &own).unwrap();
-        assert_eq!(merge(dir.path(), &new, true).unwrap(), (false, vec![]));
+        assert_eq!(merge(dir.path(), &new, true, &GOES_ON).unwrap(), (false, vec![]));
         assert_eq!(fs::read_to_string(&path).unwrap(), own);
-        let others = merge(dir.path(), &pins(&[("a", b"b")]), false).unwrap();
+        let others = merge(dir.path(), &pins(&[("a", b"b")]), false, &GOES_ON).unwrap();
         assert_eq!(others, (false, vec![("a".parse().unwrap(), Digest::of(b"a"))]));
         assert_eq!(names(dir.path()), [NAME]);
     }
@@ -227,7 +252,9 @@ mod tests {
         std::thread::scope(|scope| {
             for nth in 0..16 {
                 let dir = dir.path();
-                scope.spawn(move || merge(dir, &pins(&[(&format!("image-{nth}"), b"x")]), false).unwrap());
+                scope.spawn(move || {
+                    merge(dir, &pins(&[(&format!("image-{nth}"), b"x")]), false, &GOES_ON).unwrap()
+                });
             }
         });
         let bytes = fs::read(dir.path().join(NAME)).unwrap();
@@ -242,7 +269,7 @@ mod tests {
         let target = elsewhere.path().join("precious");
         fs::write(&target, "precious").unwrap();
         symlink(&target, dir.path().join(PARTIAL)).unwrap();
-        assert!(merge(dir.path(), &pins(&[("a", b"a")]), false).unwrap().0);
+        assert!(merge(dir.path(), &pins(&[("a", b"a")]), false, &GOES_ON).unwrap().0);
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
         assert_eq!(names(dir.path()), [NAME]);
     }
@@ -254,7 +281,7 @@ mod tests {
         let path = dir.path().join(NAME);
         symlink("/etc/passwd", &path).unwrap();
         assert!(read(dir.path()).is_err_and(|error| error.to_string().contains("link")));
-        let refused = merge(dir.path(), &pins(&[("a", b"a")]), false);
+        let refused = merge(dir.path(), &pins(&[("a", b"a")]), false, &GOES_ON);
         assert!(matches!(refused, Err(LockError::Unreadable { .. })));
         assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
         fs::remove_file(&path).unwrap();
@@ -272,5 +299,16 @@ mod tests {
         assert!(matches!(read(dir.path()), Ok(Some(Err(TooLarge)))));
         fs::write(&path, "version = 1\n").unwrap();
         assert!(matches!(read(dir.path()), Ok(Some(Ok(bytes))) if bytes == b"version = 1\n"));
+    }
+
+    #[test]
+    fn whoever_holds_the_directory_for_ever_holds_nobody_up_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = File::open(dir.path()).unwrap();
+        held.lock().unwrap();
+        let cancelled = AtomicBool::new(true);
+        assert!(!merge(dir.path(), &pins(&[("a", b"a")]), false, &cancelled).unwrap().0);
+        assert_eq!(names(dir.path()), [""; 0]);
+        assert!(merge(dir.path(), &pins(&[("a", b"a")]), false, &GOES_ON).unwrap().0);
     }
 }

@@ -67,7 +67,7 @@ impl Bases {
 pub(crate) struct Led(BTreeMap<Reference, Digest>);
 
 impl Led {
-    fn of(&self, reference: &Reference) -> Option<Digest> {
+    pub(crate) fn of(&self, reference: &Reference) -> Option<Digest> {
         self.0.get(reference).copied()
     }
 
@@ -183,13 +183,22 @@ pub(crate) fn pinned_base(
     cancel: &BuildCancel,
     note: &mut dyn FnMut(String),
 ) -> Result<Option<Base>, BuildError> {
-    if let Some(known) = known_base(engine, reference, platform, cancel)?
-        && known.led_to(engine, reference, platform)?.is_some_and(|(root, _)| root == digest)
-    {
+    let exact = reference.with_digest(digest);
+    if let Some(known) = known_base(engine, &exact, platform, cancel)? {
         return Ok(Some(known));
     }
     // A tag of the store says what the tag led to when it was pulled, and this may be something else.
-    resolve_base(engine, bases, &reference.with_digest(digest), platform, led, cancel, note)
+    if let Some(known) = known_base(engine, reference, platform, cancel)?
+        && known.led_to(engine, reference, platform)?.is_some_and(|(root, _)| root == digest)
+    {
+        // Its own name stays with it when the tag moves on.
+        if let Base::Here(here) = &known {
+            naming(engine, &exact, platform)?.set(engine, &exact, &here.image)?;
+            remember(engine, &exact, platform, &here.image, digest)?;
+        }
+        return Ok(Some(known));
+    }
+    resolve_base(engine, bases, &exact, platform, led, cancel, note)
 }
 
 /// What `reference` leads to in its registry now: one HEAD, and none for what the build has asked before.

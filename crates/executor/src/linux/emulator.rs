@@ -50,12 +50,12 @@ pub fn check_emulator(platform: &Platform, root: BorrowedFd<'_>) -> Result<(), B
 /// `image`: what the image says that it is for.
 pub(super) fn explain(error: ExecError, image: Option<&Platform>) -> ExecError {
     let ExecError::NotExecutable { program, why } = error else { return error };
-    let foreign = match why {
-        Unfit::Foreign(foreign) => foreign,
+    let (foreign, is_seen) = match why {
+        Unfit::Foreign(foreign) => (foreign, true),
         // Nobody could read the program: what may be executed need not be readable, and another runtime tells no more.
         Unfit::Refused { errno } if errno == Errno::NOEXEC.raw_os_error() => {
             match image.filter(|image| !Platform::host().runs(image)) {
-                Some(platform) => not_started(platform.clone(), Errno::NOEXEC),
+                Some(platform) => (not_started(platform.clone(), Errno::NOEXEC), false),
                 None => return ExecError::NotExecutable { program, why },
             }
         }
@@ -63,6 +63,11 @@ pub(super) fn explain(error: ExecError, image: Option<&Platform>) -> ExecError {
     };
     let reason = match by_rules(Path::new(RULES), &foreign.platform, &|_| false) {
         Emulation::Missing(reason) => reason,
+        // Whatever it was, it was not the emulator.
+        Emulation::Ready if !is_seen => {
+            let errno = Errno::NOEXEC.raw_os_error();
+            return ExecError::NotExecutable { program, why: Unfit::Refused { errno } };
+        }
         Emulation::Ready => {
             "an emulator for them is registered, but it is not static, and the image lacks what it is linked with"
                 .to_owned()

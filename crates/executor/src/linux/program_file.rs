@@ -20,6 +20,8 @@ const MAX_SCRIPTS: usize = 5;
 /// Parts of a program that are looked at for its loader, and the longest name of one.
 const MAX_PARTS: u64 = 64;
 const MAX_NAME_BYTES: u64 = 4096;
+/// Characters of a name in a message.
+const SHOWN_CHARS: usize = 256;
 
 const NARROW: u8 = 1;
 const WIDE: u8 = 2;
@@ -69,13 +71,13 @@ fn look(path: &Path, errno: Errno, scripts: usize) -> Option<Unfit> {
         return None;
     }
     let program = Program::open(path)?;
-    let file = path.to_string_lossy().into_owned();
+    let file = shown(&path.to_string_lossy());
     if let Some(interpreter) = program.interpreter() {
         let next = Path::new(&interpreter);
         return match rustix::fs::access(next, rustix::fs::Access::EXISTS) {
             Ok(()) if scripts < MAX_SCRIPTS => look(next, errno, scripts + 1),
             Ok(()) => None,
-            Err(_) => Some(Unfit::NoInterpreter { file, interpreter, script: true }),
+            Err(_) => Some(Unfit::NoInterpreter { file, interpreter: shown(&interpreter), script: true }),
         };
     }
     match (program.platform(), errno) {
@@ -85,10 +87,19 @@ fn look(path: &Path, errno: Errno, scripts: usize) -> Option<Unfit> {
         (Some(_), Errno::NOENT) => {
             let interpreter = program.loader()?;
             let is_there = rustix::fs::access(Path::new(&interpreter), rustix::fs::Access::EXISTS).is_ok();
+            let interpreter = shown(&interpreter);
             (!is_there).then_some(Unfit::NoInterpreter { file, interpreter, script: false })
         }
         (None, Errno::NOEXEC) => program.problem().map(|problem| Unfit::NoProgram { file, problem }),
         _ => None,
+    }
+}
+
+/// As much of a name as a message needs: it goes through a socket that holds no more than some of them.
+fn shown(name: &str) -> String {
+    match name.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", &name[..end]),
+        None => name.to_owned(),
     }
 }
 
@@ -119,9 +130,16 @@ impl Program {
     /// What the first line names, if it is that of a script.
     fn interpreter(&self) -> Option<String> {
         let head = &self.head[..self.head.len().min(SCRIPT_BYTES)];
+        let ends = head.contains(&b'\n') || head.len() < SCRIPT_BYTES;
         let line = head.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
         let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | 0);
-        let name = line.split(blank).find(|word| !word.is_empty())?;
+        let line = line.trim_ascii_start();
+        let end = line.iter().position(blank);
+        // The kernel takes no name that it has not seen the end of.
+        let name = &line[..end.or(ends.then_some(line.len()))?];
+        if name.is_empty() {
+            return None;
+        }
         Some(String::from_utf8_lossy(name).into_owned())
     }
 
@@ -204,9 +222,12 @@ impl Program {
         if head.starts_with(b"\x7fELF") {
             return None;
         }
+        if let Some(rest) = head.strip_prefix(b"#!") {
+            let line = rest.split(|&byte| byte == b'\n').next().unwrap_or_default();
+            return line.trim_ascii().is_empty().then_some(NoProgram::NoInterpreter);
+        }
         Some(match head.strip_prefix(b"\xef\xbb\xbf") {
             Some(rest) if rest.starts_with(b"#!") => NoProgram::ByteOrderMark,
-            _ if head.starts_with(b"#!") => NoProgram::NoInterpreter,
             _ if head.contains(&0) => NoProgram::Data,
             _ => NoProgram::NoFirstLine,
         })
@@ -274,6 +295,23 @@ mod tests {
         nameless[18..20].fill(0xee);
         check_unknown(&nameless, Errno::NOEXEC);
         check_unknown(b"\x7fELF", Errno::NOEXEC);
+    }
+
+    #[test]
+    fn a_line_that_the_kernel_does_not_read_to_its_end_names_nothing() {
+        let long = |tail: &str| format!("#!{}{tail}", "/nowhere".repeat(32));
+        check_unknown(long("\n").as_bytes(), Errno::NOENT);
+        check_unknown(long("").as_bytes(), Errno::NOEXEC);
+        let arguments = format!("#!/nowhere {}\n", "a".repeat(300));
+        let found = found(arguments.as_bytes(), Errno::NOENT);
+        assert!(matches!(found, Unfit::NoInterpreter { ref interpreter, .. } if interpreter == "/nowhere"));
+    }
+
+    #[test]
+    fn a_long_name_is_cut_in_a_message() {
+        assert_eq!(shown("/bin/sh"), "/bin/sh");
+        assert_eq!(shown(&"\u{1}".repeat(4000)), format!("{}...", "\u{1}".repeat(256)));
+        assert_eq!(shown(&"ä".repeat(256)), "ä".repeat(256));
     }
 
     #[test]
