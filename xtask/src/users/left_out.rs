@@ -64,6 +64,7 @@ const MODES: &str =
     "about files that their reader may not read: a user's kiln may read all of the user's files";
 const DEVICES: &str = "nobody makes devices in a user namespace";
 const GROUPS: &str = "needs a control group; users have one where it was delegated to them";
+const BY_HAND: &str = "it starts a part of kiln by hand, and a user's is started inside a namespace";
 const OTHERS: &str = "root gives files or processes to others there";
 
 const INSIDE: &str =
@@ -124,6 +125,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     both("outputs::devices_that_a_directory_does_not_get_are_told_in_one_warning", DEVICES),
     both("run_mounts::devices_made_by_a_step_do_not_open", DEVICES),
     both("containers::end::exec_answers_with_dockers_codes", GROUPS),
+    both("containers::end::an_interrupt_of_its_caller_is_nothing_to_a_monitor_that_begins", BY_HAND),
     both("containers::end::the_exit_code_is_known_although_the_disk_is_full", MOUNTS),
     both("containers::settings::limits_change_while_it_runs_and_stay", GROUPS),
     both("containers::settings::limits_of_a_stopped_container_are_for_its_next_start", GROUPS),
