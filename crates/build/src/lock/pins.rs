@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use kiln_llb::Location;
 use kiln_oci::{Digest, Reference};
-use kiln_solver::Cancellation;
 
 use super::place::{LockPlace, merge};
 use super::text::Locked;
@@ -153,10 +152,8 @@ impl Pins {
             return Ok(Saved::default());
         }
         let dir = self.place.directory()?;
-        let (is_written, others) = merge(dir, &self.added, self.mode == LockMode::Update, cancel.flag())?;
-        if cancel.is_cancelled() {
-            return Err(BuildError::Cancelled);
-        }
+        let merged = merge(dir, &self.added, self.mode == LockMode::Update, cancel.flag())?;
+        let (is_written, others) = merged.ok_or(BuildError::Cancelled)?;
         let note = |(reference, digest): (Reference, Digest)| {
             let name = reference.familiar();
             format!(

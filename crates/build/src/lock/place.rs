@@ -141,16 +141,16 @@ pub(super) type Merged = (bool, Vec<(Reference, Digest)>);
 
 /// Adds `new` to the lock file in the directory `path`, which need not be there; what it pins stays unless `new`
 /// `replaces` it. Of several that do so at once each finds what the others have written. A reader sees the old file
-/// or the new one.
+/// or the new one. `None`: somebody has cancelled the build meanwhile, and nothing is written.
 ///
 /// # Errors
-/// [`LockError`]; the file is as it was then, as it is when somebody has cancelled the build.
+/// [`LockError`]; the file is as it was then.
 pub(super) fn merge(
     path: &Path,
     new: &BTreeMap<Reference, Digest>,
     replaces: bool,
     cancel: &AtomicBool,
-) -> Result<Merged, LockError> {
+) -> Result<Option<Merged>, LockError> {
     let file = shown(&path.join(NAME));
     let unwritable = |source| LockError::Unwritable { file: file.clone(), source };
     let dir = open_dir(path, OFlags::RDONLY).map_err(unwritable)?;
@@ -158,21 +158,21 @@ pub(super) fn merge(
     // build adds it again.
     wait_for(&dir, cancel);
     if cancel.load(Ordering::Relaxed) {
-        return Ok((false, Vec::new()));
+        return Ok(None);
     }
     let read = read_in(&dir).map_err(|source| LockError::Unreadable { file: file.clone(), source })?;
     let before = parse(&file, read)?.unwrap_or_default();
     let mut locked = before.clone();
     let others = locked.take(new, replaces);
     if before == locked {
-        return Ok((false, others));
+        return Ok(Some((false, others)));
     }
     let written = write_in(&dir, locked.render().as_bytes()).inspect_err(|_| {
         // What is left of it is removed by whoever comes next.
         let _ = unlinkat(&dir, PARTIAL, AtFlags::empty());
     });
     written.map_err(unwritable)?;
-    Ok((true, others))
+    Ok(Some((true, others)))
 }
 
 /// Waits for the lock of a directory, as long as a writer may take. Others may have it for reasons of their own, and
@@ -231,18 +231,18 @@ mod tests {
     #[test]
     fn what_changes_nothing_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(merge(dir.path(), &pins(&[]), false, &GOES_ON).unwrap(), (false, vec![]));
+        assert_eq!(merge(dir.path(), &pins(&[]), false, &GOES_ON).unwrap(), Some((false, vec![])));
         assert_eq!(names(dir.path()), [""; 0]);
         let new = pins(&[("a", b"a")]);
-        assert_eq!(merge(dir.path(), &new, false, &GOES_ON).unwrap(), (true, vec![]));
+        assert_eq!(merge(dir.path(), &new, false, &GOES_ON).unwrap(), Some((true, vec![])));
         // Somebody's own line stays as it stands.
         let path = dir.path().join(NAME);
         let own = format!("# ours\n{}", fs::read_to_string(&path).unwrap());
         fs::write(&path, &own).unwrap();
-        assert_eq!(merge(dir.path(), &new, true, &GOES_ON).unwrap(), (false, vec![]));
+        assert_eq!(merge(dir.path(), &new, true, &GOES_ON).unwrap(), Some((false, vec![])));
         assert_eq!(fs::read_to_string(&path).unwrap(), own);
         let others = merge(dir.path(), &pins(&[("a", b"b")]), false, &GOES_ON).unwrap();
-        assert_eq!(others, (false, vec![("a".parse().unwrap(), Digest::of(b"a"))]));
+        assert_eq!(others, Some((false, vec![("a".parse().unwrap(), Digest::of(b"a"))])));
         assert_eq!(names(dir.path()), [NAME]);
     }
 
@@ -269,7 +269,7 @@ mod tests {
         let target = elsewhere.path().join("precious");
         fs::write(&target, "precious").unwrap();
         symlink(&target, dir.path().join(PARTIAL)).unwrap();
-        assert!(merge(dir.path(), &pins(&[("a", b"a")]), false, &GOES_ON).unwrap().0);
+        assert!(merge(dir.path(), &pins(&[("a", b"a")]), false, &GOES_ON).unwrap().unwrap().0);
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
         assert_eq!(names(dir.path()), [NAME]);
     }
@@ -307,8 +307,8 @@ mod tests {
         let held = File::open(dir.path()).unwrap();
         held.lock().unwrap();
         let cancelled = AtomicBool::new(true);
-        assert!(!merge(dir.path(), &pins(&[("a", b"a")]), false, &cancelled).unwrap().0);
+        assert_eq!(merge(dir.path(), &pins(&[("a", b"a")]), false, &cancelled).unwrap(), None);
         assert_eq!(names(dir.path()), [""; 0]);
-        assert!(merge(dir.path(), &pins(&[("a", b"a")]), false, &GOES_ON).unwrap().0);
+        assert!(merge(dir.path(), &pins(&[("a", b"a")]), false, &GOES_ON).unwrap().unwrap().0);
     }
 }

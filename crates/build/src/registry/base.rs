@@ -193,8 +193,7 @@ pub(crate) fn pinned_base(
     {
         // Its own name stays with it when the tag moves on.
         if let Base::Here(here) = &known {
-            naming(engine, &exact, platform)?.set(engine, &exact, &here.image)?;
-            remember(engine, &exact, platform, &here.image, digest)?;
+            naming(engine, &exact, platform)?.settle(engine, &exact, platform, &here.image, digest)?;
         }
         return Ok(Some(known));
     }

@@ -72,16 +72,19 @@ pub(super) enum Naming {
 }
 
 impl Naming {
-    pub(super) fn set(
+    /// Gives the name to `image`, or not, and notes down that it leads to `digest`, which is this image, now.
+    pub(super) fn settle(
         self,
         engine: &Engine,
         reference: &Reference,
+        platform: &Platform,
         image: &ImageRecord,
+        digest: Digest,
     ) -> Result<(), BuildError> {
-        match self {
-            Self::Set => Ok(engine.store.set_name(reference, image).map(drop)?),
-            Self::Keep => Ok(()),
+        if let Self::Set = self {
+            engine.store.set_name(reference, image)?;
         }
+        remember(engine, reference, platform, image, digest)
     }
 }
 
@@ -147,8 +150,7 @@ pub(super) fn look_up(
     };
     let digest = root.digest;
     if let Some(image) = known(engine, reference, platform, naming, &digest)? {
-        naming.set(engine, reference, &image)?;
-        remember(engine, reference, platform, &image, digest)?;
+        naming.settle(engine, reference, platform, &image, digest)?;
         return Ok(Found::Here(Pulled { image, digest, known: true }));
     }
     engine.store.put_blob(&root.bytes)?;
@@ -205,8 +207,7 @@ pub(super) fn pull_layers(
         note(&format!("{shown}: fetching {missing} of {} layers, {bytes} bytes", layers.len()));
     }
     let image = load_picked(engine, &archive, picked, false, cancel)?;
-    naming.set(engine, reference, &image)?;
-    remember(engine, reference, platform, &image, *root)?;
+    naming.settle(engine, reference, platform, &image, *root)?;
     engine.store.barrier()?;
     Resolved::forget(engine, reference, platform);
     Ok(Pulled { image, digest: *root, known: false })

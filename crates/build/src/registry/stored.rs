@@ -9,7 +9,7 @@ use kiln_oci::image::{Descriptor, ImageConfig};
 use kiln_oci::{Digest, Platform, Reference, document};
 
 use super::base::naming;
-use super::pull::{pulled_for, remember, stored_root};
+use super::pull::{pulled_for, stored_root};
 use crate::archive::{Archive, Blobs};
 use crate::image::read_config;
 use crate::load::{MAX_MANIFEST_BYTES, blob_name, load_picked, pick_manifest};
@@ -99,7 +99,7 @@ fn beside(
 ) -> Result<Option<ImageRecord>, BuildError> {
     let Some(index) = engine.store.index_of(&named.config)? else { return Ok(None) };
     let shown = reference.familiar();
-    let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), InStore);
+    let archive = in_store(engine, &shown);
     let name = blob_name(&index);
     let json = archive.read_small(&name, MAX_MANIFEST_BYTES)?;
     let kind = archive.parse(&name, &json, document::own_media_type)?;
@@ -130,7 +130,7 @@ pub(super) fn behind_digest(
     let Some(digest) = reference.digest() else { return Ok(None) };
     let Some(root) = stored_root(engine, digest)? else { return Ok(None) };
     let shown = reference.familiar();
-    let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), InStore);
+    let archive = in_store(engine, &shown);
     // What of it is not here, or is damaged, is the registry's to give.
     let Ok(picked) = pick_manifest(&archive, &root.descriptor(), platform, 0) else { return Ok(None) };
     let image = engine.store.image(&picked.manifest.config.digest)?;
@@ -139,8 +139,7 @@ pub(super) fn behind_digest(
     if !serves(platform, &config) {
         return Ok(None);
     }
-    naming(engine, reference, platform)?.set(engine, reference, &image)?;
-    remember(engine, reference, platform, &image, *digest)?;
+    naming(engine, reference, platform)?.settle(engine, reference, platform, &image, *digest)?;
     Ok(Some(Stored::read(image, config)))
 }
 
@@ -149,8 +148,12 @@ pub(super) fn is_unpacked(engine: &Engine, image: &ImageRecord) -> bool {
     image.snapshot.as_ref().is_none_or(|snapshot| engine.snapshots.contains(snapshot))
 }
 
-/// Blobs that are all in the store.
-pub(super) struct InStore;
+/// An image whose blobs are all in the store, as an archive of this name.
+pub(super) fn in_store(engine: &Engine, name: &str) -> Archive {
+    Archive::of_blobs(Path::new(name), engine.store.clone(), InStore)
+}
+
+struct InStore;
 
 impl Blobs for InStore {
     fn bring(&self, _digest: &Digest) -> Result<(), BuildError> {

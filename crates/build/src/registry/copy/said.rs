@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 
 use kiln_content::ImageRecord;
@@ -20,7 +19,7 @@ use crate::load::{MAX_MANIFEST_BYTES, blob_name, read_verified};
 use crate::load_oci::{parse_index, parse_manifest};
 use crate::registry::Registries;
 use crate::registry::pull::{Abort, Fetch, State};
-use crate::registry::stored::InStore;
+use crate::registry::stored::in_store;
 use crate::{BuildCancel, BuildError, Engine};
 
 /// Statements of one image; nobody has more.
@@ -82,8 +81,7 @@ struct PartSubject {
 /// Those of the store; [`BuildError::Document`] for what is no index or manifest.
 pub fn said_of(engine: &Engine, image: &ImageRecord) -> Result<Option<Said>, BuildError> {
     let Some(root) = engine.store.index_of(&image.config)? else { return Ok(None) };
-    let shown = image.config.to_string();
-    let archive = Archive::of_blobs(Path::new(&shown), engine.store.clone(), InStore);
+    let archive = in_store(engine, &image.config.to_string());
     let name = blob_name(&root);
     let json = archive.read_small(&name, MAX_MANIFEST_BYTES)?;
     let kind = archive.parse(&name, &json, document::own_media_type)?;
