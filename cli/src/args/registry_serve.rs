@@ -52,7 +52,7 @@ pub(crate) struct ServeArgs {
     /// ~/.local/share/kiln-registry as a user]
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
-    /// Serve the images of kiln's store (the one that --root names) for others to pull; nothing can be pushed
+    /// Serve the images of kiln's store (the one that --root names) for others to pull
     #[arg(long, conflicts_with_all = ["dir", "mirror"])]
     pub(crate) store: bool,
     /// Where it listens; port 0 takes a free one [default: 127.0.0.1:5000]
@@ -70,6 +70,10 @@ pub(crate) struct ServeArgs {
     /// Refuse everything that would change something
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// With --store: let others push images into the store, and delete them. What is pushed has its name without a
+    /// host, and builds on this machine may stand on it
+    #[arg(long, conflicts_with_all = ["read_only", "dir", "mirror"])]
+    pub(crate) push: bool,
     /// Fetch what is asked for and not there from this registry, and keep it; nobody can push then
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) mirror: Option<String>,

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Write};
 
 use kiln_build::gc::{Policy, Verdict, collect};
 
-use super::gc::name;
+use super::gc::{forget_pushed, name};
 use super::{human_size, print};
 use crate::args::store::PruneArgs;
 use crate::errors::Failure;
@@ -15,11 +15,12 @@ pub(crate) fn run(session: &Session, args: &PruneArgs) -> Result<u8, Failure> {
         print("nothing was removed\n")?;
         return Ok(0);
     }
+    let pushed_bytes = forget_pushed(session);
     let collected = collect(&session.engine, &Policy::prune(args.all), false, &session.cancel)?;
     for object in collected.objects.iter().filter(|object| object.verdict == Verdict::Remove) {
         print(&format!("removed {} {}\n", object.kind.name(), name(object)))?;
     }
-    print(&format!("Total reclaimed space: {}\n", human_size(collected.removed_bytes)))?;
+    print(&format!("Total reclaimed space: {}\n", human_size(collected.removed_bytes + pushed_bytes)))?;
     Ok(0)
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_registry_server::{Collected, Collection, Content, Control, DirectoryError, Images, Server};
+use kiln_registry_server::{Collected, Collection, Content, Control, DirectoryError, Server};
 use kiln_solver::Cancellation;
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,6 +21,7 @@ use crate::args::registry_serve::{RegistryCommand, ServeArgs};
 use crate::errors::{Failure, say};
 use crate::session::Session;
 use images::StoreImages;
+pub(crate) use images::follow_names;
 
 /// Each waits for the disk; more at once would not make it faster.
 const DISK_THREADS: usize = 32;
@@ -43,11 +44,11 @@ pub(crate) fn run(session: Option<&Session>, command: &RegistryCommand) -> Resul
 
 fn serve(session: Option<&Session>, args: &ServeArgs) -> Result<u8, Failure> {
     let file = settings::read(args.config.as_deref())?;
-    let images = session.map(|session| {
-        let engine = (session.engine.clone(), session.cancel.clone());
-        Arc::new(StoreImages::new(engine.0, engine.1)) as Arc<dyn Images>
+    let store = session.map(|session| settings::OfStore {
+        images: Arc::new(StoreImages::new(session.engine.clone(), session.cancel.clone())),
+        directory: images::pushed_directory(session),
     });
-    let settings = settings::settings(args, file, images)?;
+    let settings = settings::settings(args, file, store)?;
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let place = match (&settings.content, session) {
         (Content::Directory(directory), _) => format!("in {}", directory.display()),

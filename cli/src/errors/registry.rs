@@ -121,9 +121,8 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let failure = Failure { code: exit::USAGE, text: format!("error: {}", chain(&error)), hint: None };
         match &error {
-            StartError::Directory(error @ DirectoryError::Taken { .. }) => {
-                of_directory(error, failure).hint("choose another place with `--dir DIR`")
-            }
+            StartError::Directory(error @ DirectoryError::Taken { .. }) => of_directory(error, failure)
+                .hint("choose another place with `--dir DIR`; without `--push` any number may serve a store"),
             StartError::Directory(error @ DirectoryError::Format { .. }) => {
                 of_directory(error, failure).hint("choose an empty directory with `--dir DIR`")
             }

@@ -1,9 +1,9 @@
 //! Blobs: immutable files named by their digest.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kiln_oci::{Digest, Sha256Writer};
@@ -177,6 +177,46 @@ impl Store {
         Ok(digest)
     }
 
+    /// Makes the file at `path` a blob, too, held as long as this handle lives: one file under two names where the file
+    /// system can, else a copy. It has to be durable, and nobody may write to it any more. A blob that is there is left as
+    /// it is. Costs reading the file.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when it is not what `digest` says; [`Error::Host`].
+    pub fn link_blob(&self, path: &Path, digest: &Digest) -> Result<(), Error> {
+        self.hold_blob(digest)?;
+        if self.has_blob(digest) {
+            return Ok(());
+        }
+        let mut file = File::open(path).map_err(Error::host("open", path))?;
+        let mut hashed = Sha256Writer::new(io::sink());
+        let expected_bytes = io::copy(&mut file, &mut hashed).map_err(Error::host("read", path))?;
+        let actual = hashed.digest();
+        if actual != *digest {
+            let actual_bytes = expected_bytes;
+            return Err(Error::Mismatch { expected: *digest, expected_bytes, actual, actual_bytes });
+        }
+        let to = self.blob_path(digest);
+        let parent = to.parent().unwrap_or(self.root());
+        fs::create_dir_all(parent).map_err(Error::host("mkdir", parent))?;
+        match fs::hard_link(path, &to) {
+            Ok(()) => {
+                let synced = File::open(parent).and_then(|directory| directory.sync_all());
+                synced.map_err(Error::host("fsync", parent))
+            }
+            // Somebody was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // Another file system, or one without such links.
+            Err(_) => {
+                let mut ingest = self.ingest()?;
+                let into = ingest.path.clone();
+                file.rewind().map_err(Error::host("seek", path))?;
+                io::copy(&mut file, &mut ingest).map_err(Error::host("write", into))?;
+                ingest.commit(Some((*digest, expected_bytes))).map(drop)
+            }
+        }
+    }
+
     /// Whether a blob is there.
     pub fn has_blob(&self, digest: &Digest) -> bool {
         self.blob_path(digest).exists()
@@ -258,6 +298,23 @@ mod tests {
         let wrong = ingest.commit(Some((Digest::of(b"other"), 5)));
         assert!(matches!(wrong, Err(Error::Mismatch { .. })));
         assert!(!store.has_blob(&Digest::of(b"hello")));
+        assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_beside_the_store_becomes_a_blob_if_it_is_what_it_should_be() {
+        let (dir, store) = new_store();
+        let path = dir.path().join("beside");
+        fs::write(&path, b"hello").unwrap();
+        let wrong = store.link_blob(&path, &Digest::of(b"other"));
+        assert!(matches!(wrong, Err(Error::Mismatch { .. })) && !store.has_blob(&Digest::of(b"other")));
+        let digest = Digest::of(b"hello");
+        store.link_blob(&path, &digest).unwrap();
+        store.link_blob(&path, &digest).unwrap();
+        // The one is there without the other.
+        fs::remove_file(&path).unwrap();
+        assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello");
+        store.link_blob(&path, &digest).unwrap();
         assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);
     }
 

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiln_oci::Digest;
 
@@ -32,6 +34,71 @@ pub trait Images: Send + Sync {
 
     /// Lets go of what was kept for clients that did not come back. Called about once a minute.
     fn tidy(&self);
+}
+
+/// Where images go that others push.
+///
+/// ```text
+/// blobs, manifests come ─▶ kept as they came ── take() ─▶ an image with a name ─▶ the tag leads to what came
+/// ```
+/// The registry keeps what was pushed byte by byte; who takes it makes an image of it. A tag leads to what was pushed as
+/// long as its name leads to that image.
+pub trait Takes: Images {
+    /// Makes an image of what was pushed and lets the name that this tag stands for lead to it, durably. Of an index the
+    /// image for this machine, or else the first that it lists. May take minutes.
+    ///
+    /// # Errors
+    /// [`NotTaken::Refused`]: it is no image, or is a hostile one. No name has moved then, nor with any other.
+    fn take(&self, name: &Name, tag: &Tag, pushed: Pushed) -> Result<(), NotTaken>;
+
+    /// The digest of the config of the image that a tag leads to; `None`: it leads nowhere.
+    fn image(&self, name: &Name, tag: &Tag) -> Result<Option<Digest>, ImagesError>;
+
+    /// Takes the name away that a tag stands for; whether there was one. A name of another host may stand for the same
+    /// tag then.
+    ///
+    /// # Errors
+    /// [`NotTaken::Needed`]; nothing has changed then.
+    fn forget(&self, name: &Name, tag: &Tag) -> Result<bool, NotTaken>;
+}
+
+/// An image that was pushed, on its way in.
+pub struct Pushed {
+    /// What it is.
+    pub media_type: String,
+    /// Digest of the manifest or index.
+    pub digest: Digest,
+    /// How long that is.
+    pub size_bytes: u64,
+    /// What it consists of.
+    pub parts: Arc<dyn Parts>,
+}
+
+/// What came of an image.
+pub trait Parts: Send + Sync {
+    /// A manifest or an index, itself or one that an index leads to; its digest was compared.
+    fn document(&self, digest: &Digest) -> Result<Option<Vec<u8>>, ImagesError>;
+
+    /// The file of a blob, durable, which nobody writes to.
+    fn blob(&self, digest: &Digest) -> Result<Option<PathBuf>, ImagesError>;
+}
+
+/// Why something that was asked for is not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotTaken {
+    /// Who asked hears why.
+    #[error("{0}")]
+    Refused(String),
+    /// It is needed. Who asked hears what for.
+    #[error("{0}")]
+    Needed(String),
+    /// There is no room for it.
+    #[error("the disk is full")]
+    Full,
+    /// Who serves hears why.
+    #[error(transparent)]
+    Failed(#[from] ImagesError),
 }
 
 /// What became of a manifest that somebody asked for.

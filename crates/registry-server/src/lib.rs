@@ -2,7 +2,8 @@
 //!
 //! Read [`Settings`] first, then `server.rs`: connections become requests. `route.rs` and `range.rs` read what
 //! clients ask for, `api` answers it, one file a family of requests, `refusal.rs` says no in the words of the
-//! specification. `directory` is what there is on the disk, [`Images`] what others have, `accounts.rs` and
+//! specification. `directory` is what there is on the disk, [`Images`] what others have, `pushed.rs` joins the two where
+//! others take what is pushed, `verified.rs` keeps what was damaged from being given out, `accounts.rs` and
 //! `rights.rs` say who may have it, `tls.rs` speaks TLS, `mirror.rs` fetches what is missing from another registry,
 //! `collect.rs` of `directory` removes what nothing refers to, `metrics.rs` counts, `reports.rs` tells what went wrong.
 //!
@@ -25,6 +26,7 @@ mod directory;
 mod images;
 mod metrics;
 mod mirror;
+mod pushed;
 pub mod range;
 mod refusal;
 mod reports;
@@ -34,11 +36,13 @@ mod server;
 mod settings;
 mod tls;
 mod transfer;
+mod verified;
 mod version;
 
 pub use accounts::AccountsError;
 pub use directory::{Collected, DirectoryError, Judged, Kind, collect_offline};
-pub use images::{Found, FoundManifest, Images, ImagesError};
+pub use images::{Found, FoundManifest, Images, ImagesError, NotTaken, Parts, Pushed, Takes};
+pub use pushed::{FollowError, follow_offline};
 pub use rights::{Right, Rule, RuleError, Who};
 pub use server::{Control, Server, StartError};
 pub use settings::{Collection, Content, Limits, MirrorOf, Settings, TlsFiles};

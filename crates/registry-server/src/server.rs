@@ -24,6 +24,7 @@ use crate::connection::Patient;
 use crate::directory::{Collected, Directory, DirectoryError};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
+use crate::pushed::{Pushing, Trouble};
 use crate::reports::Reports;
 use crate::rights::Rule;
 use crate::settings::{Collection, Content, Limits, Settings};
@@ -112,6 +113,18 @@ impl Server {
                 (Held::Directory(Arc::new(Directory::open(&path, &settings.limits)?)), true)
             }
             Content::Images(images) => (Held::Images(images), false),
+            Content::Pushed { images, directory } if settings.read_only => {
+                match Directory::open_existing(&directory, &settings.limits, true) {
+                    Ok(directory) => (Held::Pushed(Arc::new(Pushing::new(images, directory))), false),
+                    // Nothing was ever pushed.
+                    Err(DirectoryError::Missing { .. }) => (Held::Images(images), false),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Content::Pushed { images, directory } => {
+                let directory = Directory::open(&directory, &settings.limits)?;
+                (Held::Pushed(Arc::new(Pushing::new(images, directory))), true)
+            }
         };
         let failed = |source| StartError::Listen { address: settings.listen, source };
         let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
@@ -125,6 +138,7 @@ impl Server {
             limits: settings.limits,
             metrics: Arc::new(Metrics::default()),
             packing: Arc::new(Semaphore::new(1)),
+            verified: Arc::default(),
             reports,
         };
         let registry = Arc::new(registry);
@@ -207,6 +221,16 @@ async fn take_care(registry: Arc<Registry>, collection: Collection) {
                 let _ = tokio::task::spawn_blocking(move || images.tidy()).await;
                 continue;
             }
+            Held::Pushed(pushing) => {
+                let images = pushing.images.clone();
+                let _ = tokio::task::spawn_blocking(move || images.tidy()).await;
+                if registry.read_only {
+                    // Another process may own what was pushed.
+                    continue;
+                }
+                follow_names(&registry, pushing).await;
+                pushing.directory.clone()
+            }
         };
         let expired = tokio::task::spawn_blocking(move || directory.uploads.expire()).await;
         match expired {
@@ -225,8 +249,25 @@ async fn take_care(registry: Arc<Registry>, collection: Collection) {
     }
 }
 
+/// Lets go of what was pushed and has lost its name.
+async fn follow_names(registry: &Registry, pushing: &Arc<Pushing>) {
+    let pushing = pushing.clone();
+    match tokio::task::spawn_blocking(move || pushing.follow_names()).await {
+        Ok(Err(Trouble::Directory(error))) => registry.reports.error("what was pushed", &error),
+        Ok(Err(Trouble::Images(error))) => registry.reports.error("names of images", &error),
+        _ => {}
+    }
+}
+
 async fn collect(registry: &Registry, policy: &Collection) -> Result<Collected, DirectoryError> {
-    let Held::Directory(directory) = &registry.held else { return Ok(Collected::default()) };
+    let directory = match &registry.held {
+        Held::Directory(directory) => directory,
+        Held::Pushed(pushing) if !registry.read_only => {
+            follow_names(registry, pushing).await;
+            &pushing.directory
+        }
+        Held::Pushed(_) | Held::Images(_) => return Ok(Collected::default()),
+    };
     let (directory, policy) = (directory.clone(), policy.clone());
     let done = tokio::task::spawn_blocking(move || directory.collect(&policy, false, &mut |_| {})).await;
     let collected = done.unwrap_or(Ok(Collected::default()))?;

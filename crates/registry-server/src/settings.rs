@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kiln_registry::Client;
 
-use crate::images::Images;
+use crate::images::{Images, Takes};
 use crate::rights::Rule;
 
 /// Everything that one says to a registry before it starts.
@@ -40,6 +40,14 @@ pub enum Content {
     Directory(PathBuf),
     /// Images that somebody else keeps. They can be pulled; nobody may push or delete.
     Images(Arc<dyn Images>),
+    /// The same, which others also push to: what they push is brought there, and kept as it came.
+    Pushed {
+        /// Who keeps the images.
+        images: Arc<dyn Takes>,
+        /// What was pushed, and what waits for its manifest: a directory that is made when it is not there. With
+        /// [`Settings::read_only`] it may be another process's.
+        directory: PathBuf,
+    },
 }
 
 /// A certificate and its key, as PEM.
@@ -71,6 +79,9 @@ pub struct Limits {
     pub uploads: usize,
     /// A blob has at most so many bytes.
     pub blob_bytes: u64,
+    /// Uploads, and blobs that no manifest needs yet, have at most so many bytes together; `None`: what the disk has
+    /// room for.
+    pub waiting_bytes: Option<u64>,
     /// A request's head, and a handshake of TLS, take at most so long.
     pub head: Duration,
     /// The time in which [`Limits::stall_bytes`] have to go through where somebody waits for them.
@@ -89,6 +100,7 @@ impl Default for Limits {
             connections: 512,
             uploads: 1024,
             blob_bytes: 1 << 40,
+            waiting_bytes: None,
             head: Duration::from_secs(15),
             stall: Duration::from_secs(30),
             stall_bytes: 16 << 10,

@@ -1,5 +1,7 @@
 //! Whether a file is another one than it was.
 
+use std::fs::{File, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -16,8 +18,16 @@ pub(crate) struct Version {
 impl Version {
     /// Of the file at `path`; `None`: there is none, or nobody may look.
     pub(crate) fn of(path: &Path) -> Option<Self> {
-        let stat = std::fs::metadata(path).ok()?;
+        std::fs::metadata(path).ok().map(|stat| Self::new(&stat))
+    }
+
+    /// Of an open file.
+    pub(crate) fn of_open(file: &File) -> io::Result<Self> {
+        file.metadata().map(|stat| Self::new(&stat))
+    }
+
+    fn new(stat: &Metadata) -> Self {
         let times = [(stat.mtime(), stat.mtime_nsec()), (stat.ctime(), stat.ctime_nsec())];
-        Some(Self { device: stat.dev(), inode: stat.ino(), size: stat.size(), times })
+        Self { device: stat.dev(), inode: stat.ino(), size: stat.size(), times }
     }
 }

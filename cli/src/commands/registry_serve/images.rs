@@ -1,53 +1,143 @@
 //! The store's images, in the words of the registry.
 
+use std::error::Error;
 use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use kiln_build::registry::{Asked, Offered, Offers};
+use kiln_build::registry::{ArrivalError, Arrivals, Asked, Offered, Offers, Parts};
 use kiln_build::{BuildCancel, BuildError, Engine};
 use kiln_oci::Digest;
+use kiln_oci::image::Descriptor;
 use kiln_registry_server::route::{Name, Tag, Which};
-use kiln_registry_server::{Found, FoundManifest, Images, ImagesError};
+use kiln_registry_server::{
+    Collection, FollowError, Found, FoundManifest, Images, ImagesError, NotTaken, Pushed, Takes,
+    follow_offline,
+};
 
-/// Images of the store, for a registry to give out.
-pub(super) struct StoreImages(Offers);
+use super::settings::PUSHED_GRACE;
+use crate::session::Session;
+
+/// Images of the store, for a registry to give out, and to take.
+pub(super) struct StoreImages {
+    offers: Offers,
+    arrivals: Arrivals,
+}
 
 impl StoreImages {
-    /// Those of the store of `engine`; packing ends when somebody cancels.
+    /// Those of the store of `engine`; packing and unpacking end when somebody cancels.
     pub(super) fn new(engine: Engine, cancel: BuildCancel) -> Self {
-        Self(Offers::new(engine, cancel))
+        let arrivals = Arrivals::new(engine.clone(), cancel.clone());
+        Self { offers: Offers::new(engine, cancel), arrivals }
     }
+}
+
+/// Where the store keeps what was pushed to it as it came.
+pub(super) fn pushed_directory(session: &Session) -> PathBuf {
+    session.engine.store.root().join("registry")
+}
+
+/// Removes what was pushed and has lost its name since, unless somebody serves the store, who does it himself; how many
+/// bytes went.
+pub(crate) fn follow_names(session: &Session) -> Result<u64, FollowError> {
+    let images = StoreImages::new(session.engine.clone(), session.cancel.clone());
+    let policy = Collection { every: None, grace: PUSHED_GRACE, untagged: true };
+    let collected = follow_offline(&pushed_directory(session), Arc::new(images), &policy)?;
+    Ok(collected.map_or(0, |collected| collected.bytes))
 }
 
 impl Images for StoreImages {
     fn repositories(&self) -> Result<Vec<Name>, ImagesError> {
-        let names = self.0.repositories().map_err(unavailable)?;
+        let names = self.offers.repositories().map_err(unavailable)?;
         Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     fn tags(&self, name: &Name) -> Result<Vec<Tag>, ImagesError> {
-        let tags = self.0.tags(name.as_str()).map_err(unavailable)?;
+        let tags = self.offers.tags(name.as_str()).map_err(unavailable)?;
         Ok(tags.iter().filter_map(|tag| tag.parse().ok()).collect())
     }
 
     fn manifest(&self, name: &Name, which: &Which) -> Result<Found, ImagesError> {
         let asked = match which {
-            Which::Tag(tag) => self.0.by_tag(name.as_str(), tag.as_str()),
-            Which::Digest(digest) => self.0.by_digest(name.as_str(), digest),
+            Which::Tag(tag) => self.offers.by_tag(name.as_str(), tag.as_str()),
+            Which::Digest(digest) => self.offers.by_digest(name.as_str(), digest),
         };
         asked.map(found).map_err(unavailable)
     }
 
     fn make_ready(&self, name: &Name, tag: &Tag) -> Result<Found, ImagesError> {
-        self.0.make_ready(name.as_str(), tag.as_str()).map(found).map_err(unavailable)
+        self.offers.make_ready(name.as_str(), tag.as_str()).map(found).map_err(unavailable)
     }
 
     fn blob(&self, name: &Name, digest: &Digest) -> Result<Option<(File, u64)>, ImagesError> {
-        self.0.blob(name.as_str(), digest).map_err(unavailable)
+        self.offers.blob(name.as_str(), digest).map_err(unavailable)
     }
 
     fn tidy(&self) {
-        self.0.tidy();
+        self.offers.tidy();
     }
+}
+
+impl Takes for StoreImages {
+    fn take(&self, name: &Name, tag: &Tag, pushed: Pushed) -> Result<(), NotTaken> {
+        let root = Descriptor::new(&pushed.media_type, pushed.digest, pushed.size_bytes);
+        let parts = Arc::new(Came(pushed.parts));
+        self.arrivals.take(name.as_str(), tag.as_str(), &root, parts).map_err(not_taken)
+    }
+
+    fn image(&self, name: &Name, tag: &Tag) -> Result<Option<Digest>, ImagesError> {
+        self.arrivals.image(name.as_str(), tag.as_str()).map_err(unavailable)
+    }
+
+    fn forget(&self, name: &Name, tag: &Tag) -> Result<bool, NotTaken> {
+        self.arrivals.forget(name.as_str(), tag.as_str()).map_err(not_taken)
+    }
+}
+
+/// What came to the registry, in the words of the store.
+struct Came(Arc<dyn kiln_registry_server::Parts>);
+
+impl Parts for Came {
+    fn document(&self, digest: &Digest) -> io::Result<Option<Vec<u8>>> {
+        self.0.document(digest).map_err(io::Error::other)
+    }
+
+    fn blob(&self, digest: &Digest) -> io::Result<Option<PathBuf>> {
+        self.0.blob(digest).map_err(io::Error::other)
+    }
+}
+
+fn not_taken(error: ArrivalError) -> NotTaken {
+    match error {
+        ArrivalError::Refused(error) => NotTaken::Refused(with_causes(&error)),
+        ArrivalError::InUse { .. } => NotTaken::Needed(error.to_string()),
+        ArrivalError::Failed(error) if is_full(&error) => NotTaken::Full,
+        other => NotTaken::Failed(ImagesError(Box::new(other))),
+    }
+}
+
+/// An error on one line, with what it comes from.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(&format!(": {next}"));
+        cause = next.source();
+    }
+    text
+}
+
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(this) = cause {
+        let kind = this.downcast_ref::<io::Error>().map(io::Error::kind);
+        if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+            return true;
+        }
+        cause = this.source();
+    }
+    false
 }
 
 fn unavailable(error: BuildError) -> ImagesError {

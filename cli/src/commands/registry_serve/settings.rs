@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_registry_server::{Collection, Content, Images, Limits, MirrorOf, Rule, Settings, TlsFiles};
+use kiln_registry_server::{Collection, Content, Limits, MirrorOf, Rule, Settings, Takes, TlsFiles};
 use serde::Deserialize;
 
 use crate::args::registry::RegistryArgs;
@@ -24,6 +24,20 @@ const MIN_GRACE: Duration = Duration::from_secs(120);
 /// A client whose connection broke takes a moment to come back.
 const MIN_UPLOAD_LIFE: Duration = Duration::from_secs(1);
 
+/// What is pushed to a store and belongs to no image is kept so long: who pushes comes with the manifest soon.
+pub(super) const PUSHED_GRACE: Duration = Duration::from_secs(3600);
+/// It is looked for so often.
+const PUSHED_EVERY: Duration = Duration::from_secs(600);
+/// So many bytes of it may wait at once.
+const PUSHED_WAITING_BYTES: u64 = 64 << 30;
+
+/// What a registry needs of a store.
+pub(super) struct OfStore {
+    pub(super) images: Arc<dyn Takes>,
+    /// Where it keeps what was pushed.
+    pub(super) directory: PathBuf,
+}
+
 /// The file with the settings.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -35,11 +49,13 @@ pub(super) struct File {
     tls_key: Option<PathBuf>,
     htpasswd: Option<PathBuf>,
     read_only: bool,
+    push: bool,
     mirror: Option<String>,
     mirror_tag_ttl: Option<String>,
     anyone: bool,
     plain_http: bool,
     max_blob: Option<String>,
+    max_waiting: Option<String>,
     max_connections: Option<usize>,
     max_uploads: Option<usize>,
     upload_life: Option<String>,
@@ -87,12 +103,8 @@ impl File {
     }
 }
 
-/// All of it; `images` are those that it gives out, if it shall have no directory of its own.
-pub(super) fn settings(
-    args: &ServeArgs,
-    file: File,
-    images: Option<Arc<dyn Images>>,
-) -> Result<Settings, Failure> {
+/// All of it; `store` has the images that it gives out, if it shall have no directory of its own.
+pub(super) fn settings(args: &ServeArgs, file: File, store: Option<OfStore>) -> Result<Settings, Failure> {
     let defaults = (Limits::default(), Collection::default());
     let rights = file.rights(args.htpasswd.is_some() || file.htpasswd.is_some())?;
     let grace = file.grace()?;
@@ -110,13 +122,24 @@ pub(super) fn settings(
         anyone: args.anyone || file.anyone,
     };
     reach.check()?;
-    if images.is_some() && (args.dir.is_some() || file.dir.is_some()) {
+    if store.is_some() && (args.dir.is_some() || file.dir.is_some()) {
         return Err(Failure::usage("store and dir: a registry gives out what is in one of them"));
     }
-    if images.is_some() && (args.mirror.is_some() || file.mirror.is_some()) {
+    if store.is_some() && (args.mirror.is_some() || file.mirror.is_some()) {
         return Err(Failure::usage(
             "store and mirror: what is fetched needs a directory of the registry's own",
         ));
+    }
+    let read_only = args.read_only || file.read_only;
+    let push = args.push || file.push;
+    if push && store.is_none() {
+        return Err(Failure::usage(
+            "push is for a store's registry; one with a directory takes pushes anyway",
+        )
+        .hint("`--read-only` is what keeps others from pushing to a directory"));
+    }
+    if push && read_only {
+        return Err(Failure::usage("push and read-only: it is one or the other"));
     }
     let mirror = match args.mirror.clone().or(file.mirror) {
         None => None,
@@ -126,15 +149,11 @@ pub(super) fn settings(
             tag_life: time("mirror-tag-ttl", file.mirror_tag_ttl.as_deref())?.unwrap_or(TAG_LIFE),
         }),
     };
-    let blob_bytes = match file.max_blob.as_deref() {
-        None => defaults.0.blob_bytes,
-        Some(text) => match text.parse::<Size>() {
-            Ok(Size::Bytes(bytes)) => bytes,
-            _ => return Err(Failure::usage(format!("max-blob: {text:?} is no size"))),
-        },
-    };
+    let blob_bytes = size("max-blob", file.max_blob.as_deref())?.unwrap_or(defaults.0.blob_bytes);
+    let waiting_bytes = size("max-waiting", file.max_waiting.as_deref())?;
     let limits = Limits {
         blob_bytes,
+        waiting_bytes: waiting_bytes.or(store.is_some().then_some(PUSHED_WAITING_BYTES)),
         connections: file.max_connections.unwrap_or(defaults.0.connections).clamp(1, 1 << 16),
         uploads: file.max_uploads.unwrap_or(defaults.0.uploads),
         upload_life: time("upload-life", file.upload_life.as_deref())?.unwrap_or(defaults.0.upload_life),
@@ -143,10 +162,13 @@ pub(super) fn settings(
     let collection = Collection {
         every: match file.gc_every.as_deref() {
             Some("never") => None,
-            other => time("gc-every", other)?.or(defaults.1.every),
+            other => {
+                time("gc-every", other)?.or(store.is_some().then_some(PUSHED_EVERY)).or(defaults.1.every)
+            }
         },
-        grace: grace.unwrap_or(defaults.1.grace),
-        untagged: file.gc_untagged,
+        grace: grace.unwrap_or(if store.is_some() { PUSHED_GRACE } else { defaults.1.grace }),
+        // What no name leads to any more is of no use to a store.
+        untagged: file.gc_untagged || store.is_some(),
     };
     if collection.grace < MIN_GRACE {
         return Err(Failure::usage("gc-grace: within less than 2m what is being pushed would be removed"));
@@ -154,11 +176,12 @@ pub(super) fn settings(
     if limits.upload_life < MIN_UPLOAD_LIFE {
         return Err(Failure::usage("upload-life: less than 1s is no time to go on in"));
     }
-    let content = match images {
-        Some(images) => Content::Images(images),
+    // Who pushes to a store decides what builds on this machine stand on: that has to be meant.
+    let read_only = read_only || (store.is_some() && !push);
+    let content = match store {
+        Some(OfStore { images, directory }) => Content::Pushed { images, directory },
         None => Content::Directory(directory(args.dir.clone().or(file.dir))?),
     };
-    let read_only = args.read_only || file.read_only;
     Ok(Settings { content, listen, tls, accounts, rights, read_only, mirror, limits, collection })
 }
 
@@ -183,6 +206,14 @@ impl Reach {
             ));
         }
         Ok(())
+    }
+}
+
+fn size(name: &str, text: Option<&str>) -> Result<Option<u64>, Failure> {
+    match text.map(|text| (text, text.parse::<Size>())) {
+        None => Ok(None),
+        Some((_, Ok(Size::Bytes(bytes)))) => Ok(Some(bytes)),
+        Some((text, _)) => Err(Failure::usage(format!("{name}: {text:?} is no size"))),
     }
 }
 
@@ -213,7 +244,7 @@ fn usual_directory() -> Result<PathBuf, Failure> {
 mod tests {
     use kiln_oci::Digest;
     use kiln_registry_server::route::{Name, Tag, Which};
-    use kiln_registry_server::{Found, ImagesError};
+    use kiln_registry_server::{Found, Images, ImagesError, NotTaken, Pushed};
 
     use super::*;
 
@@ -244,6 +275,20 @@ mod tests {
         fn tidy(&self) {}
     }
 
+    impl Takes for Nothing {
+        fn take(&self, _: &Name, _: &Tag, _: Pushed) -> Result<(), NotTaken> {
+            Ok(())
+        }
+
+        fn image(&self, _: &Name, _: &Tag) -> Result<Option<Digest>, ImagesError> {
+            Ok(None)
+        }
+
+        fn forget(&self, _: &Name, _: &Tag) -> Result<bool, NotTaken> {
+            Ok(false)
+        }
+    }
+
     fn check(text: &str) -> Result<Settings, String> {
         let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
         let args = ServeArgs {
@@ -255,12 +300,14 @@ mod tests {
             tls_key: None,
             htpasswd: None,
             read_only: false,
+            push: false,
             mirror: None,
             anyone: false,
             plain_http: false,
         };
-        let images = file.store.then(|| Arc::new(Nothing) as Arc<dyn Images>);
-        settings(&args, file, images).map_err(|failure| failure.render())
+        let store =
+            file.store.then(|| OfStore { images: Arc::new(Nothing), directory: "/store/registry".into() });
+        settings(&args, file, store).map_err(|failure| failure.render())
     }
 
     #[test]
@@ -285,7 +332,19 @@ mod tests {
         assert!(
             matches!(check("dir = \"/d\"").unwrap().content, Content::Directory(dir) if dir == Path::new("/d"))
         );
-        assert!(matches!(check("store = true").unwrap().content, Content::Images(_)));
+    }
+
+    #[test]
+    fn pushes_to_a_store_have_to_be_meant_and_are_bounded() {
+        let without = check("store = true").unwrap();
+        assert!(without.read_only && matches!(without.content, Content::Pushed { .. }));
+        let with = check("store = true\npush = true").unwrap();
+        assert!(!with.read_only && with.collection.untagged);
+        assert_eq!((with.collection.grace, with.collection.every), (PUSHED_GRACE, Some(PUSHED_EVERY)));
+        assert_eq!(with.limits.waiting_bytes, Some(PUSHED_WAITING_BYTES));
+        let bounded = check("store = true\npush = true\nmax-waiting = \"1MB\"").unwrap();
+        assert_eq!(bounded.limits.waiting_bytes, Some(1_000_000));
+        assert_eq!(check("").unwrap().limits.waiting_bytes, None);
     }
 
     #[test]
@@ -302,6 +361,9 @@ mod tests {
             ("upload-life = \"0s\"", "upload-life"),
             ("store = true\ndir = \"/d\"", "store and dir"),
             ("store = true\nmirror = \"docker.io\"", "store and mirror"),
+            ("push = true", "push is for a store"),
+            ("store = true\npush = true\nread-only = true", "push and read-only"),
+            ("max-waiting = \"much\"", "max-waiting"),
             ("unknown = 1", "unknown"),
         ] {
             let error = check(text).err().unwrap();

@@ -10,6 +10,7 @@ mod ends;
 mod limits;
 mod many;
 mod peers;
+mod pushes;
 mod referrers;
 mod reload;
 mod store;

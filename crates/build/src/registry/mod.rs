@@ -3,11 +3,12 @@
 //! Read [`Registries`] first, then `pull.rs`, `base.rs` with `stored.rs` (which images a build looks for),
 //! `resolved.rs` (those of which no layer has come), `push.rs` with `outbound.rs` (what is on its way), `growth.rs`
 //! (what is sent while it is packed), `plain.rs` (what is not packed) and `checked.rs` (what was), `copy.rs` (from place to place), `lists.rs`
-//! (images for several platforms under one name), `aliases.rs` (short names) and `offers.rs` (what others pull from
-//! here).
+//! (images for several platforms under one name), `aliases.rs` (short names), `offers.rs` (what others pull from
+//! here) and `arrivals.rs` (what they push here).
 //! The protocol is the crate `kiln_registry`'s; here blobs meet the store.
 
 mod aliases;
+mod arrivals;
 mod base;
 mod checked;
 mod coming;
@@ -36,6 +37,7 @@ use tokio::runtime::Runtime;
 use crate::{BuildCancel, BuildError};
 
 pub use aliases::{AliasError, Aliases};
+pub use arrivals::{ArrivalError, Arrivals, Parts};
 pub(crate) use base::{Base, Led, known_base, newest, pinned_base, resolve_base, seen_base};
 pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{

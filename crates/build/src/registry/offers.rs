@@ -12,7 +12,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kiln_content::{ImageRecord, Pin, Pinnable};
+use kiln_content::{ImageRecord, Pin, Pinnable, Store};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Reference};
 
@@ -24,7 +24,7 @@ use crate::{BuildCancel, BuildError, Engine};
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The host of names that are written without one.
-const HUB: &str = "docker.io";
+pub(super) const HUB: &str = "docker.io";
 
 /// Images of one store, for as long as somebody gives them out.
 pub struct Offers {
@@ -156,12 +156,9 @@ impl Offers {
         self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The names in a repository, with what they lead to now. Where several have one tag, the first is meant: without a
-    /// host first, then by their hosts. What had a name here and has it no more is forgotten.
+    /// The names in a repository; see [`names_in`]. What had a name here and has it no more is forgotten.
     fn names(&self, repository: &str) -> Result<Vec<(Reference, ImageRecord)>, BuildError> {
-        let mut names = self.engine.store.names()?;
-        names.retain(|(name, _)| is_in(name, repository));
-        names.sort_by_key(|(name, _)| (name.domain() != HUB, name.to_string()));
+        let names = names_in(&self.engine.store, repository)?;
         self.given().retain(|given| {
             !is_in(&given.name, repository) || names.iter().any(|(name, _)| *name == given.name)
         });
@@ -266,6 +263,18 @@ impl Offer {
     fn manifest(&self, digest: &Digest) -> Asked {
         self.manifests.get(digest).map_or(Asked::Missing, |found| Asked::Ready(found.clone()))
     }
+}
+
+/// The names in a repository, with what they lead to now. Where several have one tag, the first is meant: without a
+/// host first, then by their hosts.
+pub(super) fn names_in(
+    store: &Store,
+    repository: &str,
+) -> Result<Vec<(Reference, ImageRecord)>, kiln_content::Error> {
+    let mut names = store.names()?;
+    names.retain(|(name, _)| is_in(name, repository));
+    names.sort_by_key(|(name, _)| (name.domain() != HUB, name.to_string()));
+    Ok(names)
 }
 
 /// What a name's repository is called where its host is another one: as users write it.

@@ -1,21 +1,26 @@
 //! Blobs: read whole, in part, or not at all because who asks has them.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use hyper::Response;
 use hyper::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
 use kiln_oci::Digest;
 
-use super::{Answer, Ask, Registry, empty, identify, put};
+use super::{Answer, Ask, Held, Registry, empty, identify, put};
 use crate::body::{Body, FileBody};
 use crate::range::{Asked, asked};
 use crate::refusal::Refusal;
 use crate::route::Name;
-use std::sync::Arc;
+use crate::verified::Verified;
 
 impl Registry {
     pub(super) async fn get_blob(self: &Arc<Self>, ask: &Ask, name: &Name, digest: &Digest) -> Answer {
         let (at, wanted) = (name.clone(), *digest);
         let found = self.disk(move |directory| Ok(directory.open_blob(&at, &wanted)?)).await?;
-        if let Some((file, size)) = found {
+        if let Some((file, size)) = found
+            && (ask.has(digest) || self.is_good(&self.directory()?.verified, digest, &file).await?)
+        {
             return partly(ask, digest, size, |from, to| Ok(FileBody::new(file, from, to)));
         }
         let Some(mirror) = &self.mirror else { return Err(Refusal::no_blob()) };
@@ -26,7 +31,25 @@ impl Registry {
         })
     }
 
+    /// Whether a blob is what its digest says. One that is not is told of, and is as good as not there: who pushes it
+    /// again mends it.
+    pub(super) async fn is_good(
+        &self,
+        verified: &Arc<Verified>,
+        digest: &Digest,
+        file: &File,
+    ) -> Result<bool, Refusal> {
+        let is_good = verified.is_good_soon(digest, file).await?;
+        if !is_good {
+            self.reports.say(format!("blob {digest} is damaged on the disk and is not given out"));
+        }
+        Ok(is_good)
+    }
+
     pub(super) async fn delete_blob(&self, name: &Name, digest: &Digest) -> Answer {
+        if let Held::Pushed(_) = &self.held {
+            return Err(Refusal::unsupported("blobs go with the last manifest that needs them"));
+        }
         let (name, digest) = (name.clone(), *digest);
         match self.disk(move |directory| Ok(directory.remove_blob(&name, &digest)?)).await? {
             true => Ok(empty(202)),

@@ -94,6 +94,9 @@ impl Registry {
         let (at, wanted) = (name.clone(), *digest);
         let found = self.of_images(images, move |images| images.blob(&at, &wanted)).await?;
         let (file, size) = found.ok_or_else(Refusal::no_blob)?;
+        if !ask.has(digest) && !self.is_good(&self.verified, digest, &file).await? {
+            return Err(Refusal::no_blob());
+        }
         partly(ask, digest, size, |from, to| Ok(FileBody::new(file, from, to)))
     }
 

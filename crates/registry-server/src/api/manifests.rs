@@ -7,7 +7,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName};
 use kiln_oci::Digest;
 use kiln_oci::document;
 
-use super::{Answer, Ask, Registry, created, empty, identify, put};
+use super::{Answer, Ask, Held, Registry, created, empty, identify, put};
 use crate::body::Body;
 use crate::directory::{Manifest, NotPut, Reads};
 use crate::refusal::Refusal;
@@ -54,21 +54,13 @@ impl Registry {
             Which::Tag(tag) => Some(tag.clone()),
             Which::Digest(_) => None,
         };
-        let at = name.clone();
-        self.disk(move |directory| {
-            directory.put_manifest(&at, tag.as_ref(), &manifest, &reads).map_err(|error| match error {
-                NotPut::Lacks { digest, is_manifest: false } => {
-                    Refusal::new(400, "MANIFEST_BLOB_UNKNOWN", format!("the repository has no blob {digest}"))
-                }
-                NotPut::Lacks { digest, .. } => Refusal::new(
-                    400,
-                    "MANIFEST_BLOB_UNKNOWN",
-                    format!("the repository has no manifest {digest}"),
-                ),
-                NotPut::Directory(error) => error.into(),
-            })
-        })
-        .await?;
+        if let Held::Pushed(pushing) = &self.held {
+            self.put_pushed(pushing, name, tag, manifest, reads).await?;
+        } else {
+            let at = name.clone();
+            self.disk(move |directory| Ok(directory.put_manifest(&at, tag.as_ref(), &manifest, &reads)?))
+                .await?;
+        }
         let mut response = created(&format!("/v2/{name}/manifests/{digest}"), &digest);
         if let Some(subject) = subject {
             put(&mut response, SUBJECT, &subject.to_string());
@@ -77,10 +69,26 @@ impl Registry {
     }
 
     pub(super) async fn delete_manifest(&self, name: &Name, which: &Which) -> Answer {
+        if let Held::Pushed(pushing) = &self.held {
+            return self.delete_pushed(pushing, name, which).await;
+        }
         let (name, which) = (name.clone(), which.clone());
         match self.disk(move |directory| Ok(directory.remove_manifest(&name, &which)?)).await? {
             true => Ok(empty(202)),
             false => Err(Refusal::no_manifest()),
+        }
+    }
+}
+
+impl From<NotPut> for Refusal {
+    fn from(error: NotPut) -> Self {
+        let lacks = |what: &str, digest: Digest| {
+            Self::new(400, "MANIFEST_BLOB_UNKNOWN", format!("the repository has no {what} {digest}"))
+        };
+        match error {
+            NotPut::Lacks { digest, is_manifest: false } => lacks("blob", digest),
+            NotPut::Lacks { digest, is_manifest: true } => lacks("manifest", digest),
+            NotPut::Directory(error) => error.into(),
         }
     }
 }

@@ -4,6 +4,7 @@ mod blobs;
 mod images;
 mod lists;
 mod manifests;
+mod pushed;
 mod uploads;
 
 use std::sync::atomic::Ordering;
@@ -26,12 +27,14 @@ use crate::directory::Directory;
 use crate::images::Images;
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, disk};
+use crate::pushed::Pushing;
 use crate::refusal::Refusal;
 use crate::reports::Reports;
 use crate::rights::{Right, Rule, Who, allows};
 use crate::route::{Name, Route};
 use crate::settings::Limits;
 use crate::transfer::Arriving;
+use crate::verified::Verified;
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -50,6 +53,8 @@ pub(crate) struct Registry {
     pub(crate) metrics: Arc<Metrics>,
     /// Images are made ready one at a time: each takes all processors for itself.
     pub(crate) packing: Arc<Semaphore>,
+    /// Blobs of images that others keep which were compared with their digests.
+    pub(crate) verified: Arc<Verified>,
     pub(crate) reports: Arc<Reports>,
 }
 
@@ -59,6 +64,8 @@ pub(crate) enum Held {
     Directory(Arc<Directory>),
     /// Images that others keep.
     Images(Arc<dyn Images>),
+    /// The same, which are pushed to.
+    Pushed(Arc<Pushing>),
 }
 
 /// What a client asks, without the body.
@@ -128,17 +135,19 @@ impl Registry {
         if self.read_only && right != Right::Pull {
             return Err(Refusal::unsupported("this registry is for pulling only"));
         }
-        if let Held::Images(images) = &self.held
-            && reads
-            && !matches!(route, Route::Base | Route::Metrics)
-        {
-            return self.answer_with(images, ask, route).await;
+        if reads && !matches!(route, Route::Base | Route::Metrics) {
+            match &self.held {
+                Held::Directory(_) => {}
+                Held::Images(images) => return self.answer_with(images, ask, route).await,
+                Held::Pushed(pushing) => return self.answer_pushed(pushing, ask, route).await,
+            }
         }
         match (route, ask.method.as_str()) {
             (Route::Base, "GET" | "HEAD") => json(200, b"{}".to_vec()),
             (Route::Metrics, "GET" | "HEAD") => {
                 let uploads = match &self.held {
                     Held::Directory(directory) => directory.uploads.count(),
+                    Held::Pushed(pushing) => pushing.directory.uploads.count(),
                     Held::Images(_) => 0,
                 };
                 let text = self.metrics.text(uploads);
@@ -207,6 +216,7 @@ impl Registry {
     fn directory(&self) -> Result<&Arc<Directory>, Refusal> {
         match &self.held {
             Held::Directory(directory) => Ok(directory),
+            Held::Pushed(pushing) => Ok(&pushing.directory),
             Held::Images(_) => Err(Refusal::unsupported("this registry is for pulling only")),
         }
     }

@@ -8,7 +8,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderName, LOCATION, RANGE, 
 use kiln_oci::Digest;
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Answer, Ask, Registry, created, empty, put};
+use super::{Answer, Ask, Held, Registry, created, empty, put};
 use crate::body::Body;
 use crate::directory::{NotEnded, Writing};
 use crate::range::piece;
@@ -62,6 +62,9 @@ impl Registry {
         let Ok(from) = from.parse::<Name>() else { return Ok(false) };
         if !self.lets(&ask.who, &from, Right::Pull) {
             return Ok(false);
+        }
+        if let Held::Pushed(pushing) = &self.held {
+            return self.mount_image_blob(pushing, name, &from, digest).await;
         }
         let (name, digest) = (name.clone(), *digest);
         self.disk(move |directory| Ok(directory.mount(&name, &from, &digest)?)).await
@@ -150,6 +153,19 @@ impl Registry {
                 return Err(match too_large {
                     true => Refusal::new(413, "SIZE_INVALID", "the blob is larger than this registry takes"),
                     false => Refusal::new(400, "SIZE_INVALID", "the piece is not as long as its range"),
+                });
+            }
+            let batch_bytes: u64 = batch.iter().map(|piece| piece.len() as u64).sum();
+            if batch_bytes > 0
+                && let Some(limit) = self.directory()?.lacks_room(batch_bytes)
+            {
+                // What came stays for who comes again, unless it can never be enough.
+                return Err(match writing.size() + batch_bytes > limit {
+                    true => Refusal::new(413, "SIZE_INVALID", "the blob is larger than what may wait here"),
+                    false => {
+                        let text = "too much waits here for the manifests that need it";
+                        Refusal::new(429, "TOOMANYREQUESTS", text).with(RETRY_AFTER, "60")
+                    }
                 });
             }
             if !batch.is_empty() {

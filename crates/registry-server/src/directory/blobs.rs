@@ -67,7 +67,7 @@ impl Directory {
     }
 
     /// Makes the bytes in `file` the blob `digest` of a repository. They were compared with it, and are not
-    /// durable yet.
+    /// durable yet. A blob that is there and damaged is replaced: costs reading it, if that was not done before.
     pub(crate) fn publish(
         &self,
         name: &Name,
@@ -76,12 +76,13 @@ impl Directory {
         file: &File,
     ) -> Result<(), DirectoryError> {
         let blob = self.blob(digest);
-        if !blob.exists() {
-            // Not under the lock: this is what takes long.
+        // Not under the lock: this is what takes long.
+        let is_there = self.is_good(digest);
+        if !is_there {
             file.sync_data().map_err(DirectoryError::host("written", path))?;
         }
         let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
-        if blob.exists() {
+        if is_there && blob.exists() {
             // The same bytes: one file of them is enough.
             remove(path)?;
         } else {
@@ -91,8 +92,22 @@ impl Directory {
             file.sync_data().map_err(DirectoryError::host("written", path))?;
             fs::rename(path, &blob).map_err(DirectoryError::host("written", &blob))?;
             sync(dir)?;
+            // After the rename, which is a change, too.
+            self.verified.note(digest, file);
+            self.waiting.add(digest, file.metadata().map_or(0, |metadata| metadata.len()));
         }
         self.give(name, digest)
+    }
+
+    /// Whether the bytes of a blob are there, and are what they should be.
+    fn is_good(&self, digest: &Digest) -> bool {
+        let Ok(file) = File::open(self.blob(digest)) else { return false };
+        self.verified.is_good(digest, &file).unwrap_or(false)
+    }
+
+    /// The file of a blob that a repository has.
+    pub(crate) fn blob_file(&self, name: &Name, digest: &Digest) -> Result<Option<PathBuf>, DirectoryError> {
+        Ok(self.open_blob(name, digest)?.map(|_| self.blob(digest)))
     }
 
     /// The repository has the blob from now on. Under the lock.
@@ -119,7 +134,7 @@ impl Directory {
 }
 
 /// Says that somebody had to do with it now.
-fn touch(file: &File) -> io::Result<()> {
+pub(super) fn touch(file: &File) -> io::Result<()> {
     if is_recent(&file.metadata()?) {
         return Ok(());
     }

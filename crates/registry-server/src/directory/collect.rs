@@ -261,6 +261,9 @@ impl Run<'_> {
             () => (true, "no repository has it"),
         };
         if verdict.0 && (self.dry_run || remove(&path)?) {
+            if !self.dry_run {
+                self.directory.waiting.forget(digest);
+            }
             self.collected.blobs += 1;
             self.collected.bytes += bytes;
         }

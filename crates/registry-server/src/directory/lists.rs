@@ -55,7 +55,7 @@ impl Directory {
     }
 
     /// All directories that are one, sorted by their names, those without anything in them, too.
-    pub(super) fn repositories(&self) -> Result<Vec<Name>, DirectoryError> {
+    pub(crate) fn repositories(&self) -> Result<Vec<Name>, DirectoryError> {
         let mut found = Vec::new();
         let mut open = vec![String::new()];
         while let Some(above) = open.pop() {

@@ -1,5 +1,6 @@
 //! Manifests, tags, and what refers to what.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
@@ -71,6 +72,32 @@ impl Reads {
         self.config.iter().chain(&self.layers).filter(move |blob| !is_foreign(&blob.media_type))
     }
 
+    /// Whether this is an image that could be unpacked, not something that is packed like one: a signature, a
+    /// chart, an attestation.
+    pub(crate) fn is_image(&self) -> bool {
+        use kiln_oci::image::media_type::{
+            DOCKER_CONFIG, DOCKER_LAYER, DOCKER_LAYER_GZIP, OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP,
+            OCI_LAYER_ZSTD,
+        };
+        const LAYERS: [&str; 9] = [
+            OCI_LAYER,
+            OCI_LAYER_GZIP,
+            OCI_LAYER_ZSTD,
+            DOCKER_LAYER,
+            DOCKER_LAYER_GZIP,
+            "application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        ];
+        let has_kind = self.artifact_type.as_deref().is_some_and(|kind| !kind.is_empty());
+        let config = self.config.as_ref().map(|config| config.media_type.as_str());
+        !has_kind
+            && self.subject.is_none()
+            && matches!(config, Some(OCI_CONFIG | DOCKER_CONFIG))
+            && self.layers.iter().all(|layer| LAYERS.contains(&layer.media_type.as_str()))
+    }
+
     /// What a list of referrers calls it.
     fn kind(&self) -> Option<&str> {
         let own = self.artifact_type.as_deref().filter(|kind| !kind.is_empty());
@@ -136,6 +163,9 @@ impl Directory {
             }
         }
         self.store_manifest(name, tag, manifest, reads)?;
+        for blob in reads.blobs() {
+            self.waiting.forget(&blob.digest);
+        }
         Ok(())
     }
 
@@ -170,6 +200,9 @@ impl Directory {
         text.extend_from_slice(&manifest.bytes);
         if fs::read(&path).map_or(true, |old| old != text) {
             self.write(&path, &text)?;
+        } else if let Ok(file) = fs::File::open(&path) {
+            // It has no tag yet that would keep it.
+            let _ = super::blobs::touch(&file);
         }
         match tag {
             Some(tag) if self.tag(name, tag).ok().flatten() != Some(manifest.digest) => {
@@ -177,6 +210,50 @@ impl Directory {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The configs of the images that a manifest is, or leads to; none: it is something else. Costs reading what it
+    /// leads to.
+    pub(crate) fn image_configs(
+        &self,
+        name: &Name,
+        manifest: &Manifest,
+    ) -> Result<HashSet<Digest>, DirectoryError> {
+        let mut configs = HashSet::new();
+        // A client says how many there are, and this is done for each who asks.
+        const MOST: usize = 1000;
+        let (mut seen, mut open) = (HashSet::new(), Vec::new());
+        let mut look = |bytes: &[u8], open: &mut Vec<Digest>| {
+            // What was put could be read; what is damaged leads nowhere.
+            let Ok(reads) = Reads::new(bytes) else { return };
+            open.extend(reads.manifests.iter().map(|child| child.digest));
+            configs.extend(reads.config.as_ref().filter(|_| reads.is_image()).map(|config| config.digest));
+        };
+        look(&manifest.bytes, &mut open);
+        while let Some(digest) = open.pop() {
+            if seen.len() < MOST
+                && seen.insert(digest)
+                && let Some(child) = self.manifest(name, &Which::Digest(digest))?
+            {
+                look(&child.bytes, &mut open);
+            }
+        }
+        Ok(configs)
+    }
+
+    /// Every tag of a repository, sorted.
+    pub(crate) fn all_tags(&self, name: &Name) -> Result<Vec<Tag>, DirectoryError> {
+        let tags = names(&self.repository(name).join("_tags"))?;
+        Ok(tags.iter().filter_map(|tag| tag.parse().ok()).collect())
+    }
+
+    /// Removes a tag if it still leads to `digest`; whether it did.
+    pub(crate) fn remove_tag(&self, name: &Name, tag: &Tag, digest: &Digest) -> Result<bool, DirectoryError> {
+        let _publishing = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
+        if self.tag(name, tag)? != Some(*digest) {
+            return Ok(false);
+        }
+        self.remove_durably(&self.tag_path(name, tag))
     }
 
     /// When the tag was written, or confirmed.

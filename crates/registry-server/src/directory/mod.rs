@@ -19,22 +19,25 @@ mod collect;
 mod lists;
 mod manifests;
 mod uploads;
+mod waiting;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use rustix::fs::FlockOperation;
 
 use crate::route::Name;
 use crate::settings::Limits;
+use crate::verified::Verified;
 pub use collect::{Collected, Judged, Kind, collect_offline};
 pub(crate) use lists::Page;
 pub(crate) use manifests::{Manifest, NotPut, Reads};
 pub(crate) use uploads::{NotEnded, Uploads, Writing};
+pub(crate) use waiting::Waiting;
 
 /// What this file says is what there is.
 const FORMAT: &str = "kiln-registry 1\n";
@@ -61,7 +64,7 @@ pub enum DirectoryError {
 }
 
 impl DirectoryError {
-    fn host(call: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn host(call: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Host { call, path, source }
     }
@@ -77,6 +80,10 @@ pub(crate) struct Directory {
     collecting: Mutex<()>,
     /// Blobs that came to be in a repository while garbage is collected.
     fresh: collect::Fresh,
+    /// Blobs that were compared with their digests.
+    pub(crate) verified: Arc<Verified>,
+    /// What nothing needs yet.
+    pub(crate) waiting: Waiting,
     counter: AtomicU64,
     /// The owner of the lock, unless this only looks; the kernel lets go of it when the process is gone.
     _lock: File,
@@ -125,12 +132,15 @@ impl Directory {
             publishing: RwLock::new(()),
             collecting: Mutex::default(),
             fresh: collect::Fresh::default(),
+            verified: Arc::default(),
+            waiting: Waiting::new(limits),
             counter: AtomicU64::new(0),
             _lock: lock,
         };
         if !format.exists() {
             directory.write(&format, FORMAT.as_bytes())?;
         }
+        directory.find_waiting()?;
         Ok(directory)
     }
 
@@ -153,6 +163,8 @@ impl Directory {
             publishing: RwLock::new(()),
             collecting: Mutex::default(),
             fresh: collect::Fresh::default(),
+            verified: Arc::default(),
+            waiting: Waiting::new(limits),
             counter: AtomicU64::new(0),
             _lock: lock,
         })

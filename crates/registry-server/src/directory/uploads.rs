@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +30,19 @@ pub(crate) struct Uploads {
 struct Upload {
     name: Name,
     who: Who,
+    /// How many there are, also while somebody writes.
+    size_bytes: Arc<AtomicU64>,
     writing: Arc<tokio::sync::Mutex<Writing>>,
+}
+
+impl Upload {
+    fn new(name: Name, who: Who, path: PathBuf, file: File, size: u64) -> Self {
+        // This process has seen all of it if there is nothing yet.
+        let hash = (size == 0).then(|| Sha256Writer::new(io::sink()));
+        let size_bytes = Arc::new(AtomicU64::new(size));
+        let writing = Writing { path, file, size, seen: size_bytes.clone(), hash, ended: false };
+        Self { name, who, size_bytes, writing: Arc::new(tokio::sync::Mutex::new(writing)) }
+    }
 }
 
 /// What came of a blob. Whoever has it is the only one who writes.
@@ -37,6 +50,8 @@ pub(crate) struct Writing {
     path: PathBuf,
     file: File,
     size: u64,
+    /// The same for those who do not write.
+    seen: Arc<AtomicU64>,
     /// Of what was written so far; `None` when this process does not know what that was.
     hash: Option<Sha256Writer<io::Sink>>,
     /// It became a blob, or will be none.
@@ -63,9 +78,7 @@ impl Uploads {
                     let opened = OpenOptions::new().read(true).write(true).open(&path);
                     let opened = opened.and_then(|file| Ok((file.metadata()?.len(), file)));
                     let (size, file) = opened.map_err(DirectoryError::host("opened", &path))?;
-                    let writing = Writing { path, file, size, hash: None, ended: false };
-                    let writing = Arc::new(tokio::sync::Mutex::new(writing));
-                    open.insert(id, Arc::new(Upload { name, who, writing }));
+                    open.insert(id, Arc::new(Upload::new(name, who, path, file, size)));
                 }
                 None => drop(remove(&path)?),
             }
@@ -94,6 +107,11 @@ impl Uploads {
         self.all().len()
     }
 
+    /// How many bytes came of all of them.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.all().values().map(|upload| upload.size_bytes.load(Ordering::Relaxed)).sum()
+    }
+
     /// Begins one; `None`: there are too many.
     pub(crate) fn begin(&self, name: &Name, who: &Who) -> Result<Option<UploadId>, DirectoryError> {
         let mut random = [0; 16];
@@ -111,10 +129,8 @@ impl Uploads {
             .map_err(DirectoryError::host("written", &path))?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(DirectoryError::host("made", &path))?;
-        let hash = Some(Sha256Writer::new(io::sink()));
-        let writing = Writing { path, file, size: 0, hash, ended: false };
-        let writing = Arc::new(tokio::sync::Mutex::new(writing));
-        self.all().insert(id.clone(), Arc::new(Upload { name: name.clone(), who: who.clone(), writing }));
+        let upload = Upload::new(name.clone(), who.clone(), path, file, 0);
+        self.all().insert(id.clone(), Arc::new(upload));
         Ok(Some(id))
     }
 
@@ -178,6 +194,7 @@ impl Writing {
             Ok(())
         };
         let written = write();
+        self.seen.store(self.size, Ordering::Relaxed);
         if written.is_err() {
             // Half a piece may be there.
             let _ = self.cut(self.size);
@@ -189,6 +206,7 @@ impl Writing {
     pub(crate) fn cut(&mut self, size: u64) -> Result<(), DirectoryError> {
         self.file.set_len(size).map_err(DirectoryError::host("written", &self.path))?;
         self.size = size;
+        self.seen.store(size, Ordering::Relaxed);
         self.hash = None;
         Ok(())
     }

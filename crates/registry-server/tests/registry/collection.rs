@@ -15,6 +15,21 @@ use crate::lab::{Lab, files, settings};
 const AT_ONCE: Collection = Collection { every: None, grace: Duration::ZERO, untagged: true };
 
 #[test]
+fn delete_request_to_blob_url_should_yield_202_response() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    let digest = client.push_blob("a", b"bytes");
+    client.push_blob("b", b"bytes");
+    let path = format!("/v2/a/blobs/{digest}");
+    client.send("DELETE", &path, &[], b"").expect(202);
+    // GET request to deleted blob URL should yield 404 response.
+    assert_eq!(client.get(&path).expect(404).code(), "BLOB_UNKNOWN");
+    client.send("DELETE", &path, &[], b"").expect(404);
+    // Of the other repository it is still.
+    client.get(&format!("/v2/b/blobs/{digest}")).expect(200);
+}
+
+#[test]
 fn what_no_manifest_needs_goes_and_the_rest_stays() {
     let lab = Lab::new();
     let mut client = lab.client();

@@ -3,8 +3,8 @@
 use kiln_oci::Digest;
 use serde_json::{Value, json};
 
+use super::lab::Lab;
 use crate::client::{Client, manifest};
-use crate::lab::Lab;
 
 #[track_caller]
 fn tags(client: &mut Client, query: &str) -> (Vec<String>, Option<String>) {

@@ -129,6 +129,7 @@ pub(crate) fn settings(directory: &Path) -> Settings {
 pub(crate) fn beside(settings: &Settings, name: &str) -> PathBuf {
     match &settings.content {
         Content::Directory(directory) => directory.with_file_name(name),
+        Content::Pushed { directory, .. } => directory.with_file_name(name),
         Content::Images(_) => panic!("images have no directory"),
     }
 }

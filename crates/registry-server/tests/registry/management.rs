@@ -1,6 +1,6 @@
 //! Content management.
 
-use crate::lab::{Lab, files};
+use super::lab::{Lab, files};
 
 #[test]
 fn delete_request_to_manifest_tag_should_return_202() {
@@ -30,21 +30,6 @@ fn delete_request_to_manifest_digest_should_yield_202_response() {
     // GET request to tags list should reflect manifest deletion.
     assert_eq!(client.get("/v2/a/tags/list").expect(200).json()["tags"], serde_json::json!(["other"]));
     client.send("DELETE", &format!("/v2/a/manifests/{digest}"), &[], b"").expect(404);
-}
-
-#[test]
-fn delete_request_to_blob_url_should_yield_202_response() {
-    let lab = Lab::new();
-    let mut client = lab.client();
-    let digest = client.push_blob("a", b"bytes");
-    client.push_blob("b", b"bytes");
-    let path = format!("/v2/a/blobs/{digest}");
-    client.send("DELETE", &path, &[], b"").expect(202);
-    // GET request to deleted blob URL should yield 404 response.
-    assert_eq!(client.get(&path).expect(404).code(), "BLOB_UNKNOWN");
-    client.send("DELETE", &path, &[], b"").expect(404);
-    // Of the other repository it is still.
-    client.get(&format!("/v2/b/blobs/{digest}")).expect(200);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A mirror has what another registry has.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,10 @@ use kiln_registry_server::MirrorOf;
 use crate::lab::{Lab, files};
 
 fn mirror(behind: &Lab, tag_life: Duration) -> Lab {
+    mirror_of(behind.address, tag_life)
+}
+
+fn mirror_of(behind: SocketAddr, tag_life: Duration) -> Lab {
     let settings = Settings {
         tries: 2,
         first_pause: Duration::from_millis(1),
@@ -19,7 +25,7 @@ fn mirror(behind: &Lab, tag_life: Duration) -> Lab {
         ..Settings::default()
     };
     let client = Client::new(settings, Arc::new(NoCredentials));
-    let domain = behind.address.to_string();
+    let domain = behind.to_string();
     Lab::with(|settings| settings.mirror = Some(MirrorOf { client, domain, tag_life }))
 }
 
@@ -68,17 +74,57 @@ fn a_tag_is_looked_up_again_and_the_old_one_is_good_when_nobody_answers() {
     assert_eq!(client.get("/v2/a/manifests/v1").expect(200).body, new);
 }
 
+/// A registry that gives these bytes for every blob; ours would not.
+fn liar(bytes: Vec<u8>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, bytes) = (BufReader::new(stream.unwrap()), bytes.clone());
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut line = String::new();
+                while stream.read_line(&mut line).is_ok_and(|read| read > 0) {
+                    if !line.trim().is_empty() {
+                        head.push(std::mem::take(&mut line));
+                        continue;
+                    }
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", bytes.len());
+                    let is_head = head.first().is_some_and(|line| line.starts_with("HEAD"));
+                    let body = if is_head { &[][..] } else { &bytes };
+                    if stream.get_mut().write_all(&[answer.as_bytes(), body].concat()).is_err() {
+                        return;
+                    }
+                    head.clear();
+                    line.clear();
+                }
+            });
+        }
+    });
+    address
+}
+
 #[test]
 fn a_blob_that_is_another_one_is_never_given_whole_nor_kept() {
-    let behind = Lab::new();
-    let bytes = vec![1; 300_000];
-    let digest = behind.client().push_blob("a", &bytes);
-    let hex = digest.hex();
-    let path = behind.at(&format!("blobs/sha256/{}/{hex}", &hex[..2]));
-    std::fs::write(&path, vec![2; 300_000]).unwrap();
-    let lab = mirror(&behind, Duration::ZERO);
+    let digest = Digest::of(&vec![1; 300_000]);
+    let lab = mirror_of(liar(vec![2; 300_000]), Duration::ZERO);
     let mut client = lab.client();
     client.head("GET", &format!("/v2/a/blobs/{digest}"), &[], None);
     assert!(client.try_read(false).is_none(), "less than the blob comes, and the connection ends");
     assert_eq!((files(&lab.at("blobs")), files(&lab.at("uploads"))), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn a_blob_that_rots_here_is_fetched_again() {
+    let behind = Lab::new();
+    let bytes = vec![1; 300_000];
+    let digest = behind.client().push_blob("a", &bytes);
+    let lab = mirror(&behind, Duration::ZERO);
+    let path = format!("/v2/a/blobs/{digest}");
+    assert!(lab.client().get(&path).expect(200).body == bytes);
+    let hex = digest.hex();
+    let file = lab.at(&format!("blobs/sha256/{}/{hex}", &hex[..2]));
+    std::fs::write(&file, vec![2; 300_000]).unwrap();
+    assert!(lab.client().get(&path).expect(200).body == bytes);
+    assert!(std::fs::read(&file).unwrap() == bytes);
 }

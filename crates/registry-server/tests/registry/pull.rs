@@ -2,7 +2,7 @@
 
 use kiln_oci::Digest;
 
-use crate::lab::Lab;
+use super::lab::Lab;
 
 const NONE: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -166,4 +166,37 @@ fn end_1_says_that_this_is_a_registry() {
     lab.client().send("HEAD", "/v2/", &[], b"").expect(200);
     assert_eq!(lab.client().get("/v1/").expect(404).code(), "UNSUPPORTED");
     lab.client().send("BREW", "/v2/", &[], b"").expect(405);
+}
+
+#[test]
+fn a_blob_that_the_disk_has_damaged_is_not_given_out_and_comes_again_with_a_push() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    client.push_image("a", "v1", "x");
+    let bytes = b"layer of x";
+    let digest = Digest::of(bytes);
+    let path = format!("/v2/a/blobs/{digest}");
+    assert_eq!(client.get(&path).expect(200).body, bytes);
+    let file = lab.at(&format!("blobs/sha256/{}/{}", &digest.hex()[..2], digest.hex()));
+    let flip = || {
+        let mut damaged = std::fs::read(&file).unwrap();
+        damaged[3] ^= 1;
+        std::fs::write(&file, damaged).unwrap();
+    };
+    flip();
+    assert_eq!(client.get(&path).expect(404).code(), "BLOB_UNKNOWN");
+    // Not in parts, and nobody is told that it need not be sent.
+    client.send("GET", &path, &[("range", "bytes=5-7")], b"").expect(404);
+    client.send("HEAD", &path, &[], b"").expect(404);
+    let said = lab.said.lock().unwrap().clone();
+    assert!(said.len() == 1 && said[0].contains(&digest.to_string()), "{said:?}");
+    client.push_image("a", "v1", "x");
+    assert_eq!(client.get(&path).expect(200).body, bytes);
+    // A process that has never seen it whole.
+    flip();
+    let dir = lab.dir();
+    drop((client, lab));
+    let lab = Lab::on(dir, |_| {});
+    lab.client().get(&path).expect(404);
+    lab.client().get("/v2/a/manifests/v1").expect(200);
 }

@@ -3,8 +3,8 @@
 use kiln_oci::Digest;
 use serde_json::{Value, json};
 
+use super::lab::{Lab, files};
 use crate::client::manifest;
-use crate::lab::{Lab, files};
 
 const BLOB: &[u8] = b"0123456789abcdefghij";
 

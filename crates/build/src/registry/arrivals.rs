@@ -1,0 +1,242 @@
+//! Images that others push into the store.
+//!
+//! Whoever serves keeps what came as it came; here it becomes an image, by what loads archives: verified, unpacked once,
+//! its diff IDs compared with its config. To that, what was pushed is an archive whose blobs are files beside the store:
+//! where the file system can, they become the store's blobs without being copied.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kiln_content::Store;
+use kiln_oci::image::Descriptor;
+use kiln_oci::{Digest, Platform, Reference};
+
+use super::offers::{HUB, names_in};
+use crate::archive::{Archive, Blobs};
+use crate::load::{Picked, load_picked, pick_manifest};
+use crate::{BuildCancel, BuildError, Engine};
+
+/// The way into one store.
+pub struct Arrivals {
+    engine: Engine,
+    cancel: BuildCancel,
+}
+
+/// What came of an image, which all stays until it is taken.
+pub trait Parts: Send + Sync {
+    /// A manifest or an index, whose digest was compared; `None`: it did not come.
+    ///
+    /// # Errors
+    /// It cannot be read; so for all methods.
+    fn document(&self, digest: &Digest) -> io::Result<Option<Vec<u8>>>;
+
+    /// The file of a blob, durable; `None`: it did not come.
+    fn blob(&self, digest: &Digest) -> io::Result<Option<PathBuf>>;
+}
+
+/// Why an image does not arrive, or cannot go.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArrivalError {
+    /// It is broken, hostile, or none.
+    #[error("it is refused")]
+    Refused(#[source] BuildError),
+    /// A container was made of it, and this is its last name.
+    #[error("container {container} was made of it")]
+    InUse { container: String },
+    /// The store cannot take it.
+    #[error(transparent)]
+    Failed(BuildError),
+}
+
+impl From<BuildError> for ArrivalError {
+    fn from(error: BuildError) -> Self {
+        if is_of_image(&error) { Self::Refused(error) } else { Self::Failed(error) }
+    }
+}
+
+impl From<kiln_content::Error> for ArrivalError {
+    fn from(error: kiln_content::Error) -> Self {
+        BuildError::from(error).into()
+    }
+}
+
+impl Arrivals {
+    /// Into the store of `engine`; whoever cancels ends unpacking.
+    pub fn new(engine: Engine, cancel: BuildCancel) -> Self {
+        Self { engine, cancel }
+    }
+
+    /// Makes an image of what `root` leads to, for this machine where there is a choice and else for the first platform
+    /// by name, and lets the name of `repository` and `tag` lead to it. An index stays beside the image, with all it lists.
+    ///
+    /// # Errors
+    /// [`ArrivalError`]; no name has moved then.
+    pub fn take(
+        &self,
+        repository: &str,
+        tag: &str,
+        root: &Descriptor,
+        parts: Arc<dyn Parts>,
+    ) -> Result<(), ArrivalError> {
+        let name = name_of(repository, tag)?;
+        // What this pins is free again when it ends.
+        let job = self.engine.for_job()?;
+        let pushed = Pushed { store: job.store.clone(), parts, shown: name.familiar() };
+        let archive = Archive::of_blobs(Path::new(&name.familiar()), job.store.clone(), pushed);
+        let picked = pick(&archive, root)?;
+        let image = match load_picked(&job, &archive, &picked, true, &self.cancel) {
+            // A layer of another platform's image may be one that nobody gives on.
+            Err(BuildError::ForeignLayer { .. }) => load_picked(&job, &archive, &picked, false, &self.cancel),
+            loaded => loaded,
+        }?;
+        job.store.set_name(&name, &image)?;
+        Ok(job.store.barrier()?)
+    }
+
+    /// The config of the image that a tag stands for.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn image(&self, repository: &str, tag: &str) -> Result<Option<Digest>, BuildError> {
+        let names = names_in(&self.engine.store, repository)?;
+        Ok(names.iter().find(|(name, _)| name.tag() == Some(tag)).map(|(_, image)| image.config))
+    }
+
+    /// Takes away the name that a tag stands for, and the image with its last one, as `kiln rmi` does; whether there
+    /// was one.
+    ///
+    /// # Errors
+    /// [`ArrivalError::InUse`], and those of the store.
+    pub fn forget(&self, repository: &str, tag: &str) -> Result<bool, ArrivalError> {
+        let job = self.engine.for_job()?;
+        let store = &job.store;
+        loop {
+            let names = names_in(store, repository)?;
+            let Some((name, image)) = names.into_iter().find(|(name, _)| name.tag() == Some(tag)) else {
+                return Ok(false);
+            };
+            let is_last = store.names_of(&image.config)?.len() == 1;
+            let mut users = store.container_uses()?.into_iter();
+            if is_last && let Some(user) = users.find(|user| user.image == Some(image.config)) {
+                return Err(ArrivalError::InUse { container: user.name });
+            }
+            // It leads elsewhere by now.
+            if !store.remove_name(&name, &image.config)? {
+                continue;
+            }
+            if is_last {
+                // Unless somebody has named it meanwhile.
+                store.forget_image(&image.config)?;
+            }
+            store.barrier()?;
+            return Ok(true);
+        }
+    }
+}
+
+/// What an image is called here that is pushed to `repository`: as users write it without a host. So `kiln run team/app`
+/// finds what was pushed to `HOST/team/app`, and it is given out under that path again.
+fn name_of(repository: &str, tag: &str) -> Result<Reference, BuildError> {
+    let name = format!("{HUB}/{repository}:{tag}");
+    name.parse().map_err(|error| BuildError::Change { message: format!("{name}: {error}") })
+}
+
+/// The image for this machine, or else the first by its platform's name.
+fn pick(archive: &Archive, root: &Descriptor) -> Result<Picked, BuildError> {
+    match pick_manifest(archive, root, &Platform::host(), 0) {
+        Err(BuildError::NoPlatform { available, path, wanted }) => {
+            match available.first().and_then(|first| first.parse::<Platform>().ok()) {
+                Some(first) => pick_manifest(archive, root, &first, 0),
+                None => Err(BuildError::NoPlatform { available, path, wanted }),
+            }
+        }
+        picked => picked,
+    }
+}
+
+/// Whether an error is about the image, not about this machine.
+fn is_of_image(error: &BuildError) -> bool {
+    match error {
+        BuildError::Archive { .. }
+        | BuildError::Change { .. }
+        | BuildError::Document { .. }
+        | BuildError::LargeDocument { .. }
+        | BuildError::NotPromised { .. }
+        | BuildError::NoPlatform { .. }
+        | BuildError::ForeignLayer { .. }
+        | BuildError::WrongDiffId { .. }
+        | BuildError::Json { .. }
+        | BuildError::Store(kiln_content::Error::Mismatch { .. })
+        | BuildError::Snapshots(kiln_snapshotter::Error::TooDeep { .. }) => true,
+        BuildError::Apply(error) => {
+            use kiln_layer::ApplyError::{Cancelled, Host};
+            !matches!(error, Host { .. } | Cancelled)
+        }
+        BuildError::Layer { source, .. } => is_of_image(source),
+        _ => false,
+    }
+}
+
+/// Blobs beside the store.
+struct Pushed {
+    store: Arc<Store>,
+    parts: Arc<dyn Parts>,
+    shown: String,
+}
+
+impl Blobs for Pushed {
+    fn bring(&self, digest: &Digest) -> Result<(), BuildError> {
+        // Before it is looked for: nobody removes it then.
+        self.store.hold_blob(digest)?;
+        if self.store.has_blob(digest) {
+            return Ok(());
+        }
+        let unreadable = |source| BuildError::Unreadable { path: PathBuf::from(&self.shown), source };
+        if let Some(bytes) = self.parts.document(digest).map_err(unreadable)? {
+            self.store.put_blob(&bytes)?;
+            return Ok(());
+        }
+        match self.parts.blob(digest).map_err(unreadable)? {
+            Some(path) => Ok(self.store.link_blob(&path, digest)?),
+            None => Err(BuildError::ForeignLayer { path: PathBuf::from(&self.shown), digest: *digest }),
+        }
+    }
+
+    fn early(&self, _digest: &Digest) -> Option<(Box<dyn Read + Send>, u64)> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_pushed_is_called_as_users_write_it() {
+        let check = |repository: &str, expected: &str| {
+            assert_eq!(name_of(repository, "1").unwrap().familiar(), expected, "{repository}");
+        };
+        check("app", "app:1");
+        check("library/app", "app:1");
+        check("team/app", "team/app:1");
+        // Elsewhere this would be a host.
+        check("my.team/app", "docker.io/my.team/app:1");
+        check("localhost/app", "docker.io/localhost/app:1");
+        assert!(name_of(&"a".repeat(250), "1").is_err());
+    }
+
+    #[test]
+    fn a_full_disk_is_not_the_images_fault() {
+        let host = |kind: io::ErrorKind| BuildError::Unreadable { path: "x".into(), source: kind.into() };
+        assert!(!is_of_image(&host(io::ErrorKind::StorageFull)));
+        assert!(!is_of_image(&BuildError::Cancelled));
+        let member = "blobs/sha256/0".to_owned();
+        let source = Box::new(BuildError::WrongDiffId {
+            expected: kiln_oci::DiffId(Digest::of(b"a")),
+            actual: kiln_oci::DiffId(Digest::of(b"b")),
+        });
+        assert!(is_of_image(&BuildError::Layer { path: "x".into(), member, source }));
+    }
+}

@@ -1,0 +1,177 @@
+//! Images that others keep, and that are pushed to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kiln_oci::Digest;
+
+use super::lists::{listed, part};
+use super::manifests::shown;
+use super::{Answer, Ask, Registry, empty};
+use crate::directory::{Manifest, NotPut, Page, Reads};
+use crate::images::{Images, ImagesError, NotTaken};
+use crate::pushed::{Pushing, Trouble};
+use crate::refusal::Refusal;
+use crate::rights::Right;
+use crate::route::{Name, Route, Tag, Which};
+
+impl Registry {
+    /// Answers what is asked with GET or HEAD: what was pushed as it came, all else as its keeper gives it out.
+    pub(super) async fn answer_pushed(
+        self: &Arc<Self>,
+        pushing: &Arc<Pushing>,
+        ask: Ask,
+        route: &Route,
+    ) -> Answer {
+        let images: Arc<dyn Images> = pushing.images.clone();
+        match route {
+            Route::Catalog => self.pushed_names(pushing, &ask).await,
+            Route::Tags(name) => self.pushed_tags(pushing, &ask, name).await,
+            Route::Referrers(name, subject) => self.referrers(&ask, name, subject).await,
+            Route::Manifest(name, which) => {
+                let (at, asked) = (name.clone(), which.clone());
+                let found = self
+                    .of_pushed(pushing, move |pushing| match &asked {
+                        Which::Tag(tag) => pushing.tagged(&at, tag),
+                        Which::Digest(_) => Ok(pushing.directory.manifest(&at, &asked)?),
+                    })
+                    .await?;
+                match found {
+                    Some(it) => shown(&ask, &it.media_type, &it.digest, it.bytes),
+                    None => self.answer_with(&images, ask, route).await,
+                }
+            }
+            Route::Blob(name, digest) => {
+                let (at, wanted) = (name.clone(), *digest);
+                match self.disk(move |directory| Ok(directory.open_blob(&at, &wanted)?)).await? {
+                    Some(_) => self.get_blob(&ask, name, digest).await,
+                    None => self.answer_with(&images, ask, route).await,
+                }
+            }
+            Route::Upload(name, id) => self.upload_status(&ask, name, id).await,
+            _ => Err(Refusal::unsupported("this cannot be done here")),
+        }
+    }
+
+    async fn pushed_names(&self, pushing: &Arc<Pushing>, ask: &Ask) -> Answer {
+        let (count, last) = part(ask)?;
+        let names = self
+            .of_pushed(pushing, |pushing| {
+                let mut names: BTreeSet<Name> = pushing.images.repositories()?.into_iter().collect();
+                for name in pushing.directory.repositories()? {
+                    if !names.contains(&name) && !pushing.tags(&name)?.is_empty() {
+                        names.insert(name);
+                    }
+                }
+                Ok(names)
+            })
+            .await?;
+        let seen = names.iter().filter(|name| self.lets(&ask.who, name, Right::Pull));
+        let page = Page::of(seen.map(|name| name.as_str().to_owned()), count, last.as_deref());
+        let body = serde_json::json!({ "repositories": page.entries });
+        listed(body, "/v2/_catalog", count, &page)
+    }
+
+    async fn pushed_tags(&self, pushing: &Arc<Pushing>, ask: &Ask, name: &Name) -> Answer {
+        let (count, last) = part(ask)?;
+        let at = name.clone();
+        let tags = self
+            .of_pushed(pushing, move |pushing| {
+                let mut tags: BTreeSet<Tag> = pushing.images.tags(&at)?.into_iter().collect();
+                tags.extend(pushing.tags(&at)?);
+                Ok(tags)
+            })
+            .await?;
+        if tags.is_empty() {
+            return Err(Refusal::no_repository());
+        }
+        let page = Page::of(tags.iter().map(|tag| tag.as_str().to_owned()), count, last.as_deref());
+        let body = serde_json::json!({ "name": name.as_str(), "tags": page.entries });
+        listed(body, &format!("/v2/{name}/tags/list"), count, &page)
+    }
+
+    /// Puts a manifest; once it has a tag its image can be run.
+    pub(super) async fn put_pushed(
+        &self,
+        pushing: &Arc<Pushing>,
+        name: &Name,
+        tag: Option<Tag>,
+        manifest: Manifest,
+        reads: Reads,
+    ) -> Result<(), Refusal> {
+        let mut held = None;
+        if let Some(tag) = &tag {
+            let turn = pushing.turn(name, tag).await;
+            let gone = |_| Refusal::new(503, "UNKNOWN", "the registry ends");
+            held = Some((turn, pushing.room.clone().acquire_owned().await.map_err(gone)?));
+        }
+        let name = name.clone();
+        self.of_pushed(pushing, move |pushing| {
+            // Name and tag, also when the client has gone in between.
+            let _held = held;
+            pushing.put(&name, tag.as_ref(), manifest, &reads)
+        })
+        .await
+    }
+
+    pub(super) async fn delete_pushed(&self, pushing: &Arc<Pushing>, name: &Name, which: &Which) -> Answer {
+        let turn = match which {
+            Which::Tag(tag) => Some(pushing.turn(name, tag).await),
+            Which::Digest(_) => None,
+        };
+        let (name, which) = (name.clone(), which.clone());
+        let removed = self.of_pushed(pushing, move |pushing| {
+            let _turn = turn;
+            pushing.remove(&name, &which)
+        });
+        match removed.await? {
+            true => Ok(empty(202)),
+            false => Err(Refusal::no_manifest()),
+        }
+    }
+
+    /// Lets `name` have a blob of an image that was never pushed.
+    pub(super) async fn mount_image_blob(
+        &self,
+        pushing: &Arc<Pushing>,
+        name: &Name,
+        from: &Name,
+        digest: &Digest,
+    ) -> Result<bool, Refusal> {
+        let (name, from, digest) = (name.clone(), from.clone(), *digest);
+        self.of_pushed(pushing, move |pushing| pushing.adopt_blob(&name, &from, &digest)).await
+    }
+
+    async fn of_pushed<T: Send + 'static>(
+        &self,
+        pushing: &Arc<Pushing>,
+        work: impl FnOnce(&Pushing) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let pushing = pushing.clone();
+        match tokio::task::spawn_blocking(move || work(&pushing)).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(trouble)) => Err(self.refusal(trouble)),
+            Err(_) => Err(Refusal::new(500, "UNKNOWN", "the registry made a mistake")),
+        }
+    }
+
+    fn refusal(&self, trouble: Trouble) -> Refusal {
+        let failed = |error: ImagesError| {
+            self.reports.error("a request was refused", &error);
+            Refusal::new(500, "UNKNOWN", "the registry could not read or write what it has")
+        };
+        match trouble {
+            Trouble::Directory(error) | Trouble::Lacks(NotPut::Directory(error)) => error.into(),
+            Trouble::Lacks(lacks) => lacks.into(),
+            Trouble::Images(error) | Trouble::NotTaken(NotTaken::Failed(error)) => failed(error),
+            Trouble::NotTaken(NotTaken::Full) => Refusal::new(507, "UNKNOWN", "the registry's disk is full"),
+            Trouble::NotTaken(NotTaken::Needed(why)) => Refusal::new(409, "DENIED", why),
+            Trouble::NotTaken(NotTaken::Refused(why)) => Refusal::new(400, "MANIFEST_INVALID", why),
+            Trouble::IsImage => Refusal::new(
+                409,
+                "DENIED",
+                "this tag is an image's name, and what was pushed is no image: delete the tag first",
+            ),
+        }
+    }
+}
