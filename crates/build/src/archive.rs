@@ -72,6 +72,7 @@ pub(crate) struct Archive {
     /// Bytes of documents that were read.
     read_bytes: AtomicU64,
     heals: bool,
+    is_strangers: bool,
 }
 
 /// A file that an archive gets beside its own.
@@ -176,7 +177,7 @@ impl Archive {
 
     fn of(path: &Path, backing: Backing) -> Self {
         let (path, added, read_bytes) = (path.to_owned(), HashMap::new(), AtomicU64::new(0));
-        Self { path, backing, added, read_bytes, heals: false }
+        Self { path, backing, added, read_bytes, heals: false, is_strangers: false }
     }
 
     /// The files below the directory `path`. Links are followed inside it.
@@ -216,6 +217,17 @@ impl Archive {
     /// came as blobs: no stamp of a file tells that its disk has lost a bit.
     pub(crate) fn heals(&self) -> bool {
         self.heals
+    }
+
+    /// The same from somebody who may not have what the store has.
+    pub(crate) fn of_stranger(self) -> Self {
+        Self { is_strangers: true, ..self }
+    }
+
+    /// Whether nothing may come of it that is not in it. Layers that the store knows are read all the same: digests
+    /// alone get nobody a layer.
+    pub(crate) fn is_strangers(&self) -> bool {
+        self.is_strangers
     }
 
     /// The archive's path, for messages.

@@ -14,10 +14,10 @@ use std::thread;
 
 use kiln_content::{Ingest, LayerBlob, LayerRecord};
 use kiln_layer::{
-    Applied, ApplyError, Compression, DiffError, DiffOptions, TreeForm, bounded_decoder, detect,
+    Applied, ApplyError, Compression, DensityError, DiffError, DiffOptions, TreeForm, bounded_decoder, detect,
 };
 use kiln_oci::image::media_type;
-use kiln_oci::{ChainId, DiffId, Digest, SnapshotId};
+use kiln_oci::{ChainId, DiffId, Digest, Sha256Writer, SnapshotId};
 use kiln_snapshotter::{LayerForm, MAX_LOWER};
 
 use crate::archive::{Archive, broken};
@@ -86,6 +86,12 @@ pub(crate) fn load_layers(
         records.push(record);
     }
     let known: Vec<(&Promised, &LayerRecord)> = layers.iter().zip(&records).collect();
+    if archive.is_strangers() {
+        side_by_side(&known, cancel, |(layer, record)| {
+            compare(engine, archive, layer, record, cancel)
+                .map_err(|error| in_layer(archive, &layer.source.name, error))
+        })?;
+    }
     let is_whole = side_by_side(&known, cancel, |(layer, record)| match &record.blob {
         Some(blob) => is_whole(engine, archive, layer, blob, cancel),
         None => Ok(true),
@@ -109,6 +115,47 @@ pub(crate) fn load_layers(
         }
     }
     Ok(records)
+}
+
+/// Compares a layer of an archive with the one of the same diff ID that the store knows. Costs reading it, and
+/// decompressing it unless the store knows what is in this very blob.
+///
+/// # Errors
+/// [`BuildError::WrongDiffId`]: it is another one.
+fn compare(
+    engine: &Engine,
+    archive: &Archive,
+    layer: &Promised,
+    record: &LayerRecord,
+    cancel: &BuildCancel,
+) -> Result<(), BuildError> {
+    let name = &layer.source.name;
+    // Whole and verified from here on.
+    let (reader, _) = archive.read(name)?;
+    if let Some((digest, _)) = layer.source.expected
+        && (record.blob.as_ref().is_some_and(|blob| blob.digest == digest)
+            || engine.store.was_packed_into(&layer.diff_id, &digest)?)
+    {
+        return Ok(());
+    }
+    let unreadable = |error: io::Error| match DensityError::of(&error) {
+        Some(density) => BuildError::Apply(ApplyError::Density(density)),
+        None => broken(archive.path(), &format!("{name} cannot be read ({error})")),
+    };
+    let (compression, plain) =
+        bounded_decoder(BufReader::new(Stoppable { inner: reader, cancel }), &engine.limits).map_err(unreadable)?;
+    media_type_of(archive.path(), compression)?;
+    let mut hashed = Sha256Writer::new(io::sink());
+    // One byte more than the layer has tells as much as all of them.
+    let copied = io::copy(&mut plain.take(record.size_bytes.saturating_add(1)), &mut hashed);
+    if cancel.flag().load(Ordering::Relaxed) {
+        return Err(BuildError::Cancelled);
+    }
+    copied.map_err(unreadable)?;
+    match DiffId(hashed.finish().1) {
+        actual if actual == layer.diff_id => Ok(()),
+        actual => Err(BuildError::WrongDiffId { expected: layer.diff_id, actual }),
+    }
 }
 
 /// Whether the blob of a layer that the store knows is there; the archive mends it if it can.

@@ -323,9 +323,30 @@ pub(crate) fn load_manifest(
     picked: &Picked,
     cancel: &BuildCancel,
 ) -> Result<ImageRecord, BuildError> {
-    let (config, _) = read_config(archive, &picked.manifest)?;
-    let mut layers = Vec::with_capacity(picked.manifest.layers.len());
-    for layer in &picked.manifest.layers {
+    load_parts(engine, archive, &picked.manifest, Some(&picked.json), cancel)
+}
+
+/// The same without the manifest. What the store keeps of one is kept for the image, whatever names it has: not
+/// everybody who brings an image may say what the others with the same config are.
+pub(crate) fn load_image_alone(
+    engine: &Engine,
+    archive: &Archive,
+    picked: &Picked,
+    cancel: &BuildCancel,
+) -> Result<ImageRecord, BuildError> {
+    load_parts(engine, archive, &picked.manifest, None, cancel)
+}
+
+fn load_parts(
+    engine: &Engine,
+    archive: &Archive,
+    manifest: &Manifest,
+    manifest_json: Option<&[u8]>,
+    cancel: &BuildCancel,
+) -> Result<ImageRecord, BuildError> {
+    let (config, _) = read_config(archive, manifest)?;
+    let mut layers = Vec::with_capacity(manifest.layers.len());
+    for layer in &manifest.layers {
         let name = blob_name(&layer.digest);
         // Whoever wrote the image would choose what this machine asks whom for.
         if layer.extra.contains_key("urls") && !archive.contains(&name) {
@@ -334,7 +355,7 @@ pub(crate) fn load_manifest(
         }
         layers.push(LayerSource { name, expected: Some((layer.digest, layer.size)) });
     }
-    load_image(engine, archive, &config, layers, Some(&picked.json), cancel)
+    load_image(engine, archive, &config, layers, manifest_json, cancel)
 }
 
 fn read_config(archive: &Archive, manifest: &Manifest) -> Result<(Config, ImageConfig), BuildError> {

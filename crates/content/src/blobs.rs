@@ -3,6 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU64;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -179,15 +180,12 @@ impl Store {
 
     /// Makes the file at `path` a blob, too, held as long as this handle lives: one file under two names where the file
     /// system can, else a copy. It has to be durable, and nobody may write to it any more. A blob that is there is left as
-    /// it is. Costs reading the file.
+    /// it is, or replaced if it is damaged. Costs reading the file, and the blob that is there.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when it is not what `digest` says; [`Error::Host`].
     pub fn link_blob(&self, path: &Path, digest: &Digest) -> Result<(), Error> {
         self.hold_blob(digest)?;
-        if self.has_blob(digest) {
-            return Ok(());
-        }
         let mut file = File::open(path).map_err(Error::host("open", path))?;
         let mut hashed = Sha256Writer::new(io::sink());
         let expected_bytes = io::copy(&mut file, &mut hashed).map_err(Error::host("read", path))?;
@@ -197,15 +195,21 @@ impl Store {
             return Err(Error::Mismatch { expected: *digest, expected_bytes, actual, actual_bytes });
         }
         let to = self.blob_path(digest);
+        let is_same = match (fs::metadata(&to), file.metadata()) {
+            (Ok(there), Ok(here)) => (there.dev(), there.ino()) == (here.dev(), here.ino()),
+            _ => false,
+        };
+        // What was read just now, or what is as good.
+        if is_same || (self.has_blob(digest) && self.is_blob_good(digest).unwrap_or(false)) {
+            return Ok(());
+        }
         let parent = to.parent().unwrap_or(self.root());
         fs::create_dir_all(parent).map_err(Error::host("mkdir", parent))?;
-        match fs::hard_link(path, &to) {
+        match self.link_over(path, &to) {
             Ok(()) => {
                 let synced = File::open(parent).and_then(|directory| directory.sync_all());
                 synced.map_err(Error::host("fsync", parent))
             }
-            // Somebody was faster.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             // Another file system, or one without such links.
             Err(_) => {
                 let mut ingest = self.ingest()?;
@@ -215,6 +219,24 @@ impl Store {
                 ingest.commit(Some((*digest, expected_bytes))).map(drop)
             }
         }
+    }
+
+    /// Gives the file at `path` the name `to` as well, which another file may have so far.
+    fn link_over(&self, path: &Path, to: &Path) -> io::Result<()> {
+        match fs::hard_link(path, to) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            done => return done,
+        }
+        // A link replaces nothing, a rename does. Should it be left here, the next sweep takes it.
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let between =
+            self.root().join("ingest").join(format!("{}-{}-link-{number}", std::process::id(), crate::lease::random()));
+        fs::hard_link(path, &between)?;
+        let renamed = fs::rename(&between, to);
+        // It is still there where both names have come to be one file's.
+        let _ = fs::remove_file(&between);
+        renamed
     }
 
     /// Whether a blob is there.
@@ -314,7 +336,16 @@ mod tests {
         // The one is there without the other.
         fs::remove_file(&path).unwrap();
         assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello");
+        assert!(matches!(store.link_blob(&path, &digest), Err(Error::Host { .. })));
+        fs::write(&path, b"hello").unwrap();
         store.link_blob(&path, &digest).unwrap();
+        // What has rotted in the store is replaced, not what is beside it.
+        for damage in [&b"hellO"[..], b"hel"] {
+            fs::remove_file(store.blob_path(&digest)).unwrap();
+            fs::write(store.blob_path(&digest), damage).unwrap();
+            store.link_blob(&path, &digest).unwrap();
+            assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello");
+        }
         assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);
     }
 

@@ -108,6 +108,13 @@ impl Store {
         Ok(self.has_blob(&found.blob).then_some(found))
     }
 
+    /// Whether the layer `diff_id` was once packed into `blob` here, as it is.
+    pub fn was_packed_into(&self, diff_id: &DiffId, blob: &Digest) -> Result<bool, Error> {
+        let find = "SELECT EXISTS (SELECT 1 FROM packed WHERE blob = ?1 AND diff_id = ?2 AND packed_diff_id = ?2)";
+        let values = [blob.to_string(), diff_id.to_string()];
+        self.read(|db| db.prepare_cached(find)?.query_row(values, |row| row.get(0)))
+    }
+
     /// Forgets every layer that was packed into `blob`: the next one to need it packs it again.
     pub fn forget_packed(&self, blob: &Digest) -> Result<(), Error> {
         self.write(|db| Ok(db.delete(&PACKED, "blob", &blob.to_string()).map(drop)?))
@@ -173,6 +180,13 @@ mod tests {
         store.put_packed("gzip:6", &gone).unwrap();
         assert_eq!(store.packed(&diff_id, "gzip:6").unwrap(), None);
         assert_eq!(store.survey().unwrap().packed.len(), 1);
+        // Only what has the layer's own tar inside is the layer.
+        assert!(!store.was_packed_into(&diff_id, &gone.blob).unwrap());
+        let whole = PackedRecord { packed_diff_id: diff_id, ..gone };
+        store.put_packed("gzip:6", &whole).unwrap();
+        assert!(store.was_packed_into(&diff_id, &whole.blob).unwrap());
+        assert!(!store.was_packed_into(&other, &whole.blob).unwrap());
+        assert!(!store.was_packed_into(&diff_id, &blob).unwrap());
         store.forget_packed(&Digest::of(b"gone")).unwrap();
         assert_eq!(store.survey().unwrap().packed, []);
     }

@@ -262,6 +262,12 @@ impl Store {
         self.held(find()?, find)
     }
 
+    /// The config of the image `reference` leads to; nothing is pinned.
+    pub fn config_of(&self, reference: &Reference) -> Result<Option<Digest>, Error> {
+        let sql = "SELECT config FROM name JOIN image USING (config) WHERE reference = ?1";
+        self.read(|db| one(db, sql, &reference.to_string(), |row| word(row, "config")))
+    }
+
     /// Removes a name that leads to `config`; whether it was there and did.
     pub fn remove_name(&self, reference: &Reference, config: &Digest) -> Result<bool, Error> {
         let (reference, config) = (reference.to_string(), config.to_string());

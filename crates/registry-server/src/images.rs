@@ -1,5 +1,6 @@
 //! Images that are somebody else's to keep, and a registry's to give out.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::fs::File;
 use std::path::PathBuf;
@@ -41,7 +42,8 @@ pub trait Images: Send + Sync {
 /// ```text
 /// blobs, manifests come ─▶ kept as they came ── take() ─▶ an image with a name ─▶ the tag leads to what came
 /// ```
-/// The registry keeps what was pushed byte by byte; who takes it makes an image of it. A tag leads to what was pushed as
+/// The registry keeps what was pushed byte by byte; who takes it makes an image of it, of that alone: nothing that was
+/// not pushed to this repository may become part of it, and no image that another name leads to may change. A tag leads to what was pushed as
 /// long as its name leads to that image.
 pub trait Takes: Images {
     /// Makes an image of what was pushed and lets the name that this tag stands for lead to it, durably. Of an index the
@@ -51,8 +53,21 @@ pub trait Takes: Images {
     /// [`NotTaken::Refused`]: it is no image, or is a hostile one. No name has moved then, nor with any other.
     fn take(&self, name: &Name, tag: &Tag, pushed: Pushed) -> Result<(), NotTaken>;
 
+    /// What all tags lead to, at once: the digest of each image's config. A repository is there under all its names.
+    fn names(&self) -> Result<HashMap<Name, HashMap<Tag, Digest>>, ImagesError>;
+
     /// The digest of the config of the image that a tag leads to; `None`: it leads nowhere.
     fn image(&self, name: &Name, tag: &Tag) -> Result<Option<Digest>, ImagesError>;
+
+    /// Whether the names that all these tags stand for could be taken away.
+    ///
+    /// # Errors
+    /// [`NotTaken::Needed`].
+    fn can_forget(&self, name: &Name, tags: &[Tag]) -> Result<(), NotTaken>;
+
+    /// What a repository is called that has several names; the same for all of them. Whoever may write to one writes to
+    /// the others.
+    fn called(&self, name: &Name) -> Name;
 
     /// Takes the name away that a tag stands for; whether there was one. A name of another host may stand for the same
     /// tag then.

@@ -3,26 +3,36 @@
 //! Two know something of a tag: who keeps the images has a name, the directory what was pushed. A tag leads to what was
 //! pushed as long as the name leads to an image of it. What is no image has no name, and its tag is its own.
 
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use kiln_oci::{Digest, Sha256Writer};
 use rustix::fs::{AtFlags, CWD, linkat};
-use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::directory::{Collected, Directory, DirectoryError, Manifest, NotPut, Reads};
 use crate::images::{Found, ImagesError, NotTaken, Parts, Takes};
+use crate::reports::Reports;
 use crate::route::{Name, Tag, Which};
 use crate::settings::{Collection, Limits};
 
 /// Images that are brought in at once: each unpacks its layers side by side.
 const AT_ONCE: usize = 2;
+/// Manifests that are put at once without anything being unpacked.
+const PLAIN_AT_ONCE: usize = 4;
 /// Tags that are written at once; two may wait for each other without need.
 const TURNS: usize = 64;
+/// Manifests that wait for their turn are in memory.
+const WAITING_BYTES: usize = 32 << 20;
+/// A manifest lists at most so many layers or manifests: each is looked for.
+const MOST_LISTED: usize = 1000;
+/// Configs that are remembered.
+const MOST_CONFIGS: usize = 1 << 18;
 
 /// Both together.
 pub(crate) struct Pushing {
@@ -30,7 +40,27 @@ pub(crate) struct Pushing {
     pub(crate) directory: Arc<Directory>,
     /// Name and tag are set one after the other, by one request at a time.
     turns: [Arc<Mutex<()>>; TURNS],
-    pub(crate) room: Arc<Semaphore>,
+    images_room: Arc<Semaphore>,
+    plain_room: Arc<Semaphore>,
+    /// In kibibytes.
+    waiting_room: Arc<Semaphore>,
+    configs: std::sync::Mutex<Configs>,
+    reports: Arc<Reports>,
+}
+
+/// Configs of the images that manifests lead to: what has a digest does not change.
+#[derive(Default)]
+struct Configs {
+    known: HashMap<(Name, Digest), Arc<HashSet<Digest>>>,
+    count: usize,
+}
+
+/// All names of images at one time.
+pub(crate) type Names = HashMap<Name, HashMap<Tag, Digest>>;
+
+/// How a manifest that came waits.
+pub(crate) struct Place {
+    _waiting: OwnedSemaphorePermit,
 }
 
 /// Why something is not done.
@@ -70,51 +100,138 @@ impl From<NotTaken> for Trouble {
 }
 
 impl Pushing {
-    pub(crate) fn new(images: Arc<dyn Takes>, directory: Directory) -> Self {
-        let turns = std::array::from_fn(|_| Arc::default());
-        Self { images, directory: Arc::new(directory), turns, room: Arc::new(Semaphore::new(AT_ONCE)) }
+    pub(crate) fn new(images: Arc<dyn Takes>, directory: Directory, reports: Arc<Reports>) -> Self {
+        let room = |count| Arc::new(Semaphore::new(count));
+        Self {
+            images,
+            directory: Arc::new(directory),
+            turns: std::array::from_fn(|_| Arc::default()),
+            images_room: room(AT_ONCE),
+            plain_room: room(PLAIN_AT_ONCE),
+            waiting_room: room(WAITING_BYTES >> 10),
+            configs: std::sync::Mutex::default(),
+            reports,
+        }
+    }
+
+    fn nth_turn(&self, name: &Name, tag: &Tag) -> Arc<Mutex<()>> {
+        // The same for all names of a repository.
+        let digest = Digest::of(format!("{}:{tag}", self.images.called(name)).as_bytes());
+        let nth = usize::from_str_radix(&digest.hex()[..4], 16).unwrap_or(0) % TURNS;
+        self.turns[nth].clone()
     }
 
     /// Held by who writes this tag.
     pub(crate) async fn turn(&self, name: &Name, tag: &Tag) -> OwnedMutexGuard<()> {
-        let digest = Digest::of(format!("{name}:{tag}").as_bytes());
-        let nth = usize::from_str_radix(&digest.hex()[..4], 16).unwrap_or(0) % TURNS;
-        self.turns[nth].clone().lock_owned().await
+        self.nth_turn(name, tag).lock_owned().await
+    }
+
+    /// A place to wait in with a manifest of so many bytes; `None`: there are too many.
+    pub(crate) fn wait(&self, size_bytes: usize) -> Option<Place> {
+        // What was read of it is about as much again, and everything takes something.
+        let kibibytes = u32::try_from((size_bytes >> 9) + 16).unwrap_or(u32::MAX);
+        let waiting = self.waiting_room.clone().try_acquire_many_owned(kibibytes).ok()?;
+        Some(Place { _waiting: waiting })
+    }
+
+    /// Room to put a manifest in; `None`: the registry ends.
+    pub(crate) async fn room(&self, is_unpacked: bool) -> Option<OwnedSemaphorePermit> {
+        let room = if is_unpacked { &self.images_room } else { &self.plain_room };
+        room.clone().acquire_owned().await.ok()
+    }
+
+    /// The configs of the images that a manifest leads to; `None`: it is not there, or leads to more than it may.
+    fn configs(&self, name: &Name, digest: &Digest) -> Result<Option<Arc<HashSet<Digest>>>, Trouble> {
+        let key = (name.clone(), *digest);
+        let configs = || self.configs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = configs().known.get(&key) {
+            return Ok(Some(known.clone()));
+        }
+        let Some(manifest) = self.directory.manifest(name, &Which::Digest(*digest))? else { return Ok(None) };
+        let Some(found) = self.directory.image_configs(name, &manifest)? else { return Ok(None) };
+        let (found, mut configs) = (Arc::new(found), configs());
+        configs.count += found.len() + 1;
+        if configs.count > MOST_CONFIGS {
+            *configs = Configs { count: found.len() + 1, ..Configs::default() };
+        }
+        configs.known.insert(key, found.clone());
+        Ok(Some(found))
+    }
+
+    /// Whether a tag that leads to `digest` and whose name leads to `image` stands for what was pushed.
+    fn holds(&self, name: &Name, digest: &Digest, image: Option<&Digest>) -> Result<bool, Trouble> {
+        Ok(match (self.configs(name, digest)?, image) {
+            (None, _) => false,
+            (Some(configs), Some(image)) => configs.contains(image),
+            (Some(configs), None) => configs.is_empty(),
+        })
+    }
+
+    /// What a tag that holds leads to. What is damaged holds nothing, and is told of.
+    fn pushed(&self, name: &Name, tag: &Tag, image: Option<&Digest>) -> Result<Option<Digest>, Trouble> {
+        let find = || -> Result<Option<Digest>, Trouble> {
+            let Some(digest) = self.directory.tag(name, tag)? else { return Ok(None) };
+            Ok(self.holds(name, &digest, image)?.then_some(digest))
+        };
+        self.unless_damaged(find())
+    }
+
+    fn unless_damaged<T>(&self, found: Result<Option<T>, Trouble>) -> Result<Option<T>, Trouble> {
+        match found {
+            Err(Trouble::Directory(error @ DirectoryError::Damaged { .. })) => {
+                self.reports.error("what was pushed is not given out", &error);
+                Ok(None)
+            }
+            found => found,
+        }
     }
 
     /// What was pushed under a tag, if that is what the tag stands for now.
     pub(crate) fn tagged(&self, name: &Name, tag: &Tag) -> Result<Option<Manifest>, Trouble> {
-        let Some(manifest) = self.directory.manifest(name, &Which::Tag(tag.clone()))? else {
+        // Where nothing was pushed nobody asks for names.
+        if !self.directory.has_tag(name, tag) {
             return Ok(None);
-        };
-        let configs = self.directory.image_configs(name, &manifest)?;
-        let holds = match self.images.image(name, tag)? {
-            Some(config) => configs.contains(&config),
-            None => configs.is_empty(),
-        };
-        Ok(holds.then_some(manifest))
+        }
+        let image = self.images.image(name, tag)?;
+        let Some(digest) = self.pushed(name, tag, image.as_ref())? else { return Ok(None) };
+        let found = self.directory.manifest(name, &Which::Digest(digest));
+        self.unless_damaged(found.map_err(Trouble::from))
     }
 
     /// The tags of what was pushed, sorted.
-    pub(crate) fn tags(&self, name: &Name) -> Result<Vec<Tag>, Trouble> {
+    pub(crate) fn tags(&self, name: &Name, names: &Names) -> Result<Vec<Tag>, Trouble> {
+        let named = names.get(name);
         let mut tags = Vec::new();
         for tag in self.directory.all_tags(name)? {
-            if self.tagged(name, &tag)?.is_some() {
+            if self.pushed(name, &tag, named.and_then(|named| named.get(&tag)))?.is_some() {
                 tags.push(tag);
             }
         }
         Ok(tags)
     }
 
-    /// Removes tags that do not stand for what was pushed any more; how many. What they led to is garbage then.
+    /// Removes tags that do not stand for what was pushed any more; how many. What they led to is garbage then. A tag that
+    /// somebody is about to write is his.
     pub(crate) fn follow_names(&self) -> Result<u64, Trouble> {
+        let names = self.images.names()?;
         let mut count = 0;
         for name in self.directory.repositories()? {
+            let named = names.get(&name);
             for tag in self.directory.all_tags(&name)? {
-                let Some(digest) = self.directory.tag(&name, &tag).ok().flatten() else { continue };
                 // What is damaged stays: it may be mended by another push.
-                let Ok(None) = self.tagged(&name, &tag) else { continue };
-                count += u64::from(self.directory.remove_tag(&name, &tag, &digest)?);
+                let is_lost = |image: Option<&Digest>| {
+                    let digest = self.directory.tag(&name, &tag).ok().flatten()?;
+                    matches!(self.holds(&name, &digest, image), Ok(false)).then_some(digest)
+                };
+                if is_lost(named.and_then(|named| named.get(&tag))).is_none() {
+                    continue;
+                }
+                // It may have been pushed, or named, since.
+                let Ok(_turn) = self.nth_turn(&name, &tag).try_lock_owned() else { continue };
+                let image = self.images.image(&name, &tag)?;
+                if let Some(digest) = is_lost(image.as_ref()) {
+                    count += u64::from(self.directory.remove_tag(&name, &tag, &digest)?);
+                }
             }
         }
         Ok(count)
@@ -128,24 +245,37 @@ impl Pushing {
         manifest: Manifest,
         reads: &Reads,
     ) -> Result<(), Trouble> {
+        let refused = |why: String| -> Result<(), Trouble> { Err(NotTaken::Refused(why).into()) };
+        let listed = reads.layers.len() + reads.manifests.len();
+        if listed > MOST_LISTED {
+            return refused(format!("it lists {listed} layers or manifests, {MOST_LISTED} are allowed"));
+        }
         self.adopt(name, reads)?;
         self.check_sizes(name, reads)?;
         // First without the tag: from now on nothing of it is garbage.
         self.directory.put_manifest(name, None, &manifest, reads)?;
         let Some(tag) = tag else { return Ok(()) };
-        if !self.directory.image_configs(name, &manifest)?.is_empty() {
-            let parts = Arrived { directory: self.directory.clone(), name: name.clone() };
+        let Some(configs) = self.configs(name, &manifest.digest)? else {
+            return refused(format!("it leads to more than {MOST_LISTED} manifests, or to too long ones"));
+        };
+        // Before the name moves: nothing shall fail then.
+        let ready = self.directory.ready_tag(name, tag, &manifest.digest)?;
+        if !configs.is_empty() {
+            let parts = Arc::new(Arrived::new(self.directory.clone(), name.clone()));
             let pushed = crate::images::Pushed {
                 media_type: manifest.media_type.clone(),
                 digest: manifest.digest,
                 size_bytes: manifest.bytes.len() as u64,
-                parts: Arc::new(parts),
+                parts: parts.clone(),
             };
-            self.images.take(name, tag, pushed)?;
+            let taken = self.images.take(name, tag, pushed);
+            // Its files may have names elsewhere now.
+            self.directory.names_changed(name, parts.asked().into_iter());
+            taken?;
         } else if self.images.image(name, tag)?.is_some() {
             return Err(Trouble::IsImage);
         }
-        Ok(self.directory.put_manifest(name, Some(tag), &manifest, reads)?)
+        Ok(self.directory.set_tag(name, tag, &ready, &manifest, reads)?)
     }
 
     /// A blob that is longer than its manifest says could not be pulled.
@@ -162,26 +292,30 @@ impl Pushing {
     }
 
     /// Keeps what a manifest needs and a client has found here without sending it: parts of images that were never
-    /// pushed.
+    /// pushed. Ends with the first that neither side has.
     fn adopt(&self, name: &Name, reads: &Reads) -> Result<(), Trouble> {
         for child in &reads.manifests {
-            if self.directory.manifest(name, &Which::Digest(child.digest))?.is_some() {
+            if self.directory.has_manifest(name, &child.digest) {
                 continue;
             }
             let Found::Manifest(found) = self.images.manifest(name, &Which::Digest(child.digest))? else {
-                continue;
+                return Err(NotPut::Lacks { digest: child.digest, is_manifest: true }.into());
             };
             let manifest =
                 Manifest { media_type: found.media_type, digest: found.digest, bytes: found.bytes };
             // An index in an index has to be pushed: how deep they go is not for a client to say.
             let Ok(reads) = Reads::new(&manifest.bytes) else { continue };
-            for blob in reads.blobs() {
-                self.adopt_blob(name, name, &blob.digest)?;
-            }
+            self.adopt_blobs(name, &reads)?;
             self.directory.put_manifest(name, None, &manifest, &reads)?;
         }
+        self.adopt_blobs(name, reads)
+    }
+
+    fn adopt_blobs(&self, name: &Name, reads: &Reads) -> Result<(), Trouble> {
         for blob in reads.blobs() {
-            self.adopt_blob(name, name, &blob.digest)?;
+            if !self.adopt_blob(name, name, &blob.digest)? {
+                return Err(NotPut::Lacks { digest: blob.digest, is_manifest: false }.into());
+            }
         }
         Ok(())
     }
@@ -207,32 +341,63 @@ impl Pushing {
         }
     }
 
-    /// Takes away what a tag, or all tags with this digest, lead to; whether there was anything.
-    pub(crate) fn remove(&self, name: &Name, which: &Which) -> Result<bool, Trouble> {
-        match which {
-            Which::Tag(tag) => self.remove_tagged(name, tag),
-            Which::Digest(digest) => {
-                let mut found = false;
-                for tag in self.images.tags(name)? {
-                    let leads_to = match self.tagged(name, &tag)? {
-                        Some(manifest) => Some(manifest.digest),
-                        // What was never packed has no digest yet.
-                        None => match self.images.manifest(name, &Which::Tag(tag.clone()))? {
-                            Found::Manifest(manifest) => Some(manifest.digest),
-                            Found::Unready | Found::Missing => None,
-                        },
-                    };
-                    if leads_to == Some(*digest) {
-                        found |= self.remove_tagged(name, &tag)?;
-                    }
-                }
-                Ok(self.directory.remove_manifest(name, which)? || found)
+    /// The tags that lead to a manifest, also those that somebody else has named; sorted.
+    ///
+    /// # Errors
+    /// [`NotTaken::Needed`] when they cannot all be taken away.
+    pub(crate) fn leading_to(&self, name: &Name, digest: &Digest) -> Result<Vec<Tag>, Trouble> {
+        let mut names = self.images.names()?;
+        let named = names.remove(name).unwrap_or_default();
+        let mut tags: BTreeSet<Tag> = self.directory.all_tags(name)?.into_iter().collect();
+        tags.extend(named.keys().cloned());
+        let mut leading = Vec::new();
+        for tag in tags {
+            let leads = self.leads_to(name, &tag, named.get(&tag))? == Some(*digest);
+            if leads || self.directory.tag(name, &tag).is_ok_and(|tagged| tagged == Some(*digest)) {
+                leading.push((leads, tag));
             }
         }
+        let going: Vec<Tag> = leading.iter().filter(|(leads, _)| *leads).map(|(_, tag)| tag.clone()).collect();
+        self.images.can_forget(name, &going)?;
+        Ok(leading.into_iter().map(|(_, tag)| tag).collect())
     }
 
-    /// The name first: a tag without it leads nowhere, and what led nowhere before was not there.
-    fn remove_tagged(&self, name: &Name, tag: &Tag) -> Result<bool, Trouble> {
+    fn leads_to(&self, name: &Name, tag: &Tag, image: Option<&Digest>) -> Result<Option<Digest>, Trouble> {
+        if let Some(digest) = self.pushed(name, tag, image)? {
+            return Ok(Some(digest));
+        }
+        if image.is_none() {
+            return Ok(None);
+        }
+        Ok(match self.images.manifest(name, &Which::Tag(tag.clone()))? {
+            Found::Manifest(manifest) => Some(manifest.digest),
+            // What was never packed has no digest yet.
+            Found::Unready | Found::Missing => None,
+        })
+    }
+
+    /// Takes a tag away if it still leads to this manifest; whether it did. In the tag's turn.
+    pub(crate) fn remove_if_leads(&self, name: &Name, tag: &Tag, digest: &Digest) -> Result<bool, Trouble> {
+        let image = self.images.image(name, tag)?;
+        if self.leads_to(name, tag, image.as_ref())? == Some(*digest) {
+            return self.remove_tagged(name, tag);
+        }
+        // Its name was lost before.
+        self.directory.remove_tag(name, tag, digest)?;
+        Ok(false)
+    }
+
+    /// Takes a manifest away that no tag leads to; whether there was one, or `None`: a tag does by now.
+    pub(crate) fn remove_untagged(&self, name: &Name, digest: &Digest) -> Result<Option<bool>, Trouble> {
+        let removed = self.directory.remove_untagged(name, digest)?;
+        // An index may have led there.
+        *self.configs.lock().unwrap_or_else(PoisonError::into_inner) = Configs::default();
+        Ok(removed)
+    }
+
+    /// Takes a tag away; whether it led anywhere. In its turn. The name first: a tag without it leads nowhere, and what
+    /// led nowhere before was not there.
+    pub(crate) fn remove_tagged(&self, name: &Name, tag: &Tag) -> Result<bool, Trouble> {
         // What is damaged can be deleted, too.
         let led_here = self.tagged(name, tag).is_ok_and(|found| found.is_some());
         let had_name = self.images.forget(name, tag)?;
@@ -245,6 +410,18 @@ impl Pushing {
 struct Arrived {
     directory: Arc<Directory>,
     name: Name,
+    asked: std::sync::Mutex<HashSet<Digest>>,
+}
+
+impl Arrived {
+    fn new(directory: Arc<Directory>, name: Name) -> Self {
+        Self { directory, name, asked: std::sync::Mutex::default() }
+    }
+
+    /// The blobs whose files somebody got.
+    fn asked(&self) -> HashSet<Digest> {
+        std::mem::take(&mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Parts for Arrived {
@@ -254,6 +431,7 @@ impl Parts for Arrived {
     }
 
     fn blob(&self, digest: &Digest) -> Result<Option<PathBuf>, ImagesError> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(*digest);
         self.directory.blob_file(&self.name, digest).map_err(|error| ImagesError(Box::new(error)))
     }
 }
@@ -277,8 +455,8 @@ fn keep(file: &File, digest: &Digest, path: &Path) -> io::Result<Option<File>> {
     Ok((actual == *digest).then_some(made))
 }
 
-/// Removes what was pushed to images and has lost its names there since, where nobody serves them. `None`: there is
-/// nothing, or somebody does, who sees to it himself.
+/// Removes what was pushed to images and has lost its names there since, where nobody serves them, once it is as old as
+/// `policy` says and as who served them last said. `None`: there is nothing, or somebody does, who sees to it himself.
 ///
 /// # Errors
 /// [`DirectoryError`]; [`ImagesError`] where the names cannot be read.
@@ -292,7 +470,7 @@ pub fn follow_offline(
         Err(DirectoryError::Missing { .. } | DirectoryError::Taken { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let pushing = Pushing::new(images, directory);
+    let pushing = Pushing::new(images, directory, Arc::default());
     match pushing.follow_names() {
         Ok(_) => {}
         Err(Trouble::Directory(error)) => return Err(error.into()),
@@ -300,6 +478,9 @@ pub fn follow_offline(
         Err(Trouble::Lacks(_) | Trouble::NotTaken(_) | Trouble::IsImage) => {}
     }
     pushing.directory.uploads.expire()?;
+    // Who served it may have wanted it to stay longer.
+    let grace = pushing.directory.noted_grace().unwrap_or_default().max(policy.grace);
+    let policy = &Collection { grace, ..policy.clone() };
     Ok(Some(pushing.directory.collect(policy, false, &mut |_| {})?))
 }
 

@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -114,16 +114,14 @@ impl Server {
             }
             Content::Images(images) => (Held::Images(images), false),
             Content::Pushed { images, directory } if settings.read_only => {
-                match Directory::open_existing(&directory, &settings.limits, true) {
-                    Ok(directory) => (Held::Pushed(Arc::new(Pushing::new(images, directory))), false),
-                    // Nothing was ever pushed.
-                    Err(DirectoryError::Missing { .. }) => (Held::Images(images), false),
-                    Err(error) => return Err(error.into()),
-                }
+                // Somebody else may take pushes, now or one day.
+                let directory = Directory::open_to_come(&directory, &settings.limits)?;
+                (Held::Pushed(Arc::new(Pushing::new(images, directory, reports.clone()))), false)
             }
             Content::Pushed { images, directory } => {
-                let directory = Directory::open(&directory, &settings.limits)?;
-                (Held::Pushed(Arc::new(Pushing::new(images, directory))), true)
+                let directory = open_soon(&directory, &settings.limits).await?;
+                directory.note_grace(settings.collection.grace)?;
+                (Held::Pushed(Arc::new(Pushing::new(images, directory, reports.clone()))), true)
             }
         };
         let failed = |source| StartError::Listen { address: settings.listen, source };
@@ -198,6 +196,20 @@ impl Server {
         care.abort();
         let all = u32::try_from(registry.limits.connections).unwrap_or(u32::MAX);
         let _ = tokio::time::timeout(registry.limits.drain, turns.acquire_many(all)).await;
+    }
+}
+
+/// Opens a directory that garbage may be collected in, offline, which takes a moment.
+async fn open_soon(path: &Path, limits: &Limits) -> Result<Directory, DirectoryError> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let began = Instant::now();
+    loop {
+        match Directory::open(path, limits) {
+            Err(DirectoryError::Taken { .. }) if began.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            opened => return opened,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 /// What tells that a file is another one, or was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,26 @@ impl Version {
     /// Of an open file.
     pub(crate) fn of_open(file: &File) -> io::Result<Self> {
         file.metadata().map(|stat| Self::new(&stat))
+    }
+
+    /// Whether it is the same but for when something about it changed last, as when it got another name.
+    pub(crate) fn is_same_content(&self, other: &Self) -> bool {
+        Self { times: [self.times[0], other.times[1]], ..*self } == *other
+    }
+
+    /// Whether somebody had to do with it so lately that the clock of the file system may say the same again.
+    pub(crate) fn is_racy(&self) -> bool {
+        /// Kernels count in steps of at most ten milliseconds here.
+        const STEP: Duration = Duration::from_millis(20);
+        let (seconds, nanoseconds) = self.times[1];
+        let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else {
+            return false;
+        };
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        match SystemTime::now().duration_since(changed) {
+            Ok(age) => age < STEP,
+            Err(ahead) => ahead.duration() < STEP,
+        }
     }
 
     fn new(stat: &Metadata) -> Self {

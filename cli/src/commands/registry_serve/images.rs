@@ -1,5 +1,6 @@
 //! The store's images, in the words of the registry.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::fs::File;
 use std::io;
@@ -86,8 +87,25 @@ impl Takes for StoreImages {
         self.arrivals.take(name.as_str(), tag.as_str(), &root, parts).map_err(not_taken)
     }
 
+    fn names(&self) -> Result<HashMap<Name, HashMap<Tag, Digest>>, ImagesError> {
+        let all = self.arrivals.images().map_err(unavailable)?;
+        let tags = |tags: HashMap<String, Digest>| {
+            tags.into_iter().filter_map(|(tag, image)| Some((tag.parse().ok()?, image))).collect()
+        };
+        Ok(all.into_iter().filter_map(|(name, named)| Some((name.parse().ok()?, tags(named)))).collect())
+    }
+
     fn image(&self, name: &Name, tag: &Tag) -> Result<Option<Digest>, ImagesError> {
         self.arrivals.image(name.as_str(), tag.as_str()).map_err(unavailable)
+    }
+
+    fn can_forget(&self, name: &Name, tags: &[Tag]) -> Result<(), NotTaken> {
+        let tags: Vec<String> = tags.iter().map(|tag| tag.as_str().to_owned()).collect();
+        self.arrivals.can_forget(name.as_str(), &tags).map_err(not_taken)
+    }
+
+    fn called(&self, name: &Name) -> Name {
+        Arrivals::repository(name.as_str()).and_then(|name| name.parse().ok()).unwrap_or_else(|| name.clone())
     }
 
     fn forget(&self, name: &Name, tag: &Tag) -> Result<bool, NotTaken> {

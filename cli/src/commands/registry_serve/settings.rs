@@ -242,6 +242,8 @@ fn usual_directory() -> Result<PathBuf, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use kiln_oci::Digest;
     use kiln_registry_server::route::{Name, Tag, Which};
     use kiln_registry_server::{Found, Images, ImagesError, NotTaken, Pushed};
@@ -278,6 +280,18 @@ mod tests {
     impl Takes for Nothing {
         fn take(&self, _: &Name, _: &Tag, _: Pushed) -> Result<(), NotTaken> {
             Ok(())
+        }
+
+        fn names(&self) -> Result<HashMap<Name, HashMap<Tag, Digest>>, ImagesError> {
+            Ok(HashMap::new())
+        }
+
+        fn can_forget(&self, _: &Name, _: &[Tag]) -> Result<(), NotTaken> {
+            Ok(())
+        }
+
+        fn called(&self, name: &Name) -> Name {
+            name.clone()
         }
 
         fn image(&self, _: &Name, _: &Tag) -> Result<Option<Digest>, ImagesError> {

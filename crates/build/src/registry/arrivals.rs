@@ -3,7 +3,12 @@
 //! Whoever serves keeps what came as it came; here it becomes an image, by what loads archives: verified, unpacked once,
 //! its diff IDs compared with its config. To that, what was pushed is an archive whose blobs are files beside the store:
 //! where the file system can, they become the store's blobs without being copied.
+//!
+//! Who pushes may not be trusted with other images of the store. So nothing comes of a push but what was pushed:
+//! digests of what the store has get nobody anything. And the store keeps no manifest and no index of it: it has one of
+//! each for a config, and other names may lead to the same one.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +17,9 @@ use kiln_content::Store;
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Platform, Reference};
 
-use super::offers::{HUB, names_in};
+use super::offers::{HUB, in_order, names_in, repositories};
 use crate::archive::{Archive, Blobs};
-use crate::load::{Picked, load_picked, pick_manifest};
+use crate::load::{Picked, load_image_alone, pick_manifest};
 use crate::{BuildCancel, BuildError, Engine};
 
 /// The way into one store.
@@ -69,7 +74,7 @@ impl Arrivals {
     }
 
     /// Makes an image of what `root` leads to, for this machine where there is a choice and else for the first platform
-    /// by name, and lets the name of `repository` and `tag` lead to it. An index stays beside the image, with all it lists.
+    /// by name, and lets the name of `repository` and `tag` lead to it. Of an index nothing else becomes the store's.
     ///
     /// # Errors
     /// [`ArrivalError`]; no name has moved then.
@@ -83,16 +88,44 @@ impl Arrivals {
         let name = name_of(repository, tag)?;
         // What this pins is free again when it ends.
         let job = self.engine.for_job()?;
-        let pushed = Pushed { store: job.store.clone(), parts, shown: name.familiar() };
-        let archive = Archive::of_blobs(Path::new(&name.familiar()), job.store.clone(), pushed);
+        let pushed = Pushed { store: job.store.clone(), parts: parts.clone(), shown: name.familiar() };
+        let archive = Archive::of_blobs(Path::new(&name.familiar()), job.store.clone(), pushed).of_stranger();
         let picked = pick(&archive, root)?;
-        let image = match load_picked(&job, &archive, &picked, true, &self.cancel) {
-            // A layer of another platform's image may be one that nobody gives on.
-            Err(BuildError::ForeignLayer { .. }) => load_picked(&job, &archive, &picked, false, &self.cancel),
-            loaded => loaded,
-        }?;
+        for blob in [&picked.manifest.config].into_iter().chain(&picked.manifest.layers) {
+            // Also of what nobody would read because the store knows it, and of layers that others may leave out.
+            if parts.blob(&blob.digest).map_err(unreadable(&name.familiar()))?.is_none() {
+                let (path, digest) = (PathBuf::from(name.familiar()), blob.digest);
+                return Err(BuildError::ForeignLayer { path, digest }.into());
+            }
+        }
+        let image = load_image_alone(&job, &archive, &picked, &self.cancel)?;
         job.store.set_name(&name, &image)?;
         Ok(job.store.barrier()?)
+    }
+
+    /// What a repository is called whatever it is called here: `app` for `library/app`. `None`: nothing of that name can
+    /// be pushed.
+    pub fn repository(repository: &str) -> Option<String> {
+        let name = name_of(repository, "latest").ok()?;
+        Some(super::offers::repository(&name).to_owned())
+    }
+
+    /// All tags of all repositories, with the configs of the images that they stand for.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn images(&self) -> Result<HashMap<String, HashMap<String, Digest>>, BuildError> {
+        let mut names = self.engine.store.names()?;
+        in_order(&mut names);
+        let mut found: HashMap<String, HashMap<String, Digest>> = HashMap::new();
+        for (name, image) in &names {
+            let Some(tag) = name.tag() else { continue };
+            for repository in repositories(name) {
+                let tags = found.entry(repository.to_owned()).or_default();
+                tags.entry(tag.to_owned()).or_insert(image.config);
+            }
+        }
+        Ok(found)
     }
 
     /// The config of the image that a tag stands for.
@@ -100,8 +133,39 @@ impl Arrivals {
     /// # Errors
     /// Those of the store.
     pub fn image(&self, repository: &str, tag: &str) -> Result<Option<Digest>, BuildError> {
+        // Mostly it is this one, and it comes before all others.
+        if let Ok(name) = name_of(repository, tag)
+            && let Some(config) = self.engine.store.config_of(&name)?
+        {
+            return Ok(Some(config));
+        }
         let names = names_in(&self.engine.store, repository)?;
         Ok(names.iter().find(|(name, _)| name.tag() == Some(tag)).map(|(_, image)| image.config))
+    }
+
+    /// Whether the names that these tags stand for can all be taken away.
+    ///
+    /// # Errors
+    /// [`ArrivalError::InUse`] where one of their images would have no name and a container needs it, and those of the
+    /// store.
+    pub fn can_forget(&self, repository: &str, tags: &[String]) -> Result<(), ArrivalError> {
+        let store = &self.engine.store;
+        let mut going: HashMap<Digest, usize> = HashMap::new();
+        let mut seen = HashSet::new();
+        for (name, image) in names_in(store, repository)? {
+            let Some(tag) = name.tag() else { continue };
+            // Of several with one tag the first is meant.
+            if tags.iter().any(|going| going == tag) && seen.insert(tag.to_owned()) {
+                *going.entry(image.config).or_default() += 1;
+            }
+        }
+        for user in store.container_uses()? {
+            let Some((config, count)) = user.image.and_then(|image| going.get_key_value(&image)) else { continue };
+            if store.names_of(config)?.len() == *count {
+                return Err(ArrivalError::InUse { container: user.name });
+            }
+        }
+        Ok(())
     }
 
     /// Takes away the name that a tag stands for, and the image with its last one, as `kiln rmi` does; whether there
@@ -179,6 +243,11 @@ fn is_of_image(error: &BuildError) -> bool {
     }
 }
 
+fn unreadable(shown: &str) -> impl FnOnce(io::Error) -> BuildError {
+    let path = PathBuf::from(shown);
+    move |source| BuildError::Unreadable { path, source }
+}
+
 /// Blobs beside the store.
 struct Pushed {
     store: Arc<Store>,
@@ -188,17 +257,12 @@ struct Pushed {
 
 impl Blobs for Pushed {
     fn bring(&self, digest: &Digest) -> Result<(), BuildError> {
-        // Before it is looked for: nobody removes it then.
-        self.store.hold_blob(digest)?;
-        if self.store.has_blob(digest) {
-            return Ok(());
-        }
-        let unreadable = |source| BuildError::Unreadable { path: PathBuf::from(&self.shown), source };
-        if let Some(bytes) = self.parts.document(digest).map_err(unreadable)? {
+        // Not in the store first: what it has and nobody has pushed did not come.
+        if let Some(bytes) = self.parts.document(digest).map_err(unreadable(&self.shown))? {
             self.store.put_blob(&bytes)?;
             return Ok(());
         }
-        match self.parts.blob(digest).map_err(unreadable)? {
+        match self.parts.blob(digest).map_err(unreadable(&self.shown))? {
             Some(path) => Ok(self.store.link_blob(&path, digest)?),
             None => Err(BuildError::ForeignLayer { path: PathBuf::from(&self.shown), digest: *digest }),
         }
@@ -217,6 +281,8 @@ mod tests {
     fn what_is_pushed_is_called_as_users_write_it() {
         let check = |repository: &str, expected: &str| {
             assert_eq!(name_of(repository, "1").unwrap().familiar(), expected, "{repository}");
+            let called = if repository == "library/app" { "app" } else { repository };
+            assert_eq!(Arrivals::repository(repository).as_deref(), Some(called));
         };
         check("app", "app:1");
         check("library/app", "app:1");

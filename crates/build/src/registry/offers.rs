@@ -273,12 +273,22 @@ pub(super) fn names_in(
 ) -> Result<Vec<(Reference, ImageRecord)>, kiln_content::Error> {
     let mut names = store.names()?;
     names.retain(|(name, _)| is_in(name, repository));
-    names.sort_by_key(|(name, _)| (name.domain() != HUB, name.to_string()));
+    in_order(&mut names);
     Ok(names)
 }
 
+/// Puts the name that is meant in front of others with the same tag.
+pub(super) fn in_order(names: &mut [(Reference, ImageRecord)]) {
+    names.sort_by_cached_key(|(name, _)| (name.domain() != HUB, name.to_string()));
+}
+
+/// The repositories that a name is in.
+pub(super) fn repositories(name: &Reference) -> impl Iterator<Item = &str> {
+    [Some(name.path()), official(name)].into_iter().flatten()
+}
+
 /// What a name's repository is called where its host is another one: as users write it.
-fn repository(name: &Reference) -> &str {
+pub(super) fn repository(name: &Reference) -> &str {
     official(name).unwrap_or(name.path())
 }
 
@@ -305,6 +315,9 @@ mod tests {
             for other in [expected].iter().chain(others) {
                 assert!(is_in(&name, other), "{name} is in {other}");
             }
+            let mut all: Vec<&str> = [expected].iter().chain(others).copied().collect();
+            all.sort_unstable_by_key(|name| std::cmp::Reverse(name.len()));
+            assert_eq!(repositories(&name).collect::<Vec<_>>(), all);
             assert!(!is_in(&name, "library") && !is_in(&name, "") && !is_in(&name, "other"), "{name}");
         };
         check("debian", "debian", &["library/debian"]);

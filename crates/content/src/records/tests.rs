@@ -18,6 +18,7 @@ fn names_lead_to_images_and_move() {
     store.put_image(&new).unwrap();
     store.set_name(&name, &old).unwrap();
     assert_eq!(store.resolve(&name).unwrap(), Some(old.clone()));
+    assert_eq!(store.config_of(&name).unwrap(), Some(old.config));
     store.set_name(&name, &new).unwrap();
     assert_eq!(store.names_of(&new.config).unwrap(), std::slice::from_ref(&name));
     assert!(store.names_of(&old.config).unwrap().is_empty());
@@ -25,7 +26,7 @@ fn names_lead_to_images_and_move() {
     assert!(!store.remove_name(&name, &old.config).unwrap(), "it leads elsewhere");
     assert!(store.remove_name(&name, &new.config).unwrap());
     assert!(!store.remove_name(&name, &new.config).unwrap());
-    assert_eq!(store.resolve(&name).unwrap(), None);
+    assert_eq!((store.resolve(&name).unwrap(), store.config_of(&name).unwrap()), (None, None));
 }
 
 #[test]

@@ -130,7 +130,13 @@ impl Registry {
             | Route::Manifest(name, _)
             | Route::Blob(name, _)
             | Route::Uploads(name)
-            | Route::Upload(name, _) => self.may(&ask.who, name, right)?,
+            | Route::Upload(name, _) => {
+                self.may(&ask.who, name, right)?;
+                // Who writes to a repository writes to all its names.
+                if let (Held::Pushed(pushing), Right::Push | Right::Delete) = (&self.held, right) {
+                    self.may(&ask.who, &pushing.images.called(name), right)?;
+                }
+            }
         }
         if self.read_only && right != Right::Pull {
             return Err(Refusal::unsupported("this registry is for pulling only"));

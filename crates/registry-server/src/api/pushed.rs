@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hyper::header::RETRY_AFTER;
 use kiln_oci::Digest;
 
 use super::lists::{listed, part};
@@ -58,8 +59,9 @@ impl Registry {
         let names = self
             .of_pushed(pushing, |pushing| {
                 let mut names: BTreeSet<Name> = pushing.images.repositories()?.into_iter().collect();
+                let named = pushing.images.names()?;
                 for name in pushing.directory.repositories()? {
-                    if !names.contains(&name) && !pushing.tags(&name)?.is_empty() {
+                    if !names.contains(&name) && !pushing.tags(&name, &named)?.is_empty() {
                         names.insert(name);
                     }
                 }
@@ -78,7 +80,7 @@ impl Registry {
         let tags = self
             .of_pushed(pushing, move |pushing| {
                 let mut tags: BTreeSet<Tag> = pushing.images.tags(&at)?.into_iter().collect();
-                tags.extend(pushing.tags(&at)?);
+                tags.extend(pushing.tags(&at, &pushing.images.names()?)?);
                 Ok(tags)
             })
             .await?;
@@ -99,35 +101,81 @@ impl Registry {
         manifest: Manifest,
         reads: Reads,
     ) -> Result<(), Refusal> {
-        let mut held = None;
-        if let Some(tag) = &tag {
-            let turn = pushing.turn(name, tag).await;
-            let gone = |_| Refusal::new(503, "UNKNOWN", "the registry ends");
-            held = Some((turn, pushing.room.clone().acquire_owned().await.map_err(gone)?));
+        let too_many = || {
+            let refusal = Refusal::new(429, "TOOMANYREQUESTS", "too many manifests wait for their turn");
+            refusal.with(RETRY_AFTER, "5")
+        };
+        let place = pushing.wait(manifest.bytes.len()).ok_or_else(too_many)?;
+        if tag.is_none() && pushing.directory.lacks_room(manifest.bytes.len() as u64).is_some() {
+            let text = "too much waits here for a tag that leads to it";
+            return Err(Refusal::new(429, "TOOMANYREQUESTS", text).with(RETRY_AFTER, "60"));
         }
+        let mut turn = None;
+        if let Some(tag) = &tag {
+            turn = Some(pushing.turn(name, tag).await);
+        }
+        let is_unpacked = tag.is_some() && (reads.is_image() || !reads.manifests.is_empty());
+        let room = pushing.room(is_unpacked).await;
+        let room = room.ok_or_else(|| Refusal::new(503, "UNKNOWN", "the registry ends"))?;
         let name = name.clone();
         self.of_pushed(pushing, move |pushing| {
             // Name and tag, also when the client has gone in between.
-            let _held = held;
+            let _held = (place, turn, room);
             pushing.put(&name, tag.as_ref(), manifest, &reads)
         })
         .await
     }
 
     pub(super) async fn delete_pushed(&self, pushing: &Arc<Pushing>, name: &Name, which: &Which) -> Answer {
-        let turn = match which {
-            Which::Tag(tag) => Some(pushing.turn(name, tag).await),
-            Which::Digest(_) => None,
+        let removed = match which {
+            Which::Tag(tag) => {
+                let turn = pushing.turn(name, tag).await;
+                let (name, tag) = (name.clone(), tag.clone());
+                let remove = move |pushing: &Pushing| {
+                    let _turn = turn;
+                    pushing.remove_tagged(&name, &tag)
+                };
+                self.of_pushed(pushing, remove).await?
+            }
+            Which::Digest(digest) => self.delete_digest(pushing, name, *digest).await?,
         };
-        let (name, which) = (name.clone(), which.clone());
-        let removed = self.of_pushed(pushing, move |pushing| {
-            let _turn = turn;
-            pushing.remove(&name, &which)
-        });
-        match removed.await? {
+        match removed {
             true => Ok(empty(202)),
             false => Err(Refusal::no_manifest()),
         }
+    }
+
+    /// Takes a manifest away with all tags that lead to it; whether there was one. Each tag in its turn: what is pushed
+    /// meanwhile stays.
+    async fn delete_digest(
+        &self,
+        pushing: &Arc<Pushing>,
+        name: &Name,
+        digest: Digest,
+    ) -> Result<bool, Refusal> {
+        /// Whoever pushes it again and again wants it to be there.
+        const ROUNDS: usize = 8;
+        let mut found = false;
+        for _ in 0..ROUNDS {
+            let at = name.clone();
+            let tags = self.of_pushed(pushing, move |pushing| pushing.leading_to(&at, &digest)).await?;
+            for tag in tags {
+                let turn = pushing.turn(name, &tag).await;
+                let at = name.clone();
+                let remove = move |pushing: &Pushing| {
+                    let _turn = turn;
+                    pushing.remove_if_leads(&at, &tag, &digest)
+                };
+                found |= self.of_pushed(pushing, remove).await?;
+            }
+            let at = name.clone();
+            let gone = self.of_pushed(pushing, move |pushing| pushing.remove_untagged(&at, &digest)).await?;
+            if let Some(was_there) = gone {
+                return Ok(found || was_there);
+            }
+            found = true;
+        }
+        Ok(found)
     }
 
     /// Lets `name` have a blob of an image that was never pushed.

@@ -29,7 +29,7 @@ impl Registry {
     pub(super) async fn begin_upload(&self, ask: &Ask, name: &Name, body: &mut Arriving) -> Answer {
         if let Some(mount) = parameter(&ask.query, "mount") {
             let digest = mount.parse().map_err(|_| bad_digest())?;
-            if self.mount(ask, name, &digest).await? {
+            if self.mount(ask, name, &digest).await? && self.has_good(name, &digest).await? {
                 return Ok(created(&format!("/v2/{name}/blobs/{digest}"), &digest));
             }
         }
@@ -53,6 +53,15 @@ impl Registry {
                 let _ = self.cancel_upload(ask, name, &id).await;
                 Err(refusal)
             }
+        }
+    }
+
+    /// Whether the blob of a repository is what it should be. One that is damaged has to be sent: that mends it.
+    async fn has_good(&self, name: &Name, digest: &Digest) -> Result<bool, Refusal> {
+        let (name, wanted) = (name.clone(), *digest);
+        match self.disk(move |directory| Ok(directory.open_blob(&name, &wanted)?)).await? {
+            Some((file, _)) => self.is_good(&self.directory()?.verified, digest, &file).await,
+            None => Ok(false),
         }
     }
 

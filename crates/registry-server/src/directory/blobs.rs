@@ -92,6 +92,8 @@ impl Directory {
             file.sync_data().map_err(DirectoryError::host("written", path))?;
             fs::rename(path, &blob).map_err(DirectoryError::host("written", &blob))?;
             sync(dir)?;
+            // Two names of one file: there a rename does nothing.
+            remove(path)?;
             // After the rename, which is a change, too.
             self.verified.note(digest, file);
             self.waiting.add(digest, file.metadata().map_or(0, |metadata| metadata.len()));
@@ -105,6 +107,15 @@ impl Directory {
         self.verified.is_good(digest, &file).unwrap_or(false)
     }
 
+    /// Blobs of a repository have got other names, or lost some, and were not written to.
+    pub(crate) fn names_changed(&self, name: &Name, blobs: impl Iterator<Item = Digest>) {
+        for digest in blobs {
+            if let Ok(Some((file, _))) = self.open_blob(name, &digest) {
+                self.verified.follow(&digest, &file);
+            }
+        }
+    }
+
     /// The file of a blob that a repository has.
     pub(crate) fn blob_file(&self, name: &Name, digest: &Digest) -> Result<Option<PathBuf>, DirectoryError> {
         Ok(self.open_blob(name, digest)?.map(|_| self.blob(digest)))
@@ -113,9 +124,7 @@ impl Directory {
     /// The repository has the blob from now on. Under the lock.
     fn give(&self, name: &Name, digest: &Digest) -> Result<(), DirectoryError> {
         self.fresh.add(digest);
-        if let Ok(file) = File::open(self.blob(digest)) {
-            let _ = touch(&file);
-        }
+        // The mark's time counts, which is nobody's but ours: that of the blob tells that its bytes are the same.
         let mark = self.mark(name, digest);
         match File::open(&mark) {
             Ok(mark) => {

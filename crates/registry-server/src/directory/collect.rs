@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ pub struct Collected {
     pub manifests: u64,
     /// Blobs that no repository has any more.
     pub blobs: u64,
-    /// How many bytes those were.
+    /// How many bytes those were, without those that others have under names of their own.
     pub bytes: u64,
 }
 
@@ -102,7 +103,8 @@ impl Directory {
     ) -> Result<Collected, DirectoryError> {
         let _turn = self.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         let grace = policy.grace;
-        let mut run = Run { directory: self, grace, dry_run, note, collected: Collected::default() };
+        let (collected, needed) = (Collected::default(), HashSet::new());
+        let mut run = Run { directory: self, grace, dry_run, note, collected, needed };
         self.fresh.set(Some(HashSet::new()));
         let done = run.all(policy.untagged);
         self.fresh.set(None);
@@ -117,7 +119,12 @@ struct Run<'a> {
     dry_run: bool,
     note: &'a mut dyn FnMut(Judged),
     collected: Collected,
+    /// What manifests need.
+    needed: HashSet<Digest>,
 }
+
+/// Why something stays that somebody may be about to need.
+const YOUNG: &str = "it is younger than the grace time";
 
 impl Run<'_> {
     fn all(&mut self, untagged: bool) -> Result<(), DirectoryError> {
@@ -168,6 +175,12 @@ impl Run<'_> {
                 gone.insert(*digest);
                 self.collected.manifests += 1;
             }
+            if !self.dry_run && untagged {
+                match verdict.1 == YOUNG {
+                    true => directory.waiting.add(digest, bytes),
+                    false => directory.waiting.forget(digest),
+                }
+            }
             self.tell(Kind::Manifest, Some(name), digest, bytes, verdict);
         }
         Ok(gone)
@@ -205,7 +218,7 @@ impl Run<'_> {
         }
         let judge = |digest: &Digest| match () {
             () if tagged.contains(digest) => (false, "a tag leads to it"),
-            () if young.contains(digest) => (false, "it is younger than the grace time"),
+            () if young.contains(digest) => (false, YOUNG),
             () if live.contains(digest) => (false, "an index or a subject that stays leads to it"),
             () => (true, "no tag, index or subject leads to it"),
         };
@@ -229,6 +242,7 @@ impl Run<'_> {
             let reads = Reads::new(&manifest.bytes).map_err(|_| damaged())?;
             needed.extend(reads.blobs().map(|blob| blob.digest));
         }
+        self.needed.extend(&needed);
         let dir = directory.repository(name).join("_blobs");
         for hex in names(&dir)? {
             let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
@@ -253,19 +267,29 @@ impl Run<'_> {
 
     fn blob(&mut self, digest: &Digest, is_kept: bool) -> Result<(), DirectoryError> {
         let path = self.directory.blob(digest);
-        let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        let stat = fs::metadata(&path);
+        let bytes = stat.as_ref().map_or(0, |stat| stat.len());
+        let is_fresh = self.directory.fresh.has(digest);
         let verdict = match () {
             () if is_kept => (false, "a repository has it"),
-            () if self.directory.fresh.has(digest) => (false, "it came meanwhile"),
-            () if !is_older(&path, self.grace) => (false, "it is younger than the grace time"),
+            () if is_fresh => (false, "it came meanwhile"),
+            () if !is_older(&path, self.grace) => (false, YOUNG),
             () => (true, "no repository has it"),
         };
+        if !self.dry_run && !verdict.0 && !is_fresh {
+            match self.needed.contains(digest) {
+                true => self.directory.waiting.forget(digest),
+                false => self.directory.waiting.add(digest, bytes),
+            }
+        }
         if verdict.0 && (self.dry_run || remove(&path)?) {
             if !self.dry_run {
                 self.directory.waiting.forget(digest);
             }
             self.collected.blobs += 1;
-            self.collected.bytes += bytes;
+            // Under its other name, the store's, the file stays.
+            let is_last_name = stat.is_ok_and(|stat| stat.nlink() == 1);
+            self.collected.bytes += if is_last_name { bytes } else { 0 };
         }
         self.tell(Kind::Blob, None, digest, bytes, verdict);
         Ok(())

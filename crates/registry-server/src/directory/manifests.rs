@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
@@ -41,6 +43,19 @@ pub(crate) struct Reads {
     pub(crate) subject: Option<Descriptor>,
     #[serde(default)]
     pub(crate) annotations: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// A tag that is written and leads nowhere yet; dropping it takes it back.
+pub(crate) struct ReadyTag {
+    new: PathBuf,
+    path: PathBuf,
+}
+
+impl Drop for ReadyTag {
+    fn drop(&mut self) {
+        // Renamed away once it was set.
+        let _ = fs::remove_file(&self.new);
+    }
 }
 
 /// Why a manifest is not put.
@@ -118,6 +133,11 @@ impl Directory {
         self.repository(name).join("_referrers").join(subject.hex())
     }
 
+    /// Whether there is such a tag.
+    pub(crate) fn has_tag(&self, name: &Name, tag: &Tag) -> bool {
+        self.tag_path(name, tag).exists()
+    }
+
     /// Where a tag leads.
     pub(crate) fn tag(&self, name: &Name, tag: &Tag) -> Result<Option<Digest>, DirectoryError> {
         let path = self.tag_path(name, tag);
@@ -158,15 +178,84 @@ impl Directory {
             }
         }
         for child in &reads.manifests {
-            if !self.manifest_path(name, &child.digest).exists() {
+            if !self.has_manifest(name, &child.digest) {
                 return Err(NotPut::Lacks { digest: child.digest, is_manifest: true });
             }
         }
-        self.store_manifest(name, tag, manifest, reads)?;
+        let is_new = self.store_manifest(name, manifest, reads)?;
+        if let Some(tag) = tag {
+            self.write_tag(name, tag, &manifest.digest)?;
+        }
         for blob in reads.blobs() {
+            self.fresh.add(&blob.digest);
             self.waiting.forget(&blob.digest);
         }
+        self.count_manifest(name, tag, manifest, reads, is_new);
         Ok(())
+    }
+
+    /// Counts a manifest that nothing leads to, and no longer those that a tag has come for.
+    fn count_manifest(
+        &self,
+        name: &Name,
+        tag: Option<&Tag>,
+        manifest: &Manifest,
+        reads: &Reads,
+        is_new: bool,
+    ) {
+        let has_subject =
+            || reads.subject.as_ref().is_some_and(|subject| self.has_manifest(name, &subject.digest));
+        if tag.is_some() {
+            self.waiting.forget(&manifest.digest);
+            reads.manifests.iter().for_each(|child| self.waiting.forget(&child.digest));
+        } else if is_new && !has_subject() {
+            self.waiting.add(&manifest.digest, manifest.bytes.len() as u64);
+        }
+    }
+
+    /// A tag that leads to `digest` once [`Directory::set_tag`] is told so. All that may want for room is done then.
+    pub(crate) fn ready_tag(
+        &self,
+        name: &Name,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<ReadyTag, DirectoryError> {
+        let path = self.tag_path(name, tag);
+        self.make_dirs(path.parent().unwrap_or(&self.root))?;
+        let new = self.new_file();
+        let ready = ReadyTag { new: new.clone(), path };
+        let write = || {
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            writeln!(file, "{digest}")?;
+            file.sync_data()
+        };
+        write().map_err(DirectoryError::host("written", &new))?;
+        Ok(ready)
+    }
+
+    /// The tag leads to the manifest from now on, which is put again if somebody has removed it meanwhile.
+    pub(crate) fn set_tag(
+        &self,
+        name: &Name,
+        tag: &Tag,
+        ready: &ReadyTag,
+        manifest: &Manifest,
+        reads: &Reads,
+    ) -> Result<(), DirectoryError> {
+        let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
+        self.store_manifest(name, manifest, reads)?;
+        let dir = ready.path.parent().unwrap_or(&self.root);
+        // A collection may have found it empty.
+        self.make_dirs(dir)?;
+        fs::rename(&ready.new, &ready.path).map_err(DirectoryError::host("written", &ready.path))?;
+        sync(dir)?;
+        self.count_manifest(name, Some(tag), manifest, reads, false);
+        Ok(())
+    }
+
+    /// Whether there is such a manifest; nobody looks into it.
+    pub(crate) fn has_manifest(&self, name: &Name, digest: &Digest) -> bool {
+        self.manifest_path(name, digest).exists()
     }
 
     /// The same without looking for what it needs, as a mirror has it: that comes when somebody asks for it.
@@ -177,16 +266,17 @@ impl Directory {
         manifest: &Manifest,
     ) -> Result<(), DirectoryError> {
         let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
-        self.store_manifest(name, tag, manifest, &Reads::default())
+        self.store_manifest(name, manifest, &Reads::default())?;
+        tag.map_or(Ok(()), |tag| self.write_tag(name, tag, &manifest.digest))
     }
 
+    /// Whether it was not there before.
     fn store_manifest(
         &self,
         name: &Name,
-        tag: Option<&Tag>,
         manifest: &Manifest,
         reads: &Reads,
-    ) -> Result<(), DirectoryError> {
+    ) -> Result<bool, DirectoryError> {
         // First: a referrer that is none yet is left out of lists, one that is in none would be lost.
         if let Some(subject) = &reads.subject {
             let link = self.referrers_path(name, &subject.digest).join(manifest.digest.hex());
@@ -198,30 +288,35 @@ impl Directory {
         let mut text = manifest.media_type.clone().into_bytes();
         text.push(b'\n');
         text.extend_from_slice(&manifest.bytes);
-        if fs::read(&path).map_or(true, |old| old != text) {
+        let is_new = fs::read(&path).map_or(true, |old| old != text);
+        if is_new {
             self.write(&path, &text)?;
         } else if let Ok(file) = fs::File::open(&path) {
             // It has no tag yet that would keep it.
             let _ = super::blobs::touch(&file);
         }
-        match tag {
-            Some(tag) if self.tag(name, tag).ok().flatten() != Some(manifest.digest) => {
-                self.write(&self.tag_path(name, tag), format!("{}\n", manifest.digest).as_bytes())
-            }
-            _ => Ok(()),
-        }
+        Ok(is_new)
     }
 
-    /// The configs of the images that a manifest is, or leads to; none: it is something else. Costs reading what it
-    /// leads to.
+    fn write_tag(&self, name: &Name, tag: &Tag, digest: &Digest) -> Result<(), DirectoryError> {
+        if self.tag(name, tag).ok().flatten() == Some(*digest) {
+            return Ok(());
+        }
+        self.write(&self.tag_path(name, tag), format!("{digest}\n").as_bytes())
+    }
+
+    /// The configs of the images that a manifest is, or leads to; an empty set: it is something else. `None`: it leads to
+    /// more than anybody wants to read. Costs reading what it leads to.
     pub(crate) fn image_configs(
         &self,
         name: &Name,
         manifest: &Manifest,
-    ) -> Result<HashSet<Digest>, DirectoryError> {
+    ) -> Result<Option<HashSet<Digest>>, DirectoryError> {
         let mut configs = HashSet::new();
-        // A client says how many there are, and this is done for each who asks.
+        // A client says how many there are, and how large they are.
         const MOST: usize = 1000;
+        const MOST_BYTES: usize = 64 << 20;
+        let mut bytes = manifest.bytes.len();
         let (mut seen, mut open) = (HashSet::new(), Vec::new());
         let mut look = |bytes: &[u8], open: &mut Vec<Digest>| {
             // What was put could be read; what is damaged leads nowhere.
@@ -231,14 +326,18 @@ impl Directory {
         };
         look(&manifest.bytes, &mut open);
         while let Some(digest) = open.pop() {
-            if seen.len() < MOST
-                && seen.insert(digest)
-                && let Some(child) = self.manifest(name, &Which::Digest(digest))?
-            {
+            if !seen.insert(digest) {
+                continue;
+            }
+            if let Some(child) = self.manifest(name, &Which::Digest(digest))? {
+                bytes += child.bytes.len();
                 look(&child.bytes, &mut open);
             }
+            if seen.len() > MOST || bytes > MOST_BYTES {
+                return Ok(None);
+            }
         }
-        Ok(configs)
+        Ok(Some(configs))
     }
 
     /// Every tag of a repository, sorted.
@@ -270,10 +369,70 @@ impl Directory {
 
     /// Removes a tag alone, or a manifest with all tags that lead to it; whether there was one.
     pub(crate) fn remove_manifest(&self, name: &Name, which: &Which) -> Result<bool, DirectoryError> {
+        let digest = match which {
+            Which::Tag(tag) => {
+                let _publishing = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
+                return self.remove_durably(&self.tag_path(name, tag));
+            }
+            Which::Digest(digest) => digest,
+        };
+        let blobs = self.needed_by_this_alone(name, digest)?;
         let _publishing = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
-        match which {
-            Which::Tag(tag) => self.remove_durably(&self.tag_path(name, tag)),
-            Which::Digest(digest) => self.forget_manifest(name, digest),
+        let removed = self.forget_manifest(name, digest)?;
+        self.count_again(digest, &blobs);
+        Ok(removed)
+    }
+
+    /// Removes a manifest that no tag leads to; whether there was one, or `None`: a tag does.
+    pub(crate) fn remove_untagged(
+        &self,
+        name: &Name,
+        digest: &Digest,
+    ) -> Result<Option<bool>, DirectoryError> {
+        let blobs = self.needed_by_this_alone(name, digest)?;
+        let _publishing = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
+        for tag in self.all_tags(name)? {
+            if self.tag(name, &tag).ok().flatten() == Some(*digest) {
+                return Ok(None);
+            }
+        }
+        let removed = self.forget_manifest(name, digest)?;
+        self.count_again(digest, &blobs);
+        Ok(Some(removed))
+    }
+
+    /// What waits again once this manifest is gone, as far as its repository knows. The next collection knows all. Costs
+    /// reading the repository's manifests.
+    fn needed_by_this_alone(&self, name: &Name, digest: &Digest) -> Result<HashSet<Digest>, DirectoryError> {
+        let mut blobs = HashSet::new();
+        if !self.waiting.is_counted() {
+            return Ok(blobs);
+        }
+        let read = |digest: &Digest| {
+            let manifest = self.manifest(name, &Which::Digest(*digest)).ok().flatten();
+            manifest.and_then(|manifest| Reads::new(&manifest.bytes).ok())
+        };
+        if let Some(reads) = read(digest) {
+            blobs.extend(reads.blobs().map(|blob| blob.digest));
+        }
+        for other in self.manifests(name)? {
+            if other != *digest && !blobs.is_empty()
+                && let Some(reads) = read(&other)
+            {
+                for blob in reads.blobs() {
+                    blobs.remove(&blob.digest);
+                }
+            }
+        }
+        Ok(blobs)
+    }
+
+    fn count_again(&self, digest: &Digest, blobs: &HashSet<Digest>) {
+        self.waiting.forget(digest);
+        for blob in blobs {
+            if let Ok(stat) = fs::metadata(self.blob(blob)) {
+                self.waiting.add(blob, stat.len());
+            }
         }
     }
 

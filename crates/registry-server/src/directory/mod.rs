@@ -3,6 +3,7 @@
 //! ```text
 //! lock                                    who serves it holds it
 //! format                                  "kiln-registry 1"
+//! grace                                   seconds: who served it last lets things wait so long
 //! blobs/sha256/ab/HEX                     bytes, once for all repositories
 //! uploads/ID, uploads/ID.for              what came of a blob, and whose it is
 //! uploads/new-…                           a small file before it has its name
@@ -27,6 +28,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
@@ -86,7 +88,7 @@ pub(crate) struct Directory {
     pub(crate) waiting: Waiting,
     counter: AtomicU64,
     /// The owner of the lock, unless this only looks; the kernel lets go of it when the process is gone.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl Directory {
@@ -135,7 +137,7 @@ impl Directory {
             verified: Arc::default(),
             waiting: Waiting::new(limits),
             counter: AtomicU64::new(0),
-            _lock: lock,
+            _lock: Some(lock),
         };
         if !format.exists() {
             directory.write(&format, FORMAT.as_bytes())?;
@@ -156,8 +158,20 @@ impl Directory {
             // It says what is wrong with the format, too.
             return Self::open(root, limits);
         }
-        let lock = File::open(&format).map_err(DirectoryError::host("opened", format))?;
-        Ok(Self {
+        Ok(Self::at(root, limits))
+    }
+
+    /// Looks at one that may not be there yet: until somebody makes it nothing is in it.
+    pub(crate) fn open_to_come(root: &Path, limits: &Limits) -> Result<Self, DirectoryError> {
+        match Self::open_existing(root, limits, true) {
+            Err(DirectoryError::Missing { .. }) => Ok(Self::at(root, limits)),
+            opened => opened,
+        }
+    }
+
+    /// To look at it alone.
+    fn at(root: &Path, limits: &Limits) -> Self {
+        Self {
             root: root.to_owned(),
             uploads: Uploads::none(root.join("uploads")),
             publishing: RwLock::new(()),
@@ -166,12 +180,26 @@ impl Directory {
             verified: Arc::default(),
             waiting: Waiting::new(limits),
             counter: AtomicU64::new(0),
-            _lock: lock,
-        })
+            _lock: None,
+        }
     }
 
     fn repository(&self, name: &Name) -> PathBuf {
         self.root.join("repositories").join(name.as_str())
+    }
+
+    /// Remembers how long things stay here, for who collects garbage when nobody serves it.
+    pub(crate) fn note_grace(&self, grace: Duration) -> Result<(), DirectoryError> {
+        if self.noted_grace() == Some(grace) {
+            return Ok(());
+        }
+        self.write(&self.root.join("grace"), format!("{}\n", grace.as_secs()).as_bytes())
+    }
+
+    /// What [`Directory::note_grace`] was told last.
+    pub(crate) fn noted_grace(&self) -> Option<Duration> {
+        let text = fs::read_to_string(self.root.join("grace")).ok()?;
+        text.trim_end().parse().ok().map(Duration::from_secs)
     }
 
     /// A place for a file that gets its name later.

@@ -107,9 +107,10 @@ impl Uploads {
         self.all().len()
     }
 
-    /// How many bytes came of all of them.
+    /// What all of them take on the disk.
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.all().values().map(|upload| upload.size_bytes.load(Ordering::Relaxed)).sum()
+        let all = self.all();
+        all.values().map(|upload| super::waiting::on_disk(upload.size_bytes.load(Ordering::Relaxed))).sum()
     }
 
     /// Begins one; `None`: there are too many.

@@ -1,11 +1,11 @@
 //! What came and belongs to nothing yet: uploads, and blobs that no manifest needs so far.
 //!
-//! Whoever may push could fill the disk without ever sending a manifest. Where a limit is set they are counted: from the
-//! disk at the start, and then as they come and go.
+//! Whoever may push could fill the disk without ever sending a manifest, or with manifests that nothing leads to. Where
+//! a limit is set they are counted: from the disk at the start, as they come and go, and anew with each collection.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use kiln_oci::Digest;
 
@@ -14,43 +14,68 @@ use super::{Directory, DirectoryError, names};
 use crate::route::Which;
 use crate::settings::Limits;
 
-/// Blobs that no manifest needs, and how much may wait.
+/// Blobs that no manifest needs, manifests that nothing leads to, and how much may wait.
 pub(crate) struct Waiting {
     /// `None`: as much as the disk has room for. Nothing is counted then.
     limit_bytes: Option<u64>,
-    blobs: Mutex<HashMap<Digest, u64>>,
+    all: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    sizes: HashMap<Digest, u64>,
+    /// The sum of them.
+    size_bytes: u64,
+}
+
+/// What a file takes: many that are empty fill a disk, too.
+pub(super) fn on_disk(size_bytes: u64) -> u64 {
+    size_bytes.max(4096)
 }
 
 impl Waiting {
     pub(super) fn new(limits: &Limits) -> Self {
-        Self { limit_bytes: limits.waiting_bytes, blobs: Mutex::default() }
+        Self { limit_bytes: limits.waiting_bytes, all: Mutex::default() }
     }
 
-    fn blobs(&self) -> MutexGuard<'_, HashMap<Digest, u64>> {
-        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether anybody wants to know.
+    pub(super) fn is_counted(&self) -> bool {
+        self.limit_bytes.is_some()
     }
 
-    /// A blob came.
+    /// Something came, or nothing needs it any more.
     pub(super) fn add(&self, digest: &Digest, size_bytes: u64) {
-        if self.limit_bytes.is_some() {
-            self.blobs().insert(*digest, size_bytes);
+        if self.is_counted() {
+            self.set(digest, Some(on_disk(size_bytes)));
         }
     }
 
-    /// A manifest needs it, or it is gone.
+    /// Something needs it, or it is gone.
     pub(super) fn forget(&self, digest: &Digest) {
-        if self.limit_bytes.is_some() {
-            self.blobs().remove(digest);
+        if self.is_counted() {
+            self.set(digest, None);
         }
+    }
+
+    fn set(&self, digest: &Digest, size_bytes: Option<u64>) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match size_bytes {
+            Some(size_bytes) => all.sizes.insert(*digest, size_bytes),
+            None => all.sizes.remove(digest),
+        };
+        all.size_bytes = all.size_bytes + size_bytes.unwrap_or(0) - before.unwrap_or(0);
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).size_bytes
     }
 }
 
 impl Directory {
-    /// The limit, if `more_bytes` would go beyond it.
+    /// The limit, if `more_bytes` would go beyond it. Costs looking at each upload.
     pub(crate) fn lacks_room(&self, more_bytes: u64) -> Option<u64> {
         let limit_bytes = self.waiting.limit_bytes?;
-        let blobs: u64 = self.waiting.blobs().values().sum();
-        let all = blobs.saturating_add(self.uploads.size_bytes()).saturating_add(more_bytes);
+        let all = self.waiting.size_bytes().saturating_add(self.uploads.size_bytes()).saturating_add(more_bytes);
         (all > limit_bytes).then_some(limit_bytes)
     }
 
@@ -78,5 +103,27 @@ impl Directory {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_counted_once_and_small_files_as_what_they_take() {
+        let waiting = Waiting::new(&Limits { waiting_bytes: Some(1), ..Limits::default() });
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        waiting.add(&one, 10_000);
+        waiting.add(&one, 10_000);
+        waiting.add(&two, 0);
+        assert_eq!(waiting.size_bytes(), 14_096);
+        waiting.add(&one, 5_000);
+        waiting.forget(&two);
+        waiting.forget(&two);
+        assert_eq!(waiting.size_bytes(), 5_000);
+        let nobody = Waiting::new(&Limits::default());
+        nobody.add(&one, 1);
+        assert_eq!(nobody.size_bytes(), 0);
     }
 }

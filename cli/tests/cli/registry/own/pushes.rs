@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use kiln_oci::Digest;
 use rustix::process::Signal;
@@ -278,10 +279,12 @@ fn an_image_for_several_platforms_comes_whole_and_one_of_them_runs() {
             assert_eq!(fresh.store.inspect(&own.name(name))["Architecture"], architecture, "{name}");
         }
     }
-    // The store has all of it, too: it goes on from here.
+    // The store has the image that runs here, and nothing of the others.
     let registry = Own::start();
     bench.ok(&["tag", "many:v1", &registry.name("many:v1")]);
-    assert_eq!(digest_in(&bench.ok(&["push", &registry.name("many:v1")])), digest);
+    assert_ne!(digest_in(&bench.ok(&["push", &registry.name("many:v1")])), digest);
+    let kept = registry.client().get("/v2/many/manifests/v1").expect(200).json();
+    assert!(kept["manifests"].is_null() && kept["config"].is_object(), "{kept}");
     // An index without its children is refused.
     let kind = "application/vnd.oci.image.index.v1+json";
     let child = json!({ "mediaType": MANIFEST, "digest": Digest::of(b"none"), "size": 4 });
@@ -353,6 +356,13 @@ fn a_name_that_goes_takes_what_was_pushed_along() {
     let reply = client.send("DELETE", "/v2/app/manifests/three", &[], b"").expect(409);
     assert!(reply.code() == "DENIED" && String::from_utf8_lossy(&reply.body).contains("user"), "{reply:?}");
     three.check(&mut client, "app", "three");
+    // Not by halves either.
+    let needed = three.push(&mut client, "app", "also");
+    client.send("DELETE", &format!("/v2/app/manifests/{needed}"), &[], b"").expect(409);
+    for tag in ["three", "also"] {
+        three.check(&mut client, "app", tag);
+    }
+    client.send("DELETE", "/v2/app/manifests/also", &[], b"").expect(202);
     bench.ok(&["rm", "user"]);
     // A name that leads elsewhere: nothing that was pushed is given out under it.
     one.push(&mut client, "other", "v1");
@@ -453,6 +463,7 @@ fn many_push_and_pull_while_garbage_is_collected() {
                 bench.ok(&["prune", "--force"]);
                 bench.ok(&["du"]);
                 rounds += 1;
+                std::thread::sleep(Duration::from_millis(50));
             }
             rounds
         });
@@ -481,8 +492,9 @@ fn many_push_and_pull_while_garbage_is_collected() {
             .collect();
         let results: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
         ended.store(true, Ordering::SeqCst);
-        eprintln!("garbage was collected {} times meanwhile", collector.join().unwrap());
+        let rounds = collector.join().unwrap();
         assert!(results.iter().all(Result::is_ok));
+        assert!(rounds > 1, "garbage was collected {rounds} times meanwhile");
     });
     let mut client = own.client();
     for number in 0..CLIENTS {
@@ -511,7 +523,7 @@ fn who_may_push_is_asked_for_and_what_may_wait_is_bounded() {
         "registry.toml",
         &format!(
             "push = true\nhtpasswd = {passwords:?}\nmax-waiting = \"64KB\"\n\
-             [[rights]]\nrepositories = [\"team/*\"]\nusers = [\"user\"]\nallow = [\"pull\", \"push\"]\n\
+             [[rights]]\nrepositories = [\"team/*\", \"library/*\"]\nusers = [\"user\"]\nallow = [\"pull\", \"push\"]\n\
              [[rights]]\nrepositories = [\"*\"]\nusers = [\"reader\"]\nallow = [\"pull\"]\n"
         ),
     );
@@ -528,6 +540,14 @@ fn who_may_push_is_asked_for_and_what_may_wait_is_bounded() {
     own.client().send("POST", &uploads("team/app"), &[], b"").expect(401);
     login("reader").send("POST", &uploads("team/app"), &[], b"").expect(403);
     login("user").send("POST", &uploads("other"), &[], b"").expect(403);
+    // Two names of one repository: who may not write to one writes to neither.
+    login("user").send("POST", &uploads("library/app"), &[], b"").expect(403);
+    let manifest = image.manifest();
+    let put = |name: &str| {
+        let path = format!("/v2/{name}/manifests/v1");
+        login("user").send("PUT", &path, &[("content-type", MANIFEST)], &manifest).status
+    };
+    assert_eq!((put("library/app"), put("app")), (403, 403));
     login("user").send("DELETE", "/v2/team/app/manifests/v1", &[], b"").expect(403);
     let (first, second) = (vec![1; 40_000], vec![2; 40_000]);
     let mut client = login("user");
@@ -558,4 +578,182 @@ fn a_blob_that_rotted_in_the_store_is_not_given_out() {
     client.send("GET", &path, &[("range", "bytes=0-3")], b"").expect(404);
     let fresh = Bench::empty();
     fresh.kiln(&["pull", &own.name("team/app:1")]).expect(5);
+}
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// An index of the first of these for this machine, and of the second for another one.
+fn index(images: [(&Image, &[u8]); 2]) -> Vec<u8> {
+    let host = kiln_oci::Platform::host().architecture;
+    let other = if host == "arm64" { "riscv64" } else { "arm64" };
+    let of = images.iter().zip([host.as_str(), other]).map(|((_, manifest), architecture)| {
+        let platform = json!({ "os": "linux", "architecture": architecture });
+        json!({ "mediaType": MANIFEST, "digest": Digest::of(manifest), "size": manifest.len(), "platform": platform })
+    });
+    let of: Vec<Value> = of.collect();
+    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": of }).to_string().into_bytes()
+}
+
+/// Pushes two images and the index of them.
+#[track_caller]
+fn push_index(client: &mut Client, name: &str, tag: &str, images: [(&Image, &[u8]); 2]) -> Digest {
+    for (image, manifest) in &images {
+        image.push_blobs(client, name);
+        client.push_manifest(name, "", manifest);
+    }
+    client.push_manifest(name, tag, &index(images))
+}
+
+/// Writes a layout of two images and the index of them, under this name.
+fn write_layout(layout: &Path, name: &str, images: [(&Image, &[u8]); 2]) -> Digest {
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let put = |bytes: &[u8]| fs::write(blobs.join(Digest::of(bytes).hex()), bytes).unwrap();
+    for (image, manifest) in &images {
+        [image.config.as_slice(), image.layer.as_slice(), *manifest].into_iter().for_each(put);
+    }
+    let index = index(images);
+    put(&index);
+    let root = json!({
+        "mediaType": INDEX, "digest": Digest::of(&index), "size": index.len(),
+        "annotations": { "io.containerd.image.name": name },
+    });
+    let list = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [root] });
+    fs::write(layout.join("index.json"), list.to_string()).unwrap();
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    Digest::of(&index)
+}
+
+/// The manifest of an image with something in it that nobody else would write.
+fn annotated(image: &Image) -> Vec<u8> {
+    let mut manifest: Value = serde_json::from_slice(&image.manifest()).unwrap();
+    manifest["annotations"] = json!({ "by": "somebody else" });
+    manifest.to_string().into_bytes()
+}
+
+#[test]
+fn a_push_changes_no_other_image_of_the_same_config() {
+    needs_root!();
+    let (bench, registry) = (Bench::empty(), Own::start());
+    let own = taking(&bench, &[]);
+    let (image, honest, evil) = (
+        Image::new(b"file", "debian").packed(6),
+        Image::new(b"file", "for others").packed(6),
+        Image::new(b"file", "evil").packed(6),
+    );
+    let (ours, others) = (image.manifest(), honest.manifest());
+    let layout = bench.at("layout");
+    let digest = write_layout(&layout, "docker.io/library/base:1", [(&image, &ours), (&honest, &others)]);
+    bench.ok(&["load", "-i", text(&layout)]);
+    let served = || {
+        let reply = own.client().get("/v2/base/manifests/1").expect(200);
+        reply.header("docker-content-digest").unwrap().to_owned()
+    };
+    let sent = |name: &str, to: &str| {
+        bench.ok(&["tag", name, &registry.name(to)]);
+        bench.ok(&["push", &registry.name(to)]);
+        let reply = registry.client().get(&format!("/v2/{}", to.replace(':', "/manifests/"))).expect(200);
+        Digest::of(&reply.body)
+    };
+    assert_eq!((served(), sent("base:1", "sent:0")), (digest.to_string(), digest));
+    let mut client = own.client();
+    // The same image with another one beside it, and the same as its own with words of its own.
+    let theirs = evil.manifest();
+    push_index(&mut client, "team/x", "index", [(&image, &ours), (&evil, &theirs)]);
+    image.push_blobs(&mut client, "team/x");
+    client.push_manifest("team/x", "alone", &annotated(&image));
+    let repacked = Image::new(b"file", "debian").packed(1);
+    repacked.push(&mut client, "team/x", "repacked");
+    assert_eq!((served(), sent("base:1", "sent:1")), (digest.to_string(), digest));
+    // One that is refused.
+    let mut broken = index([(&image, &ours), (&evil, &theirs)]);
+    let text = String::from_utf8(broken).unwrap().replace(&Digest::of(&theirs).to_string(), &Digest::of(b"?").to_string());
+    broken = text.into_bytes();
+    client.send("PUT", "/v2/team/x/manifests/broken", &[("content-type", INDEX)], &broken).expect(400);
+    assert_eq!(served(), digest.to_string());
+    // Who comes first has no more to say.
+    let next = Image::new(b"file", "next").packed(6);
+    push_index(&mut client, "team/x", "early", [(&next, &annotated(&next)), (&evil, &theirs)]);
+    next.push(&mut client, "next", "1");
+    bench.ok(&["tag", "next:1", &registry.name("next:1")]);
+    bench.ok(&["push", &registry.name("next:1")]);
+    let kept = registry.client().get("/v2/next/manifests/1").expect(200).json();
+    assert!(kept["manifests"].is_null() && kept["annotations"].is_null(), "{kept}");
+    // What was pushed is given back all the same.
+    next.check(&mut client, "next", "1");
+    let early = client.get("/v2/team/x/manifests/early").expect(200).body;
+    assert_eq!(early, index([(&next, &annotated(&next)), (&evil, &theirs)]));
+    bench.store.sound().unwrap();
+}
+
+#[test]
+fn digests_of_a_layer_get_nobody_the_layer() {
+    needs_root!();
+    let bench = Bench::empty();
+    let own = taking(&bench, &[]);
+    let mut client = own.client();
+    let secret = Image::new(b"file", "a secret").packed(6);
+    secret.push(&mut client, "private", "1");
+    let hidden = Digest::of(&secret.layer);
+    let put = |client: &mut Client, manifest: &[u8]| {
+        let reply = client.send("PUT", "/v2/team/x/manifests/1", &[("content-type", MANIFEST)], manifest).expect(400);
+        let reply = reply.code();
+        client.get(&format!("/v2/team/x/blobs/{hidden}")).expect(404);
+        client.get("/v2/team/x/manifests/1").expect(404);
+        reply
+    };
+    // The diff ID of the one, the bytes of another: of what is a tar, and of what is none.
+    let junk = [Image::new(b"file", "mine").packed(6).layer, Image::new(b"file", "mine").layer, b"junk".to_vec()];
+    for layer in junk {
+        let claimed = Image { layer, layer_kind: secret.layer_kind, config: secret.config.clone() };
+        claimed.push_blobs(&mut client, "team/x");
+        assert_eq!(put(&mut client, &claimed.manifest()), "MANIFEST_INVALID");
+    }
+    // The blob itself, not sent.
+    assert_eq!(put(&mut client, &secret.manifest()), "MANIFEST_BLOB_UNKNOWN");
+    // As one that need not be sent.
+    for kind in [
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    ] {
+        let mut manifest: Value = serde_json::from_slice(&secret.manifest()).unwrap();
+        manifest["layers"][0]["mediaType"] = json!(kind);
+        assert_eq!(put(&mut client, manifest.to_string().as_bytes()), "MANIFEST_INVALID");
+        manifest["layers"][0]["urls"] = json!(["https://example.com/layer"]);
+        assert_eq!(put(&mut client, manifest.to_string().as_bytes()), "MANIFEST_INVALID");
+    }
+    assert!(!names(&bench).contains("team/x"));
+    // Who has it gets it, packed as he likes.
+    let same = Image::new(b"file", "a secret").packed(1);
+    same.push(&mut client, "team/x", "1");
+    same.check(&mut client, "team/x", "1");
+    bench.store.sound().unwrap();
+}
+
+#[test]
+fn a_push_mends_what_has_rotted_in_the_store() {
+    needs_root!();
+    let bench = Bench::empty();
+    let own = taking(&bench, &[]);
+    let mut client = own.client();
+    let image = Image::new(b"file", "content").packed(6);
+    image.push(&mut client, "app", "v1");
+    let digest = Digest::of(&image.layer);
+    let hex = digest.hex();
+    let place = bench.store.root().join("blobs/sha256").join(&hex[..2]).join(&hex);
+    let mut bytes = fs::read(&place).unwrap();
+    bytes[20] ^= 1;
+    fs::write(&place, &bytes).unwrap();
+    // It is one file with two names.
+    client.send("HEAD", &format!("/v2/app/blobs/{digest}"), &[], b"").expect(404);
+    assert!(bench.store.sound().is_err());
+    image.push(&mut client, "app", "v1");
+    image.check(&mut client, "app", "v1");
+    assert_eq!(fs::read(&place).unwrap(), image.layer);
+    // Also of what the store has alone.
+    fs::remove_file(&place).unwrap();
+    fs::write(&place, &bytes).unwrap();
+    image.push(&mut client, "app", "v2");
+    assert_eq!(fs::read(&place).unwrap(), image.layer);
+    bench.store.sound().unwrap();
 }

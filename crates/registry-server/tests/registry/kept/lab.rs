@@ -1,8 +1,11 @@
 //! A registry with a keeper of images.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_oci::Digest;
 use kiln_registry_server::route::{Name, Tag, Which};
@@ -61,6 +64,27 @@ impl Keeper {
         found.expect("ours to read")
     }
 
+    fn beside(&self, name: &str) -> PathBuf {
+        self.0.with_file_name(name)
+    }
+
+    /// Some things take long here: those that a test has written such a file for, with milliseconds.
+    fn dawdle(&self, at: &str) {
+        let text = fs::read_to_string(self.beside(&format!("slow-{at}"))).unwrap_or_default();
+        if let Ok(milliseconds) = text.parse() {
+            std::thread::sleep(Duration::from_millis(milliseconds));
+        }
+    }
+
+    pub(crate) fn be_slow(&self, at: &str, time: Duration) {
+        fs::write(self.beside(&format!("slow-{at}")), time.as_millis().to_string()).expect("ours to write");
+    }
+
+    /// How often somebody has asked for a manifest.
+    pub(crate) fn asked(&self) -> usize {
+        fs::read(self.beside("asked")).map_or(0, |asked| asked.len())
+    }
+
     fn all(&self) -> Vec<(Name, Tag)> {
         let entries = fs::read_dir(&self.0).expect("ours to read").flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -87,6 +111,8 @@ impl Images for Keeper {
     }
 
     fn manifest(&self, _: &Name, _: &Which) -> Result<Found, ImagesError> {
+        let asked = File::options().create(true).append(true).open(self.beside("asked"));
+        asked.expect("ours to write").write_all(b".").expect("ours to write");
         Ok(Found::Missing)
     }
 
@@ -131,15 +157,41 @@ impl Takes for Keeper {
             return Err(NotTaken::Refused("the layer leads outside".to_owned()));
         }
         fs::write(self.place(name, tag), config.to_string()).expect("ours to write");
+        self.dawdle("take");
         Ok(())
+    }
+
+    fn names(&self) -> Result<HashMap<Name, HashMap<Tag, Digest>>, ImagesError> {
+        let mut names: HashMap<Name, HashMap<Tag, Digest>> = HashMap::new();
+        for (name, tag) in self.all() {
+            let text = fs::read_to_string(self.place(&name, &tag)).ok();
+            if let Some(image) = text.and_then(|text| text.parse().ok()) {
+                names.entry(name).or_default().insert(tag, image);
+            }
+        }
+        Ok(names)
     }
 
     fn image(&self, name: &Name, tag: &Tag) -> Result<Option<Digest>, ImagesError> {
         let text = fs::read_to_string(self.place(name, tag)).ok();
+        self.dawdle("image");
         Ok(text.and_then(|text| text.parse().ok()))
     }
 
+    /// An image whose name says so is needed.
+    fn can_forget(&self, _: &Name, tags: &[Tag]) -> Result<(), NotTaken> {
+        match tags.iter().find(|tag| tag.as_str() == "needed") {
+            Some(tag) => Err(NotTaken::Needed(format!("{tag} is needed"))),
+            None => Ok(()),
+        }
+    }
+
+    fn called(&self, name: &Name) -> Name {
+        name.clone()
+    }
+
     fn forget(&self, name: &Name, tag: &Tag) -> Result<bool, NotTaken> {
+        self.dawdle("forget");
         Ok(fs::remove_file(self.place(name, tag)).is_ok())
     }
 }

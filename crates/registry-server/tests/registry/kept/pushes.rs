@@ -8,7 +8,7 @@ use kiln_registry_server::{Collection, Limits, follow_offline};
 use serde_json::{Value, json};
 
 use super::lab::{Keeper, Lab, files};
-use crate::client::manifest;
+use crate::client::{Client, manifest};
 
 const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
 const AT_ONCE: Collection = Collection { every: None, grace: Duration::ZERO, untagged: true };
@@ -127,7 +127,7 @@ fn blobs_go_with_what_needs_them() {
 
 #[test]
 fn what_has_lost_its_name_is_garbage() {
-    let lab = Lab::new();
+    let lab = Lab::with(|settings| settings.collection.grace = Duration::ZERO);
     let keeper = Keeper::of(&lab.dir());
     let mut client = lab.client();
     client.push_image("a", "v1", "x");
@@ -156,35 +156,81 @@ fn what_has_lost_its_name_is_garbage() {
 }
 
 #[test]
+fn what_may_wait_for_long_waits_without_a_server_too() {
+    let lab = Lab::with(|settings| settings.collection.grace = Duration::from_secs(3600));
+    lab.client().push_blob("a", b"for a manifest to come");
+    let (place, dir) = (lab.at(""), lab.dir());
+    drop(lab);
+    let collected = follow_offline(&place, Arc::new(Keeper::of(&dir)), &AT_ONCE).unwrap().unwrap();
+    assert_eq!(collected.blobs, 0);
+}
+
+#[test]
 fn so_much_waits_for_its_manifest_and_no_more() {
-    let limits = || Limits { waiting_bytes: Some(1000), ..Limits::default() };
+    let limits = || Limits { waiting_bytes: Some(100_000), ..Limits::default() };
     let lab = Lab::with(|settings| settings.limits = limits());
     let mut client = lab.client();
-    let large = "x".repeat(600);
+    let large = "x".repeat(60_000);
     let layer = client.push_blob("a", large.as_bytes());
     let path = |digest: &Digest| format!("/v2/a/blobs/uploads/?digest={digest}");
-    let other = "y".repeat(600);
+    let other = "y".repeat(60_000);
     let digest = Digest::of(other.as_bytes());
     let reply = client.send("POST", &path(&digest), &[], other.as_bytes()).expect(429);
     assert_eq!((reply.code(), reply.header("retry-after")), ("TOOMANYREQUESTS".to_owned(), Some("60")));
-    let huge = "z".repeat(1001);
+    let huge = "z".repeat(100_001);
     client.send("POST", &path(&Digest::of(huge.as_bytes())), &[], huge.as_bytes()).expect(413);
     // What is begun counts, too; also for who comes after a restart.
     let place = client.begin("a");
-    client.send("PATCH", &place, &[], &other.as_bytes()[..300]).expect(202);
+    client.send("PATCH", &place, &[], &other.as_bytes()[..30_000]).expect(202);
     let dir = lab.dir();
     drop((client, lab));
     let lab = Lab::on(dir, |settings| settings.limits = limits());
     let mut client = lab.client();
     client
-        .send("POST", &path(&Digest::of(&huge.as_bytes()[..200])), &[], &huge.as_bytes()[..200])
+        .send("POST", &path(&Digest::of(&huge.as_bytes()[..20_000])), &[], &huge.as_bytes()[..20_000])
         .expect(429);
     // What a manifest needs does not wait.
     client.push_blob("a", b"{}");
-    client.push_manifest("a", "v1", &manifest(b"{}", &[large.as_bytes()], &Value::Null));
-    client.send("PATCH", &place, &[], &other.as_bytes()[300..]).expect(202);
+    let manifest = manifest(b"{}", &[large.as_bytes()], &Value::Null);
+    let needing = client.push_manifest("a", "v1", &manifest);
+    client.send("PATCH", &place, &[], &other.as_bytes()[30_000..]).expect(202);
     client.send("PUT", &format!("{place}?digest={digest}"), &[], b"").expect(201);
     client.get(&format!("/v2/a/blobs/{layer}")).expect(200);
+    // It does again when the manifest is gone: 60,000 bytes of either.
+    let small = |client: &mut Client| {
+        let bytes = b"one more";
+        client.send("POST", &path(&Digest::of(bytes)), &[], bytes).status
+    };
+    assert_eq!(small(&mut client), 201);
+    client.send("DELETE", &format!("/v2/a/manifests/{needing}"), &[], b"").expect(202);
+    assert_eq!(small(&mut client), 429);
+}
+
+#[test]
+fn many_small_files_and_manifests_that_nothing_leads_to_are_bounded_too() {
+    let lab = Lab::with(|settings| {
+        settings.limits = Limits { waiting_bytes: Some(50_000), ..Limits::default() };
+    });
+    let mut client = lab.client();
+    client.push_blob("a", b"{}");
+    let of = |number: u32| manifest(b"{}", &[], &json!({ "annotations": { "number": number.to_string() } }));
+    let put = |client: &mut Client, which: &str, bytes: &[u8]| {
+        client.send("PUT", &format!("/v2/a/manifests/{which}"), &[("content-type", OCI)], bytes).status
+    };
+    let mut taken = 0;
+    while put(&mut client, &Digest::of(&of(taken)).to_string(), &of(taken)) == 201 {
+        taken += 1;
+        assert!(taken < 50, "each takes a block of the disk");
+    }
+    assert!(taken > 5);
+    // With a tag they do not wait, so this goes on.
+    assert_eq!(put(&mut client, "first", &of(0)), 201);
+    assert_eq!(put(&mut client, &Digest::of(&of(taken)).to_string(), &of(taken)), 201);
+    let mut empty = 0;
+    while client.send("POST", &format!("/v2/a/blobs/uploads/?digest={}", Digest::of(&[empty])), &[], &[empty]).status == 201 {
+        empty += 1;
+        assert!(empty < 50);
+    }
 }
 
 #[test]
@@ -213,6 +259,8 @@ fn what_the_keeper_has_need_not_be_sent() {
 fn name_and_tag_are_set_together_however_many_push() {
     let lab = Lab::new();
     let keeper = Keeper::of(&lab.dir());
+    // Others come between the two.
+    keeper.be_slow("take", Duration::from_millis(5));
     let clients: Vec<_> = (0..16)
         .map(|number| {
             let mut client = lab.client();
@@ -230,4 +278,224 @@ fn name_and_tag_are_set_together_however_many_push() {
     let last = lab.client().get("/v2/a/manifests/v1").expect(200).json();
     let config = keeper.config("a", "v1").unwrap().to_string();
     assert_eq!(last["config"]["digest"], config.as_str());
+}
+
+const A_MOMENT: Duration = Duration::from_millis(150);
+const LONG: Duration = Duration::from_millis(600);
+const OLD_ONLY: Collection = Collection { every: None, grace: Duration::from_secs(3600), untagged: true };
+
+#[test]
+fn what_is_pushed_while_another_manifest_is_deleted_stays() {
+    let lab = Lab::new();
+    let keeper = Keeper::of(&lab.dir());
+    let (digest, _) = lab.client().push_image("a", "v1", "one");
+    keeper.be_slow("forget", LONG);
+    let mut client = lab.client();
+    let path = format!("/v2/a/manifests/{digest}");
+    let deleting = std::thread::spawn(move || client.send("DELETE", &path, &[], b"").status);
+    std::thread::sleep(A_MOMENT);
+    let (_, bytes) = lab.client().push_image("a", "v1", "two");
+    assert_eq!(deleting.join().unwrap(), 202);
+    assert_eq!(lab.client().get("/v2/a/manifests/v1").expect(200).body, bytes);
+    assert_eq!(keeper.config("a", "v1"), Some(config("two")));
+    lab.client().get(&format!("/v2/a/manifests/{digest}")).expect(404);
+}
+
+#[test]
+fn a_manifest_that_is_needed_is_not_deleted_by_halves() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    let (digest, _) = client.push_image("a", "first", "one");
+    client.push_image("a", "needed", "one");
+    let path = format!("/v2/a/manifests/{digest}");
+    assert_eq!(client.send("DELETE", &path, &[], b"").expect(409).code(), "DENIED");
+    for tag in ["first", "needed"] {
+        client.get(&format!("/v2/a/manifests/{tag}")).expect(200);
+    }
+}
+
+#[test]
+fn what_is_pushed_again_while_lost_names_are_followed_stays() {
+    let lab = Lab::new();
+    let keeper = Keeper::of(&lab.dir());
+    let (_, bytes) = lab.client().push_image("a", "v1", "one");
+    std::fs::remove_file(lab.dir().path().join("names/a:v1")).unwrap();
+    keeper.be_slow("image", LONG);
+    let control = lab.control.clone();
+    let following = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(control.collect(&OLD_ONLY)).unwrap();
+    });
+    std::thread::sleep(A_MOMENT);
+    lab.client().push_manifest("a", "v1", &bytes);
+    following.join().unwrap();
+    keeper.be_slow("image", Duration::ZERO);
+    assert_eq!(lab.client().get("/v2/a/manifests/v1").expect(200).body, bytes);
+    // While it is being pushed nobody decides, and nobody waits.
+    std::fs::remove_file(lab.dir().path().join("names/a:v1")).unwrap();
+    keeper.be_slow("take", LONG);
+    let mut client = lab.client();
+    let again = bytes.clone();
+    let pushing = std::thread::spawn(move || client.push_manifest("a", "v1", &again));
+    std::thread::sleep(A_MOMENT);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(lab.control.collect(&OLD_ONLY)).unwrap();
+    pushing.join().unwrap();
+    assert_eq!(lab.client().get("/v2/a/manifests/v1").expect(200).body, bytes);
+}
+
+#[test]
+fn an_index_of_what_nobody_has_is_refused_at_its_first_child() {
+    let lab = Lab::new();
+    let keeper = Keeper::of(&lab.dir());
+    let mut client = lab.client();
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let mut put = |count: u32, which: &str| {
+        let child = |number: u32| {
+            json!({ "mediaType": OCI, "digest": Digest::of(&number.to_le_bytes()), "size": 4 })
+        };
+        let children: Vec<Value> = (0..count).map(child).collect();
+        let index = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": children }).to_string();
+        let which = if which.is_empty() { Digest::of(index.as_bytes()).to_string() } else { which.to_owned() };
+        let path = format!("/v2/a/manifests/{which}");
+        client.send("PUT", &path, &[("content-type", kind)], index.as_bytes()).expect(400).code()
+    };
+    for which in ["", "v1"] {
+        assert_eq!(put(1000, which), "MANIFEST_BLOB_UNKNOWN");
+        assert_eq!(put(20_000, which), "MANIFEST_INVALID");
+    }
+    assert_eq!(keeper.asked(), 2);
+}
+
+#[test]
+fn an_index_that_leads_to_too_many_manifests_gets_no_tag() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    client.push_blob("a", b"{}");
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let listing = |of: &[(Digest, usize, &str)]| {
+        let of = of.iter().map(|(digest, size, kind)| json!({ "mediaType": kind, "digest": digest, "size": size }));
+        let of: Vec<Value> = of.collect();
+        json!({ "schemaVersion": 2, "mediaType": kind, "manifests": of }).to_string().into_bytes()
+    };
+    let mut indexes = Vec::new();
+    for half in 0..2 {
+        let children: Vec<_> = (0..500)
+            .map(|number| {
+                let more = json!({ "annotations": { "number": format!("{half} {number}") } });
+                let child = manifest(b"{}", &[], &more);
+                (client.push_manifest("a", "", &child), child.len(), OCI)
+            })
+            .collect();
+        let index = listing(&children);
+        indexes.push((client.push_manifest("a", &format!("half{half}"), &index), index.len(), kind));
+    }
+    let whole = listing(&indexes);
+    let reply = client.send("PUT", "/v2/a/manifests/whole", &[("content-type", kind)], &whole).expect(400);
+    assert_eq!(reply.code(), "MANIFEST_INVALID");
+    client.get("/v2/a/manifests/whole").expect(404);
+    client.get("/v2/a/manifests/half1").expect(200);
+}
+
+/// Changes a byte of a blob, as disks do.
+fn rot(lab: &crate::lab::Lab, digest: &Digest) {
+    let hex = digest.hex();
+    let path = lab.at("blobs/sha256").join(&hex[..2]).join(&hex);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_blob_is_not_mounted_and_a_push_mends_it() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    let digest = client.push_blob("a", b"a layer");
+    let mount = format!("/v2/b/blobs/uploads/?mount={digest}&from=a");
+    client.send("POST", &mount, &[], b"").expect(201);
+    rot(&lab, &digest);
+    for name in ["b", "c"] {
+        let mount = format!("/v2/{name}/blobs/uploads/?mount={digest}&from=a");
+        let begun = client.send("POST", &mount, &[], b"").expect(202);
+        let place = begun.header("location").unwrap();
+        if name == "c" {
+            client.send("PUT", &format!("{place}?digest={digest}"), &[], b"a layer").expect(201);
+        }
+    }
+    for name in ["a", "b", "c"] {
+        assert_eq!(client.get(&format!("/v2/{name}/blobs/{digest}")).expect(200).body, b"a layer");
+    }
+    client.send("POST", &mount, &[], b"").expect(201);
+}
+
+#[test]
+fn a_damaged_manifest_takes_nothing_else_down() {
+    let lab = Lab::new();
+    let mut client = lab.client();
+    let (digest, bytes) = client.push_image("a", "bad", "one");
+    client.push_image("a", "good", "two");
+    client.push_image("b", "good", "three");
+    let place = lab.at("repositories/a/_manifests").join(digest.hex());
+    std::fs::write(&place, b"text/plain\nsomething else").unwrap();
+    // What was known before a restart is not any more.
+    let dir = lab.dir();
+    drop((client, lab));
+    let lab = Lab::on(dir, |_| {});
+    let mut client = lab.client();
+    client.get("/v2/a/manifests/bad").expect(404);
+    client.get("/v2/a/manifests/good").expect(200);
+    client.get("/v2/a/tags/list").expect(200);
+    client.get("/v2/_catalog").expect(200);
+    assert!(lab.said.lock().unwrap().iter().any(|said| said.contains("damaged")));
+    client.push_manifest("a", "bad", &bytes);
+    assert_eq!(client.get("/v2/a/manifests/bad").expect(200).body, bytes);
+}
+
+#[test]
+fn who_only_reads_sees_what_is_pushed_later() {
+    let reader = Lab::with(|settings| settings.read_only = true);
+    reader.client().get("/v2/a/manifests/v1").expect(404);
+    assert!(!reader.at("").exists());
+    let lab = Lab::on(reader.dir(), |_| {});
+    let (digest, bytes) = lab.client().push_image("a", "v1", "one");
+    let mut client = reader.client();
+    assert_eq!(client.get("/v2/a/manifests/v1").expect(200).body, bytes);
+    client.get(&format!("/v2/a/manifests/{digest}")).expect(200);
+    client.get(&format!("/v2/a/blobs/{}", Digest::of(b"layer of one"))).expect(200);
+    client.send("DELETE", "/v2/a/manifests/v1", &[], b"").expect(405);
+}
+
+#[test]
+fn who_collects_for_a_moment_does_not_keep_a_registry_from_starting() {
+    let lab = Lab::new();
+    let dir = lab.dir();
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(LONG);
+        drop(lab);
+    });
+    Lab::on(dir, |_| {}).client().get("/v2/").expect(200);
+    ending.join().unwrap();
+}
+
+#[test]
+fn manifests_that_wait_for_their_turn_are_bounded() {
+    let lab = Lab::new();
+    Keeper::of(&lab.dir()).be_slow("take", LONG);
+    let mut client = lab.client();
+    client.push_blob("a", b"{}");
+    let large = "x".repeat(3_900_000);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let pushing: Vec<_> = (0..8)
+            .map(|number| {
+                let more = json!({ "annotations": { "large": large, "number": number.to_string() } });
+                let (mut client, bytes) = (lab.client(), manifest(b"{}", &[], &more));
+                scope.spawn(move || {
+                    client.send("PUT", "/v2/a/manifests/v1", &[("content-type", OCI)], &bytes).status
+                })
+            })
+            .collect();
+        pushing.into_iter().map(|pushing| pushing.join().unwrap()).collect()
+    });
+    assert!(statuses.contains(&201) && statuses.contains(&429), "{statuses:?}");
+    client.get("/v2/a/manifests/v1").expect(200);
 }
