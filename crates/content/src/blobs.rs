@@ -223,15 +223,15 @@ impl Store {
 
     /// Gives the file at `path` the name `to` as well, which another file may have so far.
     fn link_over(&self, path: &Path, to: &Path) -> io::Result<()> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         match fs::hard_link(path, to) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             done => return done,
         }
         // A link replaces nothing, a rename does. Should it be left here, the next sweep takes it.
-        static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let between =
-            self.root().join("ingest").join(format!("{}-{}-link-{number}", std::process::id(), crate::lease::random()));
+        let name = format!("{}-{}-link-{number}", std::process::id(), crate::lease::random());
+        let between = self.root().join("ingest").join(name);
         fs::hard_link(path, &between)?;
         let renamed = fs::rename(&between, to);
         // It is still there where both names have come to be one file's.

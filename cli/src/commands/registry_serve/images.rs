@@ -89,7 +89,7 @@ impl Takes for StoreImages {
 
     fn names(&self) -> Result<HashMap<Name, HashMap<Tag, Digest>>, ImagesError> {
         let all = self.arrivals.images().map_err(unavailable)?;
-        let tags = |tags: HashMap<String, Digest>| {
+        let tags = |tags: HashMap<String, Digest>| -> HashMap<Tag, Digest> {
             tags.into_iter().filter_map(|(tag, image)| Some((tag.parse().ok()?, image))).collect()
         };
         Ok(all.into_iter().filter_map(|(name, named)| Some((name.parse().ok()?, tags(named)))).collect())
