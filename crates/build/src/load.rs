@@ -21,8 +21,7 @@ use crate::image::{MAX_CONFIG_BYTES, store_image};
 use crate::load_layers::{LayerSource, Promised, load_layers};
 pub(crate) use crate::load_oci::{
     Others, Picked, blob_name, layout_index, load_image_alone, load_oci, load_only_image, load_picked,
-    manifests_by_config,
-    oci_name, pick_manifest, read_verified,
+    manifests_by_config, oci_name, pick_manifest, read_verified,
 };
 use crate::{BuildError, Engine};
 

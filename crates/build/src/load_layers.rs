@@ -143,7 +143,8 @@ fn compare(
         None => broken(archive.path(), &format!("{name} cannot be read ({error})")),
     };
     let (compression, plain) =
-        bounded_decoder(BufReader::new(Stoppable { inner: reader, cancel }), &engine.limits).map_err(unreadable)?;
+        bounded_decoder(BufReader::new(Stoppable { inner: reader, cancel }), &engine.limits)
+            .map_err(unreadable)?;
     media_type_of(archive.path(), compression)?;
     let mut hashed = Sha256Writer::new(io::sink());
     // One byte more than the layer has tells as much as all of them.

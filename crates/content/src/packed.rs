@@ -110,7 +110,8 @@ impl Store {
 
     /// Whether the layer `diff_id` was once packed into `blob` here, as it is.
     pub fn was_packed_into(&self, diff_id: &DiffId, blob: &Digest) -> Result<bool, Error> {
-        let find = "SELECT EXISTS (SELECT 1 FROM packed WHERE blob = ?1 AND diff_id = ?2 AND packed_diff_id = ?2)";
+        let find =
+            "SELECT EXISTS (SELECT 1 FROM packed WHERE blob = ?1 AND diff_id = ?2 AND packed_diff_id = ?2)";
         let values = [blob.to_string(), diff_id.to_string()];
         self.read(|db| db.prepare_cached(find)?.query_row(values, |row| row.get(0)))
     }

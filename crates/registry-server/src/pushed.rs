@@ -357,7 +357,8 @@ impl Pushing {
                 leading.push((leads, tag));
             }
         }
-        let going: Vec<Tag> = leading.iter().filter(|(leads, _)| *leads).map(|(_, tag)| tag.clone()).collect();
+        let going: Vec<Tag> =
+            leading.iter().filter(|(leads, _)| *leads).map(|(_, tag)| tag.clone()).collect();
         self.images.can_forget(name, &going)?;
         Ok(leading.into_iter().map(|(_, tag)| tag).collect())
     }

@@ -54,7 +54,8 @@ impl Verified {
     pub(crate) fn knows(&self, digest: &Digest, file: &File) -> Option<bool> {
         let version = Version::of_open(file).ok()?;
         let known = self.known();
-        let known = known.get(digest).filter(|known| known.version == version && known.when.elapsed() < LIFE)?;
+        let known =
+            known.get(digest).filter(|known| known.version == version && known.when.elapsed() < LIFE)?;
         Some(known.is_good)
     }
 

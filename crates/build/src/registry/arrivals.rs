@@ -160,7 +160,9 @@ impl Arrivals {
             }
         }
         for user in store.container_uses()? {
-            let Some((config, count)) = user.image.and_then(|image| going.get_key_value(&image)) else { continue };
+            let Some((config, count)) = user.image.and_then(|image| going.get_key_value(&image)) else {
+                continue;
+            };
             if store.names_of(config)?.len() == *count {
                 return Err(ArrivalError::InUse { container: user.name });
             }

@@ -416,7 +416,8 @@ impl Directory {
             blobs.extend(reads.blobs().map(|blob| blob.digest));
         }
         for other in self.manifests(name)? {
-            if other != *digest && !blobs.is_empty()
+            if other != *digest
+                && !blobs.is_empty()
                 && let Some(reads) = read(&other)
             {
                 for blob in reads.blobs() {

@@ -75,7 +75,8 @@ impl Directory {
     /// The limit, if `more_bytes` would go beyond it. Costs looking at each upload.
     pub(crate) fn lacks_room(&self, more_bytes: u64) -> Option<u64> {
         let limit_bytes = self.waiting.limit_bytes?;
-        let all = self.waiting.size_bytes().saturating_add(self.uploads.size_bytes()).saturating_add(more_bytes);
+        let all =
+            self.waiting.size_bytes().saturating_add(self.uploads.size_bytes()).saturating_add(more_bytes);
         (all > limit_bytes).then_some(limit_bytes)
     }
 

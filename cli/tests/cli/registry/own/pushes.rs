@@ -667,7 +667,9 @@ fn a_push_changes_no_other_image_of_the_same_config() {
     assert_eq!((served(), sent("base:1", "sent:1")), (digest.to_string(), digest));
     // One that is refused.
     let mut broken = index([(&image, &ours), (&evil, &theirs)]);
-    let text = String::from_utf8(broken).unwrap().replace(&Digest::of(&theirs).to_string(), &Digest::of(b"?").to_string());
+    let text = String::from_utf8(broken)
+        .unwrap()
+        .replace(&Digest::of(&theirs).to_string(), &Digest::of(b"?").to_string());
     broken = text.into_bytes();
     client.send("PUT", "/v2/team/x/manifests/broken", &[("content-type", INDEX)], &broken).expect(400);
     assert_eq!(served(), digest.to_string());
@@ -696,14 +698,16 @@ fn digests_of_a_layer_get_nobody_the_layer() {
     secret.push(&mut client, "private", "1");
     let hidden = Digest::of(&secret.layer);
     let put = |client: &mut Client, manifest: &[u8]| {
-        let reply = client.send("PUT", "/v2/team/x/manifests/1", &[("content-type", MANIFEST)], manifest).expect(400);
+        let reply =
+            client.send("PUT", "/v2/team/x/manifests/1", &[("content-type", MANIFEST)], manifest).expect(400);
         let reply = reply.code();
         client.get(&format!("/v2/team/x/blobs/{hidden}")).expect(404);
         client.get("/v2/team/x/manifests/1").expect(404);
         reply
     };
     // The diff ID of the one, the bytes of another: of what is a tar, and of what is none.
-    let junk = [Image::new(b"file", "mine").packed(6).layer, Image::new(b"file", "mine").layer, b"junk".to_vec()];
+    let junk =
+        [Image::new(b"file", "mine").packed(6).layer, Image::new(b"file", "mine").layer, b"junk".to_vec()];
     for layer in junk {
         let claimed = Image { layer, layer_kind: secret.layer_kind, config: secret.config.clone() };
         claimed.push_blobs(&mut client, "team/x");

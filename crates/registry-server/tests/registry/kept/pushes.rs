@@ -227,7 +227,11 @@ fn many_small_files_and_manifests_that_nothing_leads_to_are_bounded_too() {
     assert_eq!(put(&mut client, "first", &of(0)), 201);
     assert_eq!(put(&mut client, &Digest::of(&of(taken)).to_string(), &of(taken)), 201);
     let mut empty = 0;
-    while client.send("POST", &format!("/v2/a/blobs/uploads/?digest={}", Digest::of(&[empty])), &[], &[empty]).status == 201 {
+    while client
+        .send("POST", &format!("/v2/a/blobs/uploads/?digest={}", Digest::of(&[empty])), &[], &[empty])
+        .status
+        == 201
+    {
         empty += 1;
         assert!(empty < 50);
     }
@@ -351,12 +355,12 @@ fn an_index_of_what_nobody_has_is_refused_at_its_first_child() {
     let mut client = lab.client();
     let kind = "application/vnd.oci.image.index.v1+json";
     let mut put = |count: u32, which: &str| {
-        let child = |number: u32| {
-            json!({ "mediaType": OCI, "digest": Digest::of(&number.to_le_bytes()), "size": 4 })
-        };
+        let child =
+            |number: u32| json!({ "mediaType": OCI, "digest": Digest::of(&number.to_le_bytes()), "size": 4 });
         let children: Vec<Value> = (0..count).map(child).collect();
         let index = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": children }).to_string();
-        let which = if which.is_empty() { Digest::of(index.as_bytes()).to_string() } else { which.to_owned() };
+        let which =
+            if which.is_empty() { Digest::of(index.as_bytes()).to_string() } else { which.to_owned() };
         let path = format!("/v2/a/manifests/{which}");
         client.send("PUT", &path, &[("content-type", kind)], index.as_bytes()).expect(400).code()
     };
@@ -374,7 +378,9 @@ fn an_index_that_leads_to_too_many_manifests_gets_no_tag() {
     client.push_blob("a", b"{}");
     let kind = "application/vnd.oci.image.index.v1+json";
     let listing = |of: &[(Digest, usize, &str)]| {
-        let of = of.iter().map(|(digest, size, kind)| json!({ "mediaType": kind, "digest": digest, "size": size }));
+        let of = of
+            .iter()
+            .map(|(digest, size, kind)| json!({ "mediaType": kind, "digest": digest, "size": size }));
         let of: Vec<Value> = of.collect();
         json!({ "schemaVersion": 2, "mediaType": kind, "manifests": of }).to_string().into_bytes()
     };
