@@ -182,10 +182,13 @@ fn look(control: &Control, config: Option<&Path>, has_accounts: bool) {
 
 fn collected(done: Result<Collected, DirectoryError>) -> String {
     match done {
-        Ok(Collected { manifests, blobs, bytes }) => format!(
-            "garbage collection removed {manifests} manifests and {blobs} blobs, {}\n",
-            human_size(bytes)
-        ),
+        Ok(Collected { manifests, blobs, bytes, damaged }) => {
+            let done = format!(
+                "garbage collection removed {manifests} manifests and {blobs} blobs, {}\n",
+                human_size(bytes)
+            );
+            if damaged == 0 { done } else { format!("{done}warning: {}: {damaged}\n", collect::LEFT) }
+        }
         Err(error) => format!("warning: garbage was not collected\n{}", Failure::from(error).render()),
     }
 }

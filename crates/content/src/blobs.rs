@@ -179,28 +179,27 @@ impl Store {
     }
 
     /// Makes the file at `path` a blob, too, held as long as this handle lives: one file under two names where the file
-    /// system can, else a copy. It has to be durable, and nobody may write to it any more. A blob that is there is left as
-    /// it is, or replaced if it is damaged. Costs reading the file, and the blob that is there.
+    /// system can, else a copy. It has to be durable, and nobody may write to it any more. A blob that is there is replaced,
+    /// so that there is one file less, and no damaged one. Costs reading the file, unless it `is_compared` with `digest`
+    /// already; where there are no such links, reading the blob that is there or writing one as well.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when it is not what `digest` says; [`Error::Host`].
-    pub fn link_blob(&self, path: &Path, digest: &Digest) -> Result<(), Error> {
+    pub fn link_blob(&self, path: &Path, digest: &Digest, is_compared: bool) -> Result<(), Error> {
         self.hold_blob(digest)?;
         let mut file = File::open(path).map_err(Error::host("open", path))?;
-        let mut hashed = Sha256Writer::new(io::sink());
-        let expected_bytes = io::copy(&mut file, &mut hashed).map_err(Error::host("read", path))?;
-        let actual = hashed.digest();
-        if actual != *digest {
-            let actual_bytes = expected_bytes;
-            return Err(Error::Mismatch { expected: *digest, expected_bytes, actual, actual_bytes });
+        let here = file.metadata().map_err(Error::host("stat", path))?;
+        let expected_bytes = here.len();
+        if !is_compared {
+            let mut hashed = Sha256Writer::new(io::sink());
+            let actual_bytes = io::copy(&mut file, &mut hashed).map_err(Error::host("read", path))?;
+            let actual = hashed.digest();
+            if actual != *digest {
+                return Err(Error::Mismatch { expected: *digest, expected_bytes, actual, actual_bytes });
+            }
         }
         let to = self.blob_path(digest);
-        let is_same = match (fs::metadata(&to), file.metadata()) {
-            (Ok(there), Ok(here)) => (there.dev(), there.ino()) == (here.dev(), here.ino()),
-            _ => false,
-        };
-        // What was read just now, or what is as good.
-        if is_same || (self.has_blob(digest) && self.is_blob_good(digest).unwrap_or(false)) {
+        if fs::metadata(&to).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())) {
             return Ok(());
         }
         let parent = to.parent().unwrap_or(self.root());
@@ -211,6 +210,7 @@ impl Store {
                 synced.map_err(Error::host("fsync", parent))
             }
             // Another file system, or one without such links.
+            Err(_) if self.has_blob(digest) && self.is_blob_good(digest).unwrap_or(false) => Ok(()),
             Err(_) => {
                 let mut ingest = self.ingest()?;
                 let into = ingest.path.clone();
@@ -328,24 +328,31 @@ mod tests {
         let (dir, store) = new_store();
         let path = dir.path().join("beside");
         fs::write(&path, b"hello").unwrap();
-        let wrong = store.link_blob(&path, &Digest::of(b"other"));
+        let wrong = store.link_blob(&path, &Digest::of(b"other"), false);
         assert!(matches!(wrong, Err(Error::Mismatch { .. })) && !store.has_blob(&Digest::of(b"other")));
         let digest = Digest::of(b"hello");
-        store.link_blob(&path, &digest).unwrap();
-        store.link_blob(&path, &digest).unwrap();
+        store.link_blob(&path, &digest, false).unwrap();
+        store.link_blob(&path, &digest, false).unwrap();
         // The one is there without the other.
         fs::remove_file(&path).unwrap();
         assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello");
-        assert!(matches!(store.link_blob(&path, &digest), Err(Error::Host { .. })));
+        assert!(matches!(store.link_blob(&path, &digest, false), Err(Error::Host { .. })));
         fs::write(&path, b"hello").unwrap();
-        store.link_blob(&path, &digest).unwrap();
+        store.link_blob(&path, &digest, false).unwrap();
         // What has rotted in the store is replaced, not what is beside it.
         for damage in [&b"hellO"[..], b"hel"] {
             fs::remove_file(store.blob_path(&digest)).unwrap();
             fs::write(store.blob_path(&digest), damage).unwrap();
-            store.link_blob(&path, &digest).unwrap();
+            store.link_blob(&path, &digest, false).unwrap();
             assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello");
         }
+        // There is one file of it, whichever was there first, and what was compared is not read again.
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(&path), inode(&store.blob_path(&digest)));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, b"unread").unwrap();
+        store.link_blob(&path, &digest, true).unwrap();
+        assert_eq!(inode(&path), inode(&store.blob_path(&digest)));
         assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);
     }
 

@@ -1,6 +1,6 @@
 //! Images that are somebody else's to keep, and a registry's to give out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::fs::File;
 use std::path::PathBuf;
@@ -85,6 +85,8 @@ pub struct Pushed {
     pub digest: Digest,
     /// How long that is.
     pub size_bytes: u64,
+    /// Of the images that it is, or leads to. Nothing else of it may get the name.
+    pub configs: Arc<HashSet<Digest>>,
     /// What it consists of.
     pub parts: Arc<dyn Parts>,
 }
@@ -94,8 +96,17 @@ pub trait Parts: Send + Sync {
     /// A manifest or an index, itself or one that an index leads to; its digest was compared.
     fn document(&self, digest: &Digest) -> Result<Option<Vec<u8>>, ImagesError>;
 
-    /// The file of a blob, durable, which nobody writes to.
-    fn blob(&self, digest: &Digest) -> Result<Option<PathBuf>, ImagesError>;
+    /// The file of a blob.
+    fn blob(&self, digest: &Digest) -> Result<Option<Part>, ImagesError>;
+}
+
+/// The file of a blob, durable, which nobody writes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its bytes were compared with its digest, and have not changed since.
+    pub is_compared: bool,
 }
 
 /// Why something that was asked for is not done.

@@ -41,7 +41,7 @@ mod version;
 
 pub use accounts::AccountsError;
 pub use directory::{Collected, DirectoryError, Judged, Kind, collect_offline};
-pub use images::{Found, FoundManifest, Images, ImagesError, NotTaken, Parts, Pushed, Takes};
+pub use images::{Found, FoundManifest, Images, ImagesError, NotTaken, Part, Parts, Pushed, Takes};
 pub use pushed::{FollowError, follow_offline};
 pub use rights::{Right, Rule, RuleError, Who};
 pub use server::{Control, Server, StartError};

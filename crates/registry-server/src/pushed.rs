@@ -8,15 +8,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, Weak};
 
 use kiln_oci::{Digest, Sha256Writer};
 use rustix::fs::{AtFlags, CWD, linkat};
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 
 use crate::directory::{Collected, Directory, DirectoryError, Manifest, NotPut, Reads};
-use crate::images::{Found, ImagesError, NotTaken, Parts, Takes};
+use crate::images::{Found, ImagesError, NotTaken, Part, Parts, Takes};
 use crate::reports::Reports;
 use crate::route::{Name, Tag, Which};
 use crate::settings::{Collection, Limits};
@@ -25,8 +25,8 @@ use crate::settings::{Collection, Limits};
 const AT_ONCE: usize = 2;
 /// Manifests that are put at once without anything being unpacked.
 const PLAIN_AT_ONCE: usize = 4;
-/// Tags that are written at once; two may wait for each other without need.
-const TURNS: usize = 64;
+/// Tags that somebody writes, or has written, before those that nobody writes are forgotten.
+const MANY_TURNS: usize = 1024;
 /// Manifests that wait for their turn are in memory.
 const WAITING_BYTES: usize = 32 << 20;
 /// A manifest lists at most so many layers or manifests: each is looked for.
@@ -39,7 +39,7 @@ pub(crate) struct Pushing {
     pub(crate) images: Arc<dyn Takes>,
     pub(crate) directory: Arc<Directory>,
     /// Name and tag are set one after the other, by one request at a time.
-    turns: [Arc<Mutex<()>>; TURNS],
+    turns: std::sync::Mutex<HashMap<(Name, Tag), Weak<Mutex<()>>>>,
     images_room: Arc<Semaphore>,
     plain_room: Arc<Semaphore>,
     /// In kibibytes.
@@ -53,6 +53,22 @@ pub(crate) struct Pushing {
 struct Configs {
     known: HashMap<(Name, Digest), Arc<HashSet<Digest>>>,
     count: usize,
+}
+
+impl Configs {
+    fn insert(&mut self, key: (Name, Digest), found: Arc<HashSet<Digest>>) {
+        self.count += found.len() + 1;
+        if self.count > MOST_CONFIGS {
+            *self = Self { count: found.len() + 1, ..Self::default() };
+        }
+        self.known.insert(key, found);
+    }
+
+    /// Those of one repository.
+    fn forget(&mut self, name: &Name) {
+        self.known.retain(|(of, _), _| of != name);
+        self.count = self.known.values().map(|found| found.len() + 1).sum();
+    }
 }
 
 /// All names of images at one time.
@@ -105,7 +121,7 @@ impl Pushing {
         Self {
             images,
             directory: Arc::new(directory),
-            turns: std::array::from_fn(|_| Arc::default()),
+            turns: std::sync::Mutex::default(),
             images_room: room(AT_ONCE),
             plain_room: room(PLAIN_AT_ONCE),
             waiting_room: room(WAITING_BYTES >> 10),
@@ -114,16 +130,24 @@ impl Pushing {
         }
     }
 
-    fn nth_turn(&self, name: &Name, tag: &Tag) -> Arc<Mutex<()>> {
+    fn turn_of(&self, name: &Name, tag: &Tag) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if turns.len() >= MANY_TURNS {
+            turns.retain(|_, turn| turn.strong_count() > 0);
+        }
         // The same for all names of a repository.
-        let digest = Digest::of(format!("{}:{tag}", self.images.called(name)).as_bytes());
-        let nth = usize::from_str_radix(&digest.hex()[..4], 16).unwrap_or(0) % TURNS;
-        self.turns[nth].clone()
+        let turn = turns.entry((self.images.called(name), tag.clone())).or_default();
+        if let Some(turn) = turn.upgrade() {
+            return turn;
+        }
+        let new = Arc::default();
+        *turn = Arc::downgrade(&new);
+        new
     }
 
     /// Held by who writes this tag.
     pub(crate) async fn turn(&self, name: &Name, tag: &Tag) -> OwnedMutexGuard<()> {
-        self.nth_turn(name, tag).lock_owned().await
+        self.turn_of(name, tag).lock_owned().await
     }
 
     /// A place to wait in with a manifest of so many bytes; `None`: there are too many.
@@ -149,12 +173,8 @@ impl Pushing {
         }
         let Some(manifest) = self.directory.manifest(name, &Which::Digest(*digest))? else { return Ok(None) };
         let Some(found) = self.directory.image_configs(name, &manifest)? else { return Ok(None) };
-        let (found, mut configs) = (Arc::new(found), configs());
-        configs.count += found.len() + 1;
-        if configs.count > MOST_CONFIGS {
-            *configs = Configs { count: found.len() + 1, ..Configs::default() };
-        }
-        configs.known.insert(key, found.clone());
+        let found = Arc::new(found);
+        configs().insert(key, found.clone());
         Ok(Some(found))
     }
 
@@ -194,6 +214,11 @@ impl Pushing {
         }
         let image = self.images.image(name, tag)?;
         let Some(digest) = self.pushed(name, tag, image.as_ref())? else { return Ok(None) };
+        self.by_digest(name, digest)
+    }
+
+    /// What was pushed under a digest. What is damaged is not there, and is told of: who pushes it again mends it.
+    pub(crate) fn by_digest(&self, name: &Name, digest: Digest) -> Result<Option<Manifest>, Trouble> {
         let found = self.directory.manifest(name, &Which::Digest(digest));
         self.unless_damaged(found.map_err(Trouble::from))
     }
@@ -227,7 +252,7 @@ impl Pushing {
                     continue;
                 }
                 // It may have been pushed, or named, since.
-                let Ok(_turn) = self.nth_turn(&name, &tag).try_lock_owned() else { continue };
+                let Ok(_turn) = self.turn_of(&name, &tag).try_lock_owned() else { continue };
                 let image = self.images.image(&name, &tag)?;
                 if let Some(digest) = is_lost(image.as_ref()) {
                     count += u64::from(self.directory.remove_tag(&name, &tag, &digest)?);
@@ -252,7 +277,8 @@ impl Pushing {
         }
         self.adopt(name, reads)?;
         self.check_sizes(name, reads)?;
-        // First without the tag: from now on nothing of it is garbage.
+        // First without the tag: from now on nothing of it is garbage, however long it takes.
+        let _keeping = self.directory.keep(name, &manifest.digest);
         self.directory.put_manifest(name, None, &manifest, reads)?;
         let Some(tag) = tag else { return Ok(()) };
         let Some(configs) = self.configs(name, &manifest.digest)? else {
@@ -266,6 +292,7 @@ impl Pushing {
                 media_type: manifest.media_type.clone(),
                 digest: manifest.digest,
                 size_bytes: manifest.bytes.len() as u64,
+                configs,
                 parts: parts.clone(),
             };
             let taken = self.images.take(name, tag, pushed);
@@ -275,7 +302,7 @@ impl Pushing {
         } else if self.images.image(name, tag)?.is_some() {
             return Err(Trouble::IsImage);
         }
-        Ok(self.directory.set_tag(name, tag, &ready, &manifest, reads)?)
+        Ok(self.directory.set_tag(name, &ready, &manifest, reads)?)
     }
 
     /// A blob that is longer than its manifest says could not be pulled.
@@ -295,7 +322,7 @@ impl Pushing {
     /// pushed. Ends with the first that neither side has.
     fn adopt(&self, name: &Name, reads: &Reads) -> Result<(), Trouble> {
         for child in &reads.manifests {
-            if self.directory.has_manifest(name, &child.digest) {
+            if self.by_digest(name, child.digest)?.is_some() {
                 continue;
             }
             let Found::Manifest(found) = self.images.manifest(name, &Which::Digest(child.digest))? else {
@@ -392,7 +419,7 @@ impl Pushing {
     pub(crate) fn remove_untagged(&self, name: &Name, digest: &Digest) -> Result<Option<bool>, Trouble> {
         let removed = self.directory.remove_untagged(name, digest)?;
         // An index may have led there.
-        *self.configs.lock().unwrap_or_else(PoisonError::into_inner) = Configs::default();
+        self.configs.lock().unwrap_or_else(PoisonError::into_inner).forget(name);
         Ok(removed)
     }
 
@@ -431,9 +458,9 @@ impl Parts for Arrived {
         Ok(found.map_err(|error| ImagesError(Box::new(error)))?.map(|manifest| manifest.bytes))
     }
 
-    fn blob(&self, digest: &Digest) -> Result<Option<PathBuf>, ImagesError> {
+    fn blob(&self, digest: &Digest) -> Result<Option<Part>, ImagesError> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(*digest);
-        self.directory.blob_file(&self.name, digest).map_err(|error| ImagesError(Box::new(error)))
+        self.directory.part(&self.name, digest).map_err(|error| ImagesError(Box::new(error)))
     }
 }
 

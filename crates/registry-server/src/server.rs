@@ -283,6 +283,12 @@ async fn collect(registry: &Registry, policy: &Collection) -> Result<Collected, 
     let (directory, policy) = (directory.clone(), policy.clone());
     let done = tokio::task::spawn_blocking(move || directory.collect(&policy, false, &mut |_| {})).await;
     let collected = done.unwrap_or(Ok(Collected::default()))?;
+    if collected.damaged > 0 {
+        registry.reports.say(format!(
+            "repositories that garbage collection took nothing from, for a manifest or a tag of theirs is damaged: {}",
+            collected.damaged
+        ));
+    }
     let metrics = &registry.metrics;
     metrics.collections.fetch_add(1, Ordering::Relaxed);
     metrics.collected_blobs.fetch_add(collected.blobs, Ordering::Relaxed);

@@ -100,6 +100,10 @@ impl Verified {
                 Ok(0) => break,
                 Ok(count) => hash.write_all(&piece[..count])?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What a disk cannot read is as good as damaged. It may be able to the next time.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                    return Ok(false);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -171,14 +175,15 @@ mod tests {
         let path = dir.path().join("blob");
         let (verified, digest) = (Verified::default(), Digest::of(b"hello"));
         // The clock that files have may stand still between the two.
-        std::fs::write(&path, b"hello").unwrap();
-        let file = File::options().read(true).write(true).open(&path).unwrap();
-        let version = Version::of_open(&file).unwrap();
-        assert!(version.is_racy(), "the test was asleep for a moment");
-        assert!(verified.is_good(&digest, &file).unwrap());
-        assert_eq!(verified.knows(&digest, &file), None);
-        pass();
-        assert!(!version.is_racy());
+        let is_seen = |_| {
+            std::fs::write(&path, b"hello").unwrap();
+            let file = File::open(&path).unwrap();
+            assert!(verified.is_good(&digest, &file).unwrap());
+            let known = verified.knows(&digest, &file);
+            // Unless this thread was not asleep in between.
+            Version::of_open(&file).unwrap().is_racy().then_some(known)
+        };
+        assert_eq!((0..1000).find_map(is_seen), Some(None));
     }
 
     #[test]

@@ -34,6 +34,10 @@ impl Version {
 
     /// Whether somebody had to do with it so lately that the clock of the file system may say the same again.
     pub(crate) fn is_racy(&self) -> bool {
+        self.is_racy_at(SystemTime::now())
+    }
+
+    fn is_racy_at(&self, now: SystemTime) -> bool {
         /// Kernels count in steps of at most ten milliseconds here.
         const STEP: Duration = Duration::from_millis(20);
         let (seconds, nanoseconds) = self.times[1];
@@ -41,7 +45,7 @@ impl Version {
             return false;
         };
         let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
-        match SystemTime::now().duration_since(changed) {
+        match now.duration_since(changed) {
             Ok(age) => age < STEP,
             Err(ahead) => ahead.duration() < STEP,
         }
@@ -50,5 +54,24 @@ impl Version {
     fn new(stat: &Metadata) -> Self {
         let times = [(stat.mtime(), stat.mtime_nsec()), (stat.ctime(), stat.ctime_nsec())];
         Self { device: stat.dev(), inode: stat.ino(), size: stat.size(), times }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_a_moment_ago_may_change_again_unseen() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let version = Version::of(file.path()).unwrap();
+        let (seconds, nanoseconds) = version.times[1];
+        let age = Duration::new(seconds.try_into().unwrap(), nanoseconds.try_into().unwrap());
+        let changed = SystemTime::UNIX_EPOCH + age;
+        let after = |milliseconds| version.is_racy_at(changed + Duration::from_millis(milliseconds));
+        assert!(after(0) && after(10) && !after(40));
+        // A clock that was set back.
+        assert!(version.is_racy_at(changed - Duration::from_millis(10)));
+        assert!(!version.is_racy_at(changed - Duration::from_secs(1)));
     }
 }

@@ -31,6 +31,10 @@ pub(super) fn run(args: &CollectArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Of repositories that may need what nobody can read.
+pub(super) const LEFT: &str =
+    "repositories left alone, for a manifest or a tag of theirs is damaged (push it again, or delete it)";
+
 fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Manifest => "manifest",
@@ -50,8 +54,16 @@ fn text(all: &[Judged], collected: &Collected, dry_run: bool) -> String {
         [verdict, kind(judged.kind), &name, &size, judged.reason].map(str::to_owned).to_vec()
     };
     let rows: Vec<_> = all.iter().map(row).collect();
-    let Collected { manifests, blobs, bytes } = collected;
-    format!("{}{manifests} manifests and {blobs} blobs {removed}, {}\n", table(&rows), human_size(*bytes))
+    let Collected { manifests, blobs, bytes, damaged } = collected;
+    let left = match damaged {
+        0 => String::new(),
+        count => format!("{LEFT}: {count}\n"),
+    };
+    format!(
+        "{}{manifests} manifests and {blobs} blobs {removed}, {}\n{left}",
+        table(&rows),
+        human_size(*bytes)
+    )
 }
 
 fn json(all: &[Judged], collected: &Collected, dry_run: bool) -> String {
@@ -70,6 +82,7 @@ fn json(all: &[Judged], collected: &Collected, dry_run: bool) -> String {
         "manifests": collected.manifests,
         "blobs": collected.blobs,
         "bytes": collected.bytes,
+        "damaged_repositories": collected.damaged,
         "objects": all.iter().map(object).collect::<Vec<_>>(),
     });
     format!("{value:#}\n")

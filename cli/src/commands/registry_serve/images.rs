@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kiln_build::registry::{ArrivalError, Arrivals, Asked, Offered, Offers, Parts};
+use kiln_build::registry::{ArrivalError, Arrivals, Asked, Offered, Offers, Part, Parts};
 use kiln_build::{BuildCancel, BuildError, Engine};
 use kiln_oci::Digest;
 use kiln_oci::image::Descriptor;
@@ -84,7 +84,8 @@ impl Takes for StoreImages {
     fn take(&self, name: &Name, tag: &Tag, pushed: Pushed) -> Result<(), NotTaken> {
         let root = Descriptor::new(&pushed.media_type, pushed.digest, pushed.size_bytes);
         let parts = Arc::new(Came(pushed.parts));
-        self.arrivals.take(name.as_str(), tag.as_str(), &root, parts).map_err(not_taken)
+        let taken = self.arrivals.take(name.as_str(), tag.as_str(), &root, &pushed.configs, parts);
+        taken.map_err(not_taken)
     }
 
     fn names(&self) -> Result<HashMap<Name, HashMap<Tag, Digest>>, ImagesError> {
@@ -121,8 +122,9 @@ impl Parts for Came {
         self.0.document(digest).map_err(io::Error::other)
     }
 
-    fn blob(&self, digest: &Digest) -> io::Result<Option<PathBuf>> {
-        self.0.blob(digest).map_err(io::Error::other)
+    fn blob(&self, digest: &Digest) -> io::Result<Option<Part>> {
+        let part = self.0.blob(digest).map_err(io::Error::other)?;
+        Ok(part.map(|part| Part { path: part.path, is_compared: part.is_compared }))
     }
 }
 

@@ -36,8 +36,17 @@ pub trait Parts: Send + Sync {
     /// It cannot be read; so for all methods.
     fn document(&self, digest: &Digest) -> io::Result<Option<Vec<u8>>>;
 
-    /// The file of a blob, durable; `None`: it did not come.
-    fn blob(&self, digest: &Digest) -> io::Result<Option<PathBuf>>;
+    /// The file of a blob; `None`: it did not come.
+    fn blob(&self, digest: &Digest) -> io::Result<Option<Part>>;
+}
+
+/// The file of a blob, durable, which nobody writes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its bytes were compared with its digest, and have not changed since.
+    pub is_compared: bool,
 }
 
 /// Why an image does not arrive, or cannot go.
@@ -75,6 +84,7 @@ impl Arrivals {
 
     /// Makes an image of what `root` leads to, for this machine where there is a choice and else for the first platform
     /// by name, and lets the name of `repository` and `tag` lead to it. Of an index nothing else becomes the store's.
+    /// `configs` are those of the images among what it leads to: who keeps what came knows it by them.
     ///
     /// # Errors
     /// [`ArrivalError`]; no name has moved then.
@@ -83,6 +93,7 @@ impl Arrivals {
         repository: &str,
         tag: &str,
         root: &Descriptor,
+        configs: &HashSet<Digest>,
         parts: Arc<dyn Parts>,
     ) -> Result<(), ArrivalError> {
         let name = name_of(repository, tag)?;
@@ -91,6 +102,10 @@ impl Arrivals {
         let pushed = Pushed { store: job.store.clone(), parts: parts.clone(), shown: name.familiar() };
         let archive = Archive::of_blobs(Path::new(&name.familiar()), job.store.clone(), pushed).of_stranger();
         let picked = pick(&archive, root)?;
+        if !configs.contains(&picked.manifest.config.digest) {
+            let message = "its manifest for this machine is no image: it has a subject, or an artifact type";
+            return Err(BuildError::Change { message: message.to_owned() }.into());
+        }
         for blob in [&picked.manifest.config].into_iter().chain(&picked.manifest.layers) {
             // Also of what nobody would read because the store knows it, and of layers that others may leave out.
             if parts.blob(&blob.digest).map_err(unreadable(&name.familiar()))?.is_none() {
@@ -265,7 +280,7 @@ impl Blobs for Pushed {
             return Ok(());
         }
         match self.parts.blob(digest).map_err(unreadable(&self.shown))? {
-            Some(path) => Ok(self.store.link_blob(&path, digest)?),
+            Some(part) => Ok(self.store.link_blob(&part.path, digest, part.is_compared)?),
             None => Err(BuildError::ForeignLayer { path: PathBuf::from(&self.shown), digest: *digest }),
         }
     }

@@ -37,7 +37,7 @@ use tokio::runtime::Runtime;
 use crate::{BuildCancel, BuildError};
 
 pub use aliases::{AliasError, Aliases};
-pub use arrivals::{ArrivalError, Arrivals, Parts};
+pub use arrivals::{ArrivalError, Arrivals, Part, Parts};
 pub(crate) use base::{Base, Led, known_base, newest, pinned_base, resolve_base, seen_base};
 pub use base::{Bases, PullPolicy, base_image};
 pub use copy::{

@@ -7,7 +7,7 @@
 //! by its digests, until nobody has asked for so long as [`PATIENCE`]; also when its tag leads elsewhere by then. Once
 //! the name is gone nothing of it is given out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,13 +31,15 @@ pub struct Offers {
     engine: Engine,
     cancel: BuildCancel,
     compress: Compress,
-    given: Mutex<Vec<Given>>,
+    /// What the names have led to lately, the last one at the end.
+    given: Mutex<HashMap<Reference, Vec<Given>>>,
+    /// One at a time looks for what nobody has asked for yet: others mostly want the same.
+    looking: Mutex<()>,
 }
 
 /// An image that somebody has asked for.
 struct Given {
-    name: Reference,
-    /// What the name led to.
+    /// What its name led to.
     image: ImageRecord,
     offer: Arc<Offer>,
     made: Instant,
@@ -79,7 +81,7 @@ pub enum Asked {
 impl Offers {
     /// Those of the store of `engine`; whoever cancels ends packing.
     pub fn new(engine: Engine, cancel: BuildCancel) -> Self {
-        Self { engine, cancel, compress: Compress::new(Packing::GZIP), given: Mutex::default() }
+        Self { engine, cancel, compress: Compress::new(Packing::GZIP), given: Mutex::default(), looking: Mutex::default() }
     }
 
     /// The repositories that have a tag, sorted.
@@ -122,7 +124,7 @@ impl Offers {
         };
         let offer = match self.known(name, image) {
             Some(offer) => Some(offer),
-            None => self.make(name, pack)?,
+            None => self.make(name, image, pack)?,
         };
         // What shall be packed and is not there has lost its name meanwhile.
         let none = if pack { Asked::Missing } else { Asked::Unready };
@@ -138,6 +140,10 @@ impl Offers {
     /// A blob that an image of this repository needs, and its size in bytes. The file can be read to its end, whatever
     /// becomes of the image.
     pub fn blob(&self, repository: &str, digest: &Digest) -> Result<Option<(File, u64)>, BuildError> {
+        // Whoever pushes asks for what nobody has: that costs nothing, however many images there are.
+        if !self.engine.store.has_blob(digest) {
+            return Ok(None);
+        }
         match self.find(repository, |offer| offer.blobs.contains_key(digest))? {
             Some(_) => Ok(Some(self.engine.store.open_blob(digest)?)),
             None => Ok(None),
@@ -147,30 +153,30 @@ impl Offers {
     /// Lets go of what nobody asks for any more, and of what has no name.
     pub fn tidy(&self) {
         let Ok(names) = self.engine.store.names() else { return };
-        self.given().retain(|given| {
-            given.asked.elapsed() < PATIENCE && names.iter().any(|(name, _)| *name == given.name)
+        let names: HashSet<Reference> = names.into_iter().map(|(name, _)| name).collect();
+        self.given().retain(|name, all| {
+            all.retain(|given| given.asked.elapsed() < PATIENCE);
+            !all.is_empty() && names.contains(name)
         });
     }
 
-    fn given(&self) -> MutexGuard<'_, Vec<Given>> {
+    fn given(&self) -> MutexGuard<'_, HashMap<Reference, Vec<Given>>> {
         self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The names in a repository; see [`names_in`]. What had a name here and has it no more is forgotten.
     fn names(&self, repository: &str) -> Result<Vec<(Reference, ImageRecord)>, BuildError> {
         let names = names_in(&self.engine.store, repository)?;
-        self.given().retain(|given| {
-            !is_in(&given.name, repository) || names.iter().any(|(name, _)| *name == given.name)
-        });
+        let there: HashSet<&Reference> = names.iter().map(|(name, _)| name).collect();
+        self.given().retain(|name, _| !is_in(name, repository) || there.contains(name));
         Ok(names)
     }
 
     /// The offer of what a name leads to. An index may have come to an image since; so it does not hold for ever.
     fn known(&self, name: &Reference, image: &ImageRecord) -> Option<Arc<Offer>> {
         let mut given = self.given();
-        let found = given
-            .iter_mut()
-            .find(|given| given.name == *name && given.image == *image && given.made.elapsed() < PATIENCE)?;
+        let mut all = given.get_mut(name)?.iter_mut();
+        let found = all.find(|given| given.image == *image && given.made.elapsed() < PATIENCE)?;
         found.asked = Instant::now();
         Some(found.offer.clone())
     }
@@ -182,19 +188,27 @@ impl Offers {
         fits: impl Fn(&Offer) -> bool,
     ) -> Result<Option<Arc<Offer>>, BuildError> {
         let names = self.names(repository)?;
-        let mut given = self.given();
-        let found = given.iter_mut().find(|given| is_in(&given.name, repository) && fits(&given.offer));
-        if let Some(found) = found {
+        let given = || {
+            let mut given = self.given();
+            let all = given.iter_mut().filter(|(name, _)| is_in(name, repository));
+            let found = all.flat_map(|(_, all)| all).find(|given| fits(&given.offer))?;
             found.asked = Instant::now();
-            return Ok(Some(found.offer.clone()));
+            Some(found.offer.clone())
+        };
+        if let Some(found) = given() {
+            return Ok(Some(found));
         }
-        drop(given);
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has looked before may have found it.
+        if let Some(found) = given() {
+            return Ok(Some(found));
+        }
         let mut damage = None;
         for (name, image) in &names {
             if self.known(name, image).is_some() {
                 continue;
             }
-            match self.make(name, false) {
+            match self.make(name, image, false) {
                 Ok(Some(offer)) if fits(&offer) => return Ok(Some(offer)),
                 Ok(_) => {}
                 // It may be another image that is asked for.
@@ -204,9 +218,17 @@ impl Offers {
         damage.map_or(Ok(None), Err)
     }
 
-    /// Makes the image of a name ready to leave; `None`: it has no such name any more, or it would have to be packed and
-    /// shall not be.
-    fn make(&self, name: &Reference, pack: bool) -> Result<Option<Arc<Offer>>, BuildError> {
+    /// Makes the image of a name ready to leave, which led to `seen` a moment ago; `None`: it has no such name any more,
+    /// or it would have to be packed and shall not be.
+    fn make(
+        &self,
+        name: &Reference,
+        seen: &ImageRecord,
+        pack: bool,
+    ) -> Result<Option<Arc<Offer>>, BuildError> {
+        if !pack && !self.is_packed(&self.engine, seen)? {
+            return Ok(None);
+        }
         // What this pins is free again when it ends, but for what the offer keeps.
         let job = self.engine.for_job()?;
         let Some(image) = job.store.resolve(name)? else { return Ok(None) };
@@ -221,10 +243,11 @@ impl Offers {
         let load = Load::of(&job, &ready, Some(&root), &self.cancel)?;
         let offer = Arc::new(self.offer(&root, load)?);
         let now = Instant::now();
-        let made = Given { name: name.clone(), image, offer: offer.clone(), made: now, asked: now };
+        let made = Given { image, offer: offer.clone(), made: now, asked: now };
         let mut given = self.given();
-        given.retain(|given| given.name != made.name || given.image != made.image);
-        given.push(made);
+        let all = given.entry(name.clone()).or_default();
+        all.retain(|given| given.image != made.image);
+        all.push(made);
         Ok(Some(offer))
     }
 

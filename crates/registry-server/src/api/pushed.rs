@@ -34,7 +34,7 @@ impl Registry {
                 let found = self
                     .of_pushed(pushing, move |pushing| match &asked {
                         Which::Tag(tag) => pushing.tagged(&at, tag),
-                        Which::Digest(_) => Ok(pushing.directory.manifest(&at, &asked)?),
+                        Which::Digest(digest) => pushing.by_digest(&at, *digest),
                     })
                     .await?;
                 match found {
@@ -186,8 +186,17 @@ impl Registry {
         from: &Name,
         digest: &Digest,
     ) -> Result<bool, Refusal> {
+        // It is read, or copied.
+        let room = pushing.room(false).await;
+        if pushing.directory.lacks_room(0).is_some() {
+            return Ok(false);
+        }
         let (name, from, digest) = (name.clone(), from.clone(), *digest);
-        self.of_pushed(pushing, move |pushing| pushing.adopt_blob(&name, &from, &digest)).await
+        let adopt = move |pushing: &Pushing| {
+            let _room = room;
+            pushing.adopt_blob(&name, &from, &digest)
+        };
+        self.of_pushed(pushing, adopt).await
     }
 
     async fn of_pushed<T: Send + 'static>(

@@ -166,7 +166,7 @@ impl Registry {
             }
             let batch_bytes: u64 = batch.iter().map(|piece| piece.len() as u64).sum();
             if batch_bytes > 0
-                && let Some(limit) = self.directory()?.lacks_room(batch_bytes)
+                && let Some(limit) = self.lacks_room(batch_bytes).await?
             {
                 // What came stays for who comes again, unless it can never be enough.
                 return Err(match writing.size() + batch_bytes > limit {
@@ -192,6 +192,15 @@ impl Registry {
                 Some(Err(refusal)) => return Err(refusal),
             }
         }
+    }
+
+    /// The limit, if there is no room for so much more, not even where others have given up.
+    async fn lacks_room(&self, more_bytes: u64) -> Result<Option<u64>, Refusal> {
+        let directory = self.directory()?;
+        if directory.lacks_room(more_bytes).is_some() {
+            self.disk(|directory| Ok(directory.uploads.expire_idle()?)).await?;
+        }
+        Ok(directory.lacks_room(more_bytes))
     }
 
     async fn finish(

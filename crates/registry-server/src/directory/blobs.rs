@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use kiln_oci::Digest;
 
 use super::{Directory, DirectoryError, is_gone, remove, sync};
+use crate::images::Part;
 use crate::route::Name;
 
 impl Directory {
@@ -17,7 +18,7 @@ impl Directory {
         self.root.join("blobs/sha256").join(&hex[..2]).join(hex)
     }
 
-    fn mark(&self, name: &Name, digest: &Digest) -> PathBuf {
+    pub(super) fn mark(&self, name: &Name, digest: &Digest) -> PathBuf {
         self.repository(name).join("_blobs").join(digest.hex())
     }
 
@@ -117,8 +118,10 @@ impl Directory {
     }
 
     /// The file of a blob that a repository has.
-    pub(crate) fn blob_file(&self, name: &Name, digest: &Digest) -> Result<Option<PathBuf>, DirectoryError> {
-        Ok(self.open_blob(name, digest)?.map(|_| self.blob(digest)))
+    pub(crate) fn part(&self, name: &Name, digest: &Digest) -> Result<Option<Part>, DirectoryError> {
+        let Some((file, _)) = self.open_blob(name, digest)? else { return Ok(None) };
+        let is_compared = self.verified.knows(digest, &file) == Some(true);
+        Ok(Some(Part { path: self.blob(digest), is_compared }))
     }
 
     /// The repository has the blob from now on. Under the lock.

@@ -1,6 +1,7 @@
 //! Removes what nothing refers to, while others push, and tells why.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -11,7 +12,7 @@ use kiln_oci::Digest;
 
 use super::manifests::Reads;
 use super::{Directory, DirectoryError, names, remove};
-use crate::route::{Name, Tag, Which};
+use crate::route::{Name, Which};
 use crate::settings::{Collection, Limits};
 
 /// What a collection removed.
@@ -23,6 +24,8 @@ pub struct Collected {
     pub blobs: u64,
     /// How many bytes those were, without those that others have under names of their own.
     pub bytes: u64,
+    /// Repositories that nothing was taken from: what a damaged manifest or tag of theirs leads to, nobody knows.
+    pub damaged: u64,
 }
 
 /// What a collection looks at.
@@ -119,8 +122,17 @@ struct Run<'a> {
     dry_run: bool,
     note: &'a mut dyn FnMut(Judged),
     collected: Collected,
-    /// What manifests need.
+    /// What manifests need that a tag leads to, over whatever.
     needed: HashSet<Digest>,
+}
+
+/// What becomes of a repository's manifests.
+#[derive(Default)]
+struct Manifests {
+    /// They go.
+    gone: HashSet<Digest>,
+    /// They stay for now, and no tag leads to them.
+    waiting: HashSet<Digest>,
 }
 
 /// Why something stays that somebody may be about to need.
@@ -132,8 +144,11 @@ impl Run<'_> {
         let mut kept = HashSet::new();
         for name in directory.repositories()? {
             let _alone = directory.publishing.write().unwrap_or_else(PoisonError::into_inner);
-            let gone = self.manifests(&name, untagged)?;
-            self.shares(&name, &gone, &mut kept)?;
+            let done = self.manifests(&name, untagged).and_then(|all| self.shares(&name, &all, &mut kept));
+            match done {
+                Err(DirectoryError::Damaged { .. }) => self.leave(&name, &mut kept)?,
+                done => done?,
+            }
             if !self.dry_run {
                 directory.collect_directories(&name);
             }
@@ -155,8 +170,21 @@ impl Run<'_> {
         (self.note)(Judged { kind, repository, digest: *digest, bytes, removed, reason });
     }
 
-    /// Removes what no tag leads to, over indexes and subjects, if that is asked for; what went.
-    fn manifests(&mut self, name: &Name, untagged: bool) -> Result<HashSet<Digest>, DirectoryError> {
+    /// Takes nothing from a repository: something in it is damaged, and it may need anything.
+    fn leave(&mut self, name: &Name, kept: &mut HashSet<Digest>) -> Result<(), DirectoryError> {
+        self.collected.damaged += 1;
+        for hex in names(&self.directory.repository(name).join("_blobs"))? {
+            let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
+            kept.insert(digest);
+            self.needed.insert(digest);
+            let verdict = (false, "a manifest or a tag of its repository is damaged");
+            self.tell(Kind::Share, Some(name), &digest, 0, verdict);
+        }
+        Ok(())
+    }
+
+    /// Removes what no tag leads to, over indexes and subjects, if that is asked for.
+    fn manifests(&mut self, name: &Name, untagged: bool) -> Result<Manifests, DirectoryError> {
         let directory = self.directory;
         let dir = directory.repository(name).join("_manifests");
         let all = directory.manifests(name)?;
@@ -165,15 +193,17 @@ impl Run<'_> {
         } else {
             vec![(false, "manifests stay unless those without a tag are asked for"); all.len()]
         };
-        let mut gone = HashSet::new();
+        let mut found = Manifests::default();
         for (digest, verdict) in all.iter().zip(verdicts) {
             let bytes = fs::metadata(dir.join(digest.hex())).map_or(0, |metadata| metadata.len());
             if verdict.0 {
                 if !self.dry_run {
                     directory.forget_manifest(name, digest)?;
                 }
-                gone.insert(*digest);
+                found.gone.insert(*digest);
                 self.collected.manifests += 1;
+            } else if verdict.1 == YOUNG {
+                found.waiting.insert(*digest);
             }
             if !self.dry_run && untagged {
                 match verdict.1 == YOUNG {
@@ -183,7 +213,7 @@ impl Run<'_> {
             }
             self.tell(Kind::Manifest, Some(name), digest, bytes, verdict);
         }
-        Ok(gone)
+        Ok(found)
     }
 
     fn judge_manifests(
@@ -193,56 +223,41 @@ impl Run<'_> {
         all: &[Digest],
     ) -> Result<Vec<Verdict>, DirectoryError> {
         let directory = self.directory;
-        let mut tagged = HashSet::new();
-        for tag in names(&directory.repository(name).join("_tags"))? {
-            let Ok(tag) = tag.parse::<Tag>() else { continue };
-            tagged.extend(directory.tag(name, &tag)?);
-        }
+        let tagged = directory.tagged(name)?;
         // Somebody may be about to push the index, or the tag.
         let is_young = |digest: &&Digest| !is_older(&dir.join(digest.hex()), self.grace);
-        let young: HashSet<Digest> = all.iter().filter(is_young).copied().collect();
-        let mut live = HashSet::new();
-        let mut open: Vec<Digest> = tagged.iter().chain(&young).copied().collect();
-        while let Some(digest) = open.pop() {
-            if !live.insert(digest) {
-                continue;
-            }
-            // A signature lives as long as what it signs.
-            let referrers = names(&directory.referrers_path(name, &digest))?;
-            open.extend(referrers.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
-            if let Some(manifest) = directory.manifest(name, &Which::Digest(digest))?
-                && let Ok(reads) = Reads::new(&manifest.bytes)
-            {
-                open.extend(reads.manifests.iter().map(|child| child.digest));
-            }
-        }
+        let young = all.iter().filter(is_young).copied();
+        let live = directory.reach(name, tagged.iter().copied())?;
+        let held = directory.reach(name, young)?;
         let judge = |digest: &Digest| match () {
             () if tagged.contains(digest) => (false, "a tag leads to it"),
-            () if young.contains(digest) => (false, YOUNG),
-            () if live.contains(digest) => (false, "an index or a subject that stays leads to it"),
+            () if live.contains_key(digest) => (false, "an index or a subject that stays leads to it"),
+            () if held.contains_key(digest) => (false, YOUNG),
             () => (true, "no tag, index or subject leads to it"),
         };
         Ok(all.iter().map(judge).collect())
     }
 
-    /// Takes from a repository the blobs that none of its manifests needs, those that are `gone` left out; what is left
+    /// Takes from a repository the blobs that none of its manifests needs, those that are gone left out; what is left
     /// goes into `kept`.
     fn shares(
         &mut self,
         name: &Name,
-        gone: &HashSet<Digest>,
+        manifests: &Manifests,
         kept: &mut HashSet<Digest>,
     ) -> Result<(), DirectoryError> {
         let directory = self.directory;
         let mut needed = HashSet::new();
-        for digest in directory.manifests(name)?.iter().filter(|digest| !gone.contains(digest)) {
+        for digest in directory.manifests(name)?.iter().filter(|digest| !manifests.gone.contains(digest)) {
             // One that cannot be read may need anything: nothing of this repository goes then.
             let Some(manifest) = directory.manifest(name, &Which::Digest(*digest))? else { continue };
             let damaged = || DirectoryError::Damaged { path: directory.repository(name) };
             let reads = Reads::new(&manifest.bytes).map_err(|_| damaged())?;
             needed.extend(reads.blobs().map(|blob| blob.digest));
+            if !manifests.waiting.contains(digest) {
+                self.needed.extend(reads.blobs().map(|blob| blob.digest));
+            }
         }
-        self.needed.extend(&needed);
         let dir = directory.repository(name).join("_blobs");
         for hex in names(&dir)? {
             let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
@@ -299,7 +314,67 @@ impl Run<'_> {
 /// Whether something goes, and why or why not.
 type Verdict = (bool, &'static str);
 
+/// Says that a manifest is not garbage, though no tag leads to it, until this is dropped.
+pub(crate) struct Keeping<'a> {
+    directory: &'a Directory,
+    which: (Name, Digest),
+}
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        let mut kept = self.directory.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = kept.get_mut(&self.which) {
+            *count -= 1;
+            if *count == 0 {
+                kept.remove(&self.which);
+            }
+        }
+    }
+}
+
 impl Directory {
+    /// A manifest is about to get a tag.
+    pub(crate) fn keep(&self, name: &Name, digest: &Digest) -> Keeping<'_> {
+        let which = (name.clone(), *digest);
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner).entry(which.clone()).or_default() += 1;
+        Keeping { directory: self, which }
+    }
+
+    /// The manifests that tags lead to, or are about to.
+    pub(super) fn tagged(&self, name: &Name) -> Result<HashSet<Digest>, DirectoryError> {
+        let mut tagged = HashSet::new();
+        for tag in self.all_tags(name)? {
+            tagged.extend(self.tag(name, &tag)?);
+        }
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        tagged.extend(kept.keys().filter(|(of, _)| of == name).map(|(_, digest)| *digest));
+        Ok(tagged)
+    }
+
+    /// All manifests that these lead to, over indexes and subjects, with the blobs that each needs.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Damaged`]: one of them cannot be read, and may lead anywhere.
+    pub(super) fn reach(
+        &self,
+        name: &Name,
+        from: impl IntoIterator<Item = Digest>,
+    ) -> Result<HashMap<Digest, Vec<Digest>>, DirectoryError> {
+        let mut found = HashMap::new();
+        let mut open: Vec<Digest> = from.into_iter().collect();
+        while let Some(digest) = open.pop() {
+            let Entry::Vacant(new) = found.entry(digest) else { continue };
+            // A signature lives as long as what it signs.
+            let referrers = names(&self.referrers_path(name, &digest))?;
+            open.extend(referrers.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
+            let manifest = self.manifest(name, &Which::Digest(digest))?;
+            let reads = manifest.and_then(|manifest| Reads::new(&manifest.bytes).ok()).unwrap_or_default();
+            open.extend(reads.manifests.iter().map(|child| child.digest));
+            new.insert(reads.blobs().map(|blob| blob.digest).collect());
+        }
+        Ok(found)
+    }
+
     /// Removes the directories of a repository in which nothing is left.
     fn collect_directories(&self, name: &Name) {
         let root = self.repository(name);

@@ -121,7 +121,7 @@ impl Reads {
 }
 
 impl Directory {
-    fn manifest_path(&self, name: &Name, digest: &Digest) -> PathBuf {
+    pub(super) fn manifest_path(&self, name: &Name, digest: &Digest) -> PathBuf {
         self.repository(name).join("_manifests").join(digest.hex())
     }
 
@@ -188,28 +188,26 @@ impl Directory {
         }
         for blob in reads.blobs() {
             self.fresh.add(&blob.digest);
-            self.waiting.forget(&blob.digest);
         }
-        self.count_manifest(name, tag, manifest, reads, is_new);
+        let has_subject =
+            || reads.subject.as_ref().is_some_and(|subject| self.has_manifest(name, &subject.digest));
+        if tag.is_some() || has_subject() {
+            self.needs(name, &manifest.digest);
+        } else if is_new {
+            self.waiting.add(&manifest.digest, manifest.bytes.len() as u64);
+        }
         Ok(())
     }
 
-    /// Counts a manifest that nothing leads to, and no longer those that a tag has come for.
-    fn count_manifest(
-        &self,
-        name: &Name,
-        tag: Option<&Tag>,
-        manifest: &Manifest,
-        reads: &Reads,
-        is_new: bool,
-    ) {
-        let has_subject =
-            || reads.subject.as_ref().is_some_and(|subject| self.has_manifest(name, &subject.digest));
-        if tag.is_some() {
-            self.waiting.forget(&manifest.digest);
-            reads.manifests.iter().for_each(|child| self.waiting.forget(&child.digest));
-        } else if is_new && !has_subject() {
-            self.waiting.add(&manifest.digest, manifest.bytes.len() as u64);
+    /// What this manifest leads to waits for nothing any more. Costs reading all of it where that is counted.
+    fn needs(&self, name: &Name, digest: &Digest) {
+        if !self.waiting.is_counted() {
+            return;
+        }
+        // Of what is damaged the next collection knows more.
+        for (manifest, blobs) in self.reach(name, [*digest]).unwrap_or_default() {
+            self.waiting.forget(&manifest);
+            blobs.iter().for_each(|blob| self.waiting.forget(blob));
         }
     }
 
@@ -237,7 +235,6 @@ impl Directory {
     pub(crate) fn set_tag(
         &self,
         name: &Name,
-        tag: &Tag,
         ready: &ReadyTag,
         manifest: &Manifest,
         reads: &Reads,
@@ -249,7 +246,7 @@ impl Directory {
         self.make_dirs(dir)?;
         fs::rename(&ready.new, &ready.path).map_err(DirectoryError::host("written", &ready.path))?;
         sync(dir)?;
-        self.count_manifest(name, Some(tag), manifest, reads, false);
+        self.needs(name, &manifest.digest);
         Ok(())
     }
 
@@ -379,7 +376,7 @@ impl Directory {
         let blobs = self.needed_by_this_alone(name, digest)?;
         let _publishing = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
         let removed = self.forget_manifest(name, digest)?;
-        self.count_again(digest, &blobs);
+        self.count_again(name, digest, &blobs)?;
         Ok(removed)
     }
 
@@ -397,7 +394,7 @@ impl Directory {
             }
         }
         let removed = self.forget_manifest(name, digest)?;
-        self.count_again(digest, &blobs);
+        self.count_again(name, digest, &blobs)?;
         Ok(Some(removed))
     }
 
@@ -428,13 +425,27 @@ impl Directory {
         Ok(blobs)
     }
 
-    fn count_again(&self, digest: &Digest, blobs: &HashSet<Digest>) {
+    fn count_again(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        blobs: &HashSet<Digest>,
+    ) -> Result<(), DirectoryError> {
         self.waiting.forget(digest);
+        if blobs.is_empty() {
+            return Ok(());
+        }
+        let mut others = self.repositories()?;
+        others.retain(|other| other != name);
         for blob in blobs {
-            if let Ok(stat) = fs::metadata(self.blob(blob)) {
+            // Another repository that has it mostly needs it.
+            if !others.iter().any(|other| self.mark(other, blob).exists())
+                && let Ok(stat) = fs::metadata(self.blob(blob))
+            {
                 self.waiting.add(blob, stat.len());
             }
         }
+        Ok(())
     }
 
     /// Under the lock, alone.
@@ -493,7 +504,12 @@ impl Directory {
             if last.is_some_and(|last| digest <= *last) {
                 continue;
             }
-            let Some(manifest) = self.manifest(name, &Which::Digest(digest))? else { continue };
+            let manifest = match self.manifest(name, &Which::Digest(digest)) {
+                Ok(Some(manifest)) => manifest,
+                // The others can be had nevertheless.
+                Ok(None) | Err(DirectoryError::Damaged { .. }) => continue,
+                Err(error) => return Err(error),
+            };
             let Ok(reads) = Reads::new(&manifest.bytes) else { continue };
             if kind.is_some_and(|kind| reads.kind() != Some(kind)) {
                 continue;

@@ -22,6 +22,7 @@ mod manifests;
 mod uploads;
 mod waiting;
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -30,6 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use kiln_oci::Digest;
 use rustix::fs::FlockOperation;
 
 use crate::route::Name;
@@ -82,6 +84,8 @@ pub(crate) struct Directory {
     collecting: Mutex<()>,
     /// Blobs that came to be in a repository while garbage is collected.
     fresh: collect::Fresh,
+    /// Manifests that are about to get a tag, and by how many.
+    kept: Mutex<HashMap<(Name, Digest), usize>>,
     /// Blobs that were compared with their digests.
     pub(crate) verified: Arc<Verified>,
     /// What nothing needs yet.
@@ -134,6 +138,7 @@ impl Directory {
             publishing: RwLock::new(()),
             collecting: Mutex::default(),
             fresh: collect::Fresh::default(),
+            kept: Mutex::default(),
             verified: Arc::default(),
             waiting: Waiting::new(limits),
             counter: AtomicU64::new(0),
@@ -177,6 +182,7 @@ impl Directory {
             publishing: RwLock::new(()),
             collecting: Mutex::default(),
             fresh: collect::Fresh::default(),
+            kept: Mutex::default(),
             verified: Arc::default(),
             waiting: Waiting::new(limits),
             counter: AtomicU64::new(0),

@@ -18,6 +18,9 @@ use crate::rights::Who;
 use crate::route::{Name, UploadId};
 use crate::settings::Limits;
 
+/// A client whose connection broke is back sooner.
+const IDLE: Duration = Duration::from_secs(600);
+
 /// The uploads that were begun and not ended.
 pub(crate) struct Uploads {
     dir: PathBuf,
@@ -159,13 +162,22 @@ impl Uploads {
 
     /// Forgets those that nobody went on with; how many.
     pub(crate) fn expire(&self) -> Result<u64, DirectoryError> {
+        self.expire_after(self.life)
+    }
+
+    /// The same where others need the room: whoever comes back so late begins again.
+    pub(crate) fn expire_idle(&self) -> Result<u64, DirectoryError> {
+        self.expire_after(IDLE.min(self.life))
+    }
+
+    fn expire_after(&self, life: Duration) -> Result<u64, DirectoryError> {
         let all: Vec<_> = self.all().iter().map(|(id, upload)| (id.clone(), upload.clone())).collect();
         let mut count = 0;
         for (id, upload) in all {
             let Ok(mut writing) = upload.writing.clone().try_lock_owned() else { continue };
             let age = writing.file.metadata().and_then(|metadata| metadata.modified());
             let age = age.ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
-            if age.is_some_and(|age| age >= self.life) {
+            if age.is_some_and(|age| age >= life) {
                 self.end(&id, &mut writing)?;
                 count += 1;
             }
@@ -297,5 +309,10 @@ mod tests {
             .collect();
         assert_eq!((left, uploads.count()), (vec![false, true, true], 2));
         assert_eq!(uploads.expire().unwrap(), 1);
+        // Before its time where there is no room for others.
+        let file = OpenOptions::new().write(true).open(dir.path().join(new.as_str())).unwrap();
+        assert_eq!(uploads.expire_idle().unwrap(), 0);
+        file.set_modified(SystemTime::now() - IDLE).unwrap();
+        assert_eq!((uploads.expire().unwrap(), uploads.expire_idle().unwrap()), (0, 1));
     }
 }

@@ -9,9 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_oci::Digest;
 
-use super::manifests::Reads;
 use super::{Directory, DirectoryError, names};
-use crate::route::Which;
 use crate::settings::Limits;
 
 /// Blobs that no manifest needs, manifests that nothing leads to, and how much may wait.
@@ -87,12 +85,23 @@ impl Directory {
         }
         let mut needed = HashSet::new();
         for name in self.repositories()? {
-            for digest in self.manifests(&name)? {
-                // One that is damaged needs nothing that could be given out.
-                let Ok(Some(manifest)) = self.manifest(&name, &Which::Digest(digest)) else { continue };
-                let Ok(reads) = Reads::new(&manifest.bytes) else { continue };
-                needed.extend(reads.blobs().map(|blob| blob.digest));
+            let live = self.tagged(&name).and_then(|tagged| self.reach(&name, tagged));
+            let live = match live {
+                // What it would lead to stays, and is nobody's who pushes.
+                Err(DirectoryError::Damaged { .. }) => {
+                    let marks = names(&self.repository(&name).join("_blobs"))?;
+                    needed.extend(
+                        marks.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()),
+                    );
+                    continue;
+                }
+                live => live?,
+            };
+            for digest in self.manifests(&name)?.iter().filter(|digest| !live.contains_key(digest)) {
+                let path = self.manifest_path(&name, digest);
+                self.waiting.add(digest, fs::metadata(path).map_or(0, |stat| stat.len()));
             }
+            needed.extend(live.into_values().flatten());
         }
         let blobs = self.root.join("blobs/sha256");
         for first in names(&blobs)? {

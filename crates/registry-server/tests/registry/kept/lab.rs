@@ -149,13 +149,14 @@ impl Takes for Keeper {
         }
         let config = digest(&root["config"]["digest"]);
         for layer in root["layers"].as_array().expect("layers") {
-            let place = pushed.parts.blob(&digest(&layer["digest"]))?.expect("it was looked for");
+            let place = pushed.parts.blob(&digest(&layer["digest"]))?.expect("it was looked for").path;
             assert_eq!(Digest::of(&fs::read(place).expect("it is there")), digest(&layer["digest"]));
         }
-        let place = pushed.parts.blob(&config)?.expect("it was looked for");
+        let place = pushed.parts.blob(&config)?.expect("it was looked for").path;
         if fs::read_to_string(place).is_ok_and(|text| text.contains("hostile")) {
             return Err(NotTaken::Refused("the layer leads outside".to_owned()));
         }
+        self.dawdle("before");
         fs::write(self.place(name, tag), config.to_string()).expect("ours to write");
         self.dawdle("take");
         Ok(())

@@ -1,6 +1,7 @@
 //! A registry whose images somebody else keeps: the same requirements, and what is its own. Deleting blobs is left out:
 //! there they go with the last manifest that needs them.
 
+mod care;
 mod lab;
 mod pushes;
 
