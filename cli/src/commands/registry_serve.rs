@@ -12,12 +12,14 @@ use std::time::Duration;
 use kiln_registry_server::{Collected, Collection, Content, Control, DirectoryError, Server};
 use kiln_solver::Cancellation;
 use nix::sys::signal::Signal;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::{human_size, print};
 use crate::args::registry_serve::{RegistryCommand, ServeArgs};
+use crate::config::Config;
 use crate::errors::{Failure, say};
 use crate::session::Session;
 use images::StoreImages;
@@ -44,11 +46,18 @@ pub(crate) fn run(session: Option<&Session>, command: &RegistryCommand) -> Resul
 
 fn serve(session: Option<&Session>, args: &ServeArgs) -> Result<u8, Failure> {
     let file = settings::read(args.config.as_deref())?;
-    let store = session.map(|session| settings::OfStore {
-        images: Arc::new(StoreImages::new(session.engine.clone(), session.cancel.clone())),
-        directory: images::pushed_directory(session),
-    });
-    let settings = settings::settings(args, file, store)?;
+    let is_pushed_to = args.push || file.push;
+    let of_store = |session: &Session| {
+        let images = StoreImages::new(session.engine.clone(), session.cancel.clone());
+        let images = if is_pushed_to { images.collecting(session, &Config::read()?.gc) } else { images };
+        let directory = images::pushed_directory(session);
+        Ok::<_, Failure>(settings::OfStore { images: Arc::new(images), directory })
+    };
+    let store = session.map(of_store).transpose()?;
+    let mut settings = settings::settings(args, file, store)?;
+    let files = raise_files();
+    // Each holds one open, and others need some as well.
+    settings.limits.uploads = settings.limits.uploads.min(usize::try_from(files / 4).unwrap_or(usize::MAX));
     let scheme = if settings.tls.is_some() { "https" } else { "http" };
     let place = match (&settings.content, session) {
         (Content::Directory(directory), _) => format!("in {}", directory.display()),
@@ -82,6 +91,13 @@ fn serve(session: Option<&Session>, args: &ServeArgs) -> Result<u8, Failure> {
     // Not for whoever still reads a slow disk.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(0)
+}
+
+/// Lets this process open as many files as it may; how many.
+fn raise_files() -> u64 {
+    let now = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// What signals tell a registry.

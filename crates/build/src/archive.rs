@@ -1,18 +1,18 @@
 //! An image archive or an image layout directory: files by name, never by path.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Take};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_content::Store;
 use kiln_layer::beneath;
-use kiln_oci::Digest;
 use kiln_oci::document::DocumentError;
+use kiln_oci::{DiffId, Digest};
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::BuildError;
@@ -72,7 +72,27 @@ pub(crate) struct Archive {
     /// Bytes of documents that were read.
     read_bytes: AtomicU64,
     heals: bool,
-    is_strangers: bool,
+    stranger: Option<Arc<Compared>>,
+}
+
+/// Blobs of strangers that were unpacked, or decompressed, and what layer is in each: nobody has to do it again.
+#[derive(Default)]
+pub(crate) struct Compared(Mutex<HashSet<(DiffId, Digest)>>);
+
+impl Compared {
+    const MOST: usize = 1 << 16;
+
+    pub(crate) fn has(&self, layer: &DiffId, blob: &Digest) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&(*layer, *blob))
+    }
+
+    pub(crate) fn add(&self, layer: &DiffId, blob: &Digest) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= Self::MOST {
+            all.clear();
+        }
+        all.insert((*layer, *blob));
+    }
 }
 
 /// A file that an archive gets beside its own.
@@ -177,7 +197,7 @@ impl Archive {
 
     fn of(path: &Path, backing: Backing) -> Self {
         let (path, added, read_bytes) = (path.to_owned(), HashMap::new(), AtomicU64::new(0));
-        Self { path, backing, added, read_bytes, heals: false, is_strangers: false }
+        Self { path, backing, added, read_bytes, heals: false, stranger: None }
     }
 
     /// The files below the directory `path`. Links are followed inside it.
@@ -220,14 +240,14 @@ impl Archive {
     }
 
     /// The same from somebody who may not have what the store has.
-    pub(crate) fn of_stranger(self) -> Self {
-        Self { is_strangers: true, ..self }
+    pub(crate) fn of_stranger(self, compared: Arc<Compared>) -> Self {
+        Self { stranger: Some(compared), ..self }
     }
 
-    /// Whether nothing may come of it that is not in it. Layers that the store knows are read all the same: digests
-    /// alone get nobody a layer.
-    pub(crate) fn is_strangers(&self) -> bool {
-        self.is_strangers
+    /// Where nothing may come of it that is not in it: what layers its blobs are known to hold. Others that the store
+    /// knows are read all the same: digests alone get nobody a layer. And how its layers are packed is for nobody else.
+    pub(crate) fn stranger(&self) -> Option<&Compared> {
+        self.stranger.as_deref()
     }
 
     /// The archive's path, for messages.

@@ -3,7 +3,8 @@
 //! Each is read once: what comes out of the archive goes into the blob, through the decompressor and
 //! into the tree on the way. Nothing is part of the store before all of it is known to be right.
 //!
-//! A plain layer needs no blob when its tree gives the same bytes again, as with all that kiln saved.
+//! A plain layer needs no blob when its tree gives the same bytes again, as with all that kiln saved; nor does a
+//! stranger's when it gives the same tar.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,7 +21,7 @@ use kiln_oci::image::media_type;
 use kiln_oci::{ChainId, DiffId, Digest, Sha256Writer, SnapshotId};
 use kiln_snapshotter::{LayerForm, MAX_LOWER};
 
-use crate::archive::{Archive, broken};
+use crate::archive::{Archive, Compared, broken};
 use crate::cancel::BuildCancel;
 use crate::engine::Active;
 use crate::reread::{Stoppable, is_readable, side_by_side};
@@ -50,6 +51,8 @@ struct Unpacked<'a> {
     applied: Applied,
     /// `None`: the tree is all there is to keep.
     blob: Option<(Packed<'a>, &'static str)>,
+    /// It came as a plain tar.
+    is_plain: bool,
 }
 
 /// The blob of a layer.
@@ -86,9 +89,9 @@ pub(crate) fn load_layers(
         records.push(record);
     }
     let known: Vec<(&Promised, &LayerRecord)> = layers.iter().zip(&records).collect();
-    if archive.is_strangers() {
+    if let Some(compared) = archive.stranger() {
         side_by_side(&known, cancel, |(layer, record)| {
-            compare(engine, archive, layer, record, cancel)
+            compare(engine, archive, compared, layer, record, cancel)
                 .map_err(|error| in_layer(archive, &layer.source.name, error))
         })?;
     }
@@ -125,6 +128,7 @@ pub(crate) fn load_layers(
 fn compare(
     engine: &Engine,
     archive: &Archive,
+    compared: &Compared,
     layer: &Promised,
     record: &LayerRecord,
     cancel: &BuildCancel,
@@ -132,8 +136,10 @@ fn compare(
     let name = &layer.source.name;
     // Whole and verified from here on.
     let (reader, _) = archive.read(name)?;
-    if let Some((digest, _)) = layer.source.expected
-        && (record.blob.as_ref().is_some_and(|blob| blob.digest == digest)
+    let blob = layer.source.expected.map(|(digest, _)| digest);
+    if let Some(digest) = blob
+        && (compared.has(&layer.diff_id, &digest)
+            || record.blob.as_ref().is_some_and(|blob| blob.digest == digest)
             || engine.store.was_packed_into(&layer.diff_id, &digest)?)
     {
         return Ok(());
@@ -154,7 +160,10 @@ fn compare(
     }
     copied.map_err(unreadable)?;
     match DiffId(hashed.finish().1) {
-        actual if actual == layer.diff_id => Ok(()),
+        actual if actual == layer.diff_id => {
+            blob.iter().for_each(|blob| compared.add(&layer.diff_id, blob));
+            Ok(())
+        }
         actual => Err(BuildError::WrongDiffId { expected: layer.diff_id, actual }),
     }
 }
@@ -298,7 +307,8 @@ fn read_layer<'a>(
     let unreadable = |error| broken(archive.path(), &format!("{name} cannot be read ({error})"));
     let is_plain = detect(reader.fill_buf().map_err(unreadable)?) == Compression::None;
     // Of a whole tree nobody can tell what the layer added to it.
-    let tree_may_do = is_plain && engine.snapshots.form() == LayerForm::Changes;
+    let tree_is_enough = is_plain || archive.stranger().is_some();
+    let tree_may_do = tree_is_enough && engine.snapshots.form() == LayerForm::Changes;
     let mut ingest = if tree_may_do || there.is_some() { None } else { Some(engine.store.ingest()?) };
     let mut tee = Tee { reader, out: ingest.as_mut(), failed: None };
     let active = prepare_layer(engine, parent)?;
@@ -323,10 +333,10 @@ fn read_layer<'a>(
         tree_gives(root.as_fd(), &applied, cancel)?
     };
     if tree_does {
-        return Ok(Unpacked { active, applied, blob: None });
+        return Ok(Unpacked { active, applied, blob: None, is_plain });
     }
     if let Some(there) = there {
-        return Ok(Unpacked { active, applied, blob: Some((there, media_type)) });
+        return Ok(Unpacked { active, applied, blob: Some((there, media_type)), is_plain });
     }
     if tree_may_do {
         let mut copy = engine.store.ingest()?;
@@ -334,7 +344,8 @@ fn read_layer<'a>(
         io::copy(&mut reader, &mut copy).map_err(|error| not_written(engine, error))?;
         ingest = Some(copy);
     }
-    Ok(Unpacked { active, applied, blob: ingest.map(|ingest| (Packed::Coming(ingest), media_type)) })
+    let blob = ingest.map(|ingest| (Packed::Coming(ingest), media_type));
+    Ok(Unpacked { active, applied, blob, is_plain })
 }
 
 pub(crate) fn not_written(engine: &Engine, source: io::Error) -> BuildError {
@@ -393,8 +404,7 @@ fn publish(
     parent: Option<&SnapshotId>,
     cancel: &BuildCancel,
 ) -> Result<LayerRecord, BuildError> {
-    let Unpacked { active, applied, blob } = unpacked;
-    let is_plain = blob.as_ref().is_none_or(|(_, media_type)| *media_type == media_type::OCI_LAYER);
+    let Unpacked { active, applied, blob, is_plain } = unpacked;
     let expected =
         promised(layer, &applied, is_plain).map_err(|error| in_layer(archive, &layer.source.name, error))?;
     let blob = match blob {
@@ -422,6 +432,9 @@ fn publish(
         blob,
     };
     engine.store.put_layer(&record)?;
+    if let (Some(compared), Some((blob, _))) = (archive.stranger(), layer.source.expected) {
+        compared.add(&layer.diff_id, &blob);
+    }
     Ok(record)
 }
 

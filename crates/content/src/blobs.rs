@@ -181,7 +181,8 @@ impl Store {
     /// Makes the file at `path` a blob, too, held as long as this handle lives: one file under two names where the file
     /// system can, else a copy. It has to be durable, and nobody may write to it any more. A blob that is there is replaced,
     /// so that there is one file less, and no damaged one. Costs reading the file, unless it `is_compared` with `digest`
-    /// already; where there are no such links, reading the blob that is there or writing one as well.
+    /// already and replaces nothing; where there are no such links, reading the blob that is there or writing one as
+    /// well.
     ///
     /// # Errors
     /// [`Error::Mismatch`] when it is not what `digest` says; [`Error::Host`].
@@ -190,7 +191,11 @@ impl Store {
         let mut file = File::open(path).map_err(Error::host("open", path))?;
         let here = file.metadata().map_err(Error::host("stat", path))?;
         let expected_bytes = here.len();
-        if !is_compared {
+        let to = self.blob_path(digest);
+        let there = fs::metadata(&to).ok();
+        let is_same = there.as_ref().is_some_and(|it| (it.dev(), it.ino()) == (here.dev(), here.ino()));
+        // What takes another file's place is read, whoever has compared it.
+        if !is_compared || (there.is_some() && !is_same) {
             let mut hashed = Sha256Writer::new(io::sink());
             let actual_bytes = io::copy(&mut file, &mut hashed).map_err(Error::host("read", path))?;
             let actual = hashed.digest();
@@ -198,8 +203,7 @@ impl Store {
                 return Err(Error::Mismatch { expected: *digest, expected_bytes, actual, actual_bytes });
             }
         }
-        let to = self.blob_path(digest);
-        if fs::metadata(&to).is_ok_and(|there| (there.dev(), there.ino()) == (here.dev(), here.ino())) {
+        if is_same {
             return Ok(());
         }
         let parent = to.parent().unwrap_or(self.root());
@@ -346,11 +350,15 @@ mod tests {
             store.link_blob(&path, &digest, false).unwrap();
             assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello");
         }
-        // There is one file of it, whichever was there first, and what was compared is not read again.
+        // There is one file of it, whichever was there first.
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
         assert_eq!(inode(&path), inode(&store.blob_path(&digest)));
+        // What was compared is not read again, unless another file is there that may be good.
         fs::remove_file(&path).unwrap();
         fs::write(&path, b"unread").unwrap();
+        assert!(matches!(store.link_blob(&path, &digest, true), Err(Error::Mismatch { .. })));
+        assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello");
+        fs::remove_file(store.blob_path(&digest)).unwrap();
         store.link_blob(&path, &digest, true).unwrap();
         assert_eq!(inode(&path), inode(&store.blob_path(&digest)));
         assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);

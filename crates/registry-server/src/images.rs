@@ -43,8 +43,8 @@ pub trait Images: Send + Sync {
 /// blobs, manifests come ─▶ kept as they came ── take() ─▶ an image with a name ─▶ the tag leads to what came
 /// ```
 /// The registry keeps what was pushed byte by byte; who takes it makes an image of it, of that alone: nothing that was
-/// not pushed to this repository may become part of it, and no image that another name leads to may change. A tag leads to what was pushed as
-/// long as its name leads to that image.
+/// not pushed to this repository may become part of it, and no image that another name leads to may change. A tag
+/// leads to what was pushed as long as its name leads to that image.
 pub trait Takes: Images {
     /// Makes an image of what was pushed and lets the name that this tag stands for lead to it, durably. Of an index the
     /// image for this machine, or else the first that it lists. May take minutes.

@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, Weak};
 
+use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Sha256Writer};
 use rustix::fs::{AtFlags, CWD, linkat};
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
@@ -31,6 +32,10 @@ const MANY_TURNS: usize = 1024;
 const WAITING_BYTES: usize = 32 << 20;
 /// A manifest lists at most so many layers or manifests: each is looked for.
 const MOST_LISTED: usize = 1000;
+/// Manifests that wait for one tag: all but the last are for nothing. And of those that are larger than others.
+const WAITING_FOR_TAG: (usize, usize) = (64, 2);
+/// Manifests of images have a few kilobytes.
+const LARGE_BYTES: usize = 256 << 10;
 /// Configs that are remembered.
 const MOST_CONFIGS: usize = 1 << 18;
 
@@ -148,6 +153,22 @@ impl Pushing {
     /// Held by who writes this tag.
     pub(crate) async fn turn(&self, name: &Name, tag: &Tag) -> OwnedMutexGuard<()> {
         self.turn_of(name, tag).lock_owned().await
+    }
+
+    /// The same for who comes with a manifest of so many bytes; `None`: too many wait for it.
+    pub(crate) async fn turn_to_put(
+        &self,
+        name: &Name,
+        tag: &Tag,
+        size_bytes: usize,
+    ) -> Option<OwnedMutexGuard<()>> {
+        let turn = self.turn_of(name, tag);
+        let (most, most_large) = WAITING_FOR_TAG;
+        // One of them is this one's own, another belongs to whoever has the turn.
+        if Arc::strong_count(&turn) > 2 + if size_bytes > LARGE_BYTES { most_large } else { most } {
+            return None;
+        }
+        Some(turn.lock_owned().await)
     }
 
     /// A place to wait in with a manifest of so many bytes; `None`: there are too many.
@@ -279,11 +300,17 @@ impl Pushing {
         self.check_sizes(name, reads)?;
         // First without the tag: from now on nothing of it is garbage, however long it takes.
         let _keeping = self.directory.keep(name, &manifest.digest);
-        self.directory.put_manifest(name, None, &manifest, reads)?;
-        let Some(tag) = tag else { return Ok(()) };
-        let Some(configs) = self.configs(name, &manifest.digest)? else {
+        let Some(tag) = tag else {
+            return Ok(self.directory.put_manifest(name, None, &manifest, reads)?);
+        };
+        let Some(configs) = self.directory.image_configs(name, &manifest)? else {
             return refused(format!("it leads to more than {MOST_LISTED} manifests, or to too long ones"));
         };
+        if configs.is_empty() && self.images.image(name, tag)?.is_some() {
+            return Err(Trouble::IsImage);
+        }
+        let configs = Arc::new(configs);
+        self.directory.put_manifest(name, None, &manifest, reads)?;
         // Before the name moves: nothing shall fail then.
         let ready = self.directory.ready_tag(name, tag, &manifest.digest)?;
         if !configs.is_empty() {
@@ -296,23 +323,35 @@ impl Pushing {
                 parts: parts.clone(),
             };
             let taken = self.images.take(name, tag, pushed);
+            let asked = parts.asked();
+            if let Err(NotTaken::Refused(_)) = &taken {
+                // What was good once may have rotted: the next one reads it again.
+                asked.iter().for_each(|blob| self.directory.verified.forget(blob));
+            }
             // Its files may have names elsewhere now.
-            self.directory.names_changed(name, parts.asked().into_iter());
+            self.directory.names_changed(name, asked.into_iter());
             taken?;
-        } else if self.images.image(name, tag)?.is_some() {
-            return Err(Trouble::IsImage);
         }
         Ok(self.directory.set_tag(name, &ready, &manifest, reads)?)
     }
 
     /// A blob that is longer than its manifest says could not be pulled.
     fn check_sizes(&self, name: &Name, reads: &Reads) -> Result<(), Trouble> {
-        for blob in reads.blobs() {
-            if let Some((_, size_bytes)) = self.directory.open_blob(name, &blob.digest)?
-                && size_bytes != blob.size
-            {
-                let why = format!("{} has {size_bytes} bytes, not {}", blob.digest, blob.size);
-                return Err(NotTaken::Refused(why).into());
+        let check = |listed: &Descriptor, size_bytes: u64| {
+            if size_bytes == listed.size {
+                return Ok(());
+            }
+            let why = format!("{} has {size_bytes} bytes, not {}", listed.digest, listed.size);
+            Err(Trouble::from(NotTaken::Refused(why)))
+        };
+        for blob in reads.all_blobs() {
+            if let Some((_, size_bytes)) = self.directory.open_blob(name, &blob.digest)? {
+                check(blob, size_bytes)?;
+            }
+        }
+        for child in &reads.manifests {
+            if let Some(manifest) = self.by_digest(name, child.digest)? {
+                check(child, manifest.bytes.len() as u64)?;
             }
         }
         Ok(())
@@ -353,6 +392,10 @@ impl Pushing {
             return Ok(true);
         }
         let Some((file, _)) = self.images.blob(from, digest)? else { return Ok(false) };
+        // Another repository has the very same, and it was read already.
+        if self.directory.give_good(name, digest)? {
+            return Ok(true);
+        }
         let path = self.directory.new_file();
         let kept = keep(&file, digest, &path);
         match kept {
@@ -505,7 +548,9 @@ pub fn follow_offline(
         Err(Trouble::Images(error)) => return Err(error.into()),
         Err(Trouble::Lacks(_) | Trouble::NotTaken(_) | Trouble::IsImage) => {}
     }
-    pushing.directory.uploads.expire()?;
+    pushing.directory.uploads.expire_after(
+        pushing.directory.noted_life().unwrap_or_default().max(Limits::default().upload_life),
+    )?;
     // Who served it may have wanted it to stay longer.
     let grace = pushing.directory.noted_grace().unwrap_or_default().max(policy.grace);
     let policy = &Collection { grace, ..policy.clone() };

@@ -120,7 +120,7 @@ impl Server {
             }
             Content::Pushed { images, directory } => {
                 let directory = open_soon(&directory, &settings.limits).await?;
-                directory.note_grace(settings.collection.grace)?;
+                directory.note_times(settings.collection.grace, settings.limits.upload_life)?;
                 (Held::Pushed(Arc::new(Pushing::new(images, directory, reports.clone()))), true)
             }
         };

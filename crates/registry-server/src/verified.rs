@@ -76,6 +76,11 @@ impl Verified {
         }
     }
 
+    /// It was found to be something else after all.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        self.known().remove(digest);
+    }
+
     fn remember(&self, digest: &Digest, version: Version, is_good: bool) {
         let mut known = self.known();
         if known.len() >= MAX_KNOWN {

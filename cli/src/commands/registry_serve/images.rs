@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use kiln_build::gc::{Policy, collect_sometimes};
 use kiln_build::registry::{ArrivalError, Arrivals, Asked, Offered, Offers, Part, Parts};
 use kiln_build::{BuildCancel, BuildError, Engine};
 use kiln_oci::Digest;
@@ -18,19 +20,63 @@ use kiln_registry_server::{
 };
 
 use super::settings::PUSHED_GRACE;
+use crate::config::GcConfig;
+use crate::errors::say;
 use crate::session::Session;
 
 /// Images of the store, for a registry to give out, and to take.
 pub(super) struct StoreImages {
     offers: Offers,
     arrivals: Arrivals,
+    collecting: Option<Collecting>,
+}
+
+/// What others have pushed, and pushed something over, is collected as after builds.
+struct Collecting {
+    engine: Engine,
+    cancel: BuildCancel,
+    policy: Policy,
+    /// There may be garbage since the last time.
+    is_due: AtomicBool,
 }
 
 impl StoreImages {
     /// Those of the store of `engine`; packing and unpacking end when somebody cancels.
     pub(super) fn new(engine: Engine, cancel: BuildCancel) -> Self {
         let arrivals = Arrivals::new(engine.clone(), cancel.clone());
-        Self { offers: Offers::new(engine, cancel), arrivals }
+        Self { offers: Offers::new(engine, cancel), arrivals, collecting: None }
+    }
+
+    /// The same for who is pushed to: the store's garbage is collected, too, if the configuration has a policy.
+    pub(super) fn collecting(mut self, session: &Session, config: &GcConfig) -> Self {
+        self.collecting = config.is_automatic().then(|| Collecting {
+            engine: session.engine.clone(),
+            cancel: session.cancel.clone(),
+            policy: config.policy(session.engine.store.root()),
+            is_due: AtomicBool::new(false),
+        });
+        self
+    }
+
+    /// Something came, or was refused half-way, or lost its name.
+    fn has_changed(&self) {
+        if let Some(collecting) = &self.collecting {
+            collecting.is_due.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Collecting {
+    fn collect(&self) {
+        if !self.is_due.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        match collect_sometimes(&self.engine, &self.policy, &self.cancel) {
+            Ok(Some(_)) => {}
+            // Somebody else does, or has done so just now.
+            Ok(None) => self.is_due.store(true, Ordering::Relaxed),
+            Err(error) => say(&format!("warning: garbage was not collected: {error}\n")),
+        }
     }
 }
 
@@ -77,6 +123,9 @@ impl Images for StoreImages {
 
     fn tidy(&self) {
         self.offers.tidy();
+        if let Some(collecting) = &self.collecting {
+            collecting.collect();
+        }
     }
 }
 
@@ -85,6 +134,7 @@ impl Takes for StoreImages {
         let root = Descriptor::new(&pushed.media_type, pushed.digest, pushed.size_bytes);
         let parts = Arc::new(Came(pushed.parts));
         let taken = self.arrivals.take(name.as_str(), tag.as_str(), &root, &pushed.configs, parts);
+        self.has_changed();
         taken.map_err(not_taken)
     }
 
@@ -110,7 +160,9 @@ impl Takes for StoreImages {
     }
 
     fn forget(&self, name: &Name, tag: &Tag) -> Result<bool, NotTaken> {
-        self.arrivals.forget(name.as_str(), tag.as_str()).map_err(not_taken)
+        let forgotten = self.arrivals.forget(name.as_str(), tag.as_str());
+        self.has_changed();
+        forgotten.map_err(not_taken)
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) struct File {
     tls_key: Option<PathBuf>,
     htpasswd: Option<PathBuf>,
     read_only: bool,
-    push: bool,
+    pub(super) push: bool,
     mirror: Option<String>,
     mirror_tag_ttl: Option<String>,
     anyone: bool,

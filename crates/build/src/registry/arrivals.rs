@@ -13,19 +13,23 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kiln_content::Store;
+use kiln_content::{Space, Store};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Platform, Reference};
 
-use super::offers::{HUB, in_order, names_in, repositories};
-use crate::archive::{Archive, Blobs};
+use super::offers::{HUB, in_order, names_in, repositories, tag_of};
+use crate::archive::{Archive, Blobs, Compared};
 use crate::load::{Picked, load_image_alone, pick_manifest};
 use crate::{BuildCancel, BuildError, Engine};
+
+/// What stays free on the store's disk, or a twentieth of it where that is less.
+const RESERVE_BYTES: u64 = 1 << 30;
 
 /// The way into one store.
 pub struct Arrivals {
     engine: Engine,
     cancel: BuildCancel,
+    compared: Arc<Compared>,
 }
 
 /// What came of an image, which all stays until it is taken.
@@ -79,7 +83,7 @@ impl From<kiln_content::Error> for ArrivalError {
 impl Arrivals {
     /// Into the store of `engine`; whoever cancels ends unpacking.
     pub fn new(engine: Engine, cancel: BuildCancel) -> Self {
-        Self { engine, cancel }
+        Self { engine, cancel, compared: Arc::default() }
     }
 
     /// Makes an image of what `root` leads to, for this machine where there is a choice and else for the first platform
@@ -98,9 +102,11 @@ impl Arrivals {
     ) -> Result<(), ArrivalError> {
         let name = name_of(repository, tag)?;
         // What this pins is free again when it ends.
-        let job = self.engine.for_job()?;
+        let mut job = self.engine.for_job()?;
+        job.limits.tar_size_bytes = job.limits.tar_size_bytes.min(room(job.store.root())?);
         let pushed = Pushed { store: job.store.clone(), parts: parts.clone(), shown: name.familiar() };
-        let archive = Archive::of_blobs(Path::new(&name.familiar()), job.store.clone(), pushed).of_stranger();
+        let archive = Archive::of_blobs(Path::new(&name.familiar()), job.store.clone(), pushed);
+        let archive = archive.of_stranger(self.compared.clone());
         let picked = pick(&archive, root)?;
         if !configs.contains(&picked.manifest.config.digest) {
             let message = "its manifest for this machine is no image: it has a subject, or an artifact type";
@@ -134,7 +140,7 @@ impl Arrivals {
         in_order(&mut names);
         let mut found: HashMap<String, HashMap<String, Digest>> = HashMap::new();
         for (name, image) in &names {
-            let Some(tag) = name.tag() else { continue };
+            let Some(tag) = tag_of(name) else { continue };
             for repository in repositories(name) {
                 let tags = found.entry(repository.to_owned()).or_default();
                 tags.entry(tag.to_owned()).or_insert(image.config);
@@ -155,7 +161,7 @@ impl Arrivals {
             return Ok(Some(config));
         }
         let names = names_in(&self.engine.store, repository)?;
-        Ok(names.iter().find(|(name, _)| name.tag() == Some(tag)).map(|(_, image)| image.config))
+        Ok(names.iter().find(|(name, _)| tag_of(name) == Some(tag)).map(|(_, image)| image.config))
     }
 
     /// Whether the names that these tags stand for can all be taken away.
@@ -168,7 +174,7 @@ impl Arrivals {
         let mut going: HashMap<Digest, usize> = HashMap::new();
         let mut seen = HashSet::new();
         for (name, image) in names_in(store, repository)? {
-            let Some(tag) = name.tag() else { continue };
+            let Some(tag) = tag_of(&name) else { continue };
             // Of several with one tag the first is meant.
             if tags.iter().any(|going| going == tag) && seen.insert(tag.to_owned()) {
                 *going.entry(image.config).or_default() += 1;
@@ -195,7 +201,7 @@ impl Arrivals {
         let store = &job.store;
         loop {
             let names = names_in(store, repository)?;
-            let Some((name, image)) = names.into_iter().find(|(name, _)| name.tag() == Some(tag)) else {
+            let Some((name, image)) = names.into_iter().find(|(name, _)| tag_of(name) == Some(tag)) else {
                 return Ok(false);
             };
             let is_last = store.names_of(&image.config)?.len() == 1;
@@ -214,6 +220,16 @@ impl Arrivals {
             store.barrier()?;
             return Ok(true);
         }
+    }
+}
+
+/// How many bytes may be unpacked on the disk of `root`: others need it as well.
+fn room(root: &Path) -> Result<u64, BuildError> {
+    let failed = |source| BuildError::Unreadable { path: root.to_owned(), source };
+    let space = Space::of(root).map_err(failed)?;
+    match space.free_bytes.saturating_sub(RESERVE_BYTES.min(space.total_bytes / 20)) {
+        0 => Err(failed(io::ErrorKind::StorageFull.into())),
+        room => Ok(room),
     }
 }
 

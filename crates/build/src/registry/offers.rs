@@ -33,8 +33,6 @@ pub struct Offers {
     compress: Compress,
     /// What the names have led to lately, the last one at the end.
     given: Mutex<HashMap<Reference, Vec<Given>>>,
-    /// One at a time looks for what nobody has asked for yet: others mostly want the same.
-    looking: Mutex<()>,
 }
 
 /// An image that somebody has asked for.
@@ -81,7 +79,7 @@ pub enum Asked {
 impl Offers {
     /// Those of the store of `engine`; whoever cancels ends packing.
     pub fn new(engine: Engine, cancel: BuildCancel) -> Self {
-        Self { engine, cancel, compress: Compress::new(Packing::GZIP), given: Mutex::default(), looking: Mutex::default() }
+        Self { engine, cancel, compress: Compress::new(Packing::GZIP), given: Mutex::default() }
     }
 
     /// The repositories that have a tag, sorted.
@@ -90,7 +88,7 @@ impl Offers {
     /// Those of the store; so for all methods.
     pub fn repositories(&self) -> Result<Vec<String>, BuildError> {
         let names = self.engine.store.names()?;
-        let tagged = names.iter().filter(|(name, _)| name.tag().is_some());
+        let tagged = names.iter().filter(|(name, _)| tag_of(name).is_some());
         let mut found: Vec<String> = tagged.map(|(name, _)| repository(name).to_owned()).collect();
         found.sort();
         found.dedup();
@@ -101,7 +99,7 @@ impl Offers {
     pub fn tags(&self, repository: &str) -> Result<Vec<String>, BuildError> {
         let names = self.names(repository)?;
         let mut tags: Vec<String> =
-            names.iter().filter_map(|(name, _)| name.tag().map(str::to_owned)).collect();
+            names.iter().filter_map(|(name, _)| tag_of(name).map(str::to_owned)).collect();
         tags.sort();
         tags.dedup();
         Ok(tags)
@@ -119,12 +117,12 @@ impl Offers {
 
     fn tagged(&self, repository: &str, tag: &str, pack: bool) -> Result<Asked, BuildError> {
         let names = self.names(repository)?;
-        let Some((name, image)) = names.iter().find(|(name, _)| name.tag() == Some(tag)) else {
+        let Some((name, image)) = names.iter().find(|(name, _)| tag_of(name) == Some(tag)) else {
             return Ok(Asked::Missing);
         };
         let offer = match self.known(name, image) {
             Some(offer) => Some(offer),
-            None => self.make(name, image, pack)?,
+            None => self.make(&self.engine.for_job()?, name, pack)?,
         };
         // What shall be packed and is not there has lost its name meanwhile.
         let none = if pack { Asked::Missing } else { Asked::Unready };
@@ -188,27 +186,20 @@ impl Offers {
         fits: impl Fn(&Offer) -> bool,
     ) -> Result<Option<Arc<Offer>>, BuildError> {
         let names = self.names(repository)?;
-        let given = || {
-            let mut given = self.given();
-            let all = given.iter_mut().filter(|(name, _)| is_in(name, repository));
-            let found = all.flat_map(|(_, all)| all).find(|given| fits(&given.offer))?;
+        let mut given = self.given();
+        let all = given.iter_mut().filter(|(name, _)| is_in(name, repository));
+        if let Some(found) = all.flat_map(|(_, all)| all).find(|given| fits(&given.offer)) {
             found.asked = Instant::now();
-            Some(found.offer.clone())
-        };
-        if let Some(found) = given() {
-            return Ok(Some(found));
+            return Ok(Some(found.offer.clone()));
         }
-        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever has looked before may have found it.
-        if let Some(found) = given() {
-            return Ok(Some(found));
-        }
+        drop(given);
         let mut damage = None;
+        let job = self.engine.for_job()?;
         for (name, image) in &names {
             if self.known(name, image).is_some() {
                 continue;
             }
-            match self.make(name, image, false) {
+            match self.make(&job, name, false) {
                 Ok(Some(offer)) if fits(&offer) => return Ok(Some(offer)),
                 Ok(_) => {}
                 // It may be another image that is asked for.
@@ -218,29 +209,19 @@ impl Offers {
         damage.map_or(Ok(None), Err)
     }
 
-    /// Makes the image of a name ready to leave, which led to `seen` a moment ago; `None`: it has no such name any more,
-    /// or it would have to be packed and shall not be.
-    fn make(
-        &self,
-        name: &Reference,
-        seen: &ImageRecord,
-        pack: bool,
-    ) -> Result<Option<Arc<Offer>>, BuildError> {
-        if !pack && !self.is_packed(&self.engine, seen)? {
-            return Ok(None);
-        }
-        // What this pins is free again when it ends, but for what the offer keeps.
-        let job = self.engine.for_job()?;
+    /// Makes the image of a name ready to leave; `None`: it has no such name any more, or it would have to be packed and
+    /// shall not be. What this pins is free again when `job` ends, but for what the offer keeps.
+    fn make(&self, job: &Engine, name: &Reference, pack: bool) -> Result<Option<Arc<Offer>>, BuildError> {
         let Some(image) = job.store.resolve(name)? else { return Ok(None) };
-        if !pack && !self.is_packed(&job, &image)? {
+        if !pack && !self.is_packed(job, &image)? {
             return Ok(None);
         }
-        let assembled = Assembled::stored(&job, &image)?;
+        let assembled = Assembled::stored(job, &image)?;
         let style = Style::new(self.compress);
-        let ready = make_ready(&job, &assembled, &style, self.cancel.flag(), &mut Along::Nobody)?;
-        let index = whole_index(&job, &image, &ready.descriptor.digest)?;
+        let ready = make_ready(job, &assembled, &style, self.cancel.flag(), &mut Along::Nobody)?;
+        let index = whole_index(job, &image, &ready.descriptor.digest)?;
         let root = index.map_or_else(|| ready.descriptor.clone(), |index| index.descriptor);
-        let load = Load::of(&job, &ready, Some(&root), &self.cancel)?;
+        let load = Load::of(job, &ready, Some(&root), &self.cancel)?;
         let offer = Arc::new(self.offer(&root, load)?);
         let now = Instant::now();
         let made = Given { image, offer: offer.clone(), made: now, asked: now };
@@ -298,6 +279,11 @@ pub(super) fn names_in(
     names.retain(|(name, _)| is_in(name, repository));
     in_order(&mut names);
     Ok(names)
+}
+
+/// The tag that a name is for. One with a digest is for that: what it leads to stays when its tag goes elsewhere.
+pub(super) fn tag_of(name: &Reference) -> Option<&str> {
+    name.tag().filter(|_| name.digest().is_none())
 }
 
 /// Puts the name that is meant in front of others with the same tag.

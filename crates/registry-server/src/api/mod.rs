@@ -132,8 +132,8 @@ impl Registry {
             | Route::Uploads(name)
             | Route::Upload(name, _) => {
                 self.may(&ask.who, name, right)?;
-                // Who writes to a repository writes to all its names.
-                if let (Held::Pushed(pushing), Right::Push | Right::Delete) = (&self.held, right) {
+                // It is what it is called whatever it is called here, and counts as that, too.
+                if let Held::Pushed(pushing) = &self.held {
                     self.may(&ask.who, &pushing.images.called(name), right)?;
                 }
             }

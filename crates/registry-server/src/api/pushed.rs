@@ -68,7 +68,11 @@ impl Registry {
                 Ok(names)
             })
             .await?;
-        let seen = names.iter().filter(|name| self.lets(&ask.who, name, Right::Pull));
+        let is_seen = |name: &&Name| {
+            self.lets(&ask.who, name, Right::Pull)
+                && self.lets(&ask.who, &pushing.images.called(name), Right::Pull)
+        };
+        let seen = names.iter().filter(is_seen);
         let page = Page::of(seen.map(|name| name.as_str().to_owned()), count, last.as_deref());
         let body = serde_json::json!({ "repositories": page.entries });
         listed(body, "/v2/_catalog", count, &page)
@@ -112,7 +116,10 @@ impl Registry {
         }
         let mut turn = None;
         if let Some(tag) = &tag {
-            turn = Some(pushing.turn(name, tag).await);
+            if pushing.directory.lacks_room_for_tag(manifest.bytes.len() as u64) {
+                return Err(too_many());
+            }
+            turn = Some(pushing.turn_to_put(name, tag, manifest.bytes.len()).await.ok_or_else(too_many)?);
         }
         let is_unpacked = tag.is_some() && (reads.is_image() || !reads.manifests.is_empty());
         let room = pushing.room(is_unpacked).await;
@@ -186,6 +193,10 @@ impl Registry {
         from: &Name,
         digest: &Digest,
     ) -> Result<bool, Refusal> {
+        let (at, theirs, wanted) = (name.clone(), from.clone(), *digest);
+        if self.disk(move |directory| Ok(directory.mount(&at, &theirs, &wanted)?)).await? {
+            return Ok(true);
+        }
         // It is read, or copied.
         let room = pushing.room(false).await;
         if pushing.directory.lacks_room(0).is_some() {

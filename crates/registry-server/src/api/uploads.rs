@@ -73,6 +73,9 @@ impl Registry {
             return Ok(false);
         }
         if let Held::Pushed(pushing) = &self.held {
+            if !self.lets(&ask.who, &pushing.images.called(&from), Right::Pull) {
+                return Ok(false);
+            }
             return self.mount_image_blob(pushing, name, &from, digest).await;
         }
         let (name, digest) = (name.clone(), *digest);

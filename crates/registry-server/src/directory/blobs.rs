@@ -67,6 +67,17 @@ impl Directory {
         Ok(true)
     }
 
+    /// Lets `name` have a blob that is here and was compared; false: it is not, or was not.
+    pub(crate) fn give_good(&self, name: &Name, digest: &Digest) -> Result<bool, DirectoryError> {
+        let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
+        let Ok(file) = File::open(self.blob(digest)) else { return Ok(false) };
+        if self.verified.knows(digest, &file) != Some(true) {
+            return Ok(false);
+        }
+        self.give(name, digest)?;
+        Ok(true)
+    }
+
     /// Makes the bytes in `file` the blob `digest` of a repository. They were compared with it, and are not
     /// durable yet. A blob that is there and damaged is replaced: costs reading it, if that was not done before.
     pub(crate) fn publish(

@@ -207,8 +207,8 @@ impl Run<'_> {
             }
             if !self.dry_run && untagged {
                 match verdict.1 == YOUNG {
-                    true => directory.waiting.add(digest, bytes),
-                    false => directory.waiting.forget(digest),
+                    true => directory.waiting.add_manifest(name, digest, bytes),
+                    false => directory.waiting.forget_manifest(name, digest),
                 }
             }
             self.tell(Kind::Manifest, Some(name), digest, bytes, verdict);
@@ -227,8 +227,8 @@ impl Run<'_> {
         // Somebody may be about to push the index, or the tag.
         let is_young = |digest: &&Digest| !is_older(&dir.join(digest.hex()), self.grace);
         let young = all.iter().filter(is_young).copied();
-        let live = directory.reach(name, tagged.iter().copied())?;
-        let held = directory.reach(name, young)?;
+        let live = directory.reach(name, tagged.iter().copied(), Reach::All)?;
+        let held = directory.reach(name, young, Reach::All)?;
         let judge = |digest: &Digest| match () {
             () if tagged.contains(digest) => (false, "a tag leads to it"),
             () if live.contains_key(digest) => (false, "an index or a subject that stays leads to it"),
@@ -253,9 +253,9 @@ impl Run<'_> {
             let Some(manifest) = directory.manifest(name, &Which::Digest(*digest))? else { continue };
             let damaged = || DirectoryError::Damaged { path: directory.repository(name) };
             let reads = Reads::new(&manifest.bytes).map_err(|_| damaged())?;
-            needed.extend(reads.blobs().map(|blob| blob.digest));
+            needed.extend(reads.all_blobs().map(|blob| blob.digest));
             if !manifests.waiting.contains(digest) {
-                self.needed.extend(reads.blobs().map(|blob| blob.digest));
+                self.needed.extend(reads.all_blobs().map(|blob| blob.digest));
             }
         }
         let dir = directory.repository(name).join("_blobs");
@@ -314,6 +314,15 @@ impl Run<'_> {
 /// Whether something goes, and why or why not.
 type Verdict = (bool, &'static str);
 
+/// Where manifests lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// To what an index lists.
+    Down,
+    /// To that, and to what refers to them: a signature lives as long as what it signs.
+    All,
+}
+
 /// Says that a manifest is not garbage, though no tag leads to it, until this is dropped.
 pub(crate) struct Keeping<'a> {
     directory: &'a Directory,
@@ -351,7 +360,7 @@ impl Directory {
         Ok(tagged)
     }
 
-    /// All manifests that these lead to, over indexes and subjects, with the blobs that each needs.
+    /// All manifests that these lead to, with the blobs that each needs.
     ///
     /// # Errors
     /// [`DirectoryError::Damaged`]: one of them cannot be read, and may lead anywhere.
@@ -359,18 +368,21 @@ impl Directory {
         &self,
         name: &Name,
         from: impl IntoIterator<Item = Digest>,
+        reach: Reach,
     ) -> Result<HashMap<Digest, Vec<Digest>>, DirectoryError> {
         let mut found = HashMap::new();
         let mut open: Vec<Digest> = from.into_iter().collect();
         while let Some(digest) = open.pop() {
             let Entry::Vacant(new) = found.entry(digest) else { continue };
-            // A signature lives as long as what it signs.
-            let referrers = names(&self.referrers_path(name, &digest))?;
+            let referrers = match reach {
+                Reach::All => names(&self.referrers_path(name, &digest))?,
+                Reach::Down => Vec::new(),
+            };
             open.extend(referrers.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
             let manifest = self.manifest(name, &Which::Digest(digest))?;
             let reads = manifest.and_then(|manifest| Reads::new(&manifest.bytes).ok()).unwrap_or_default();
             open.extend(reads.manifests.iter().map(|child| child.digest));
-            new.insert(reads.blobs().map(|blob| blob.digest).collect());
+            new.insert(reads.all_blobs().map(|blob| blob.digest).collect());
         }
         Ok(found)
     }

@@ -12,6 +12,7 @@ use kiln_oci::document::{self, DocumentError};
 use kiln_oci::image::Descriptor;
 use serde::Deserialize;
 
+use super::collect::Reach;
 use super::{Directory, DirectoryError, is_gone, names, remove, sync};
 use crate::route::{Name, Tag, Which};
 
@@ -85,6 +86,11 @@ impl Reads {
         let is_foreign =
             |kind: &str| kind.contains(".nondistributable.") || kind.contains(".rootfs.foreign.");
         self.config.iter().chain(&self.layers).filter(move |blob| !is_foreign(&blob.media_type))
+    }
+
+    /// The same with those that are elsewhere, and may be here as well.
+    pub(crate) fn all_blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        self.config.iter().chain(&self.layers)
     }
 
     /// Whether this is an image that could be unpacked, not something that is packed like one: a signature, a
@@ -171,7 +177,7 @@ impl Directory {
         manifest: &Manifest,
         reads: &Reads,
     ) -> Result<(), NotPut> {
-        let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
+        let publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
         for blob in reads.blobs() {
             if !self.has_blob(name, &blob.digest)? {
                 return Err(NotPut::Lacks { digest: blob.digest, is_manifest: false });
@@ -186,15 +192,16 @@ impl Directory {
         if let Some(tag) = tag {
             self.write_tag(name, tag, &manifest.digest)?;
         }
-        for blob in reads.blobs() {
+        for blob in reads.all_blobs() {
             self.fresh.add(&blob.digest);
         }
+        drop(publishing);
         let has_subject =
             || reads.subject.as_ref().is_some_and(|subject| self.has_manifest(name, &subject.digest));
         if tag.is_some() || has_subject() {
             self.needs(name, &manifest.digest);
         } else if is_new {
-            self.waiting.add(&manifest.digest, manifest.bytes.len() as u64);
+            self.waiting.add_manifest(name, &manifest.digest, manifest.bytes.len() as u64);
         }
         Ok(())
     }
@@ -205,8 +212,8 @@ impl Directory {
             return;
         }
         // Of what is damaged the next collection knows more.
-        for (manifest, blobs) in self.reach(name, [*digest]).unwrap_or_default() {
-            self.waiting.forget(&manifest);
+        for (manifest, blobs) in self.reach(name, [*digest], Reach::Down).unwrap_or_default() {
+            self.waiting.forget_manifest(name, &manifest);
             blobs.iter().for_each(|blob| self.waiting.forget(blob));
         }
     }
@@ -239,13 +246,14 @@ impl Directory {
         manifest: &Manifest,
         reads: &Reads,
     ) -> Result<(), DirectoryError> {
-        let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
+        let publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
         self.store_manifest(name, manifest, reads)?;
         let dir = ready.path.parent().unwrap_or(&self.root);
         // A collection may have found it empty.
         self.make_dirs(dir)?;
         fs::rename(&ready.new, &ready.path).map_err(DirectoryError::host("written", &ready.path))?;
         sync(dir)?;
+        drop(publishing);
         self.needs(name, &manifest.digest);
         Ok(())
     }
@@ -376,7 +384,7 @@ impl Directory {
         let blobs = self.needed_by_this_alone(name, digest)?;
         let _publishing = self.publishing.write().unwrap_or_else(PoisonError::into_inner);
         let removed = self.forget_manifest(name, digest)?;
-        self.count_again(name, digest, &blobs)?;
+        self.count_again(name, digest, &blobs);
         Ok(removed)
     }
 
@@ -394,12 +402,12 @@ impl Directory {
             }
         }
         let removed = self.forget_manifest(name, digest)?;
-        self.count_again(name, digest, &blobs)?;
+        self.count_again(name, digest, &blobs);
         Ok(Some(removed))
     }
 
-    /// What waits again once this manifest is gone, as far as its repository knows. The next collection knows all. Costs
-    /// reading the repository's manifests.
+    /// What waits again once this manifest is gone. The next collection knows better. Costs reading the repository's
+    /// manifests, and looking into every other.
     fn needed_by_this_alone(&self, name: &Name, digest: &Digest) -> Result<HashSet<Digest>, DirectoryError> {
         let mut blobs = HashSet::new();
         if !self.waiting.is_counted() {
@@ -410,42 +418,34 @@ impl Directory {
             manifest.and_then(|manifest| Reads::new(&manifest.bytes).ok())
         };
         if let Some(reads) = read(digest) {
-            blobs.extend(reads.blobs().map(|blob| blob.digest));
+            blobs.extend(reads.all_blobs().map(|blob| blob.digest));
         }
         for other in self.manifests(name)? {
             if other != *digest
                 && !blobs.is_empty()
                 && let Some(reads) = read(&other)
             {
-                for blob in reads.blobs() {
+                for blob in reads.all_blobs() {
                     blobs.remove(&blob.digest);
                 }
             }
         }
+        if !blobs.is_empty() {
+            let mut others = self.repositories()?;
+            others.retain(|other| other != name);
+            // Another repository that has it mostly needs it.
+            blobs.retain(|blob| !others.iter().any(|other| self.mark(other, blob).exists()));
+        }
         Ok(blobs)
     }
 
-    fn count_again(
-        &self,
-        name: &Name,
-        digest: &Digest,
-        blobs: &HashSet<Digest>,
-    ) -> Result<(), DirectoryError> {
-        self.waiting.forget(digest);
-        if blobs.is_empty() {
-            return Ok(());
-        }
-        let mut others = self.repositories()?;
-        others.retain(|other| other != name);
+    fn count_again(&self, name: &Name, digest: &Digest, blobs: &HashSet<Digest>) {
+        self.waiting.forget_manifest(name, digest);
         for blob in blobs {
-            // Another repository that has it mostly needs it.
-            if !others.iter().any(|other| self.mark(other, blob).exists())
-                && let Ok(stat) = fs::metadata(self.blob(blob))
-            {
+            if let Ok(stat) = fs::metadata(self.blob(blob)) {
                 self.waiting.add(blob, stat.len());
             }
         }
-        Ok(())
     }
 
     /// Under the lock, alone.

@@ -194,18 +194,28 @@ impl Directory {
         self.root.join("repositories").join(name.as_str())
     }
 
-    /// Remembers how long things stay here, for who collects garbage when nobody serves it.
-    pub(crate) fn note_grace(&self, grace: Duration) -> Result<(), DirectoryError> {
-        if self.noted_grace() == Some(grace) {
+    /// Remembers how long things stay here, and how long uploads, for who collects garbage when nobody serves it.
+    pub(crate) fn note_times(&self, grace: Duration, life: Duration) -> Result<(), DirectoryError> {
+        if (self.noted_grace(), self.noted_life()) == (Some(grace), Some(life)) {
             return Ok(());
         }
-        self.write(&self.root.join("grace"), format!("{}\n", grace.as_secs()).as_bytes())
+        let text = format!("{}\n{}\n", grace.as_secs(), life.as_secs());
+        self.write(&self.root.join("grace"), text.as_bytes())
     }
 
-    /// What [`Directory::note_grace`] was told last.
+    /// The grace time that [`Directory::note_times`] was told last.
     pub(crate) fn noted_grace(&self) -> Option<Duration> {
+        self.noted(0)
+    }
+
+    /// How long an upload stays that nobody goes on with.
+    pub(crate) fn noted_life(&self) -> Option<Duration> {
+        self.noted(1)
+    }
+
+    fn noted(&self, line: usize) -> Option<Duration> {
         let text = fs::read_to_string(self.root.join("grace")).ok()?;
-        text.trim_end().parse().ok().map(Duration::from_secs)
+        text.lines().nth(line)?.parse().ok().map(Duration::from_secs)
     }
 
     /// A place for a file that gets its name later.

@@ -170,7 +170,8 @@ impl Uploads {
         self.expire_after(IDLE.min(self.life))
     }
 
-    fn expire_after(&self, life: Duration) -> Result<u64, DirectoryError> {
+    /// The same for those that nobody went on with for so long.
+    pub(crate) fn expire_after(&self, life: Duration) -> Result<u64, DirectoryError> {
         let all: Vec<_> = self.all().iter().map(|(id, upload)| (id.clone(), upload.clone())).collect();
         let mut count = 0;
         for (id, upload) in all {

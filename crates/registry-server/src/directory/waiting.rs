@@ -9,7 +9,9 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_oci::Digest;
 
+use super::collect::Reach;
 use super::{Directory, DirectoryError, names};
+use crate::route::Name;
 use crate::settings::Limits;
 
 /// Blobs that no manifest needs, manifests that nothing leads to, and how much may wait.
@@ -21,7 +23,8 @@ pub(crate) struct Waiting {
 
 #[derive(Default)]
 struct All {
-    sizes: HashMap<Digest, u64>,
+    /// Of blobs, and of manifests with the repository that each is in.
+    sizes: HashMap<(Option<Name>, Digest), u64>,
     /// The sum of them.
     size_bytes: u64,
 }
@@ -44,22 +47,36 @@ impl Waiting {
     /// Something came, or nothing needs it any more.
     pub(super) fn add(&self, digest: &Digest, size_bytes: u64) {
         if self.is_counted() {
-            self.set(digest, Some(on_disk(size_bytes)));
+            self.set((None, *digest), Some(on_disk(size_bytes)));
         }
     }
 
     /// Something needs it, or it is gone.
     pub(super) fn forget(&self, digest: &Digest) {
         if self.is_counted() {
-            self.set(digest, None);
+            self.set((None, *digest), None);
         }
     }
 
-    fn set(&self, digest: &Digest, size_bytes: Option<u64>) {
+    /// As [`Waiting::add`], for a manifest: each repository has a file of it.
+    pub(super) fn add_manifest(&self, name: &Name, digest: &Digest, size_bytes: u64) {
+        if self.is_counted() {
+            self.set((Some(name.clone()), *digest), Some(on_disk(size_bytes)));
+        }
+    }
+
+    /// As [`Waiting::forget`].
+    pub(super) fn forget_manifest(&self, name: &Name, digest: &Digest) {
+        if self.is_counted() {
+            self.set((Some(name.clone()), *digest), None);
+        }
+    }
+
+    fn set(&self, which: (Option<Name>, Digest), size_bytes: Option<u64>) {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match size_bytes {
-            Some(size_bytes) => all.sizes.insert(*digest, size_bytes),
-            None => all.sizes.remove(digest),
+            Some(size_bytes) => all.sizes.insert(which, size_bytes),
+            None => all.sizes.remove(&which),
         };
         all.size_bytes = all.size_bytes + size_bytes.unwrap_or(0) - before.unwrap_or(0);
     }
@@ -70,6 +87,15 @@ impl Waiting {
 }
 
 impl Directory {
+    /// As [`Directory::lacks_room`] for a manifest that comes with a tag: it lets go of what waits for it, so that it
+    /// may come when nothing else may. If it is refused in the end it waits as well.
+    pub(crate) fn lacks_room_for_tag(&self, more_bytes: u64) -> bool {
+        /// For so many large ones that were refused.
+        const SLACK_BYTES: u64 = 64 << 20;
+        let all = self.waiting.size_bytes().saturating_add(more_bytes);
+        self.waiting.limit_bytes.is_some_and(|limit| all > limit.saturating_add(SLACK_BYTES))
+    }
+
     /// The limit, if `more_bytes` would go beyond it. Costs looking at each upload.
     pub(crate) fn lacks_room(&self, more_bytes: u64) -> Option<u64> {
         let limit_bytes = self.waiting.limit_bytes?;
@@ -85,7 +111,7 @@ impl Directory {
         }
         let mut needed = HashSet::new();
         for name in self.repositories()? {
-            let live = self.tagged(&name).and_then(|tagged| self.reach(&name, tagged));
+            let live = self.tagged(&name).and_then(|tagged| self.reach(&name, tagged, Reach::All));
             let live = match live {
                 // What it would lead to stays, and is nobody's who pushes.
                 Err(DirectoryError::Damaged { .. }) => {
@@ -99,7 +125,7 @@ impl Directory {
             };
             for digest in self.manifests(&name)?.iter().filter(|digest| !live.contains_key(digest)) {
                 let path = self.manifest_path(&name, digest);
-                self.waiting.add(digest, fs::metadata(path).map_or(0, |stat| stat.len()));
+                self.waiting.add_manifest(&name, digest, fs::metadata(path).map_or(0, |stat| stat.len()));
             }
             needed.extend(live.into_values().flatten());
         }
@@ -131,6 +157,14 @@ mod tests {
         waiting.add(&one, 5_000);
         waiting.forget(&two);
         waiting.forget(&two);
+        let (first, second): (Name, Name) = ("a".parse().unwrap(), "b".parse().unwrap());
+        waiting.add_manifest(&first, &two, 5_000);
+        waiting.add_manifest(&second, &two, 5_000);
+        assert_eq!(waiting.size_bytes(), 15_000);
+        waiting.forget_manifest(&first, &two);
+        waiting.forget(&two);
+        assert_eq!(waiting.size_bytes(), 10_000);
+        waiting.forget_manifest(&second, &two);
         assert_eq!(waiting.size_bytes(), 5_000);
         let nobody = Waiting::new(&Limits::default());
         nobody.add(&one, 1);

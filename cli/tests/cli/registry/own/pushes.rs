@@ -685,6 +685,16 @@ fn a_push_changes_no_other_image_of_the_same_config() {
     next.check(&mut client, "next", "1");
     let early = client.get("/v2/team/x/manifests/early").expect(200).body;
     assert_eq!(early, index([(&next, &annotated(&next)), (&evil, &theirs)]));
+    // Nor about how the layers of another's image are packed.
+    let first = Image::new(b"file", "last").packed(1);
+    first.push(&mut client, "team/x", "first");
+    let (last, layout) = (Image::new(b"file", "last").packed(6), bench.at("last"));
+    write_layout(&layout, "docker.io/library/last:1", [(&last, &last.manifest()), (&evil, &theirs)]);
+    bench.ok(&["load", "-i", text(&layout)]);
+    sent("last:1", "last:1");
+    let packed = registry.client().get("/v2/last/manifests/1").expect(200).json();
+    assert_ne!(packed["layers"][0]["digest"], json!(Digest::of(&first.layer)));
+    first.check(&mut client, "team/x", "first");
     bench.store.sound().unwrap();
 }
 
