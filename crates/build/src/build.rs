@@ -189,6 +189,8 @@ pub(crate) struct Plan {
     pub(crate) stood: Vec<Stood>,
     /// Digest of what was fetched as the context.
     pub(crate) revision: Option<(&'static str, String)>,
+    /// What its names are pinned to.
+    pub(crate) pins: Pins,
     /// The lock file, where it was written.
     lock: Option<PathBuf>,
     pub(crate) again: Arc<MadeAgain>,
@@ -245,7 +247,7 @@ pub(crate) fn plan(
     let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
     let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
     let jobs = request.jobs;
-    Ok(Plan { lowered, targets, dockerfile, shared, cache, stood, revision, lock, again, jobs })
+    Ok(Plan { lowered, targets, dockerfile, shared, cache, stood, revision, pins, lock, again, jobs })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {

@@ -125,7 +125,7 @@ async fn solve_for(plan: &Plan, goal: Goal<'_>, progress: Arc<dyn Progress>) -> 
         SolveError::Vertex { vertex, source: OpError::Build(inner) }
             if matches!(*inner, BuildError::Pull { .. } | BuildError::NoImage { .. }) =>
         {
-            Unsolved::from(base_error(lowered, dockerfile, VertexId(vertex), *inner))
+            Unsolved::from(base_error(plan, VertexId(vertex), *inner))
         }
         SolveError::Vertex { vertex, source } => {
             let op = lowered.definition.vertices()[vertex].op.digest();
@@ -139,15 +139,15 @@ async fn solve_for(plan: &Plan, goal: Goal<'_>, progress: Arc<dyn Progress>) -> 
     })
 }
 
-/// A base image that was found and could not be had when a step needed it: the error says for which line.
-fn base_error(
-    lowered: &Lowered,
-    dockerfile: &Arc<Dockerfile>,
-    vertex: VertexId,
-    mut error: BuildError,
-) -> BuildError {
+/// A base image that was found and could not be had when a step needed it: the error says for which line, and what
+/// pins it.
+fn base_error(plan: &Plan, vertex: VertexId, mut error: BuildError) -> BuildError {
+    let Plan { lowered, dockerfile, pins, .. } = plan;
     if let BuildError::Pull { at, .. } | BuildError::NoImage { at, .. } = &mut error {
         *at = lowered.source_map.location(vertex).map(|location| (dockerfile.clone(), location.clone()));
+    }
+    if let BuildError::Pull { reference, locked, .. } = &mut error {
+        *locked = pins.file_behind(reference);
     }
     error
 }
