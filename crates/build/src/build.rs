@@ -1,18 +1,15 @@
 //! One build as a walk: Dockerfile, definition, solve, image, names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_content::{ImageRecord, LayerRecord};
-use kiln_frontend::{
-    Ast, BaseImage, Diagnostic, EpochTime, ImageKey, Lowered, Lowering, Need, Options, Severity,
-};
-use kiln_llb::{Location, Op, Source, Vertex, VertexId};
+use kiln_frontend::{Diagnostic, Lowered};
+use kiln_llb::{Op, Source, Vertex, VertexId};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Platform, Reference, SnapshotId};
-use kiln_solver::{EventSink, Job, Limits, SolveError};
 
 use crate::attest::{Found, Stood, predicates};
 use crate::cache::BuildCache;
@@ -21,24 +18,23 @@ use crate::dockerfile::Dockerfile;
 use crate::engine::{now_unix, rfc3339};
 use crate::export::{Assembled, Delivered, Delivery, Output, are_of, deliver};
 use crate::image::with_layers;
-use crate::input::{Input, Reader};
-use crate::last_build::{self, FailedStep};
+use crate::input::Reader;
+use crate::last_build;
 use crate::layers::Layers;
-use crate::lock::{Pins, Remark, Saved};
+use crate::lock::{Pins, Saved};
+use crate::lowering::{Purpose, Understood, lower_all};
 use crate::no_cache::MadeAgain;
-use crate::ops::{BuildOp, Gathered, Shared, ShellJob, StepResources};
-use crate::platforms::{Product, Target, join, serves, stored_platform};
-use crate::registry::{
-    Base, PushedName, Resolved, Stored, Unpulled, known_base, newest, pinned_base, resolve_base, seen_base,
-};
+use crate::ops::{Shared, StepResources};
+use crate::platforms::{Product, Target};
+use crate::registry::{PushedName, Unpulled};
 use crate::remote_cache::{
     Borrowed, CacheTarget, Exported, INLINE_KEY, RemoteCache, Results, describe_inline,
     export as export_cache,
 };
-use crate::step_costs;
+use crate::solve::{solve_all, step_error};
 use crate::tree::Tree;
 use crate::why::{Reason, Why};
-use crate::{BuildError, BuildRequest, Engine, OpError};
+use crate::{BuildError, BuildRequest, Engine};
 
 /// Follows a build; called from several threads.
 pub trait Progress: Send + Sync {
@@ -193,10 +189,12 @@ pub(crate) struct Plan {
     pub(crate) stood: Vec<Stood>,
     /// Digest of what was fetched as the context.
     pub(crate) revision: Option<(&'static str, String)>,
+    /// What its names are pinned to.
+    pub(crate) pins: Pins,
     /// The lock file, where it was written.
     lock: Option<PathBuf>,
-    again: Arc<MadeAgain>,
-    jobs: Option<NonZeroUsize>,
+    pub(crate) again: Arc<MadeAgain>,
+    pub(crate) jobs: Option<NonZeroUsize>,
 }
 
 /// Reads and lowers what a request asks for, and opens the contexts it needs.
@@ -249,7 +247,7 @@ pub(crate) fn plan(
     let cache = BuildCache::new(engine.store.clone(), engine.snapshots.clone());
     let cache = Arc::new(cache.shared(remote, !request.cache_to.is_empty()));
     let jobs = request.jobs;
-    Ok(Plan { lowered, targets, dockerfile, shared, cache, stood, revision, lock, again, jobs })
+    Ok(Plan { lowered, targets, dockerfile, shared, cache, stood, revision, pins, lock, again, jobs })
 }
 
 fn local_name(vertex: &Vertex) -> Option<&str> {
@@ -257,466 +255,6 @@ fn local_name(vertex: &Vertex) -> Option<&str> {
         Op::Source(Source::Local(local)) => Some(&local.name),
         _ => None,
     }
-}
-
-/// What the definition is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    /// It will be solved: every image must be there, or at a registry.
-    Build,
-    /// Only what is said about it counts: an image that is not there is taken for an empty one.
-    Look,
-    /// The same, at all stages.
-    Check,
-}
-
-/// A Dockerfile that was understood, for every platform of the request.
-pub(crate) struct Understood {
-    /// The first one's, with the steps of all.
-    pub(crate) lowered: Lowered,
-    pub(crate) targets: Vec<Target>,
-    /// Those of the images that it stands on of which no layer has come.
-    pub(crate) unpulled: Vec<Arc<Resolved>>,
-    /// All of them; none where nobody asks.
-    pub(crate) stood: Vec<Stood>,
-}
-
-/// Lowers the Dockerfile for every platform of the request.
-pub(crate) fn lower_all(
-    reader: &Reader<'_>,
-    input: &Input,
-    purpose: Purpose,
-    pins: &mut Pins,
-) -> Result<Understood, BuildError> {
-    let (mut unpulled, mut stood) = (Vec::new(), Vec::new());
-    let lowered = |platform: Platform| {
-        let (lowered, bases) = lower(reader, input, purpose, &platform, pins)?;
-        unpulled.extend(bases.unpulled);
-        stood.extend(bases.stood);
-        Ok((platform, lowered))
-    };
-    let all = reader.request.targets().into_iter().map(lowered).collect::<Result<_, BuildError>>()?;
-    let (lowered, targets) =
-        join(all).ok_or_else(|| BuildError::Bug { what: "a build for no platform".to_owned() })?;
-    Ok(Understood { lowered, targets, unpulled, stood })
-}
-
-/// Rounds of asking for base images; each round needs one more, and stages are bounded.
-const MAX_ROUNDS: usize = 1000;
-
-/// The images that a build stands on.
-#[derive(Default)]
-pub(crate) struct StandsOn {
-    /// Those of which no layer has come.
-    unpulled: Vec<Arc<Resolved>>,
-    /// All; none where nobody asks.
-    stood: Vec<Stood>,
-}
-
-/// Parses and lowers the Dockerfile of a request for `platform`, with the images it needs; `pins` says which those are,
-/// and learns. Blocks when it asks for the time of something.
-pub(crate) fn lower(
-    reader: &Reader<'_>,
-    input: &Input,
-    purpose: Purpose,
-    platform: &Platform,
-    pins: &mut Pins,
-) -> Result<(Lowered, StandsOn), BuildError> {
-    let Reader { engine, request, .. } = *reader;
-    let Input { dockerfile, ignore, named, .. } = input;
-    let wrong = |diagnostics| BuildError::Dockerfile { dockerfile: dockerfile.clone(), diagnostics };
-    let (ast, mut warnings) = kiln_frontend::parse(&dockerfile.text);
-    if warnings.iter().any(Diagnostic::is_error) {
-        return Err(wrong(warnings));
-    }
-    let mut options = Options {
-        build_args: request.build_args.clone(),
-        target: request.target.clone(),
-        labels: request.labels.clone(),
-        ignore: ignore.clone(),
-        contexts: named.clone(),
-        extra_hosts: request.extra_hosts.clone(),
-        network: request.network,
-        all_stages: purpose == Purpose::Check && request.target.is_none(),
-        keep_owners: input.has_owners(),
-        epoch: if purpose == Purpose::Build { EpochTime::Unasked } else { EpochTime::Unknown },
-        build_platform: Platform::host(),
-        names_platform: request.platforms.len() > 1,
-        ..Options::new(platform.clone())
-    };
-    let mut images: BTreeMap<ImageKey, BaseImage> = BTreeMap::new();
-    let mut bases = StandsOn::default();
-    for _ in 0..MAX_ROUNDS {
-        match kiln_frontend::lower(&ast, &options, &images).map_err(wrong)? {
-            Lowering::Done(mut lowered) => {
-                warnings.append(&mut lowered.warnings);
-                lowered.warnings = warnings;
-                return Ok((*lowered, bases));
-            }
-            Lowering::NeedsTime(asked) => options.epoch = EpochTime::At(reader.time_of(input, &asked)?),
-            Lowering::Needs(needs) => {
-                for need in needs {
-                    let found = match (&need.image.layout, purpose) {
-                        (Some(layout), _) => {
-                            let image = reader.layout(layout, &need.image.platform)?;
-                            Some(Base::Here(Stored::unread(image)))
-                        }
-                        (None, Purpose::Build) => {
-                            find_base(reader, dockerfile, &ast, &need, pins, &mut warnings)?
-                        }
-                        (None, Purpose::Look | Purpose::Check) => {
-                            let seen = |name: &Reference| seen_base(engine, name, &need.image.platform);
-                            let exact = pins.exact(&need.image.reference);
-                            seen(&exact)?
-                                .map_or_else(|| seen(&need.image.reference), |base| Ok(Some(base)))?
-                        }
-                    };
-                    let Need { image: key, span, stages } = need;
-                    let at = || Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
-                    if purpose == Purpose::Build
-                        && request.attestations.provenance.is_some()
-                        && let Some(base) = &found
-                    {
-                        bases.stood.push(stood(engine, &key, base, pins)?);
-                    }
-                    let image = match found {
-                        Some(Base::Here(here)) => {
-                            let config_digest = here.image.config;
-                            let config = here.into_config(engine)?;
-                            // For this machine's own platform it is the frontend that warns.
-                            let is_asked =
-                                purpose == Purpose::Build && key.platform != options.build_platform;
-                            if is_asked && !serves(&key.platform, &config) {
-                                return Err(BuildError::OtherPlatform {
-                                    reference: Box::new(key.reference),
-                                    wanted: Box::new(key.platform),
-                                    actual: Box::new(config.platform()),
-                                    at: at(),
-                                    source: None,
-                                });
-                            }
-                            BaseImage { config_digest, config, unknown: false }
-                        }
-                        Some(Base::There(resolved)) => {
-                            let (config_digest, config) =
-                                (resolved.config_digest(), resolved.config().clone());
-                            bases.unpulled.push(resolved);
-                            BaseImage { config_digest, config, unknown: false }
-                        }
-                        None if purpose != Purpose::Build => {
-                            BaseImage::unknown(&key.reference, &key.platform)
-                        }
-                        None => {
-                            let reference = pins.exact(&key.reference);
-                            // What is pinned was not misspelt.
-                            let is_pinned = pins.pinned(&key.reference).is_some();
-                            let similar =
-                                if is_pinned { None } else { similar_name(engine, &ast, &reference)? };
-                            return Err(BuildError::NoImage {
-                                reference: Box::new(reference),
-                                at: at(),
-                                stages,
-                                similar,
-                            });
-                        }
-                    };
-                    images.insert(key, image);
-                }
-            }
-        }
-    }
-    Err(BuildError::Bug { what: "the frontend keeps asking for base images".to_owned() })
-}
-
-/// An image that the build stands on, as it was found.
-fn stood(engine: &Engine, key: &ImageKey, base: &Base, pins: &Pins) -> Result<Stood, BuildError> {
-    let ImageKey { reference, platform, layout } = key;
-    // What a layout holds is not what a registry has under a name.
-    let root = match (layout, pins.pinned(reference)) {
-        (Some(_), _) => None,
-        (None, Some(digest)) => Some(digest),
-        (None, None) => base.led_to(engine, reference, platform)?.map(|(root, _)| root),
-    };
-    let config = match base {
-        Base::Here(here) => here.image.config,
-        Base::There(resolved) => resolved.config_digest(),
-    };
-    Ok(Stood { reference: reference.clone(), platform: platform.clone(), config, root })
-}
-
-/// The image that a FROM or a `from` means.
-fn find_base(
-    reader: &Reader<'_>,
-    dockerfile: &Arc<Dockerfile>,
-    ast: &Ast,
-    need: &Need,
-    pins: &mut Pins,
-    warnings: &mut Vec<Diagnostic>,
-) -> Result<Option<Base>, BuildError> {
-    let Reader { engine, cancel, .. } = *reader;
-    let Need { image: ImageKey { reference, platform, .. }, span, stages } = need;
-    let span = *span;
-    let at = Some((dockerfile.clone(), lines_of(&dockerfile.text, span.start, span.end)));
-    let mut remark = |(message, hint): Remark| {
-        warnings.push(Diagnostic { severity: Severity::Warning, span, message, hint, rule: None });
-    };
-    // Whoever misspells a stage wants to hear that, not what a registry says.
-    let bare = reference.familiar();
-    let bare = bare.strip_suffix(":latest").unwrap_or(&bare);
-    let stages = stages.iter().flatten().map(String::as_str);
-    let is_locked = pins.lists(reference) || pins.pinned(reference).is_some();
-    let is_stage = !is_locked && kiln_frontend::nearest(bare, stages).is_some();
-    let found = if is_stage {
-        let Some(known) = known_base(engine, reference, platform, cancel)? else { return Ok(None) };
-        pins.demand(reference, at.clone())?;
-        Ok(Some(known))
-    } else {
-        pins.demand(reference, at.clone())?;
-        means(reader, &need.image, pins, &mut |message| remark((message, None)))
-    };
-    let found = match found {
-        Err(BuildError::Cancelled) => return Err(BuildError::Cancelled),
-        Ok(Some(found)) => {
-            if pins.wants(reference) {
-                // Of one without files nobody notes down what led to it.
-                let root = match found.led_to(engine, reference, platform)? {
-                    Some((root, _)) => Some(root),
-                    None => pins.led.of(reference),
-                };
-                if let Some(said) = pins.found(reference, root) {
-                    remark(said);
-                }
-            }
-            return Ok(Some(found));
-        }
-        found => found,
-    };
-    let locked = pins.file_of(reference);
-    let reference = &pins.exact(reference);
-    // There is one of this name, and it is not the right one.
-    if let Some(named) = engine.store.resolve(reference)? {
-        let (actual, is_right) = stored_platform(engine, &named, platform)?;
-        if !is_right {
-            return Err(BuildError::OtherPlatform {
-                reference: Box::new(reference.clone()),
-                wanted: Box::new(platform.clone()),
-                actual: Box::new(actual),
-                at,
-                source: found.err().map(Box::new),
-            });
-        }
-    }
-    match found {
-        Err(error) => {
-            let similar = if locked.is_some() { None } else { similar_name(engine, ast, reference)? };
-            let (reference, source) = (Box::new(reference.clone()), Box::new(error));
-            Err(BuildError::Pull { reference, at, similar, locked, source })
-        }
-        found => found,
-    }
-}
-
-/// The image that a name stands for: what it is pinned to, or what it leads to. `note` hears what deserves a look.
-fn means(
-    reader: &Reader<'_>,
-    image: &ImageKey,
-    pins: &mut Pins,
-    note: &mut dyn FnMut(String),
-) -> Result<Option<Base>, BuildError> {
-    let Reader { engine, request, cancel } = *reader;
-    let (bases, ImageKey { reference, platform, .. }) = (&request.bases, image);
-    if let Some(registries) = bases.asked()
-        && pins.renews(reference)
-        && (pins.lists(reference) || !is_own(reader, image)?)
-    {
-        let root = newest(registries, reference, &mut pins.led, cancel);
-        registries.client().take_notes().into_iter().for_each(&mut *note);
-        pins.pin(reference, root?);
-    }
-    let pinned = pins.pinned(reference);
-    let led = &mut pins.led;
-    match pinned {
-        Some(digest) => pinned_base(engine, bases, (reference, digest), platform, led, cancel, note),
-        None => resolve_base(engine, bases, reference, platform, led, cancel, note),
-    }
-}
-
-/// Whether an image of the store was built, loaded or imported here: no registry has it.
-fn is_own(reader: &Reader<'_>, image: &ImageKey) -> Result<bool, BuildError> {
-    let (engine, ImageKey { reference, platform, .. }) = (reader.engine, image);
-    let Some(known) = known_base(engine, reference, platform, reader.cancel)? else { return Ok(false) };
-    Ok(known.led_to(engine, reference, platform)?.is_none())
-}
-
-/// A stage or an image of the store whose name is close, or that has another tag.
-fn similar_name(engine: &Engine, ast: &Ast, wanted: &Reference) -> Result<Option<String>, BuildError> {
-    let bare = |name: String| name.strip_suffix(":latest").map(str::to_owned).unwrap_or(name);
-    let mut known: Vec<String> =
-        kiln_frontend::targets(ast).into_iter().filter_map(|target| target.name).collect();
-    let mut other_tags = Vec::new();
-    for image in engine.store.images()? {
-        for name in engine.store.names_of(&image.config)? {
-            if (name.domain(), name.path()) == (wanted.domain(), wanted.path()) {
-                other_tags.push(name.familiar());
-            }
-            known.push(bare(name.familiar()));
-        }
-    }
-    let near = kiln_frontend::nearest(&bare(wanted.familiar()), known.iter().map(String::as_str));
-    Ok(near.map(str::to_owned).or_else(|| other_tags.into_iter().next()))
-}
-
-fn lines_of(text: &str, start: usize, end: usize) -> Location {
-    let line = |at: usize| 1 + text.bytes().take(at).filter(|&b| b == b'\n').count();
-    Location { first_line: line(start), last_line: line(end.max(start + 1) - 1) }
-}
-
-/// A solve without a result.
-pub(crate) struct Unsolved {
-    pub(crate) source: BuildError,
-    /// The step that failed, if one did.
-    failed: Option<Box<FailedStep>>,
-}
-
-impl From<BuildError> for Unsolved {
-    fn from(source: BuildError) -> Self {
-        Self { source, failed: None }
-    }
-}
-
-/// Solves for all `targets` at once.
-async fn solve_all(
-    plan: &Plan,
-    targets: &[Option<VertexId>],
-    progress: Arc<dyn Progress>,
-) -> Result<Vec<Tree>, Unsolved> {
-    let mut wanted: Vec<VertexId> = targets.iter().flatten().copied().collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let trees = match wanted.as_slice() {
-        [] => Vec::new(),
-        [only] => vec![solve(plan, Some(*only), None, progress).await?],
-        several => {
-            let gathered = Arc::new(Gathered::default());
-            solve_for(plan, Goal::All(several, gathered.clone()), progress).await?;
-            gathered.take()
-        }
-    };
-    let of = |target: &VertexId| wanted.binary_search(target).ok().and_then(|at| trees.get(at).cloned());
-    Ok(targets.iter().map(|target| target.as_ref().and_then(of).unwrap_or(Tree::Empty)).collect())
-}
-
-/// Solves for `target`; `None`: for nothing. With `shell`, the target runs that instead.
-pub(crate) async fn solve(
-    plan: &Plan,
-    target: Option<VertexId>,
-    shell: Option<Arc<ShellJob>>,
-    progress: Arc<dyn Progress>,
-) -> Result<Tree, Unsolved> {
-    let Some(target) = target else { return Ok(Tree::Empty) };
-    solve_for(plan, Goal::One(target, shell), progress).await
-}
-
-/// What is wanted of a solve.
-enum Goal<'a> {
-    /// One tree; or a shell in the place of what makes it.
-    One(VertexId, Option<Arc<ShellJob>>),
-    /// All of these trees.
-    All(&'a [VertexId], Arc<Gathered>),
-}
-
-async fn solve_for(plan: &Plan, goal: Goal<'_>, progress: Arc<dyn Progress>) -> Result<Tree, Unsolved> {
-    let Plan { lowered, dockerfile, shared, cache, .. } = plan;
-    let ids = || (0..lowered.definition.vertices().len()).map(VertexId);
-    let titles: Vec<String> = ids().map(|id| lowered.source_map.title(id).to_owned()).collect();
-    for (id, vertex) in ids().zip(lowered.definition.vertices()) {
-        // Refused before anything runs, and even if the step's result is there already.
-        shared.steps.check(&vertex.op).map_err(|error| step_error(lowered, dockerfile, id, error))?;
-    }
-    progress.plan(&titles);
-    let vertices = lowered.definition.vertices().iter().zip(&titles);
-    let why = shared.why.clone();
-    let count = titles.len();
-    let events: EventSink = Arc::new(move |event| {
-        // The step that waits for all targets is nobody's business.
-        if event.vertex() >= count {
-            return;
-        }
-        if let Some(why) = &why {
-            why.event(&event);
-        }
-        progress.event(event);
-    });
-    let op = |id: VertexId, vertex| match &goal {
-        Goal::One(target, Some(shell)) if id == *target => BuildOp::with_shell(vertex, shared, shell.clone()),
-        _ => BuildOp::new(vertex, shared),
-    };
-    let mut vertices: Vec<_> = ids()
-        .zip(vertices)
-        .map(|(id, (vertex, title))| {
-            op(id, vertex).planned(vertex, id, title, plan.again.reason(id.0).is_some())
-        })
-        .collect();
-    let target = match &goal {
-        Goal::One(target, _) => target.0,
-        Goal::All(targets, gathered) => {
-            vertices.push(BuildOp::gathering(targets, count, shared, gathered.clone()));
-            count
-        }
-    };
-    let job = Job { vertices, target, cache: cache.clone(), cancel: Arc::new(shared.cancel.clone()), events };
-    // Steps that only wait are many: the kernel shares processors better than a limit does.
-    let many = std::thread::available_parallelism().map_or(4, usize::from).max(4) * 8;
-    let limits = Limits {
-        jobs: plan.jobs.map_or(many, NonZeroUsize::get),
-        memory_bytes: step_costs::free_memory_bytes(),
-    };
-    kiln_solver::solve(job, limits).await.map_err(|error| match error {
-        SolveError::Cancelled => BuildError::Cancelled.into(),
-        SolveError::Vertex { vertex: _, source: OpError::Build(inner) }
-            if matches!(*inner, BuildError::Store(_)) =>
-        {
-            Unsolved::from(*inner)
-        }
-        SolveError::Vertex { vertex, source: OpError::Build(inner) }
-            if matches!(*inner, BuildError::Pull { .. } | BuildError::NoImage { .. }) =>
-        {
-            Unsolved::from(base_error(lowered, dockerfile, VertexId(vertex), *inner))
-        }
-        SolveError::Vertex { vertex, source } => {
-            let op = lowered.definition.vertices()[vertex].op.digest();
-            let title = titles[vertex].clone();
-            let failed = FailedStep { op, title, snapshot: shared.steps.kept(&op) };
-            let source = step_error(lowered, dockerfile, VertexId(vertex), source);
-            Unsolved { source, failed: Some(Box::new(failed)) }
-        }
-        SolveError::Cache { source } => source.into(),
-        other => BuildError::Bug { what: other.to_string() }.into(),
-    })
-}
-
-/// A base image that was found and could not be had when a step needed it: the error says for which line.
-fn base_error(
-    lowered: &Lowered,
-    dockerfile: &Arc<Dockerfile>,
-    vertex: VertexId,
-    mut error: BuildError,
-) -> BuildError {
-    if let BuildError::Pull { at, .. } | BuildError::NoImage { at, .. } = &mut error {
-        *at = lowered.source_map.location(vertex).map(|location| (dockerfile.clone(), location.clone()));
-    }
-    error
-}
-
-pub(crate) fn step_error(
-    lowered: &Lowered,
-    dockerfile: &Arc<Dockerfile>,
-    vertex: VertexId,
-    source: OpError,
-) -> BuildError {
-    let at = lowered.source_map.location(vertex).map(|location| (dockerfile.clone(), location.clone()));
-    let title = lowered.source_map.title(vertex).to_owned();
-    BuildError::Step { title, at, source: Box::new(source) }
 }
 
 /// Diff IDs, history with times, config.

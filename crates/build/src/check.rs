@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use kiln_frontend::{Diagnostic, Outline, Target};
 
-use crate::build::{Purpose, lower};
 use crate::dockerfile::Dockerfile;
 use crate::input::Reader;
 use crate::lock::Pins;
+use crate::lowering::{Purpose, lower};
 use crate::{BuildCancel, BuildError, BuildRequest, Engine};
 
 /// What a check found.

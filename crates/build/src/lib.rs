@@ -11,6 +11,7 @@
 
 mod archive;
 mod attest;
+mod bases;
 mod build;
 pub mod builds;
 mod cache;
@@ -37,6 +38,7 @@ mod load;
 mod load_layers;
 mod load_oci;
 mod lock;
+mod lowering;
 mod named_context;
 mod no_cache;
 mod ops;
@@ -52,6 +54,7 @@ mod sbom;
 mod secrets;
 mod select;
 mod shell;
+mod solve;
 mod source;
 mod ssh;
 mod stand;

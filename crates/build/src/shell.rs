@@ -9,8 +9,9 @@ use kiln_executor::Exit;
 use kiln_llb::{Op, Vertex, VertexId};
 use kiln_oci::{Digest, SnapshotId};
 
-use crate::build::{Plan, plan, solve};
+use crate::build::{Plan, plan};
 use crate::ops::{ShellJob, ShellTree};
+use crate::solve::solve;
 use crate::{BuildCancel, BuildError, BuildRequest, Engine, FailedStep, NoCache, Progress};
 
 /// A command to run in the place of a step.

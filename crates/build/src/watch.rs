@@ -15,10 +15,10 @@ use kiln_frontend::ignore::Patterns;
 use kiln_llb::{Exec, File, FileAction, MountKind, Op, Source};
 
 pub use self::inotify::{News, Watcher};
-use crate::build::{Purpose, lower_all};
 use crate::dockerfile::{IGNORE_NAMES, NAMES};
 use crate::input::{DockerfileSource, Reader};
 use crate::lock::{self, LockMode, Pins};
+use crate::lowering::{Purpose, lower_all};
 use crate::remote_context::ContextSource;
 use crate::{BuildCancel, BuildError, BuildRequest, Engine, NamedSource};
 

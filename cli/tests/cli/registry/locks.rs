@@ -266,6 +266,12 @@ fn a_lock_file_of_somebody_else_is_data() {
     bench.build(&context, &["--offline"]).expect(4).says(&[&absent, "is not in the store"]);
     bench.build(&context, &["--lock=update"]).expect(0);
     assert_eq!(lock(&context), good);
+
+    // What is pinned is known, and its layers are gone.
+    server.state.lock().unwrap().blobs.retain(|_, blob| blob.starts_with(b"{"));
+    let other = Bench::empty();
+    let failed = other.build(&context, &["-o", text(&other.at("out"))]).expect(5);
+    failed.says(&["Dockerfile:1", &digest(&server, "v1"), "kiln.lock pins it", "--lock=update"]);
 }
 
 /// A context in a tar.

@@ -81,6 +81,12 @@ impl Pins {
         is_pinned.then(|| self.place.file()).flatten()
     }
 
+    /// The file that made some name mean `exact`, which has a digest.
+    pub(crate) fn file_behind(&self, exact: &Reference) -> Option<String> {
+        let pins = self.mode != LockMode::Update && self.file.as_ref()?.pins(exact);
+        pins.then(|| self.place.file()).flatten()
+    }
+
     /// Whether `reference` is to be looked up anew.
     pub(crate) fn renews(&self, reference: &Reference) -> bool {
         self.mode == LockMode::Update && reference.digest().is_none() && !self.added.contains_key(reference)

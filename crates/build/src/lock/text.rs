@@ -97,6 +97,11 @@ impl Locked {
         self.images.get(reference).copied()
     }
 
+    /// Whether some name is pinned to what `exact` names.
+    pub(super) fn pins(&self, exact: &Reference) -> bool {
+        self.images.iter().any(|(name, digest)| name.with_digest(*digest) == *exact)
+    }
+
     /// Pins what `new` says; what is pinned stays, unless it `replaces`. Those that have stayed where `new` says
     /// otherwise.
     pub(super) fn take(
