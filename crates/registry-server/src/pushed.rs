@@ -122,6 +122,7 @@ impl From<NotTaken> for Trouble {
 
 impl Pushing {
     pub(crate) fn new(images: Arc<dyn Takes>, directory: Directory, reports: Arc<Reports>) -> Self {
+        directory.waiting.be_strict();
         let room = |count| Arc::new(Semaphore::new(count));
         Self {
             images,
@@ -193,9 +194,12 @@ impl Pushing {
             return Ok(Some(known.clone()));
         }
         let Some(manifest) = self.directory.manifest(name, &Which::Digest(*digest))? else { return Ok(None) };
-        let Some(found) = self.directory.image_configs(name, &manifest)? else { return Ok(None) };
+        let Some((found, is_whole)) = self.directory.image_configs(name, &manifest)? else { return Ok(None) };
         let found = Arc::new(found);
-        configs().insert(key, found.clone());
+        // What is missing may come again.
+        if is_whole {
+            configs().insert(key, found.clone());
+        }
         Ok(Some(found))
     }
 
@@ -240,6 +244,7 @@ impl Pushing {
 
     /// What was pushed under a digest. What is damaged is not there, and is told of: who pushes it again mends it.
     pub(crate) fn by_digest(&self, name: &Name, digest: Digest) -> Result<Option<Manifest>, Trouble> {
+        self.directory.ask_for(name, &digest);
         let found = self.directory.manifest(name, &Which::Digest(digest));
         self.unless_damaged(found.map_err(Trouble::from))
     }
@@ -303,13 +308,15 @@ impl Pushing {
         let Some(tag) = tag else {
             return Ok(self.directory.put_manifest(name, None, &manifest, reads)?);
         };
-        let Some(configs) = self.directory.image_configs(name, &manifest)? else {
+        let Some((configs, _)) = self.directory.image_configs(name, &manifest)? else {
             return refused(format!("it leads to more than {MOST_LISTED} manifests, or to too long ones"));
         };
         if configs.is_empty() && self.images.image(name, tag)?.is_some() {
             return Err(Trouble::IsImage);
         }
         let configs = Arc::new(configs);
+        let key = (name.clone(), manifest.digest);
+        self.configs.lock().unwrap_or_else(PoisonError::into_inner).insert(key, configs.clone());
         self.directory.put_manifest(name, None, &manifest, reads)?;
         // Before the name moves: nothing shall fail then.
         let ready = self.directory.ready_tag(name, tag, &manifest.digest)?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use kiln_oci::{Digest, Sha256Writer};
 use tokio::sync::Semaphore;
 
+use crate::directory::is_unreadable;
 use crate::version::Version;
 
 /// A disk may lose a bit without anybody writing to it: after so long it is looked at again.
@@ -106,9 +107,7 @@ impl Verified {
                 Ok(count) => hash.write_all(&piece[..count])?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // What a disk cannot read is as good as damaged. It may be able to the next time.
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
-                    return Ok(false);
-                }
+                Err(error) if is_unreadable(&error) => return Ok(false),
                 Err(error) => return Err(error),
             }
         }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kiln_content::{Space, Store};
+use kiln_layer::{ApplyError, CONTENT_BYTES, TAR_BYTES};
 use kiln_oci::image::Descriptor;
 use kiln_oci::{Digest, Platform, Reference};
 
@@ -103,7 +104,9 @@ impl Arrivals {
         let name = name_of(repository, tag)?;
         // What this pins is free again when it ends.
         let mut job = self.engine.for_job()?;
-        job.limits.tar_size_bytes = job.limits.tar_size_bytes.min(room(job.store.root())?);
+        let room = room(job.store.root())?;
+        let is_tight = room < job.limits.tar_size_bytes;
+        job.limits.tar_size_bytes = job.limits.tar_size_bytes.min(room);
         let pushed = Pushed { store: job.store.clone(), parts: parts.clone(), shown: name.familiar() };
         let archive = Archive::of_blobs(Path::new(&name.familiar()), job.store.clone(), pushed);
         let archive = archive.of_stranger(self.compared.clone());
@@ -119,7 +122,10 @@ impl Arrivals {
                 return Err(BuildError::ForeignLayer { path, digest }.into());
             }
         }
-        let image = load_image_alone(&job, &archive, &picked, &self.cancel)?;
+        let image = load_image_alone(&job, &archive, &picked, &self.cancel).map_err(|error| match error {
+            error if is_tight && is_too_large(&error) => ArrivalError::Failed(full(job.store.root())),
+            error => error.into(),
+        })?;
         job.store.set_name(&name, &image)?;
         Ok(job.store.barrier()?)
     }
@@ -228,8 +234,21 @@ fn room(root: &Path) -> Result<u64, BuildError> {
     let failed = |source| BuildError::Unreadable { path: root.to_owned(), source };
     let space = Space::of(root).map_err(failed)?;
     match space.free_bytes.saturating_sub(RESERVE_BYTES.min(space.total_bytes / 20)) {
-        0 => Err(failed(io::ErrorKind::StorageFull.into())),
+        0 => Err(full(root)),
         room => Ok(room),
+    }
+}
+
+fn full(root: &Path) -> BuildError {
+    BuildError::Unreadable { path: root.to_owned(), source: io::ErrorKind::StorageFull.into() }
+}
+
+/// Whether a layer was larger than it might be.
+fn is_too_large(error: &BuildError) -> bool {
+    match error {
+        BuildError::Apply(ApplyError::Limit { what, .. }) => *what == TAR_BYTES || *what == CONTENT_BYTES,
+        BuildError::Layer { source, .. } => is_too_large(source),
+        _ => false,
     }
 }
 
@@ -267,10 +286,7 @@ fn is_of_image(error: &BuildError) -> bool {
         | BuildError::Json { .. }
         | BuildError::Store(kiln_content::Error::Mismatch { .. })
         | BuildError::Snapshots(kiln_snapshotter::Error::TooDeep { .. }) => true,
-        BuildError::Apply(error) => {
-            use kiln_layer::ApplyError::{Cancelled, Host};
-            !matches!(error, Host { .. } | Cancelled)
-        }
+        BuildError::Apply(error) => !matches!(error, ApplyError::Host { .. } | ApplyError::Cancelled),
         BuildError::Layer { source, .. } => is_of_image(source),
         _ => false,
     }

@@ -165,7 +165,7 @@ pub(super) fn touch(file: &File) -> io::Result<()> {
 }
 
 /// A minute more or less does not matter, writing an inode each time does.
-fn is_recent(metadata: &fs::Metadata) -> bool {
+pub(super) fn is_recent(metadata: &fs::Metadata) -> bool {
     let age = metadata.modified().map(|seen| SystemTime::now().duration_since(seen));
     matches!(age, Ok(Ok(age)) if age.as_secs() < 60)
 }

@@ -122,17 +122,8 @@ struct Run<'a> {
     dry_run: bool,
     note: &'a mut dyn FnMut(Judged),
     collected: Collected,
-    /// What manifests need that a tag leads to, over whatever.
+    /// What manifests need.
     needed: HashSet<Digest>,
-}
-
-/// What becomes of a repository's manifests.
-#[derive(Default)]
-struct Manifests {
-    /// They go.
-    gone: HashSet<Digest>,
-    /// They stay for now, and no tag leads to them.
-    waiting: HashSet<Digest>,
 }
 
 /// Why something stays that somebody may be about to need.
@@ -144,7 +135,7 @@ impl Run<'_> {
         let mut kept = HashSet::new();
         for name in directory.repositories()? {
             let _alone = directory.publishing.write().unwrap_or_else(PoisonError::into_inner);
-            let done = self.manifests(&name, untagged).and_then(|all| self.shares(&name, &all, &mut kept));
+            let done = self.manifests(&name, untagged).and_then(|gone| self.shares(&name, &gone, &mut kept));
             match done {
                 Err(DirectoryError::Damaged { .. }) => self.leave(&name, &mut kept)?,
                 done => done?,
@@ -183,8 +174,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Removes what no tag leads to, over indexes and subjects, if that is asked for.
-    fn manifests(&mut self, name: &Name, untagged: bool) -> Result<Manifests, DirectoryError> {
+    /// Removes what no tag leads to, over indexes and subjects, if that is asked for; what went.
+    fn manifests(&mut self, name: &Name, untagged: bool) -> Result<HashSet<Digest>, DirectoryError> {
         let directory = self.directory;
         let dir = directory.repository(name).join("_manifests");
         let all = directory.manifests(name)?;
@@ -193,17 +184,15 @@ impl Run<'_> {
         } else {
             vec![(false, "manifests stay unless those without a tag are asked for"); all.len()]
         };
-        let mut found = Manifests::default();
+        let mut gone = HashSet::new();
         for (digest, verdict) in all.iter().zip(verdicts) {
             let bytes = fs::metadata(dir.join(digest.hex())).map_or(0, |metadata| metadata.len());
             if verdict.0 {
                 if !self.dry_run {
                     directory.forget_manifest(name, digest)?;
                 }
-                found.gone.insert(*digest);
+                gone.insert(*digest);
                 self.collected.manifests += 1;
-            } else if verdict.1 == YOUNG {
-                found.waiting.insert(*digest);
             }
             if !self.dry_run && untagged {
                 match verdict.1 == YOUNG {
@@ -213,7 +202,7 @@ impl Run<'_> {
             }
             self.tell(Kind::Manifest, Some(name), digest, bytes, verdict);
         }
-        Ok(found)
+        Ok(gone)
     }
 
     fn judge_manifests(
@@ -243,21 +232,19 @@ impl Run<'_> {
     fn shares(
         &mut self,
         name: &Name,
-        manifests: &Manifests,
+        gone: &HashSet<Digest>,
         kept: &mut HashSet<Digest>,
     ) -> Result<(), DirectoryError> {
         let directory = self.directory;
         let mut needed = HashSet::new();
-        for digest in directory.manifests(name)?.iter().filter(|digest| !manifests.gone.contains(digest)) {
+        for digest in directory.manifests(name)?.iter().filter(|digest| !gone.contains(digest)) {
             // One that cannot be read may need anything: nothing of this repository goes then.
             let Some(manifest) = directory.manifest(name, &Which::Digest(*digest))? else { continue };
             let damaged = || DirectoryError::Damaged { path: directory.repository(name) };
             let reads = Reads::new(&manifest.bytes).map_err(|_| damaged())?;
             needed.extend(reads.all_blobs().map(|blob| blob.digest));
-            if !manifests.waiting.contains(digest) {
-                self.needed.extend(reads.all_blobs().map(|blob| blob.digest));
-            }
         }
+        self.needed.extend(&needed);
         let dir = directory.repository(name).join("_blobs");
         for hex in names(&dir)? {
             let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };

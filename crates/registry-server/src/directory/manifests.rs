@@ -13,7 +13,7 @@ use kiln_oci::image::Descriptor;
 use serde::Deserialize;
 
 use super::collect::Reach;
-use super::{Directory, DirectoryError, is_gone, names, remove, sync};
+use super::{Directory, DirectoryError, is_gone, is_unreadable, names, remove, sync};
 use crate::route::{Name, Tag, Which};
 
 /// A manifest or an index as it came.
@@ -153,6 +153,7 @@ impl Directory {
                 Err(_) => Err(DirectoryError::Damaged { path }),
             },
             Err(error) if is_gone(&error) => Ok(None),
+            Err(error) if is_unreadable(&error) => Err(DirectoryError::Damaged { path }),
             Err(error) => Err(DirectoryError::host("read", path)(error)),
         }
     }
@@ -198,9 +199,10 @@ impl Directory {
         drop(publishing);
         let has_subject =
             || reads.subject.as_ref().is_some_and(|subject| self.has_manifest(name, &subject.digest));
-        if tag.is_some() || has_subject() {
+        if tag.is_some() || !self.waiting.is_strict() || has_subject() {
             self.needs(name, &manifest.digest);
-        } else if is_new {
+        }
+        if tag.is_none() && is_new && !has_subject() {
             self.waiting.add_manifest(name, &manifest.digest, manifest.bytes.len() as u64);
         }
         Ok(())
@@ -214,7 +216,11 @@ impl Directory {
         // Of what is damaged the next collection knows more.
         for (manifest, blobs) in self.reach(name, [*digest], Reach::Down).unwrap_or_default() {
             self.waiting.forget_manifest(name, &manifest);
-            blobs.iter().for_each(|blob| self.waiting.forget(blob));
+            for blob in &blobs {
+                // A collection that has looked here before knows nothing of the tag.
+                self.fresh.add(blob);
+                self.waiting.forget(blob);
+            }
         }
     }
 
@@ -256,6 +262,20 @@ impl Directory {
         drop(publishing);
         self.needs(name, &manifest.digest);
         Ok(())
+    }
+
+    /// Says that somebody has asked for a manifest: who finds it here will not send it, so it stays as one that came just
+    /// now.
+    pub(crate) fn ask_for(&self, name: &Name, digest: &Digest) {
+        let path = self.manifest_path(name, digest);
+        if fs::metadata(&path).is_ok_and(|stat| super::blobs::is_recent(&stat)) {
+            return;
+        }
+        // Nobody decides meanwhile that it is old.
+        let _publishing = self.publishing.read().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(file) = fs::File::open(path) {
+            let _ = super::blobs::touch(&file);
+        }
     }
 
     /// Whether there is such a manifest; nobody looks into it.
@@ -310,13 +330,14 @@ impl Directory {
         self.write(&self.tag_path(name, tag), format!("{digest}\n").as_bytes())
     }
 
-    /// The configs of the images that a manifest is, or leads to; an empty set: it is something else. `None`: it leads to
-    /// more than anybody wants to read. Costs reading what it leads to.
+    /// The configs of the images that a manifest is, or leads to; an empty set: it is something else. And whether all that
+    /// it leads to is there. `None`: that is more than anybody wants to read. Costs reading it.
     pub(crate) fn image_configs(
         &self,
         name: &Name,
         manifest: &Manifest,
-    ) -> Result<Option<HashSet<Digest>>, DirectoryError> {
+    ) -> Result<Option<(HashSet<Digest>, bool)>, DirectoryError> {
+        let mut is_whole = true;
         let mut configs = HashSet::new();
         // A client says how many there are, and how large they are.
         const MOST: usize = 1000;
@@ -334,15 +355,18 @@ impl Directory {
             if !seen.insert(digest) {
                 continue;
             }
-            if let Some(child) = self.manifest(name, &Which::Digest(digest))? {
-                bytes += child.bytes.len();
-                look(&child.bytes, &mut open);
+            match self.manifest(name, &Which::Digest(digest))? {
+                Some(child) => {
+                    bytes += child.bytes.len();
+                    look(&child.bytes, &mut open);
+                }
+                None => is_whole = false,
             }
             if seen.len() > MOST || bytes > MOST_BYTES {
                 return Ok(None);
             }
         }
-        Ok(Some(configs))
+        Ok(Some((configs, is_whole)))
     }
 
     /// Every tag of a repository, sorted.
@@ -538,6 +562,7 @@ fn read(path: &Path, digest: Digest) -> Result<Option<Manifest>, DirectoryError>
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) if is_unreadable(&error) => return Err(DirectoryError::Damaged { path: path.to_owned() }),
         Err(error) => return Err(DirectoryError::host("read", path)(error)),
     };
     let damaged = || DirectoryError::Damaged { path: path.to_owned() };

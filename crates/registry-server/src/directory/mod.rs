@@ -288,6 +288,11 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
+/// The disk has lost it.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// The names in a directory, sorted; nothing when it is not there.
 fn names(dir: &Path) -> Result<Vec<String>, DirectoryError> {
     let entries = match fs::read_dir(dir) {

@@ -258,7 +258,12 @@ impl Directory {
             self.uploads.end(id, writing).map_err(NotEnded::Directory)?;
             return Err(NotEnded::Digest { actual });
         }
+        // It counts as a blob from here on, not twice.
+        writing.seen.store(0, Ordering::Relaxed);
         let published = self.publish(name, expected, &writing.path, &writing.file);
+        if published.is_err() {
+            writing.seen.store(writing.size, Ordering::Relaxed);
+        }
         published.and_then(|()| self.uploads.end(id, writing)).map_err(NotEnded::Directory)
     }
 }

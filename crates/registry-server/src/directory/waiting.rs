@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use kiln_oci::Digest;
@@ -19,6 +20,8 @@ pub(crate) struct Waiting {
     /// `None`: as much as the disk has room for. Nothing is counted then.
     limit_bytes: Option<u64>,
     all: Mutex<All>,
+    /// A blob waits until a tag leads to what needs it, not until a manifest does.
+    is_strict: AtomicBool,
 }
 
 #[derive(Default)]
@@ -36,12 +39,21 @@ pub(super) fn on_disk(size_bytes: u64) -> u64 {
 
 impl Waiting {
     pub(super) fn new(limits: &Limits) -> Self {
-        Self { limit_bytes: limits.waiting_bytes, all: Mutex::default() }
+        Self { limit_bytes: limits.waiting_bytes, all: Mutex::default(), is_strict: AtomicBool::new(false) }
     }
 
     /// Whether anybody wants to know.
     pub(super) fn is_counted(&self) -> bool {
         self.limit_bytes.is_some()
+    }
+
+    /// From now on tags count alone, where manifests without one do not stay.
+    pub(crate) fn be_strict(&self) {
+        self.is_strict.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        self.is_strict.load(Ordering::Relaxed)
     }
 
     /// Something came, or nothing needs it any more.
@@ -104,15 +116,15 @@ impl Directory {
         (all > limit_bytes).then_some(limit_bytes)
     }
 
-    /// Counts what waits on the disk. Costs reading all manifests.
+    /// Counts the blobs that wait on the disk. Costs reading all manifests.
     pub(super) fn find_waiting(&self) -> Result<(), DirectoryError> {
         if self.waiting.limit_bytes.is_none() {
             return Ok(());
         }
         let mut needed = HashSet::new();
         for name in self.repositories()? {
-            let live = self.tagged(&name).and_then(|tagged| self.reach(&name, tagged, Reach::All));
-            let live = match live {
+            let found = self.manifests(&name)?;
+            let found = match self.reach(&name, found, Reach::Down) {
                 // What it would lead to stays, and is nobody's who pushes.
                 Err(DirectoryError::Damaged { .. }) => {
                     let marks = names(&self.repository(&name).join("_blobs"))?;
@@ -121,13 +133,9 @@ impl Directory {
                     );
                     continue;
                 }
-                live => live?,
+                found => found?,
             };
-            for digest in self.manifests(&name)?.iter().filter(|digest| !live.contains_key(digest)) {
-                let path = self.manifest_path(&name, digest);
-                self.waiting.add_manifest(&name, digest, fs::metadata(path).map_or(0, |stat| stat.len()));
-            }
-            needed.extend(live.into_values().flatten());
+            needed.extend(found.into_values().flatten());
         }
         let blobs = self.root.join("blobs/sha256");
         for first in names(&blobs)? {

@@ -482,7 +482,7 @@ fn who_collects_for_a_moment_does_not_keep_a_registry_from_starting() {
 #[test]
 fn manifests_that_wait_for_their_turn_are_bounded() {
     let lab = Lab::new();
-    Keeper::of(&lab.dir()).be_slow("take", LONG);
+    Keeper::of(&lab.dir()).be_slow("before", Duration::from_secs(4));
     let mut client = lab.client();
     client.push_blob("a", b"{}");
     let large = "x".repeat(3_900_000);
