@@ -187,7 +187,7 @@ impl Host {
             if let Some(found) = look() {
                 return found;
             }
-            assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
