@@ -104,7 +104,7 @@ fn two_builds_at_once_do_not_disturb_each_other() {
 fn output_comes_line_by_line_while_the_step_runs() {
     needs_root!();
     let store = Store::with_busybox();
-    let context = Context::new(&[("Dockerfile", "FROM busybox\nRUN echo ea\"\"rly; sleep 31536020\n")]);
+    let context = Context::new(&[("Dockerfile", "FROM busybox\nRUN echo ea\"\"rly; sleep 31536025\n")]);
     let mut build = Running::start(store.command(&["build", "--progress", "plain", context.path()]));
     build.wait_for("early");
     build.signal(rustix::process::Signal::TERM);

@@ -112,7 +112,7 @@ impl Docker {
             if is(&outcome) {
                 return outcome;
             }
-            assert!(start.elapsed() < Duration::from_secs(30), "{args:?}: {outcome:?}");
+            assert!(start.elapsed() < Duration::from_secs(60), "{args:?}: {outcome:?}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

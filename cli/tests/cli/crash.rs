@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Context, Running, Store, needs_root, processes_with};
+use crate::harness::{Context, Running, Store, needs_root, processes_left, processes_with};
 
 /// Steps before the one that sleeps: helpers of later ones are forked, not executed.
 const BEFORE: [&str; 2] = ["", "RUN true\n"];
@@ -19,7 +19,7 @@ fn sleeping(before: &str, seconds: &str) -> Context {
 
 #[track_caller]
 fn check_nothing_is_left(store: &Store, argument: &str) {
-    assert_eq!(processes_with(argument), [""; 0], "processes are left");
+    assert_eq!(processes_left(argument), [""; 0], "processes are left");
     assert_eq!(store.mounts(), [""; 0], "mounts are left");
     assert_eq!(store.active_snapshots(), [""; 0], "active snapshots are left");
 }
@@ -60,8 +60,10 @@ fn ctrl_c_ends_a_run_with_130_and_nothing_is_left() {
         let args = ["build", "--no-cache", "--progress", "plain", context.path()];
         let mut build = Running::start(store.command(&args));
         build.wait_for("ready");
+        let sent = Instant::now();
         build.signal(Signal::INT);
         build.end().expect(130);
+        store.tidy_after(sent.elapsed());
         check_nothing_is_left(&store, "31536018");
         if before.is_empty() {
             assert_eq!(store.holds(), held);

@@ -331,12 +331,22 @@ impl Store {
         found
     }
 
-    /// Lines of any process's mount table that mention this store.
+    /// Lines of any process's mount table that mention this store, once the kernel had its time.
     pub(crate) fn mounts(&self) -> Vec<String> {
         let root = self.dir.path().to_string_lossy().into_owned();
-        let tables = processes().filter_map(|process| fs::read_to_string(process.join("mountinfo")).ok());
-        let lines = tables.flat_map(|table| table.lines().map(str::to_owned).collect::<Vec<_>>());
-        lines.filter(|line| line.contains(&root)).collect()
+        left(|| {
+            let tables = processes().filter_map(|process| fs::read_to_string(process.join("mountinfo")).ok());
+            let lines = tables.flat_map(|table| table.lines().map(str::to_owned).collect::<Vec<_>>());
+            lines.filter(|line| line.contains(&root)).collect()
+        })
+    }
+
+    /// Behind a command that was told to end and took so long. What has not ended within a second and a half is
+    /// left where it is, and the next command tidies up: on a busy machine there is such a one.
+    pub(crate) fn tidy_after(&self, took: Duration) {
+        if took > Duration::from_secs(1) {
+            self.ok(&["images"]);
+        }
     }
 }
 
@@ -456,6 +466,57 @@ pub(crate) fn processes_with(argument: &str) -> Vec<String> {
     let command_lines = processes().filter_map(|process| fs::read(process.join("cmdline")).ok());
     let words = command_lines.map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "));
     words.filter(|line| line.split(' ').any(|word| word == argument)).collect()
+}
+
+/// The same once the kernel had its time: what is killed takes a moment to go.
+pub(crate) fn processes_left(argument: &str) -> Vec<String> {
+    left(|| processes_with(argument))
+}
+
+/// What `look` still finds after ten seconds, if it finds anything so long.
+pub(crate) fn left(look: impl Fn() -> Vec<String>) -> Vec<String> {
+    let begun = Instant::now();
+    loop {
+        let found = look();
+        if found.is_empty() || begun.elapsed() > Duration::from_secs(10) {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// How long commands took to end that were told to: two seconds are promised. A busy machine may take longer for
+/// one of them, but neither for most nor for ever.
+#[derive(Default)]
+pub(crate) struct Ends(Vec<Duration>);
+
+impl Ends {
+    #[track_caller]
+    pub(crate) fn add(&mut self, what: &str, took: Duration) {
+        assert!(took < Duration::from_secs(10), "{what}: it ended after {took:?}");
+        self.0.push(took);
+    }
+
+    #[track_caller]
+    pub(crate) fn check(mut self, what: &str) {
+        self.0.sort();
+        let median = self.0.get((self.0.len().max(1) - 1) / 2);
+        assert!(median.is_none_or(|took| *took < Duration::from_secs(2)), "{what}: {:?}", self.0);
+    }
+
+    pub(crate) fn slowest(&self) -> Duration {
+        self.0.iter().max().copied().unwrap_or_default()
+    }
+}
+
+/// Whether a process catches a signal by now, or has it wait: before that, it does what it does to any.
+pub(crate) fn minds(pid: u32, signal: rustix::process::Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let bits = |name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+    };
+    (bits("SigBlk:") | bits("SigCgt:")) >> (signal.as_raw() - 1) & 1 == 1
 }
 
 fn processes() -> impl Iterator<Item = PathBuf> {

@@ -192,7 +192,7 @@ impl Tmux {
             if screen.contains(mark) {
                 return;
             }
-            assert!(start.elapsed() < Duration::from_secs(20), "`{mark}` does not appear:\n{screen}");
+            assert!(start.elapsed() < Duration::from_secs(60), "`{mark}` does not appear:\n{screen}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use crate::disk::Disk;
 use crate::harness::{Store, needs_root, text};
@@ -60,17 +61,22 @@ fn check(make: &str, disk: &Disk) {
         let stamp = |secs: i64, nanos: i64| i128::from(secs) * 1_000_000_000 + i128::from(nanos);
         (stat.ino(), stamp(stat.mtime(), stat.mtime_nsec()), stamp(stat.ctime(), stat.ctime_nsec()))
     };
-    let mut met = 0;
+    let (mut met, mut quick) = (0, 0);
     for attempt in 0..ATTEMPTS {
-        let before = state(2 * attempt);
+        let (begun, before) = (Instant::now(), state(2 * attempt));
         assert_eq!(build(), format!("{:08}", 2 * attempt), "{make}");
         let after = state(2 * attempt + 1);
+        quick += usize::from(begun.elapsed() < Duration::from_millis(500));
         assert_eq!(build(), format!("{:08}", 2 * attempt + 1), "{make}: {before:?} {after:?}");
         met += usize::from(before == after);
         if met == CHANGES {
             break;
         }
     }
-    assert!(met > 0, "{make} has finer stamps than that");
+    // A build that takes longer than a stamp is wide never meets one.
+    assert!(met > 0 || quick < 20, "{make} has finer stamps than that");
+    if met == 0 {
+        eprintln!("SKIPPED ALOUD: {make}: this machine is too busy to change a file twice in a second");
+    }
     println!("{make}: {met} changes kept the times of the file");
 }

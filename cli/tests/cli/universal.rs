@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Outcome, Store, test_as};
+use crate::harness::{Outcome, Store, left, test_as};
 use crate::layers::listing;
 
 /// A command runs in a mount namespace and a cgroup of its own, so that what it leaves there is its
@@ -125,10 +125,16 @@ impl Cgroup {
 
     #[track_caller]
     fn check(self) {
-        let left = fs::read_to_string(self.dir.join("cgroup.procs")).expect("ours");
-        assert_eq!(left, "", "processes are left");
-        let below = fs::read_dir(&self.dir).expect("ours").flatten().filter(|entry| entry.path().is_dir());
-        assert_eq!(below.count(), 0, "cgroups are left");
+        let processes = || {
+            let list = fs::read_to_string(self.dir.join("cgroup.procs")).expect("ours");
+            list.lines().map(str::to_owned).collect()
+        };
+        assert_eq!(left(processes), [""; 0], "processes are left");
+        let below = || {
+            let all = fs::read_dir(&self.dir).expect("ours").flatten().map(|entry| entry.path());
+            all.filter(|path| path.is_dir()).map(|path| path.display().to_string()).collect()
+        };
+        assert_eq!(left(below), [""; 0], "cgroups are left");
     }
 }
 

@@ -29,6 +29,35 @@ fn context() -> Context {
     Context::new(&files)
 }
 
+/// Puts a whole file there at once, as editors do. What a busy machine writes in two steps may be built in between,
+/// and the second step then be the news that the next wait is for.
+fn put(store: &Store, context: &Context, name: &str, content: &str) {
+    let beside = store.beside("put");
+    fs::write(&beside, content).and_then(|()| fs::rename(beside, context.at(name))).expect("ours");
+}
+
+/// How much longer than it should this machine takes to wake up, to start a program and to hear of it, at best.
+fn delay() -> Duration {
+    let nap = Duration::from_millis(30);
+    let once = || {
+        let begun = Instant::now();
+        let said = std::process::Command::new("/bin/sh").args(["-c", "sleep 0.03; echo"]).output();
+        assert!(said.is_ok_and(|said| said.stdout == b"\n"), "there is a shell");
+        begun.elapsed().saturating_sub(nap)
+    };
+    (0..5).map(|_| once()).min().unwrap_or_default()
+}
+
+/// Whether the quickest of several builds began within 100 ms of the last write. The time that a busy machine takes to
+/// say so is not the watch's.
+#[track_caller]
+fn check_begun(took: &mut [Duration]) {
+    took.sort();
+    println!("half of them within {} ms", took[took.len() / 2].as_millis());
+    let delay = delay();
+    assert!(took[0] < Duration::from_millis(100) + 10 * delay, "{delay:?}, {took:?}");
+}
+
 /// Does `act`, and waits until a build begins because of `news`. How long that took.
 #[track_caller]
 fn begins(running: &mut Running, news: &str, act: impl FnOnce()) -> Duration {
@@ -79,13 +108,13 @@ fn whatever_is_read_is_built_again_when_it_changes() {
     took.push(begins(&mut running, "single2", || context.write("single2", "6")));
     has(&mut running, &store, "/single2", "6");
     took.push(begins(&mut running, "Dockerfile", || {
-        context.write("Dockerfile", &format!("{DOCKERFILE}COPY other /other\n"));
+        put(&store, &context, "Dockerfile", &format!("{DOCKERFILE}COPY other /other\n"));
     }));
     running.wait_for("error: ");
     // What it lacked is watched now.
     took.push(begins(&mut running, "other", || context.write("other", "7")));
     has(&mut running, &store, "/other", "7");
-    took.push(begins(&mut running, ".dockerignore", || context.write(".dockerignore", "src/new\n")));
+    took.push(begins(&mut running, ".dockerignore", || put(&store, &context, ".dockerignore", "src/new\n")));
     running.wait_for(WAITING);
     took.push(begins(&mut running, "src/b.o", || context.write("src/b.o", "8")));
     has(&mut running, &store, "/src/b.o", "8");
@@ -94,10 +123,7 @@ fn whatever_is_read_is_built_again_when_it_changes() {
     context.write("src/new/ignored", "");
     context.write("src/a", "9");
     has(&mut running, &store, "/src/a", "9");
-    took.sort();
-    println!("half of them within {} ms", took[took.len() / 2].as_millis());
-    // The time that a busy machine takes to say so is not the watch's.
-    assert!(took[0] < Duration::from_millis(100), "{took:?}");
+    check_begun(&mut took);
 
     running.signal(Signal::INT);
     let outcome = running.end().expect(130);
@@ -128,13 +154,8 @@ fn a_large_tree_is_built_again_as_soon_as_a_small_one() {
         took.push(begins(&mut running, &name, || context.write(&name, &format!("turn {turn}"))));
         running.wait_for(WAITING);
     }
-    took.sort();
-    println!(
-        "{count} files in {dirs} directories: half of them within {} ms",
-        took[took.len() / 2].as_millis()
-    );
-    // The time that a busy machine takes to say so is not the watch's.
-    assert!(took[0] < Duration::from_millis(100), "{took:?}");
+    println!("{count} files in {dirs} directories");
+    check_begun(&mut took);
     let content = store.shell("app", &format!("cat /all/src/d{}/f8", 8 * 7 % dirs));
     assert_eq!(content, "turn 8");
     running.signal(Signal::INT);
@@ -155,8 +176,10 @@ fn a_build_that_is_overtaken_is_given_up() {
     running.wait_for(WAITING);
     context.write("gate", "");
     running.wait_for("standing at 42");
+    let sent = Instant::now();
     running.signal(Signal::INT);
     running.end().expect(130);
+    store.tidy_after(sent.elapsed());
     assert_eq!(store.active_snapshots(), Vec::<String>::new());
     store.sound().expect("it was interrupted in order");
 }

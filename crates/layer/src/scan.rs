@@ -449,6 +449,7 @@ mod tests {
         let file = File::create(dir.path().join("log")).unwrap();
         file.write_all_at(&[0; 100_000], 0).unwrap();
         let (stop, never) = (AtomicBool::new(false), AtomicBool::new(false));
+        let begun = AtomicBool::new(false);
         let root = File::open(dir.path()).unwrap();
         let hash = |length: usize| {
             let buffer = vec![0; length];
@@ -458,8 +459,12 @@ mod tests {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     file.write_all_at(b"x", 0).unwrap();
+                    begun.store(true, Ordering::Relaxed);
                 }
             });
+            while !begun.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
             // Byte by byte: long enough for the other thread to have its turn.
             let read = hash(1);
             stop.store(true, Ordering::Relaxed);

@@ -164,11 +164,11 @@ fn containers_end_side_by_side() {
         docker.start(name, &[], "trap '' TERM; echo ready; while :; do sleep 0.05; done");
     }
     names.iter().for_each(|name| ready(&docker, name));
-    // One after the other they would take 15 seconds at least.
+    // One after the other they would take 25 seconds at least.
     let begun = Instant::now();
-    assert_eq!(docker.ok(&[&["stop", "-t", "3"], &names[..]].concat()), names.join("\n"));
+    assert_eq!(docker.ok(&[&["stop", "-t", "5"], &names[..]].concat()), names.join("\n"));
     let took = begun.elapsed();
-    assert!((Duration::from_secs(3)..Duration::from_secs(14)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(5)..Duration::from_secs(24)).contains(&took), "{took:?}");
     let said = docker.run(&["rm", "a4", "absent", "a1", "a5"]).expect(1).says(&["\"absent\""]);
     assert_eq!(said.stdout, "a4\na1\na5\n");
     docker.ok(&["restart", "-t", "0", "a2", "a3"]);
@@ -195,7 +195,7 @@ fn a_signal_ends_the_command_where_it_is_not_passed_on() {
     let begun = Instant::now();
     while child.try_wait().expect("our child").is_none() {
         kill_process(Pid::from_child(&child), Signal::TERM).expect("our child");
-        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(begun.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(20));
     }
     let status = child.wait().expect("our child");

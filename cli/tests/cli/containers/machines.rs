@@ -33,7 +33,7 @@ pub(super) fn datagram(namespace: &str, address: &str, text: &str) -> Option<Str
     within(namespace, || {
         let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
         socket.connect(address).ok()?;
-        socket.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        socket.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
         socket.send(text.as_bytes()).ok()?;
         let mut buffer = [0; 100];
         let length = socket.recv(&mut buffer).ok()?;
@@ -75,8 +75,9 @@ impl Machine {
     pub(super) fn get(&self, address: &str, path: &str) -> Option<String> {
         let address: SocketAddr = address.parse().expect("an address");
         self.within(|| {
-            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+            // Where nobody answers, tests wait so long for that.
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
             stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
             let mut text = String::new();
             stream.read_to_string(&mut text).ok()?;
@@ -186,7 +187,7 @@ impl Host {
             if let Some(found) = look() {
                 return found;
             }
-            assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+            assert!(start.elapsed() < Duration::from_secs(60), "{what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

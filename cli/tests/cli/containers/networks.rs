@@ -15,37 +15,37 @@ fn containers_find_each_other_by_name() {
     let address = docker.field("one", "{{.NetworkSettings.Networks.mine.IPAddress}}");
     let id = docker.field("one", "{{.Id}}");
     for name in ["one", "first", "ONE", &id[..12]] {
-        let found = docker.exec("two", &format!("ping -c 1 -W 2 {name}")).expect(0).stdout;
+        let found = docker.exec("two", &format!("ping -c 1 -W 20 {name}")).expect(0).stdout;
         assert!(found.contains(&format!("({address})")), "{name}: {found}");
     }
-    docker.exec("one", "ping -c 1 -W 2 two").expect(0);
-    docker.exec("one", "ping -c 1 -W 2 one").expect(0);
+    docker.exec("one", "ping -c 1 -W 20 two").expect(0);
+    docker.exec("one", "ping -c 1 -W 20 one").expect(0);
     let reverse = docker.exec("two", &format!("nslookup {address}")).stdout;
     assert!(reverse.contains("one.mine"), "{reverse}");
-    docker.exec("two", "ping -c 1 -W 2 nobody").expect(1).says(&["bad address"]);
+    docker.exec("two", "ping -c 1 -W 20 nobody").expect(1).says(&["bad address"]);
     // The usual network has no names, and is another one.
     docker.start("apart", &[], SLEEP);
-    docker.exec("apart", "ping -c 1 -W 2 one").expect(1);
+    docker.exec("apart", "ping -c 1 -W 20 one").expect(1);
     docker.exec("apart", &format!("ping -c 1 -W 1 {address}")).expect(1);
     let apart = docker.field("apart", "{{.NetworkSettings.IPAddress}}");
     docker.exec("one", &format!("ping -c 1 -W 1 {apart}")).expect(1);
 
     docker.run(&["network", "rm", "mine"]).expect(1).says(&["is used by", "container one"]);
     docker.ok(&["network", "disconnect", "mine", "one"]);
-    docker.exec("two", "ping -c 1 -W 2 one").expect(1);
+    docker.exec("two", "ping -c 1 -W 20 one").expect(1);
     assert_eq!(docker.exec("one", "ls /sys/class/net; ip -o link | wc -l").stdout.lines().last(), Some("1"));
     docker.ok(&["network", "connect", "--alias", "again", "mine", "one"]);
-    docker.exec("two", "ping -c 1 -W 2 again").expect(0);
+    docker.exec("two", "ping -c 1 -W 20 again").expect(0);
     docker.ok(&["network", "connect", "mine", "apart"]);
-    docker.exec("two", "ping -c 1 -W 2 apart").expect(0);
+    docker.exec("two", "ping -c 1 -W 20 apart").expect(0);
     assert_eq!(docker.ok(&["ps", "-q", "--filter", "network=mine"]).lines().count(), 3);
     // It is where it was put when it starts again, and has names now.
     docker.ok(&["restart", "-t", "0", "apart"]);
-    docker.exec("apart", "ping -c 1 -W 2 two").expect(0);
+    docker.exec("apart", "ping -c 1 -W 20 two").expect(0);
     docker.ok(&["rename", "two", "three"]);
-    docker.exec("one", "ping -c 1 -W 2 three").expect(0);
+    docker.exec("one", "ping -c 1 -W 20 three").expect(0);
 
-    let script = "ip -o -4 addr show eth0; ping -c 1 -W 2 three; hostname";
+    let script = "ip -o -4 addr show eth0; ping -c 1 -W 20 three; hostname";
     let shared = docker.ok(&["run", "--rm", "--network", "container:apart", "busybox", "sh", "-c", script]);
     assert!(shared.contains(&apart_address(&docker)), "{shared}");
     assert!(shared.ends_with(&docker.field("apart", "{{.Config.Hostname}}")), "{shared}");
@@ -82,15 +82,15 @@ fn networks_are_as_they_were_asked_to_be() {
     let format = "{{(index .IPAM.Config 0).Subnet}} {{.Labels.a}} {{range .Containers}}{{.Name}}{{end}}";
     assert_eq!(docker.ok(&["network", "inspect", "-f", format, "mine"]), "203.0.113.0/28 1 one");
     // Out of one that may, and not out of one that may not.
-    docker.exec("one", &format!("ping -c 1 -W 2 {NEIGHBOUR}")).expect(0);
+    docker.exec("one", &format!("ping -c 1 -W 20 {NEIGHBOUR}")).expect(0);
     docker.ok(&["network", "create", "--internal", "cellar"]);
     docker.start("two", &["--network", "cellar", "-p", "8080:80"], &format!("httpd -p 80; {SLEEP}"));
     docker.exec("two", &format!("ping -c 1 -W 1 {NEIGHBOUR}")).expect(1);
     docker.exec("two", "ip route | grep default").expect(1);
     docker.exec("one", "ping -c 1 -W 1 two").expect(1);
     docker.ok(&["network", "connect", "cellar", "one"]);
-    docker.exec("one", "ping -c 1 -W 2 two").expect(0);
-    docker.exec("one", &format!("ping -c 1 -W 2 {NEIGHBOUR}")).expect(0);
+    docker.exec("one", "ping -c 1 -W 20 two").expect(0);
+    docker.exec("one", &format!("ping -c 1 -W 20 {NEIGHBOUR}")).expect(0);
     // The host leads in all the same.
     docker.until("it is reached from outside", || docker.neighbour.get(&format!("{HOST}:8080"), "/"));
     docker.ok(&["network", "disconnect", "mine", "one"]);

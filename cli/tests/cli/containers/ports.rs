@@ -45,7 +45,7 @@ fn published_ports_are_reached_from_everywhere() {
     assert_eq!(docker.ok(&["ps", "-q", "--filter", "publish=8080"]).len(), 12);
 
     docker.ok(&["stop", "-t", "0", "web"]);
-    assert_eq!(docker.host.get("127.0.0.1:8080", "/"), None);
+    assert_eq!(docker.host.get("127.0.0.1:8080", "/"), None, "nobody listens");
     assert_eq!(docker.ok(&["port", "web"]), "");
     docker.ok(&["start", "web"]);
     docker.until("it comes up again", || docker.neighbour.get(&outside, "/"));
@@ -131,7 +131,7 @@ fn a_firewall_that_forwards_nothing_is_lived_with() {
     assert!(docker.neighbour.get(&outside, "/cgi-bin/who").unwrap().contains(NEIGHBOUR));
     // Out, from both kinds of network.
     docker.ok(&["network", "create", "mine"]);
-    let ping = format!("ping -c 1 -W 2 {NEIGHBOUR}");
+    let ping = format!("ping -c 1 -W 20 {NEIGHBOUR}");
     docker.ok(&["run", "--rm", "busybox", "sh", "-c", &ping]);
     docker.ok(&["run", "--rm", "--network", "mine", "busybox", "sh", "-c", &ping]);
     // But not in past the published port: a packet that nobody asked for stays outside.

@@ -34,7 +34,7 @@ fn a_transfer_that_gets_on_has_an_end_all_the_same() {
             "--transfer-timeout",
         ]);
         // It would have taken hours.
-        assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
         assert_eq!(bench.ok(&["images", "-q"]), "");
         bench.store.sound().unwrap();
     };
@@ -59,7 +59,7 @@ fn an_upload_that_nobody_answers_has_an_end() {
     let begun = Instant::now();
     let pushed = bench.build(&context, &["--push", "-t", &name, "--transfer-timeout", "1s"]).expect(5);
     pushed.says(&["was given 1 seconds for /v2/team/app/blobs/uploads/"]);
-    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     assert!(server.state.lock().unwrap().manifests.is_empty());
     bench.store.sound().unwrap();
 }

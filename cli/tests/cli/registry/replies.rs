@@ -12,6 +12,8 @@ use crate::universal::Watch;
 
 /// `user:canary-password`
 const BASIC: &str = "Basic dXNlcjpjYW5hcnktcGFzc3dvcmQ=";
+/// For servers that do not stand still: on a busy machine they may seem to.
+const PATIENCE: &str = "30s";
 const CHALLENGE: (&str, &str) = ("WWW-Authenticate", "Basic realm=\"x\"");
 
 /// An image of one layer, which is no compressed one.
@@ -54,8 +56,8 @@ pub(super) fn offer(server: &Server, image: &Image) {
 
 type Script = fn(&Request, usize) -> Option<Reply>;
 
-/// A store, and a password for this server and no other. What stands still is given up soon.
-fn bench(server: &Server, with: Bench) -> Bench {
+/// A store, and a password for this server and no other. What stands still for so long is given up.
+fn bench(server: &Server, with: Bench, stall: &str) -> Bench {
     let auth = json!({"auths": {server.domain(): {"auth": &BASIC[6..]}}});
     with.write("docker/config.json", auth.to_string());
     std::fs::set_permissions(
@@ -63,7 +65,7 @@ fn bench(server: &Server, with: Bench) -> Bench {
         std::os::unix::fs::PermissionsExt::from_mode(0o600),
     )
     .unwrap();
-    with.write("kiln.toml", "[registries]\nstall-timeout = \"1s\"\ntries = 3\n");
+    with.write("kiln.toml", format!("[registries]\nstall-timeout = \"{stall}\"\ntries = 3\n"));
     with
 }
 
@@ -88,6 +90,17 @@ fn pull(
     said: &str,
     script: impl Fn(&Request, usize) -> Option<Reply> + Send + Sync + 'static,
 ) -> Server {
+    pull_patiently(PATIENCE, code, said, script)
+}
+
+/// The same, with so much patience for what stands still.
+#[track_caller]
+fn pull_patiently(
+    stall: &str,
+    code: i32,
+    said: &str,
+    script: impl Fn(&Request, usize) -> Option<Reply> + Send + Sync + 'static,
+) -> Server {
     let image = Image::new(&bytes());
     let server = Server::scripted(
         move |request, nth| {
@@ -95,7 +108,7 @@ fn pull(
         },
     );
     offer(&server, &image);
-    let bench = bench(&server, Bench::empty());
+    let bench = bench(&server, Bench::empty(), stall);
     watched(&bench, &["pull", &format!("{}/team/app:v1", server.domain())]).expect(code).says(&[said]);
     let named = bench.ok(&["images", "-q"]);
     assert_eq!(named.is_empty(), code != 0, "{named}");
@@ -220,14 +233,14 @@ fn r12_to_r14_ranges() {
 fn r15_and_r16_what_stands_still_is_given_up() {
     needs_root!();
     let trickle = || {
-        pull(5, "sent or took next to nothing", |request, _| {
+        pull_patiently("1s", 5, "sent or took next to nothing", |request, _| {
             let whole = layer(request)?;
             Some(Reply::Trickle(head(200, &[], whole.len()), whole[..1000].to_vec()))
         });
     };
     std::thread::scope(|scope| {
         scope.spawn(trickle);
-        let server = pull(5, "sent or took next to nothing", |request, _| {
+        let server = pull_patiently("1s", 5, "sent or took next to nothing", |request, _| {
             is_manifest(request).then(|| Reply::Hang(Vec::new()))
         });
         assert_eq!(server.seen().len(), 3);
@@ -280,7 +293,7 @@ fn r22_a_tag_that_moves_leads_to_one_image() {
     for blob in [&new.layer, &new.config] {
         server.blob(blob);
     }
-    let bench = bench(&server, Bench::empty());
+    let bench = bench(&server, Bench::empty(), PATIENCE);
     let name = format!("{}/team/app:v1", server.domain());
     let context = Context::new(&[("Dockerfile", &format!("FROM {name}\n"))]);
     let built = |flag: &str| {
@@ -308,7 +321,7 @@ fn push(
             if request.path == "/v2/" { None } else { script(request, nth) }
         },
     );
-    let bench = bench(&server, Bench::empty());
+    let bench = bench(&server, Bench::empty(), PATIENCE);
     let name = format!("{}/team/app:v1", server.domain());
     // Nothing that gzip would make small.
     let mut seed = 1_u64;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{BOTH, Ids, User};
 use rustix::process::Signal;
 
-use crate::harness::{Outcome, Running, Store, needs_root, text};
+use crate::harness::{Outcome, Running, Store, left, needs_root, text};
 
 #[test]
 fn containers_live_as_roots_do() {
@@ -31,11 +31,12 @@ fn containers_live_as_roots_do() {
         user.ok(&["cp", text(&user.at("file")), "cc:/copied"]);
         assert_eq!(user.ok(&["exec", "cc", "cat", "/copied"]).stdout, "copied");
         user.ok(&["commit", "cc", "kept"]);
+        // Its monitor ends a moment after it has let the container go.
         user.ok(&["rm", "-f", "cc"]);
         let layers = user.layers("kept");
         let added = layers.last().unwrap().iter().find(|entry| entry.starts_with("added")).cloned();
         assert!(added.is_some_and(|entry| entry.contains(" 8:9 ")), "{ids:?}: {layers:#?}");
-        assert_eq!(user.processes(), Vec::<String>::new(), "{ids:?}");
+        assert_eq!(left(|| user.processes()), Vec::<String>::new(), "{ids:?}");
     }
 }
 
@@ -112,7 +113,7 @@ fn reaches_the_outside(user: &User, address: IpAddr, what: Ids) {
         let refused = user.kiln(&["run", "--rm", "busybox", "nc", "-w", "2", to, &port]);
         assert_ne!(refused.code, Some(0), "{to} {what:?}");
     }
-    assert_eq!(user.processes(), Vec::<String>::new(), "{what:?}");
+    assert_eq!(left(|| user.processes()), Vec::<String>::new(), "{what:?}");
 }
 
 /// What a web server answers at an address of the host.
@@ -156,7 +157,7 @@ fn ports_of_the_host_lead_into_a_users_container() {
         assert!(user.ok(&["ps"]).stdout.contains(&format!("{address}->80/tcp")));
         user.ok(&["rm", "-f", "web"]);
         TcpListener::bind(&address).expect("the port is free again");
-        assert_eq!(user.processes(), Vec::<String>::new(), "{ids:?}");
+        assert_eq!(left(|| user.processes()), Vec::<String>::new(), "{ids:?}");
     }
 }
 
@@ -241,14 +242,10 @@ fn nothing_outlives_an_interrupted_build() {
         let ended = running.end();
         assert_ne!(ended.code, Some(0), "{ended:?}");
         // After SIGKILL it is for the kernel to end the rest.
-        let limit = Instant::now() + Duration::from_secs(10);
-        while !user.processes().is_empty() && Instant::now() < limit {
-            std::thread::yield_now();
-        }
-        assert_eq!(user.processes(), Vec::<String>::new(), "{ids:?} {signal:?}");
+        assert_eq!(left(|| user.processes()), Vec::<String>::new(), "{ids:?} {signal:?}");
         user.ok(&["fsck"]);
-        let left = user.at("home/.local/share/kiln/snapshots/active");
-        assert_eq!(std::fs::read_dir(left).unwrap().count(), 0);
+        let active = user.at("home/.local/share/kiln/snapshots/active");
+        assert_eq!(std::fs::read_dir(active).unwrap().count(), 0);
     }
 }
 

@@ -81,7 +81,7 @@ fn a09_a_users_file_that_is_none_is_an_error_at_once() {
         let dockerfile = format!("FROM {name}\nUSER somebody\nRUN id\n");
         let outcome = store.build_bounded(&Context::new(&[("Dockerfile", &dockerfile)]), &[]).expect(1);
         assert!(!format!("{outcome:?}").contains(MARKER), "{outcome:?}");
-        assert!(started.elapsed() < Duration::from_secs(20), "{name} took {:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(60), "{name} took {:?}", started.elapsed());
     }
     host.check();
 }

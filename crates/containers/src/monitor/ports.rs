@@ -226,7 +226,12 @@ mod tests {
         let other = Ports::take(&[range]).unwrap();
         assert!(other.bound()[0].host > number);
         drop(ports);
-        Ports::take(&[port("", Some(number), 80, "tcp")]).unwrap();
+        // Somebody else on this machine may be quicker, once in a while.
+        let again = || {
+            let number = Ports::take(&[port("", None, 80, "tcp")]).unwrap().bound()[0].host;
+            Ports::take(&[port("", Some(number), 80, "tcp")]).is_ok()
+        };
+        assert!((0..10).any(|_| again()), "a port that was given back can be had");
         let nowhere = Ports::take(&[port("203.0.113.77", Some(number), 80, "tcp")]);
         assert!(matches!(nowhere, Err(Error::PortRefused { .. })));
     }

@@ -299,5 +299,6 @@ fn index_made_anew_is_quick() {
     let started = std::time::Instant::now();
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.rebuilt().unwrap().records, 10_000);
-    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // Each for itself would take minutes.
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
 }

@@ -51,8 +51,10 @@ fn a_joined_process_sees_what_the_container_sees() {
         let (result, text) = join(
             &sandbox,
             &container,
+            // The container's shell becomes another program, in its own time.
             &shell(
-                "hostname; cat /proc/1/cmdline | wc -c; ls /sys/class/net; while read -r k v; do case $k in CapEff*) echo $v;; esac; done < /proc/self/status",
+                "n=0; until [ $(cat /proc/1/cmdline | wc -c) = 11 ] || [ $n = 600 ]; do n=$((n+1)); sleep 0.05; done; \
+                 hostname; cat /proc/1/cmdline | wc -c; ls /sys/class/net; while read -r k v; do case $k in CapEff*) echo $v;; esac; done < /proc/self/status",
             ),
         );
         assert_eq!(result.unwrap(), Exit::Code(0), "{text}");

@@ -28,11 +28,19 @@ fn a_namespace_that_is_as_good_as_new_is_used_again() {
     }
 }
 
+/// Waits until so many sockets are open.
+fn until_open(count: usize) -> String {
+    let lines = "$(cat /proc/net/tcp /proc/net/tcp6 /proc/net/udp /proc/net/udp6 2>/dev/null | while read -r n rest; \
+                 do case $n in *:) echo; esac; done | wc -l)";
+    format!("n=0; until [ {lines} -ge {count} ] || [ $n = 600 ]; do n=$((n+1)); sleep 0.05; done")
+}
+
 #[test]
 fn what_listened_and_what_was_not_read_is_gone_with_its_process() {
     let Some(sandbox) = Sandbox::new() else { return };
-    let listen = "nc -l -p 4000 >/dev/null & nc -u -l -p 4000 >/dev/null & sleep 0.2";
-    let (first, _) = namespace(&sandbox, listen, |_| {});
+    // Not every busybox has an nc that takes datagrams.
+    let listen = format!("nc -u -l -p 4000 >/dev/null & nc -l -p 4000 >/dev/null & {}", until_open(1));
+    let (first, _) = namespace(&sandbox, &listen, |_| {});
     let (second, out) = namespace(&sandbox, "cat /proc/net/tcp /proc/net/udp | wc -l", |_| {});
     assert_eq!(out, "2\n", "two headings and no socket");
     assert_eq!(first, second);
@@ -73,9 +81,13 @@ fn a_socket_that_nobody_can_close_is_left_to_nobody() {
 #[test]
 fn a_namespace_with_a_connection_that_lingers_is_nobody_elses() {
     let Some(sandbox) = Sandbox::new() else { return };
-    let talk =
-        "nc -l -p 4000 >/dev/null & sleep 0.3; echo hi | nc 127.0.0.1 4000; wait; cat /proc/net/sockstat";
-    let (first, counts) = namespace(&sandbox, talk, |_| {});
+    let talk = format!(
+        "nc -l -p 4000 >/dev/null & {}; echo hi | nc 127.0.0.1 4000; wait; n=0; \
+         while [ $n -lt 600 ]; do n=$((n+1)); case $(cat /proc/net/sockstat) in *'tw 0'*) sleep 0.05;; *) break;; esac; done; \
+         cat /proc/net/sockstat",
+        until_open(1)
+    );
+    let (first, counts) = namespace(&sandbox, &talk, |_| {});
     assert!(!counts.contains("tw 0"), "it was to leave one: {counts}");
     let (second, counts) = namespace(&sandbox, "cat /proc/net/sockstat", |_| {});
     assert_ne!(first, second);
@@ -106,8 +118,16 @@ fn who_may_configure_the_network_shares_it_with_nobody() {
 #[test]
 fn processes_at_once_share_no_network() {
     let Some(sandbox) = Sandbox::new() else { return };
-    let here = || namespace(&sandbox, "sleep 0.5", |_| {}).0;
-    let both =
-        std::thread::scope(|scope| [scope.spawn(here), scope.spawn(here)].map(|one| one.join().unwrap()));
+    // Each waits for the other.
+    let here = |own: &str, other: &str| {
+        let meet = format!(
+            "echo > /tmp/{own}; n=0; until [ -e /tmp/{other} ]; do n=$((n+1)); [ $n -lt 1200 ] || exit 1; sleep 0.05; done"
+        );
+        namespace(&sandbox, &meet, |_| {}).0
+    };
+    let both = std::thread::scope(|scope| {
+        let all = [scope.spawn(|| here("one", "other")), scope.spawn(|| here("other", "one"))];
+        all.map(|one| one.join().unwrap())
+    });
     assert_ne!(both[0], both[1]);
 }

@@ -119,18 +119,18 @@ fn check_cancelling(sandbox: &Sandbox) {
     let watcher = std::thread::spawn({
         let mark = mark.clone();
         move || {
-            let deadline = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + Duration::from_secs(60);
             while processes_with(&mark) < 2 && Instant::now() < deadline {
                 std::thread::yield_now();
             }
             stopper.cancel();
+            Instant::now()
         }
     });
-    let started = Instant::now();
     let result = sandbox.run_spec(&shell(&script), &cancel).0;
-    watcher.join().unwrap();
+    let cancelled = watcher.join().unwrap();
     assert!(matches!(result, Err(ExecError::Cancelled)), "{result:?}");
-    assert!(started.elapsed() < Duration::from_secs(12));
+    assert!(cancelled.elapsed() < Duration::from_secs(10));
     assert_eq!(processes_with(&mark), 0);
 }
 
@@ -273,7 +273,10 @@ iptables -P FORWARD DROP
 nft add table inet strict
 nft 'add chain inet strict forward { type filter hook forward priority 0; policy drop; }'
 ip netns exec outside busybox nc -l -p 7000 -e /bin/echo reached </dev/null >/dev/null 2>&1 &
-sleep 0.3
+tries=0
+until ip netns exec outside cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q ':1B58 .* 0A '; do
+    tries=$((tries+1)); [ $tries -lt 600 ]; sleep 0.05
+done
 exec "$PROBE" --exact process::network_probe --nocapture --ignored
 "#;
     let output = std::process::Command::new("unshare")
@@ -291,7 +294,7 @@ exec "$PROBE" --exact process::network_probe --nocapture --ignored
 #[ignore = "started by default_network_reaches_out_even_when_forwarding_is_dropped"]
 fn network_probe() {
     let sandbox = Sandbox::new().expect("the caller checked");
-    let mut spec = shell("nc -w 5 192.0.2.2 7000 </dev/null; ip route");
+    let mut spec = shell("nc -w 30 192.0.2.2 7000 </dev/null; ip route");
     spec.network = Network::Default;
     let (result, out, err) = sandbox.run_spec(&spec, &Cancel::new().unwrap());
     println!("container got: {out}{err}{result:?}");

@@ -169,12 +169,13 @@ fn process_1_of_kilns_shows_nothing_of_itself() {
 fn the_signal_that_ends_it_is_the_one_asked_for() {
     let Some(sandbox) = Sandbox::new() else { return };
     let cancel = Cancel::new().unwrap();
-    let mut spec = shell("trap 'echo int > /tmp/got; exit 0' INT; echo > /tmp/ready; while :; do :; done");
+    // It waits, so that a busy machine lets it go on at once: what does not end soon is killed.
+    let mut spec = shell("trap 'echo int > /tmp/got; exit 0' INT; echo > /tmp/ready; sleep 1000 & wait");
     spec.stop_signal = libc_sigint();
     let (stopper, ready) = (cancel.clone(), sandbox.path("tmp/ready"));
     let watcher = std::thread::spawn(move || {
         let started = Instant::now();
-        while !ready.exists() && started.elapsed() < Duration::from_secs(10) {
+        while !ready.exists() && started.elapsed() < Duration::from_secs(60) {
             std::thread::yield_now();
         }
         stopper.cancel();
@@ -302,8 +303,12 @@ fn what_a_process_used_is_told_without_any_group() {
 #[test]
 fn the_memory_of_several_processes_is_that_of_all_together() {
     let Some(sandbox) = Sandbox::new() else { return };
-    // Each has read all of it, and holds it until nobody is left who could want it.
-    let script = "for n in 1 2 3 4; do dd if=/dev/zero bs=24M count=1 2>/dev/null | sleep 1 & done; wait";
+    // Each has read all of it when it says the first of it, and holds it until nobody is left who could want the rest.
+    // That is when all have held it for a while, in which somebody looks.
+    let script = "rm -f /tmp/*; for n in 1 2 3 4; do dd if=/dev/zero bs=24M count=1 2>/dev/null | \
+                  { head -c 1 > /tmp/$n; \
+                  until [ -s /tmp/1 ] && [ -s /tmp/2 ] && [ -s /tmp/3 ] && [ -s /tmp/4 ]; do sleep 0.02; done; \
+                  sleep 3; } & done; wait";
     let peak_mib = |adds_up_memory| {
         output(&sandbox, script, |spec| spec.adds_up_memory = adds_up_memory);
         sandbox.usage.lock().unwrap().peak_memory_bytes >> 20

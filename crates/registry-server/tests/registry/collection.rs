@@ -193,7 +193,7 @@ fn what_is_no_registry_is_not_made_one() {
 
 #[test]
 fn uploads_that_nobody_goes_on_with_end_by_themselves() {
-    let lab = Lab::with(|settings| settings.limits.upload_life = Duration::from_secs(1));
+    let lab = Lab::with(|settings| settings.limits.upload_life = Duration::from_secs(5));
     let mut client = lab.client();
     let place = client.begin("a");
     client.send("PATCH", &place, &[], b"half").expect(202);
@@ -202,6 +202,7 @@ fn uploads_that_nobody_goes_on_with_end_by_themselves() {
     let begun = std::time::Instant::now();
     while client.get(&place).status == 204 {
         assert!(begun.elapsed() < Duration::from_secs(50), "it is still there");
+        std::thread::sleep(Duration::from_millis(10));
     }
     client.send("PATCH", &place, &[], b"more").expect(404);
     // It is counted when its files are gone, too.

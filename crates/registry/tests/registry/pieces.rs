@@ -15,7 +15,7 @@ use crate::server::{Reply, Request, Server, answer, head};
 
 const PIECE: u64 = 64 << 10;
 /// As long as nobody waits who is not about to fail.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 fn content() -> Vec<u8> {
     (0..1_300_000u32).map(|n| (n ^ (n >> 8)) as u8).collect()

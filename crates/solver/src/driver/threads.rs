@@ -224,7 +224,8 @@ impl Solve {
             // Whoever waits for a claim looks at the flag now and then.
             drop(store.0.held.lock().unwrap());
             store.0.released.notify_all();
-            assert!(inbox.blocking_send(Message::GivenUp { job }).is_ok());
+            // Nobody hears it who has all outcomes already.
+            let _ = inbox.blocking_send(Message::GivenUp { job });
         })
     }
 

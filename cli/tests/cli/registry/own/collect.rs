@@ -83,7 +83,7 @@ fn a_signal_collects_at_once() {
 #[test]
 fn uploads_end_when_their_time_is_over() {
     let dir = tempfile::tempdir().unwrap();
-    let config = write(dir.path(), "registry.toml", "upload-life = \"1s\"\n");
+    let config = write(dir.path(), "registry.toml", "upload-life = \"5s\"\n");
     let own = Own::with(&["--config", &config]);
     let place = own.client().begin("a");
     own.client().send("PATCH", &place, &[], b"half").expect(202);
