@@ -39,12 +39,15 @@ const LARGE_BYTES: usize = 256 << 10;
 /// Configs that are remembered.
 const MOST_CONFIGS: usize = 1 << 18;
 
+/// Held by who writes a tag; gone when nobody does.
+type Turns = HashMap<(Name, Tag), Weak<Mutex<()>>>;
+
 /// Both together.
 pub(crate) struct Pushing {
     pub(crate) images: Arc<dyn Takes>,
     pub(crate) directory: Arc<Directory>,
     /// Name and tag are set one after the other, by one request at a time.
-    turns: std::sync::Mutex<HashMap<(Name, Tag), Weak<Mutex<()>>>>,
+    turns: std::sync::Mutex<Turns>,
     images_room: Arc<Semaphore>,
     plain_room: Arc<Semaphore>,
     /// In kibibytes.
