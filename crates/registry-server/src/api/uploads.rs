@@ -156,7 +156,8 @@ impl Registry {
         let mut came = 0u64;
         loop {
             let (batch, end) = gather(body).await;
-            came += batch.iter().map(|piece| piece.len() as u64).sum::<u64>();
+            let batch_bytes: u64 = batch.iter().map(|piece| piece.len() as u64).sum();
+            came += batch_bytes;
             let too_long = length.is_some_and(|length| came > length);
             let too_large = start.saturating_add(came) > self.limits.blob_bytes;
             let too_short = matches!(end, Some(Ok(()))) && length.is_some_and(|length| came < length);
@@ -167,7 +168,6 @@ impl Registry {
                     false => Refusal::new(400, "SIZE_INVALID", "the piece is not as long as its range"),
                 });
             }
-            let batch_bytes: u64 = batch.iter().map(|piece| piece.len() as u64).sum();
             if batch_bytes > 0
                 && let Some(limit) = self.lacks_room(batch_bytes).await?
             {
@@ -200,9 +200,11 @@ impl Registry {
     /// The limit, if there is no room for so much more, not even where others have given up.
     async fn lacks_room(&self, more_bytes: u64) -> Result<Option<u64>, Refusal> {
         let directory = self.directory()?;
-        if directory.lacks_room(more_bytes).is_some() {
-            self.disk(|directory| Ok(directory.uploads.expire_idle()?)).await?;
+        // Asked for each batch, and mostly there is room.
+        if directory.lacks_room(more_bytes).is_none() {
+            return Ok(None);
         }
+        self.disk(|directory| Ok(directory.uploads.expire_idle()?)).await?;
         Ok(directory.lacks_room(more_bytes))
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use kiln_oci::Digest;
 
 use super::manifests::Reads;
-use super::{Directory, DirectoryError, names, remove};
+use super::{Directory, DirectoryError, digests, names, remove};
 use crate::route::{Name, Which};
 use crate::settings::{Collection, Limits};
 
@@ -147,8 +147,7 @@ impl Run<'_> {
         let blobs = directory.root.join("blobs/sha256");
         for first in names(&blobs)? {
             let _alone = directory.publishing.write().unwrap_or_else(PoisonError::into_inner);
-            for hex in names(&blobs.join(&first))? {
-                let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
+            for digest in digests(&blobs.join(&first))? {
                 self.blob(&digest, kept.contains(&digest))?;
             }
         }
@@ -164,8 +163,7 @@ impl Run<'_> {
     /// Takes nothing from a repository: something in it is damaged, and it may need anything.
     fn leave(&mut self, name: &Name, kept: &mut HashSet<Digest>) -> Result<(), DirectoryError> {
         self.collected.damaged += 1;
-        for hex in names(&self.directory.repository(name).join("_blobs"))? {
-            let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
+        for digest in digests(&self.directory.repository(name).join("_blobs"))? {
             kept.insert(digest);
             self.needed.insert(digest);
             let verdict = (false, "a manifest or a tag of its repository is damaged");
@@ -246,9 +244,8 @@ impl Run<'_> {
         }
         self.needed.extend(&needed);
         let dir = directory.repository(name).join("_blobs");
-        for hex in names(&dir)? {
-            let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
-            let mark = dir.join(&hex);
+        for digest in digests(&dir)? {
+            let mark = dir.join(digest.hex());
             let verdict = match () {
                 () if needed.contains(&digest) => (false, "a manifest needs it"),
                 () if directory.fresh.has(&digest) => (false, "it came meanwhile"),
@@ -361,11 +358,9 @@ impl Directory {
         let mut open: Vec<Digest> = from.into_iter().collect();
         while let Some(digest) = open.pop() {
             let Entry::Vacant(new) = found.entry(digest) else { continue };
-            let referrers = match reach {
-                Reach::All => names(&self.referrers_path(name, &digest))?,
-                Reach::Down => Vec::new(),
-            };
-            open.extend(referrers.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
+            if reach == Reach::All {
+                open.extend(digests(&self.referrers_path(name, &digest))?);
+            }
             let manifest = self.manifest(name, &Which::Digest(digest))?;
             let reads = manifest.and_then(|manifest| Reads::new(&manifest.bytes).ok()).unwrap_or_default();
             open.extend(reads.manifests.iter().map(|child| child.digest));

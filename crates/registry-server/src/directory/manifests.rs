@@ -13,7 +13,7 @@ use kiln_oci::image::Descriptor;
 use serde::Deserialize;
 
 use super::collect::Reach;
-use super::{Directory, DirectoryError, is_gone, is_unreadable, names, remove, sync};
+use super::{Directory, DirectoryError, digests, is_gone, is_unreadable, names, remove, sync};
 use crate::route::{Name, Tag, Which};
 
 /// A manifest or an index as it came.
@@ -507,8 +507,7 @@ impl Directory {
 
     /// The digests of a repository's manifests, sorted.
     pub(super) fn manifests(&self, name: &Name) -> Result<Vec<Digest>, DirectoryError> {
-        let found = names(&self.repository(name).join("_manifests"))?;
-        Ok(found.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
+        digests(&self.repository(name).join("_manifests"))
     }
 
     /// Those that name `subject` as theirs, of this kind if one is asked for, behind `last`: at most about a
@@ -523,8 +522,7 @@ impl Directory {
         const ENOUGH_BYTES: usize = 1 << 20;
         let mut found = Vec::new();
         let mut bytes = 0;
-        for hex in names(&self.referrers_path(name, subject))? {
-            let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
+        for digest in digests(&self.referrers_path(name, subject))? {
             if last.is_some_and(|last| digest <= *last) {
                 continue;
             }

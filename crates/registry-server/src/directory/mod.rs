@@ -293,6 +293,11 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
+/// The digests that files of a directory are named by, sorted; what is named otherwise is left out.
+fn digests(dir: &Path) -> Result<Vec<Digest>, DirectoryError> {
+    Ok(names(dir)?.iter().filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
+}
+
 /// The names in a directory, sorted; nothing when it is not there.
 fn names(dir: &Path) -> Result<Vec<String>, DirectoryError> {
     let entries = match fs::read_dir(dir) {

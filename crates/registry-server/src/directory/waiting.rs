@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use kiln_oci::Digest;
 
 use super::collect::Reach;
-use super::{Directory, DirectoryError, names};
+use super::{Directory, DirectoryError, digests, names};
 use crate::route::Name;
 use crate::settings::Limits;
 
@@ -127,10 +127,7 @@ impl Directory {
             let found = match self.reach(&name, found, Reach::Down) {
                 // What it would lead to stays, and is nobody's who pushes.
                 Err(DirectoryError::Damaged { .. }) => {
-                    let marks = names(&self.repository(&name).join("_blobs"))?;
-                    needed.extend(
-                        marks.iter().filter_map(|hex| format!("sha256:{hex}").parse::<Digest>().ok()),
-                    );
+                    needed.extend(digests(&self.repository(&name).join("_blobs"))?);
                     continue;
                 }
                 found => found?,
@@ -139,8 +136,7 @@ impl Directory {
         }
         let blobs = self.root.join("blobs/sha256");
         for first in names(&blobs)? {
-            for hex in names(&blobs.join(&first))? {
-                let Ok(digest) = format!("sha256:{hex}").parse::<Digest>() else { continue };
+            for digest in digests(&blobs.join(&first))? {
                 if !needed.contains(&digest) {
                     self.waiting.add(&digest, fs::metadata(self.blob(&digest)).map_or(0, |stat| stat.len()));
                 }
