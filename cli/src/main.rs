@@ -17,6 +17,7 @@ mod template;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kiln_build::streams::given_up;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
+            let failure = if given_up() { Failure::interrupted("interrupted") } else { failure };
             say(&failure.render());
             failure.exit_code().into()
         }

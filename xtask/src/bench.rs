@@ -1,5 +1,6 @@
 //! The task `bench`: what a rebuild costs, what a RUN costs; see `benches/README.md`.
 
+mod by_hand;
 mod cache;
 mod containers;
 mod images;

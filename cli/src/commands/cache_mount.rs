@@ -23,7 +23,7 @@ pub(crate) fn run(session: &Session, command: CacheMountCommand) -> Result<u8, F
         CacheMountCommand::Rm(args) => rm(session, &args),
         CacheMountCommand::Export(args) => {
             let dest = args.output.as_deref().map(|path| Dest::parse(&path.to_string_lossy()));
-            write_to(dest, args.output.as_deref(), "a cache mount", &mut |target| {
+            write_to(session, dest, args.output.as_deref(), "a cache mount", &mut |target| {
                 export_cache_mount(&session.engine, &args.id, target.path, target.out, &session.cancel)
             })
         }

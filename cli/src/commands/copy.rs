@@ -224,7 +224,7 @@ fn out_of_store(
     };
     let images = [SavedImage { image, names: names.into_iter().collect() }];
     let mut digests = Vec::new();
-    write_to(Some(Dest::Path(path.clone())), Some(&path), "an archive", &mut |target| {
+    write_to(session, Some(Dest::Path(path.clone())), Some(&path), "an archive", &mut |target| {
         digests = save(engine, &images, &options, target, cancel)?;
         Ok(())
     })?;

@@ -4,6 +4,7 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use kiln_build::streams::OutStream;
 use kiln_build::toolkit::{CopyOut, CopySource, copy_out, copy_out_tar};
 
 use crate::args::toolkit::CpArgs;
@@ -24,11 +25,11 @@ pub(crate) fn run(session: &Session, args: &CpArgs) -> Result<u8, Failure> {
 /// Writes what was asked for to its destination.
 pub(super) fn write(session: &Session, args: &CpArgs, what: &CopyOut<'_>) -> Result<u8, Failure> {
     if args.destination == Path::new("-") {
-        let stdout = std::io::stdout();
-        if stdout.is_terminal() {
+        if std::io::stdout().is_terminal() {
             return Err(Failure::usage("a tar does not go to a terminal; name a directory or use a pipe"));
         }
-        let mut out = BufWriter::with_capacity(256 << 10, stdout.lock());
+        let out = OutStream::standard(&session.cancel).map_err(|error| Failure::output(&error))?;
+        let mut out = BufWriter::with_capacity(256 << 10, out);
         copy_out_tar(&session.engine, what, Path::new("standard output"), &mut out, &session.cancel)?;
         out.flush().map_err(|error| Failure::output(&error))?;
         return Ok(0);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use kiln_build::BuildError;
 use kiln_build::export::{Dest, NewFile, SaveOptions, SavedImage, Target, save};
+use kiln_build::streams::OutStream;
 use kiln_oci::Reference;
 
 use crate::args::images::SaveArgs;
@@ -30,7 +31,7 @@ pub(crate) fn run(session: &Session, args: &SaveArgs) -> Result<u8, Failure> {
     let options = SaveOptions { format: args.format.archive(), compress, alone: false };
     let dest = args.output.as_deref().map(|path| Dest::parse(&path.to_string_lossy()));
     let path = args.output.as_deref();
-    write_to(dest, path, "an archive", &mut |target| {
+    write_to(session, dest, path, "an archive", &mut |target| {
         save(&session.engine, &images, &options, target, &session.cancel).map(drop)
     })
 }
@@ -38,6 +39,7 @@ pub(crate) fn run(session: &Session, args: &SaveArgs) -> Result<u8, Failure> {
 /// Lets `write` write to the file that `-o` names, or to standard output when that is no terminal. A
 /// file gets its name when it is whole.
 pub(super) fn write_to(
+    session: &Session,
     dest: Option<Dest>,
     path: Option<&Path>,
     what: &str,
@@ -53,7 +55,8 @@ pub(super) fn write_to(
             return Err(Failure::usage(format!("{what} does not go to a terminal; name a file with -o")));
         }
         _ => {
-            let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
+            let out = OutStream::standard(&session.cancel).map_err(|error| Failure::output(&error))?;
+            let mut out = BufWriter::with_capacity(256 << 10, out);
             write(&mut Target { path: Path::new("standard output"), out: &mut out, file: None })?;
             out.flush().map_err(|error| Failure::output(&error))?;
         }

@@ -179,8 +179,7 @@ fn listen_on(watched: &Watched, session: &BuildCancel, messages: &Sender<Message
         let timeout =
             left.map(|left| Timespec { tv_sec: 0, tv_nsec: left.as_nanos().min(999_999_999) as i64 });
         let stop = session.processes();
-        let mut fds =
-            [PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN), PollFd::new(&events, PollFlags::IN)];
+        let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(&events, PollFlags::IN)];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(failed(errno)),

@@ -504,6 +504,14 @@ impl Ends {
         assert!(median.is_none_or(|took| *took < Duration::from_secs(2)), "{what}: {:?}", self.0);
     }
 
+    /// As [`Ends::check`]; and one of them at least did not wait until it was given up.
+    #[track_caller]
+    pub(crate) fn check_at_once(self, what: &str) {
+        let grace = Duration::from_millis(1500);
+        assert!(self.0.iter().any(|took| *took < grace), "{what}: {:?}", self.0);
+        self.check(what);
+    }
+
     pub(crate) fn slowest(&self) -> Duration {
         self.0.iter().max().copied().unwrap_or_default()
     }

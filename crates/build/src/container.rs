@@ -7,7 +7,9 @@ use std::path::Path;
 use std::thread;
 
 use kiln_content::ImageRecord;
-use kiln_layer::{DiffError, DiffOptions, Entry, EntryKind, ScanOptions, TreeForm, is_opaque, is_whiteout};
+use kiln_layer::{
+    DiffError, DiffOptions, Entry, EntryKind, Reading, ScanOptions, TreeForm, is_opaque, is_whiteout,
+};
 use kiln_oci::image::{History, ImageConfig, RunConfig};
 use kiln_oci::{ActiveKey, Digest, Platform, Reference, SnapshotId};
 use kiln_snapshotter::{LayerForm, OpenOptions};
@@ -110,7 +112,7 @@ fn copy_layer(
         let writing = thread::Builder::new().name("layer-tar".to_owned());
         let writing =
             writing.spawn_scoped(scope, || write_changes(engine, files, writer, cancel)).map_err(pipe)?;
-        let applied = unpack_layer(engine, &active, reader, cancel);
+        let applied = unpack_layer(engine, &active, reader, Reading::InPlace, cancel);
         let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok::<_, BuildError>((written, applied))
     })?;
@@ -121,7 +123,7 @@ fn copy_layer(
         let mut tar = tempfile(engine)?;
         write_changes(engine, files, &mut tar, cancel)?;
         io::Seek::rewind(&mut tar).map_err(pipe)?;
-        Ok(Box::new(io::BufReader::new(tar)) as Box<dyn io::Read>)
+        Ok(Box::new(io::BufReader::new(tar)) as Box<dyn io::Read + Send>)
     };
     stand_on(engine, active, &applied, files.snapshot, again, cancel)?.commit()
 }

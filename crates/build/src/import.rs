@@ -1,7 +1,6 @@
 //! `kiln import`: a root file system becomes an image of one layer.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use rustix::fs::{Mode, OFlags, open};
 use crate::cancel::BuildCancel;
 use crate::engine::{now_unix, rfc3339};
 use crate::image::{store_image, with_layers};
-use crate::input::Something;
+use crate::input::open_stream;
 use crate::layers::describe;
 use crate::{BuildError, Engine};
 
@@ -84,16 +83,13 @@ fn unpack(
     cancel: &BuildCancel,
 ) -> Result<(), BuildError> {
     let unreadable = |error| BuildError::Unreadable { path: source.to_owned(), source: error };
-    let input: Box<dyn Read> = if source == Path::new("-") {
-        Box::new(Something::of(io::stdin()))
-    } else {
-        Box::new(File::open(source).map_err(unreadable)?)
-    };
+    let (input, reading) = open_stream(source, cancel).map_err(unreadable)?;
     let (_, plain) =
         bounded_decoder(BufReader::with_capacity(256 << 10, input), limits).map_err(unreadable)?;
     let options = ApplyOptions {
         whiteouts: Whiteouts::Remove,
         keep_owner: true,
+        reading,
         limits: *limits,
         cancel: cancel.flag(),
     };

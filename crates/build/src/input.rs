@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kiln_content::ImageRecord;
 use kiln_frontend::ignore::Patterns;
 use kiln_frontend::{NamedContext as Known, NeedsTime, TimeOf, git_url, without_credentials};
+use kiln_layer::Reading;
 use kiln_oci::{Platform, Reference};
 
 use crate::context::Context;
 use crate::dockerfile::{self, Dockerfile};
 use crate::lock::LockPlace;
 use crate::remote_context::{ContextOpener, ContextSource, MainContext, TreeContext};
+use crate::streams::InStream;
 use crate::tree::Tree;
 use crate::{BuildCancel, BuildError, BuildRequest, Engine, NamedSource, SourceOptions, load_layout};
 
@@ -44,24 +47,31 @@ impl DockerfileSource {
     }
 }
 
-/// The stream that `-` stands for; read at most once.
-#[derive(Clone)]
-pub struct StandardInput(Arc<Mutex<Box<dyn Read + Send>>>);
+/// The stream that `-` stands for; read at most once. Usually it is this process's standard input.
+#[derive(Clone, Default)]
+pub struct StandardInput(Option<Arc<Mutex<Box<dyn Read + Send>>>>);
 
 impl StandardInput {
     /// `stream` in the place of this process's standard input.
     pub fn new(stream: impl Read + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Box::new(stream))))
+        Self(Some(Arc::new(Mutex::new(Box::new(stream)))))
+    }
+
+    /// What is read, until `cancel` stops it.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub(crate) fn open(&self, cancel: &BuildCancel) -> io::Result<Box<dyn Read + Send>> {
+        match &self.0 {
+            Some(stream) => Ok(Box::new(Shared(stream.clone()))),
+            None => Ok(Box::new(InStream::standard(cancel)?)),
+        }
     }
 }
 
-impl Default for StandardInput {
-    fn default() -> Self {
-        Self::new(io::stdin())
-    }
-}
+struct Shared(Arc<Mutex<Box<dyn Read + Send>>>);
 
-impl Read for StandardInput {
+impl Read for Shared {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).read(buffer)
     }
@@ -96,6 +106,22 @@ impl<R: Read> Read for Something<R> {
         self.came |= length > 0;
         Ok(length)
     }
+}
+
+/// The stream that a path names, `-` being standard input, and who may read it.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub(crate) fn open_stream(path: &Path, cancel: &BuildCancel) -> io::Result<(Box<dyn Read + Send>, Reading)> {
+    if path == Path::new("-") {
+        return Ok((Box::new(Something::of(InStream::standard(cancel)?)), Reading::InPlace));
+    }
+    let file = File::open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok((Box::new(file), Reading::Ahead));
+    }
+    // A FIFO may stall.
+    Ok((Box::new(InStream::of(file.into(), cancel)), Reading::InPlace))
 }
 
 /// `--build-arg` of this name: whether a repository that is the context keeps its `.git`.
@@ -149,7 +175,7 @@ impl Reader<'_> {
             return Err(BuildError::StdinTwice);
         }
         let source = self.context()?;
-        let context = opener.open(&source, request.stdin.clone())?;
+        let context = opener.open(&source, &request.stdin)?;
         let chosen = self.chosen_dockerfile(&opener)?;
         let usual = request.dockerfile == DockerfileSource::Usual;
         let (dockerfile, ignore, lock, main) = match context {
@@ -255,9 +281,9 @@ impl Reader<'_> {
             DockerfileSource::Usual | DockerfileSource::File(_) => return Ok(None),
             DockerfileSource::Stdin => {
                 let mut bytes = Vec::new();
-                let stream = Something::of(self.request.stdin.clone());
-                let stream = stream.take(dockerfile::MAX_BYTES + 1).read_to_end(&mut bytes);
-                stream.map_err(|source| BuildError::Unreadable { path: "-".into(), source })?;
+                let stream = self.request.stdin.open(self.cancel).map(Something::of);
+                let read = stream.and_then(|s| s.take(dockerfile::MAX_BYTES + 1).read_to_end(&mut bytes));
+                read.map_err(|source| BuildError::Unreadable { path: "-".into(), source })?;
                 ("standard input".to_owned(), bytes)
             }
             DockerfileSource::Url(url) => (without_credentials(url).into_owned(), opener.dockerfile_at(url)?),

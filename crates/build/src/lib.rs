@@ -60,6 +60,7 @@ mod ssh;
 mod stand;
 mod step_claim;
 mod step_costs;
+pub mod streams;
 pub mod toolkit;
 mod tree;
 pub mod usage;

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,6 +22,7 @@ pub(crate) use crate::load_oci::{
     Others, Picked, blob_name, layout_index, load_image_alone, load_oci, load_only_image, load_picked,
     manifests_by_config, oci_name, pick_manifest, read_verified,
 };
+use crate::streams::InStream;
 use crate::{BuildError, Engine};
 
 /// One image that was loaded.
@@ -76,7 +76,7 @@ pub fn load(
     let archive = if path.is_dir() {
         Archive::open_dir(path)?
     } else {
-        Archive::open(path, seekable(engine, path, cancel.flag())?)?
+        Archive::open(path, seekable(engine, path, cancel)?)?
     }
     .healing();
     let loaded = if archive.contains(DIR_VERSION) {
@@ -104,27 +104,29 @@ pub fn load(
 ///
 /// That may have the bytes of [`SPOOLED_LAYERS`] layers, and a sixteenth of the free space stays free:
 /// a pipe may have no end.
-pub(crate) fn seekable(engine: &Engine, path: &Path, cancel: &AtomicBool) -> Result<File, BuildError> {
+pub(crate) fn seekable(engine: &Engine, path: &Path, cancel: &BuildCancel) -> Result<File, BuildError> {
     let unreadable = |source| BuildError::Unreadable { path: path.to_owned(), source };
-    let stdin = path == Path::new("-");
-    let input: File = if stdin {
-        File::from(io::stdin().as_fd().try_clone_to_owned().map_err(unreadable)?)
+    let (input, again): (Box<dyn Read + Send>, _) = if path == Path::new("-") {
+        (Box::new(InStream::standard(cancel).map_err(unreadable)?), None)
     } else {
-        File::open(path).map_err(unreadable)?
+        let file = File::open(path).map_err(unreadable)?;
+        if file.metadata().map_err(unreadable)?.is_file() {
+            let again = file.try_clone().map_err(unreadable)?;
+            (Box::new(file), Some(again))
+        } else {
+            (Box::new(InStream::of(file.into(), cancel)), None)
+        }
     };
-    let regular = input.metadata().map_err(unreadable)?.is_file();
-    let again = input.try_clone().map_err(unreadable)?;
     let (compression, mut plain) =
         bounded_decoder(BufReader::with_capacity(256 << 10, input), &engine.limits).map_err(unreadable)?;
-    if regular && !stdin && compression == Compression::None {
-        let mut file = again;
+    if let (Some(mut file), Compression::None) = (again, compression) {
         file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
         return Ok(file);
     }
     let mut spool = engine.store.spool()?;
     let free_bytes = Space::of(engine.store.root()).map_or(u64::MAX, |space| space.free_bytes);
     let allowed = spool_limit(&engine.limits, free_bytes);
-    copy_limited(&mut plain, &mut spool, allowed, cancel, unreadable)?;
+    copy_limited(&mut plain, &mut spool, allowed, cancel.flag(), unreadable)?;
     spool.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     Ok(spool)
 }

@@ -15,7 +15,8 @@ use std::thread;
 
 use kiln_content::{Ingest, LayerBlob, LayerRecord};
 use kiln_layer::{
-    Applied, ApplyError, Compression, DensityError, DiffError, DiffOptions, TreeForm, bounded_decoder, detect,
+    Applied, ApplyError, Compression, DensityError, DiffError, DiffOptions, Reading, TreeForm,
+    bounded_decoder, detect,
 };
 use kiln_oci::image::media_type;
 use kiln_oci::{ChainId, DiffId, Digest, Sha256Writer, SnapshotId};
@@ -315,11 +316,14 @@ fn read_layer<'a>(
     let applied = bounded_decoder(BufReader::with_capacity(256 << 10, &mut tee), &engine.limits)
         .map_err(|error| broken(archive.path(), &format!("{name}: {error}")))
         .and_then(|(compression, plain)| {
-            Ok((media_type_of(archive.path(), compression)?, unpack_layer(engine, &active, plain, cancel)?))
+            Ok((
+                media_type_of(archive.path(), compression)?,
+                unpack_layer(engine, &active, plain, Reading::Ahead, cancel)?,
+            ))
         });
     // The decompressor may have stopped at its own end; the blob goes on to the entry's.
     let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
-    if let Some(error) = tee.failed.take() {
+    if let Some(error) = tee.failure(&applied) {
         return Err(not_written(engine, error));
     }
     rest.map_err(unreadable)?;
@@ -446,6 +450,15 @@ pub(crate) struct Tee<'a, 's, R> {
     pub(crate) failed: Option<io::Error>,
 }
 
+impl<R> Tee<'_, '_, R> {
+    /// Why it could not be written, unless the tar was refused for what came before.
+    pub(crate) fn failure<T>(&mut self, applied: &Result<T, BuildError>) -> Option<io::Error> {
+        let is_of_tar =
+            matches!(applied, Err(BuildError::Apply(error)) if !matches!(error, ApplyError::Input(_)));
+        self.failed.take().filter(|_| !is_of_tar)
+    }
+}
+
 impl<R: BufRead> Read for Tee<'_, '_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.reader.read(buffer)?;
@@ -471,6 +484,7 @@ mod tests {
             whiteouts: kiln_layer::Whiteouts::Remove,
             keep_owner: false,
             limits: kiln_layer::Limits::default(),
+            reading: Reading::InPlace,
             cancel: &AtomicBool::new(false),
         };
         let tar = [0_u8; 1024];

@@ -22,6 +22,7 @@ use rustix::fs::OFlags;
 use crate::attest::of_git;
 use crate::engine::now_unix;
 use crate::input::Something;
+use crate::input::StandardInput;
 use crate::source::{Fetcher, SourceError, SourceOptions, key_of};
 use crate::{BuildCancel, BuildError, Engine, dockerfile};
 
@@ -122,7 +123,7 @@ impl ContextOpener<'_> {
     /// [`BuildError::Unreadable`] and [`BuildError::ContextKind`] for a directory that is none;
     /// [`BuildError::Source`] for one that does not come; [`BuildError::Apply`] for a broken or
     /// refused archive; [`BuildError::TooLarge`] for a Dockerfile beyond 1 MiB.
-    pub fn open(&self, source: &ContextSource, stdin: impl Read) -> Result<MainContext, BuildError> {
+    pub fn open(&self, source: &ContextSource, stdin: &StandardInput) -> Result<MainContext, BuildError> {
         match source {
             ContextSource::Directory(path) => match path.metadata() {
                 Ok(metadata) if metadata.is_dir() => Ok(MainContext::Directory(path.clone())),
@@ -132,7 +133,8 @@ impl ContextOpener<'_> {
             ContextSource::Stdin => {
                 let origin = "standard input";
                 let unreadable = |source| BuildError::Unreadable { path: "-".into(), source };
-                match sniff(Something::of(stdin), &self.engine.limits).map_err(unreadable)? {
+                let stdin = Something::of(stdin.open(self.cancel).map_err(unreadable)?);
+                match sniff(stdin, &self.engine.limits).map_err(unreadable)? {
                     Content::Archive(tar) => self.unpacked(tar, origin).map(MainContext::Tree),
                     Content::Other(text) => dockerfile_only(text, origin),
                 }
@@ -223,7 +225,7 @@ impl ContextOpener<'_> {
     }
 
     /// Unpacks a tar into a snapshot of its own; owners are kept. Bounded as layers are.
-    fn unpacked(&self, tar: impl Read, origin: &str) -> Result<TreeContext, BuildError> {
+    fn unpacked(&self, tar: impl Read + Send, origin: &str) -> Result<TreeContext, BuildError> {
         let active = self.engine.prepare(None)?;
         let root = self.engine.snapshots.open_layer(active.key())?;
         let owner = (!rustix::process::geteuid().is_root())
@@ -296,14 +298,14 @@ impl TreeContext {
 /// What a stream holds.
 enum Content<'a> {
     /// The tar, uncompressed.
-    Archive(Box<dyn Read + 'a>),
+    Archive(Box<dyn Read + Send + 'a>),
     /// The stream as it came.
-    Other(Box<dyn Read + 'a>),
+    Other(Box<dyn Read + Send + 'a>),
 }
 
 /// Tells an archive by its content. What is compressed is taken for one, as BuildKit does: a
 /// Dockerfile never is.
-fn sniff<'a>(stream: impl Read + 'a, limits: &Limits) -> io::Result<Content<'a>> {
+fn sniff<'a>(stream: impl Read + Send + 'a, limits: &Limits) -> io::Result<Content<'a>> {
     let (compression, mut plain) = bounded_decoder(BufReader::with_capacity(256 << 10, stream), limits)?;
     if compression != Compression::None {
         return Ok(Content::Archive(plain));
@@ -311,7 +313,7 @@ fn sniff<'a>(stream: impl Read + 'a, limits: &Limits) -> io::Result<Content<'a>>
     let mut head = Vec::new();
     plain.by_ref().take(HEADER_BYTES).read_to_end(&mut head)?;
     let tar = is_tar(&head);
-    let whole: Box<dyn Read + 'a> = Box::new(Cursor::new(head).chain(plain));
+    let whole: Box<dyn Read + Send + 'a> = Box::new(Cursor::new(head).chain(plain));
     Ok(if tar { Content::Archive(whole) } else { Content::Other(whole) })
 }
 

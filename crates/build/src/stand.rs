@@ -6,7 +6,7 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 
-use kiln_layer::{Applied, ApplyOptions, Inherited, Whiteouts, inherit};
+use kiln_layer::{Applied, ApplyOptions, Inherited, Reading, Whiteouts, inherit};
 use kiln_oci::SnapshotId;
 use kiln_snapshotter::{LayerForm, OpenOptions};
 
@@ -28,7 +28,8 @@ pub(crate) fn prepare_layer(engine: &Engine, parent: Option<&SnapshotId>) -> Res
 pub(crate) fn unpack_layer(
     engine: &Engine,
     active: &Active,
-    plain: impl Read,
+    plain: impl Read + Send,
+    reading: Reading,
     cancel: &BuildCancel,
 ) -> Result<Applied, BuildError> {
     let root = engine.snapshots.open_layer(active.key())?;
@@ -36,7 +37,8 @@ pub(crate) fn unpack_layer(
         LayerForm::Changes => Whiteouts::Overlay,
         LayerForm::Tree => Whiteouts::Remove,
     };
-    let options = ApplyOptions { whiteouts, keep_owner: true, limits: engine.limits, cancel: cancel.flag() };
+    let options =
+        ApplyOptions { whiteouts, keep_owner: true, limits: engine.limits, reading, cancel: cancel.flag() };
     Ok(kiln_layer::apply(plain, root.as_fd(), &options)?)
 }
 
@@ -53,7 +55,7 @@ pub(crate) fn stand_on<'a>(
     active: Active,
     applied: &Applied,
     parent: Option<&SnapshotId>,
-    again: impl FnOnce() -> Result<Box<dyn Read + 'a>, BuildError>,
+    again: impl FnOnce() -> Result<Box<dyn Read + Send + 'a>, BuildError>,
     cancel: &BuildCancel,
 ) -> Result<Active, BuildError> {
     let Some(parent) = parent.filter(|_| engine.snapshots.form() == LayerForm::Changes) else {
@@ -82,7 +84,7 @@ pub(crate) fn stand_on<'a>(
 fn unpack_on(
     engine: &Engine,
     parent: &SnapshotId,
-    plain: impl Read,
+    plain: impl Read + Send,
     before: &Applied,
     cancel: &BuildCancel,
 ) -> Result<Active, BuildError> {
@@ -92,6 +94,7 @@ fn unpack_on(
         whiteouts: Whiteouts::Remove,
         keep_owner: true,
         limits: engine.limits,
+        reading: Reading::Ahead,
         cancel: cancel.flag(),
     };
     let applied = kiln_layer::apply(plain, root.as_fd(), &options)?;

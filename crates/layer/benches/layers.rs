@@ -15,7 +15,9 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use kiln_layer::{ApplyOptions, DiffOptions, Limits, TreeForm, Whiteouts, apply, bounded_decoder, diff};
+use kiln_layer::{
+    ApplyOptions, DiffOptions, Limits, Reading, TreeForm, Whiteouts, apply, bounded_decoder, diff,
+};
 
 const SAMPLES: usize = 3;
 
@@ -101,7 +103,8 @@ fn measure(name: &str, place: &Path, fill: fn(&Path)) {
     };
     let unpack = |from: &Path| {
         let (whiteouts, limits) = (Whiteouts::Overlay, Limits::default());
-        let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &never };
+        let options =
+            ApplyOptions { whiteouts, keep_owner: true, limits, reading: Reading::Ahead, cancel: &never };
         let reader = BufReader::with_capacity(256 << 10, File::open(from).expect("ours"));
         let (_, plain) = bounded_decoder(reader, &Limits::default()).expect("it can be read");
         apply(plain, File::open(&out).expect("ours").as_fd(), &options).expect("it is a layer");

@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use kiln_oci::DiffId;
 
@@ -69,8 +70,20 @@ pub struct ApplyOptions<'a> {
     pub keep_owner: bool,
     /// How much the tar may ask for.
     pub limits: Limits,
+    /// Who reads the tar.
+    pub reading: Reading,
     /// Set by somebody else to stop.
     pub cancel: &'a AtomicBool,
+}
+
+/// Who reads a tar, and with that decompresses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Whoever unpacks it.
+    InPlace,
+    /// From the second mebibyte on a thread of its own, at most two mebibytes ahead. After an error the end waits for the
+    /// read that it is in: for what does not stall.
+    Ahead,
 }
 
 /// What was unpacked.
@@ -220,7 +233,7 @@ pub enum Defect {
 /// overlayfs's own. With [`Whiteouts::Overlay`] the root should be fresh and reachable by nobody
 /// else.
 pub fn apply(
-    tar: impl Read,
+    tar: impl Read + Send,
     root: BorrowedFd<'_>,
     options: &ApplyOptions<'_>,
 ) -> Result<Applied, ApplyError> {
@@ -229,16 +242,25 @@ pub fn apply(
         owner: if options.keep_owner { Owner::Tar } else { Owner::Process },
         cancel: options.cancel,
     };
-    unpack(tar, Unpacker::new(root, rules), options.limits)
+    let unpacker = Unpacker::new(root, rules);
+    match options.reading {
+        Reading::InPlace => unpack(tar, unpacker, options.limits),
+        Reading::Ahead => thread::scope(|scope| {
+            unpack_members(TarReader::ahead(scope, tar, options.limits), unpacker, options.limits)
+        }),
+    }
 }
 
 /// Unpacks with any rules: a layer, or an archive.
-pub(crate) fn unpack(
-    tar: impl Read,
+pub(crate) fn unpack(tar: impl Read, unpacker: Unpacker<'_>, limits: Limits) -> Result<Applied, ApplyError> {
+    unpack_members(TarReader::new(tar, limits), unpacker, limits)
+}
+
+fn unpack_members(
+    mut reader: TarReader<'_>,
     mut unpacker: Unpacker<'_>,
     limits: Limits,
 ) -> Result<Applied, ApplyError> {
-    let mut reader = TarReader::new(tar, limits);
     let rules = unpacker.rules();
     let (mut entries, mut has_root) = (0, false);
     while let Some(mut member) = reader.next()? {

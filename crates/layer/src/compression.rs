@@ -5,6 +5,7 @@ mod estargz;
 mod gunzip;
 mod gzip;
 mod hashed;
+mod noise;
 
 use std::io::{self, BufRead, Cursor, Read};
 
@@ -57,12 +58,14 @@ pub fn detect(head: &[u8]) -> Compression {
 ///
 /// # Errors
 /// When the first bytes cannot be read; damage shows while reading.
-pub fn decoder<'a>(mut reader: impl BufRead + 'a) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
+pub fn decoder<'a>(
+    mut reader: impl BufRead + Send + 'a,
+) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
     let mut head = Vec::with_capacity(MAGIC);
     reader.by_ref().take(MAGIC as u64).read_to_end(&mut head)?;
     let compression = detect(&head);
     let whole = Cursor::new(head).chain(reader);
-    let plain: Box<dyn Read + 'a> = match compression {
+    let plain: Box<dyn Read + Send + 'a> = match compression {
         Compression::None => Box::new(whole),
         Compression::Gzip if gunzip::says_its_length(whole.get_ref().0.get_ref()) => {
             Box::new(gunzip::GunzipMembers::new(whole))

@@ -44,12 +44,12 @@ impl DensityError {
 /// # Errors
 /// Those of [`decoder`].
 pub fn bounded_decoder<'a>(
-    reader: impl BufRead + 'a,
+    reader: impl BufRead + Send + 'a,
     limits: &Limits,
-) -> io::Result<(Compression, Box<dyn Read + 'a>)> {
+) -> io::Result<(Compression, Box<dyn Read + Send + 'a>)> {
     let packed = Arc::new(AtomicU64::new(0));
     let (compression, plain) = decoder(Counting { inner: reader, count: packed.clone() })?;
-    let bounded: Box<dyn Read> = match compression {
+    let bounded: Box<dyn Read + Send> = match compression {
         Compression::None => plain,
         _ => Box::new(Bounded { plain, packed, plain_bytes: 0, free_bytes: limits.free_bytes }),
     };
@@ -81,7 +81,7 @@ impl<R: BufRead> BufRead for Counting<R> {
 }
 
 struct Bounded<'a> {
-    plain: Box<dyn Read + 'a>,
+    plain: Box<dyn Read + Send + 'a>,
     packed: Arc<AtomicU64>,
     plain_bytes: u64,
     free_bytes: u64,

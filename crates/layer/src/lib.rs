@@ -22,6 +22,7 @@ mod stat_cache;
 mod tree_digest;
 mod walk;
 
+mod ahead;
 mod apply;
 mod extract;
 mod hashing;
@@ -45,7 +46,8 @@ mod copy;
 mod density;
 
 pub use apply::{
-    Applied, ApplyError, ApplyOptions, CONTENT_BYTES, Defect, Limits, Refusal, TAR_BYTES, Whiteouts, apply,
+    Applied, ApplyError, ApplyOptions, CONTENT_BYTES, Defect, Limits, Reading, Refusal, TAR_BYTES, Whiteouts,
+    apply,
 };
 pub use archive::archive;
 pub use beneath::BeneathError;

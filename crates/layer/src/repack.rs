@@ -158,8 +158,8 @@ fn flag(kind: MemberKind) -> u8 {
     }
 }
 
-fn content<R: Read>(
-    tar: &mut TarReader<R>,
+fn content(
+    tar: &mut TarReader<'_>,
     member: &Member,
     cancel: &AtomicBool,
     members: &mut impl Members,
@@ -174,8 +174,8 @@ fn content<R: Read>(
     zeros(map.size - at, cancel, members)
 }
 
-fn piece<R: Read>(
-    tar: &mut TarReader<R>,
+fn piece(
+    tar: &mut TarReader<'_>,
     member: &Member,
     mut left: u64,
     cancel: &AtomicBool,

@@ -2,21 +2,23 @@
 //!
 //! The `tar` crate reads extension members of any size into memory, so the framing is done here.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::sync::Arc;
+use std::thread::Scope;
 
 use kiln_oci::Digest;
 
+use crate::ahead::{Ahead, InPlace, Pieces};
 use crate::apply::{ApplyError, CONTENT_BYTES, Defect, Limits, TAR_BYTES};
-use crate::hashing::{Hashing, PIECE};
+use crate::hashing::Hashing;
 use crate::path::EntryPath;
 use crate::shape::{Shape, ShapeHasher};
 use crate::tar_header::{Extensions, Member, checksum_holds, member, raw_path, unsigned, until_nul};
 use crate::tar_sparse::{self, MapRest, MapText, SparseHeader, SparseMap};
 use crate::tar_write::BLOCK;
 
-pub(crate) struct TarReader<R: Read> {
-    source: Source<R>,
+pub(crate) struct TarReader<'a> {
+    source: Source<'a>,
     limits: Limits,
     /// Unread content of the current member, and the padding behind it.
     content_left: u64,
@@ -28,19 +30,17 @@ pub(crate) struct TarReader<R: Read> {
 }
 
 /// A stream in large pieces, hashed as they come.
-struct Source<R> {
-    inner: R,
+struct Source<'a> {
+    pieces: Box<dyn Pieces + 'a>,
     hashing: Hashing,
     piece: Arc<Vec<u8>>,
     /// How much of the piece is used.
     at: usize,
-    /// Shows once the bytes before it are used.
-    error: Option<io::Error>,
 }
 
-impl<R: Read> Source<R> {
-    fn new(inner: R) -> Self {
-        Self { inner, hashing: Hashing::new(), piece: Arc::default(), at: 0, error: None }
+impl<'a> Source<'a> {
+    fn new(pieces: Box<dyn Pieces + 'a>) -> Self {
+        Self { pieces, hashing: Hashing::new(), piece: Arc::default(), at: 0 }
     }
 
     /// What comes next; empty at the end of the stream.
@@ -57,31 +57,8 @@ impl<R: Read> Source<R> {
             self.hashing.give_back(old);
         }
         self.at = 0;
-        if let Some(error) = self.error.take() {
-            return Err(ApplyError::input(error));
-        }
-        let mut room = self.hashing.room();
-        room.resize(PIECE, 0);
-        let mut filled = 0;
-        // Decompressors give little at a time.
-        while filled < PIECE {
-            match self.inner.read(&mut room[filled..]) {
-                Ok(0) => break,
-                Ok(length) => filled += length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.error = Some(error);
-                    break;
-                }
-            }
-        }
-        room.truncate(filled);
-        if filled == 0
-            && let Some(error) = self.error.take()
-        {
-            return Err(ApplyError::input(error));
-        }
-        self.piece = Arc::new(room);
+        let room = self.hashing.room();
+        self.piece = Arc::new(self.pieces.next(room).map_err(ApplyError::input)?);
         self.hashing.hash(&self.piece);
         Ok(())
     }
@@ -95,10 +72,24 @@ impl<R: Read> Source<R> {
     }
 }
 
-impl<R: Read> TarReader<R> {
-    pub(crate) fn new(inner: R, limits: Limits) -> Self {
+impl<'a> TarReader<'a> {
+    /// Reads `inner` when something is asked for.
+    pub(crate) fn new(inner: impl Read + 'a, limits: Limits) -> Self {
+        Self::of(Box::new(InPlace::new(inner)), limits)
+    }
+
+    /// Reads a long `inner` ahead, in a thread of `scope`.
+    pub(crate) fn ahead<'scope: 'a>(
+        scope: &'scope Scope<'scope, '_>,
+        inner: impl Read + Send + 'scope,
+        limits: Limits,
+    ) -> Self {
+        Self::of(Box::new(Ahead::new(scope, inner)), limits)
+    }
+
+    fn of(pieces: Box<dyn Pieces + 'a>, limits: Limits) -> Self {
         Self {
-            source: Source::new(inner),
+            source: Source::new(pieces),
             limits,
             content_left: 0,
             padding: 0,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -165,7 +165,7 @@ impl<'a> Unpacker<'a> {
     /// Makes one member at the cleaned `path`, in place of whatever is there.
     pub(crate) fn unpack(
         &mut self,
-        reader: &mut TarReader<impl Read>,
+        reader: &mut TarReader<'_>,
         path: &[u8],
         member: &Member,
     ) -> Result<(), ApplyError> {
@@ -232,7 +232,7 @@ impl<'a> Unpacker<'a> {
 
     fn file(
         &mut self,
-        reader: &mut TarReader<impl Read>,
+        reader: &mut TarReader<'_>,
         parent: BorrowedFd<'_>,
         name: &[u8],
         path: &[u8],
@@ -256,7 +256,7 @@ impl<'a> Unpacker<'a> {
     /// Writes `left` bytes of the member's content, or what there is.
     fn content(
         &self,
-        reader: &mut TarReader<impl Read>,
+        reader: &mut TarReader<'_>,
         file: &mut File,
         path: &[u8],
         mut left: u64,

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 
 use kiln_layer::{
-    Applied, ApplyOptions, Entry, EntryKind, Inherited, Limits, ScanOptions, Timestamp, Whiteouts, apply,
-    inherit, scan,
+    Applied, ApplyOptions, Entry, EntryKind, Inherited, Limits, Reading, ScanOptions, Timestamp, Whiteouts,
+    apply, inherit, scan,
 };
 use proptest::prelude::*;
 use rustix::fs::{CWD, Timespec, Timestamps, XattrFlags};
@@ -130,7 +130,13 @@ fn open(path: &Path) -> OwnedFd {
 
 fn unpack(tar: &[u8], root: BorrowedFd<'_>, whiteouts: Whiteouts) -> Option<Applied> {
     let cancel = AtomicBool::new(false);
-    let options = ApplyOptions { whiteouts, keep_owner: true, limits: Limits::default(), cancel: &cancel };
+    let options = ApplyOptions {
+        whiteouts,
+        keep_owner: true,
+        limits: Limits::default(),
+        reading: Reading::Ahead,
+        cancel: &cancel,
+    };
     apply(tar, root, &options).ok()
 }
 

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use kiln_layer::{
-    ApplyOptions, DiffOptions, Entry, EntryKind, Limits, ScanOptions, Timestamp, TreeForm, Whiteouts, apply,
-    diff, diff_trees, scan,
+    ApplyOptions, DiffOptions, Entry, EntryKind, Limits, Reading, ScanOptions, Timestamp, TreeForm,
+    Whiteouts, apply, diff, diff_trees, scan,
 };
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, Timespec, Timestamps, XattrFlags};
@@ -203,7 +203,13 @@ fn layer_of(upper: BorrowedFd<'_>, lower: Option<BorrowedFd<'_>>) -> Vec<u8> {
 
 fn unpack(tar: &[u8], root: BorrowedFd<'_>, whiteouts: Whiteouts) {
     let cancel = AtomicBool::new(false);
-    let options = ApplyOptions { whiteouts, keep_owner: true, limits: Limits::default(), cancel: &cancel };
+    let options = ApplyOptions {
+        whiteouts,
+        keep_owner: true,
+        limits: Limits::default(),
+        reading: Reading::Ahead,
+        cancel: &cancel,
+    };
     apply(tar, root, &options).unwrap();
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use kiln_layer::{ApplyOptions, DiffOptions, Limits, TreeForm, Whiteouts};
+use kiln_layer::{ApplyOptions, DiffOptions, Limits, Reading, TreeForm, Whiteouts};
 use kiln_oci::{ActiveKey, SnapshotId};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
@@ -87,7 +87,13 @@ impl Copying {
             };
             let writing = thread::Builder::new().spawn_scoped(scope, write).map_err(host("thread", &path))?;
             let (whiteouts, limits) = (Whiteouts::Remove, Limits::default());
-            let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &never };
+            let options = ApplyOptions {
+                whiteouts,
+                keep_owner: true,
+                limits,
+                reading: Reading::InPlace,
+                cancel: &never,
+            };
             let applied = kiln_layer::apply(reader, to.as_fd(), &options);
             let written = writing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             // When the reader gives up, the writer only says that nobody reads.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{Row, images, table, timed};
+use super::{Row, by_hand, images, table, timed};
 use crate::bases::Bases;
 use crate::demo::Kiln;
 use crate::packages;
@@ -18,7 +18,7 @@ const AGAIN_SAMPLES: usize = 11;
 const FILES: usize = 50_000;
 const IMAGE: &str = "kiln-bench-pushed";
 
-/// Prints the tables. Takes some minutes, most of them the peers', and 15 GiB of disk below `temp`.
+/// Prints the tables. Takes half an hour, most of it the peers', and 20 GiB of disk below `temp`.
 pub(super) fn run(kiln: &Kiln, peers: &[Peer], bases: &Bases, temp: &Path) -> Result<(), Failure> {
     step::heading("Registries", "a layer of 1 GiB and one of 50,000 files, pushed, pushed again, and pulled");
     let temp = temp.join("registry");
@@ -39,13 +39,13 @@ pub(super) fn run(kiln: &Kiln, peers: &[Peer], bases: &Bases, temp: &Path) -> Re
         fs::write(&config, text).map_err(Failure::io("write", &config))?;
         let mut command = Command::new("docker-registry");
         bench.with(&Server::start("docker-registry", command.arg("serve").arg(config), place)?)?;
+        super::remove(&temp.join("theirs"))?;
     }
     let place = Server::free_place()?;
     let dir = temp.join("ours");
     let mut command =
         kiln.command(&["registry", "serve", "--listen", &place, "--dir", &dir.to_string_lossy()]);
     bench.with(&Server::start("kiln registry serve", &mut command, place)?)?;
-    step::read(&mut kiln.command(&["rmi", "-f", IMAGE]))?;
     super::remove(&temp)
 }
 
@@ -118,10 +118,23 @@ impl Bench<'_> {
             if packages::find_program("skopeo").is_some() {
                 again.push(self.skopeo_again(server, packing)?);
             }
+            if by_hand::is_possible() {
+                step::note(&format!("by hand: {packing}, {}", server.name));
+                let (ours, temp) =
+                    (format!("http://{}/v2/kiln/image", server.place), self.store.with_file_name("by-hand"));
+                let theirs = format!("http://{}/v2/by-hand/image", server.place);
+                pushes.push(by_hand::push(&theirs, packing, &self.context, &["tree", "big"], &temp)?);
+                pulls.push(by_hand::pull(&ours, packing, packing, &temp)?);
+                super::remove(&temp)?;
+            }
             let title = |what: &str| format!("{what}, {packing}, {}, ms", server.name);
             println!("\n{}", table(&title("First push"), &pushes, 1));
             println!("{}", table(&title("Push with nothing to send"), &again, 1));
             println!("{}", table(&title("Pull into an empty store, unpacked"), &pulls, 1));
+            // Each is two GiB, and the next ones are other images.
+            super::remove(&self.store)?;
+            step::read(&mut self.kiln.command(&["rmi", "-f", &self.name(server, "kiln", packing), IMAGE]))?;
+            step::read(&mut self.kiln.command(&["prune", "--force"]))?;
         }
         Ok(())
     }
@@ -133,8 +146,9 @@ impl Bench<'_> {
     /// Each time content that nobody packed or sent before.
     fn push_first(&self, server: &Server, packing: &str) -> Result<Row, Failure> {
         let name = self.name(server, "kiln", packing);
-        let times = (0..SAMPLES).map(|_| {
+        let times = (0..SAMPLES).map(|nth| {
             images::write_mixed(&self.context.join("big"))?;
+            super::write(&self.context.join("tree/which"), &format!("{name}, {nth}"))?;
             let context = self.context.to_string_lossy();
             step::read(&mut self.kiln.command(&["build", "--progress", "quiet", "-t", IMAGE, &context]))?;
             step::read(&mut self.kiln.command(&["tag", IMAGE, &name]))?;

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kiln_build::streams::InStream;
 use kiln_containers::{Container, Error};
 use kiln_layer::{CopyRequest, EntryKind, ExtractOptions, LookedAt, ScanOptions, TopDir, beneath};
 use kiln_snapshotter::OpenOptions;
@@ -77,7 +78,9 @@ fn copy(session: &Session, args: &CpArgs, root: BorrowedFd<'_>, path: &[u8]) -> 
         let dir = beneath::open_file(root, &target, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC)
             .map_err(|error| Failure::source(error.to_string()))?;
         let options = ExtractOptions { owner: None, limits: session.engine.limits, cancel };
-        let input = std::io::BufReader::new(std::io::stdin().lock());
+        let input = InStream::standard(&session.cancel)
+            .map_err(|error| Failure::source(format!("standard input: {error}")))?;
+        let input = std::io::BufReader::new(input);
         kiln_layer::extract(input, dir.as_fd(), &options)
             .map_err(|error| Failure::from(kiln_build::BuildError::from(error)))?;
         return Ok(());

@@ -1,7 +1,7 @@
 //! Cache mounts as users handle them: found by ID, written as a tar, made of one.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use kiln_llb::Sharing;
 use kiln_snapshotter::disk_bytes;
 
 use super::{Cache, CacheMountInfo, Kind, Want, cache_mounts, directory, is_number, open_dir, try_lock};
-use crate::input::Something;
+use crate::input::open_stream;
 use crate::world::unreadable;
 use crate::{BuildCancel, BuildError, Engine, OpError};
 
@@ -198,11 +198,7 @@ fn unpack(
 ) -> Result<(), BuildError> {
     let source = &import.source;
     let unreadable = |error| BuildError::Unreadable { path: source.clone(), source: error };
-    let input: Box<dyn Read> = if source == Path::new("-") {
-        Box::new(Something::of(io::stdin()))
-    } else {
-        Box::new(File::open(source).map_err(unreadable)?)
-    };
+    let (input, _) = open_stream(source, cancel).map_err(unreadable)?;
     let (_, plain) =
         bounded_decoder(BufReader::with_capacity(256 << 10, input), &engine.limits).map_err(unreadable)?;
     let options = ExtractOptions { owner: None, limits: engine.limits, cancel: cancel.flag() };

@@ -19,7 +19,7 @@ use crate::registry::{Growth, Outbound};
 use crate::{BuildError, Engine};
 
 /// Changes whenever a packing's bytes do: what was remembered before is then another packing.
-const PACKING_VERSION: u32 = 2;
+const PACKING_VERSION: u32 = 3;
 /// Of an eStargz layer: where readers find the digest of its table of contents.
 const TOC_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
 /// Of an eStargz layer: how much there is to unpack.
@@ -306,7 +306,7 @@ pub(crate) fn write_layer(
                 WriteError::Other(kiln_content::Error::Host { call: "read", path, source }.into())
             };
             let decoded = decoder(BufReader::with_capacity(256 << 10, file));
-            let (_, plain): (_, Box<dyn Read>) = decoded.map_err(unreadable)?;
+            let (_, plain): (_, Box<dyn Read + Send>) = decoded.map_err(unreadable)?;
             match copy_hashed(Stoppable { inner: plain, cancel }, out) {
                 Ok((digest, _)) => DiffId(digest),
                 Err(CopyFault::Write(error)) => return Err(WriteError::Out(error)),

@@ -32,7 +32,7 @@ impl Packing {
     /// What most registries and runtimes expect.
     pub const GZIP: Self = Self::Stream(Codec::GZIP);
     /// As gzip is, cut for lazy pulls.
-    const ESTARGZ: Self = Self::Estargz { level: 5 };
+    const ESTARGZ: Self = Self::Estargz { level: Codec::GZIP_LEVEL };
     /// What a cache is packed with: smaller than gzip, and several times faster both ways.
     pub(crate) const ZSTD: Self = Self::Stream(Codec::ZSTD);
     /// No compression.

@@ -1,7 +1,7 @@
 //! The outputs of a build, all or none.
 
 use std::borrow::Cow;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use kiln_content::{ImageRecord, Named};
@@ -23,6 +23,7 @@ use crate::image::{parse_json, store_image};
 use crate::load::{MAX_MANIFEST_BYTES, load_only_image};
 use crate::platforms::Product;
 use crate::registry::{Outbound, PushedName, Registries, push_index, push_ready};
+use crate::streams::OutStream;
 use crate::{BuildCancel, BuildError, Engine};
 
 /// What a build made, before anything of it has left.
@@ -367,9 +368,11 @@ impl Delivery<'_> {
         match dest {
             Dest::Stdout => {
                 let path = Path::new("standard output");
-                let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
+                let unwritable = |source| BuildError::Output { path: path.to_owned(), source };
+                let out = OutStream::standard(self.cancel).map_err(unwritable)?;
+                let mut out = BufWriter::with_capacity(256 << 10, out);
                 write(&mut Target { path, out: &mut out, file: None })?;
-                out.flush().map_err(|source| BuildError::Output { path: path.to_owned(), source })
+                out.flush().map_err(unwritable)
             }
             Dest::Path(path) => {
                 let new = NewFile::create(path)?;

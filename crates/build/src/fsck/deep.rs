@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use kiln_content::{LayerBlob, LayerRecord, PackedRecord};
-use kiln_layer::{CopyFault, DiffOptions, Limits, TreeForm, copy_hashed, decoder, opaque_attribute};
+use kiln_layer::{CopyFault, DiffOptions, Limits, Reading, TreeForm, copy_hashed, decoder, opaque_attribute};
 use kiln_oci::{DiffId, Digest, SnapshotId};
 use kiln_snapshotter::Form;
 use rustix::fs::XattrFlags;
@@ -224,7 +224,7 @@ fn tree_digest(engine: &Engine, layer: &LayerRecord) -> Result<DiffId, BuildErro
 }
 
 /// The tar inside a blob of the store.
-fn open_plain(engine: &Engine, blob: &Digest) -> Result<Box<dyn Read>, BuildError> {
+fn open_plain(engine: &Engine, blob: &Digest) -> Result<Box<dyn Read + Send>, BuildError> {
     let (file, _) = engine.store.open_blob(blob)?;
     let unreadable = |source| BuildError::Unchecked { path: blob.to_string().into(), source };
     Ok(decoder(BufReader::with_capacity(256 << 10, file)).map_err(unreadable)?.1)
@@ -244,8 +244,8 @@ fn compare_with_blob(
         BuildError::Apply(kiln_layer::ApplyError::Cancelled) => BuildError::Cancelled,
         error => error,
     };
-    let applied =
-        unpack_layer(engine, &active, open_plain(engine, &blob.digest)?, cancel).map_err(cancelled)?;
+    let applied = unpack_layer(engine, &active, open_plain(engine, &blob.digest)?, Reading::Ahead, cancel)
+        .map_err(cancelled)?;
     if applied.diff_id != layer.diff_id {
         let what = format!("its blob makes {} instead of {}", applied.diff_id, layer.diff_id);
         return Ok(Some(what.into()));

@@ -401,7 +401,7 @@ impl<'a> Target<'a> {
 }
 
 /// The tar inside `file` when it is an archive that `ADD` unpacks: told by content, not by name.
-fn archive(file: File, limits: &Limits) -> std::io::Result<Option<Box<dyn Read>>> {
+fn archive(file: File, limits: &Limits) -> std::io::Result<Option<Box<dyn Read + Send>>> {
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
@@ -413,5 +413,5 @@ fn archive(file: File, limits: &Limits) -> std::io::Result<Option<Box<dyn Read>>
     if plain.by_ref().take(HEADER as u64).read_to_end(&mut head).is_err() {
         return Ok(None);
     }
-    Ok(is_tar(&head).then(|| Box::new(Cursor::new(head).chain(plain)) as Box<dyn Read>))
+    Ok(is_tar(&head).then(|| Box::new(Cursor::new(head).chain(plain)) as Box<dyn Read + Send>))
 }

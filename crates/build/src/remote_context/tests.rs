@@ -12,7 +12,8 @@ use crate::source::tests::Bench;
 use crate::source::tests::web::{GitServer, Web, response};
 
 fn open(bench: &Bench, source: &ContextSource, stdin: &[u8]) -> Result<MainContext, BuildError> {
-    opener(bench, |opener| opener.open(source, stdin))
+    let stdin = StandardInput::new(std::io::Cursor::new(stdin.to_vec()));
+    opener(bench, |opener| opener.open(source, &stdin))
 }
 
 fn opener<T>(bench: &Bench, work: impl FnOnce(&ContextOpener<'_>) -> T) -> T {

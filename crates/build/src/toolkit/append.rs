@@ -1,7 +1,6 @@
 //! A tar of the user's becomes a layer, checked as those of archives are.
 
-use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader};
 use std::path::Path;
 
 use kiln_content::{LayerBlob, LayerRecord};
@@ -9,6 +8,7 @@ use kiln_layer::bounded_decoder;
 use kiln_oci::SnapshotId;
 
 use crate::archive::broken;
+use crate::input::open_stream;
 use crate::load_layers::{Tee, media_type_of, not_written};
 use crate::stand::{prepare_layer, stand_on, unpack_layer};
 use crate::{BuildCancel, BuildError, Engine};
@@ -26,11 +26,7 @@ pub(crate) fn append(
     cancel: &BuildCancel,
 ) -> Result<LayerRecord, BuildError> {
     let unreadable = |source| BuildError::Unreadable { path: path.to_owned(), source };
-    let input: Box<dyn Read> = if path == Path::new("-") {
-        Box::new(io::stdin())
-    } else {
-        Box::new(File::open(path).map_err(unreadable)?)
-    };
+    let (input, reading) = open_stream(path, cancel).map_err(unreadable)?;
     let mut ingest = engine.store.ingest()?;
     let reader = BufReader::with_capacity(256 << 10, input);
     let mut tee = Tee { reader, out: Some(&mut ingest), failed: None };
@@ -39,11 +35,11 @@ pub(crate) fn append(
         .map_err(|error| broken(path, &format!("cannot be read ({error})")))
         .and_then(|(compression, plain)| {
             let media_type = media_type_of(path, compression)?;
-            Ok((media_type, unpack_layer(engine, &active, plain, cancel)?))
+            Ok((media_type, unpack_layer(engine, &active, plain, reading, cancel)?))
         });
     // The decompressor may have stopped at its own end; the blob goes on to the file's.
     let rest = applied.is_ok().then(|| io::copy(&mut tee, &mut io::sink())).transpose();
-    if let Some(error) = tee.failed.take() {
+    if let Some(error) = tee.failure(&applied) {
         return Err(not_written(engine, error));
     }
     rest.map_err(unreadable)?;

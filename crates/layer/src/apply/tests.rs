@@ -13,6 +13,7 @@ use crate::extract::{ExtractError, ExtractOptions, extract};
 use crate::index::Timestamp;
 use crate::node;
 
+mod ahead;
 mod sparse;
 
 /// One raw member: whatever the header says, unchecked.
@@ -66,7 +67,8 @@ fn archive(members: &[Vec<u8>]) -> Vec<u8> {
 
 fn unpack_with(tar: &[u8], root: &Path, whiteouts: Whiteouts, limits: Limits) -> Result<Applied, ApplyError> {
     let cancel = AtomicBool::new(false);
-    let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &cancel };
+    let options =
+        ApplyOptions { whiteouts, keep_owner: true, limits, reading: Reading::Ahead, cancel: &cancel };
     apply(tar, File::open(root).unwrap().as_fd(), &options)
 }
 

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use kiln_oci::{DiffId, Digest, Sha256Writer};
 use serde::Serialize;
 
-use super::gzip::{HEADER, compress, member, wait};
+use super::gzip::{HEADER, in_pool, member, wait};
 use crate::hashing::HashedOut;
 use crate::index::Timestamp;
 use crate::node::Xattrs;
@@ -182,7 +182,8 @@ impl<W: Write> Writer<W> {
         while self.pending.len() >= self.most_pending {
             self.collect()?;
         }
-        let bytes = compress(std::mem::take(&mut self.member), self.level);
+        let (piece, level) = (std::mem::take(&mut self.member), self.level);
+        let bytes = in_pool(move || member(&piece, level));
         self.pending.push_back(Pending { bytes, entry: self.starts.take() });
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! Gzip on several cores, with the same bytes whatever their number.
 //!
 //! The input is cut into blocks of fixed size, and each becomes a gzip member of its own (RFC 1952,
-//! section 2.2: a file is any number of them). Where the cuts are depends on the input alone. Each
-//! member says how long it is, so that [`super::gunzip`] can inflate several at once.
+//! section 2.2: a file is any number of them), or several where parts of it do not compress: those are
+//! stored. Where the cuts are depends on the input alone. Each member says how long it is, so that
+//! [`super::gunzip`] can inflate several at once.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,7 +12,9 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use libdeflater::{CompressionLvl, Compressor};
 
-/// Input of one member. A larger one hides the cuts better, a smaller one starts the cores sooner.
+use super::noise::{GRAIN_BYTES, is_noise};
+
+/// Input that is compressed as one. A larger one hides the cuts better, a smaller one starts the cores sooner.
 pub(super) const BLOCK_BYTES: usize = 1 << 20;
 /// What stands before the length of a member: deflate, a field of extra data, no time, no operating
 /// system named (same input, same bytes), then eight bytes of that field: `KL`, and four that follow.
@@ -28,9 +31,9 @@ pub(super) const TRAILER_BYTES: usize = 8;
 pub(super) struct GzipEncoder<W> {
     out: W,
     level: u32,
-    /// What will be the next member.
+    /// What will be the next members.
     block: Vec<u8>,
-    /// Members in work, oldest first.
+    /// Blocks in work, oldest first.
     pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
     most_pending: usize,
     started: bool,
@@ -49,11 +52,12 @@ impl<W: Write> GzipEncoder<W> {
             self.collect()?;
         }
         self.started = true;
-        self.pending.push_back(compress(std::mem::take(&mut self.block), self.level));
+        let (block, level) = (std::mem::take(&mut self.block), self.level);
+        self.pending.push_back(in_pool(move || members(&block, level)));
         Ok(())
     }
 
-    /// Writes the oldest member in work.
+    /// Writes the oldest block in work.
     fn collect(&mut self) -> io::Result<()> {
         let Some(receiver) = self.pending.pop_front() else { return Ok(()) };
         self.out.write_all(&wait(&receiver)??)
@@ -91,11 +95,6 @@ impl<W: Write> Write for GzipEncoder<W> {
     }
 }
 
-/// Has the pool make a gzip member of a block.
-pub(super) fn compress(block: Vec<u8>, level: u32) -> Receiver<io::Result<Vec<u8>>> {
-    in_pool(move || member(&block, level))
-}
-
 /// Has the pool do `work`. Nobody need wait for it: a stream may be given up.
 pub(super) fn in_pool<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
     let (sender, receiver) = sync_channel(1);
@@ -122,11 +121,61 @@ thread_local! {
     static COMPRESSOR: RefCell<Option<(i32, Compressor)>> = const { RefCell::new(None) };
 }
 
-/// A block as a gzip member.
+/// A block as gzip members: what does not compress is stored, in members of its own, with a look at each
+/// [`GRAIN_BYTES`].
+fn members(block: &[u8], level: u32) -> io::Result<Vec<u8>> {
+    let grains: Vec<_> =
+        block.chunks(GRAIN_BYTES).map(|grain| (grain.len(), is_left(grain, level))).collect();
+    let (mut bytes, mut rest) = (Vec::new(), block);
+    for run in grains.chunk_by(|(_, before), (_, after)| before == after) {
+        let length = run.iter().map(|(length, _)| length).sum();
+        let (part, behind) = rest.split_at(length);
+        let made = if run[0].1 { stored(part)? } else { deflated(part, level)? };
+        rest = behind;
+        match bytes.is_empty() {
+            true => bytes = made,
+            false => bytes.extend_from_slice(&made),
+        }
+    }
+    match block.is_empty() {
+        true => deflated(block, level),
+        false => Ok(bytes),
+    }
+}
+
+/// A block as one gzip member, stored when nothing in it compresses.
 ///
 /// # Errors
 /// A member that would be longer than its header can say.
 pub(super) fn member(block: &[u8], level: u32) -> io::Result<Vec<u8>> {
+    match !block.is_empty() && block.chunks(GRAIN_BYTES).all(|grain| is_left(grain, level)) {
+        true => stored(block),
+        false => deflated(block, level),
+    }
+}
+
+/// Whether it is not worth compressing. Whoever asks for more than level 6 wants the last percent, too.
+fn is_left(grain: &[u8], level: u32) -> bool {
+    level <= 6 && is_noise(grain)
+}
+
+/// A member of stored blocks (RFC 1951, section 3.2.4).
+fn stored(block: &[u8]) -> io::Result<Vec<u8>> {
+    let pieces = block.chunks(u16::MAX.into());
+    let last = pieces.len() - 1;
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + block.len() + pieces.len() * 5 + TRAILER_BYTES);
+    bytes.resize(HEADER_BYTES, 0);
+    for (nth, piece) in pieces.enumerate() {
+        let length = piece.len() as u16;
+        bytes.push(u8::from(nth == last));
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&(!length).to_le_bytes());
+        bytes.extend_from_slice(piece);
+    }
+    close(bytes, block)
+}
+
+fn deflated(block: &[u8], level: u32) -> io::Result<Vec<u8>> {
     COMPRESSOR.with_borrow_mut(|compressor| {
         let level = i32::try_from(level.min(9)).map_err(io::Error::other)?;
         if compressor.as_ref().is_none_or(|(of, _)| *of != level) {
@@ -139,12 +188,17 @@ pub(super) fn member(block: &[u8], level: u32) -> io::Result<Vec<u8>> {
         let deflated =
             compressor.deflate_compress(block, &mut bytes[HEADER_BYTES..]).map_err(io::Error::other)?;
         bytes.truncate(HEADER_BYTES + deflated);
-        let length = u32::try_from(bytes.len() + TRAILER_BYTES).map_err(io::Error::other)?;
-        bytes[..HEADER.len()].copy_from_slice(&HEADER);
-        bytes[HEADER.len()..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(&libdeflater::crc32(block).to_le_bytes());
-        // RFC 1952: the length modulo 2^32.
-        bytes.extend_from_slice(&(block.len() as u32).to_le_bytes());
-        Ok(bytes)
+        close(bytes, block)
     })
+}
+
+/// Puts the header of a member into the room before its deflate stream, and the trailer behind it.
+fn close(mut bytes: Vec<u8>, block: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u32::try_from(bytes.len() + TRAILER_BYTES).map_err(io::Error::other)?;
+    bytes[..HEADER.len()].copy_from_slice(&HEADER);
+    bytes[HEADER.len()..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&libdeflater::crc32(block).to_le_bytes());
+    // RFC 1952: the length modulo 2^32.
+    bytes.extend_from_slice(&(block.len() as u32).to_le_bytes());
+    Ok(bytes)
 }

@@ -13,7 +13,7 @@ use kiln_oci::Digest;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 
 use super::*;
-use crate::{ApplyOptions, Limits, ScanOptions, Whiteouts, apply, scan};
+use crate::{ApplyOptions, Limits, Reading, ScanOptions, Whiteouts, apply, scan};
 
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -33,7 +33,8 @@ fn write(tree: &Path) -> Vec<u8> {
 fn unpack(tar: &[u8], root: &Path) -> Shape {
     let cancel = AtomicBool::new(false);
     let (whiteouts, limits) = (Whiteouts::Overlay, Limits::default());
-    let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &cancel };
+    let options =
+        ApplyOptions { whiteouts, keep_owner: true, limits, reading: Reading::Ahead, cancel: &cancel };
     let applied = apply(tar, File::open(root).unwrap().as_fd(), &options).unwrap();
     assert_eq!(applied.diff_id.0, Digest::of(tar));
     applied.shape

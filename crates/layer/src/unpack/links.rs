@@ -18,7 +18,7 @@ use crate::tar_read::TarReader;
 impl Unpacker<'_> {
     pub(super) fn hard_link(
         &mut self,
-        reader: &mut TarReader<impl Read>,
+        reader: &mut TarReader<'_>,
         parent: BorrowedFd<'_>,
         name: &[u8],
         path: &[u8],
@@ -33,7 +33,7 @@ impl Unpacker<'_> {
 
     fn link_to(
         &mut self,
-        reader: &mut TarReader<impl Read>,
+        reader: &mut TarReader<'_>,
         parent: BorrowedFd<'_>,
         name: &[u8],
         path: &[u8],
@@ -81,7 +81,7 @@ impl Unpacker<'_> {
     /// Makes a node like another one of this tar, for want of one more link to it.
     fn make_like(
         &mut self,
-        reader: &mut TarReader<impl Read>,
+        reader: &mut TarReader<'_>,
         stat: &Stat,
         (from, from_name): (BorrowedFd<'_>, &[u8]),
         (parent, name): (BorrowedFd<'_>, &[u8]),

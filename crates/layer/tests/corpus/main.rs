@@ -18,7 +18,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use kiln_layer::{
-    Applied, ApplyOptions, DiffOptions, EntryKind, Limits, ScanOptions, TreeForm, Whiteouts, apply,
+    Applied, ApplyOptions, DiffOptions, EntryKind, Limits, Reading, ScanOptions, TreeForm, Whiteouts, apply,
     bounded_decoder, diff, scan, shape,
 };
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
@@ -218,10 +218,11 @@ fn describe(dir: &Path) -> Vec<String> {
     lines.collect()
 }
 
-fn apply_to(tar: impl Read, to: &Path) -> Applied {
+fn apply_to(tar: impl Read + Send, to: &Path) -> Applied {
     let never = AtomicBool::new(false);
     let (whiteouts, limits) = (Whiteouts::Remove, Limits::default());
-    let options = ApplyOptions { whiteouts, keep_owner: true, limits, cancel: &never };
+    let options =
+        ApplyOptions { whiteouts, keep_owner: true, limits, reading: Reading::Ahead, cancel: &never };
     let root = File::open(to).unwrap();
     apply(tar, root.as_fd(), &options).unwrap_or_else(|error| panic!("{error}: {error:?}"))
 }

@@ -7,8 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::AtomicBool;
 
 use kiln_layer::{
-    ApplyOptions, DiffOptions, EntryKind, Limits, ScanOptions, TreeForm, Whiteouts, apply, diff, diff_trees,
-    scan,
+    ApplyOptions, DiffOptions, EntryKind, Limits, Reading, ScanOptions, TreeForm, Whiteouts, apply, diff,
+    diff_trees, scan,
 };
 
 use super::{at, id, key, layer, read, snapshot, stack, with_each, with_stacking};
@@ -108,7 +108,13 @@ fn the_layer_of_a_snapshot_makes_its_tree_out_of_its_parents() {
             LayerForm::Changes => Whiteouts::Overlay,
             LayerForm::Tree => Whiteouts::Remove,
         };
-        let options = ApplyOptions { whiteouts, keep_owner: true, limits: Limits::default(), cancel: &never };
+        let options = ApplyOptions {
+            whiteouts,
+            keep_owner: true,
+            limits: Limits::default(),
+            reading: Reading::Ahead,
+            cancel: &never,
+        };
         apply(tar(store, "top").as_slice(), layer.as_fd(), &options).unwrap();
         store.commit(&key("k"), &id("loaded")).unwrap();
         assert_eq!(describe(&store.open_view(&id("loaded")).unwrap()), expected);

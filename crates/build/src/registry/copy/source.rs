@@ -44,11 +44,11 @@ impl Source {
         match from {
             Place::Layout(path, image) => Ok((Self::of_layout(Archive::open_dir(path)?, image)?, None)),
             Place::Archive(path, image) => {
-                let archive = Archive::open(path, seekable(engine, path, cancel.flag())?)?;
+                let archive = Archive::open(path, seekable(engine, path, cancel)?)?;
                 Ok((Self::of_layout(archive, image)?, None))
             }
             Place::Docker(path, name) => {
-                let mut archive = Archive::open(path, seekable(engine, path, cancel.flag())?)?.healing();
+                let mut archive = Archive::open(path, seekable(engine, path, cancel)?)?.healing();
                 let found = find_in_docker(engine, &mut archive, name.as_ref())?;
                 let source = Self::of_files(archive, found.root);
                 Ok((Self { own: Some(found.own), is_bare: found.is_bare, ..source }, None))
