@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use kiln_testkit::faults::Traced;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 use wait4::Wait4;
@@ -50,6 +51,11 @@ impl Outcome {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// What a traced command left.
+    pub(crate) fn of_traced(Traced { code, stdout, stderr, .. }: Traced) -> Outcome {
+        Outcome { code, stdout, stderr }
     }
 
     /// Fails the test unless the exit code is this.
@@ -350,7 +356,7 @@ impl Store {
     }
 }
 
-fn build_line<'a>(context: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+pub(crate) fn build_line<'a>(context: &'a str, args: &[&'a str]) -> Vec<&'a str> {
     [&["build", "--progress", "plain"], args, &[context]].concat()
 }
 

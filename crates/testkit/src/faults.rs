@@ -132,8 +132,8 @@ fn word(thread: Pid, at: u64) -> Option<u64> {
     ptrace::read(thread, at as ptrace::AddressType).ok().map(i64::cast_unsigned)
 }
 
-/// What a descriptor of the thread leads to.
-fn file_of(thread: Pid, fd: u64) -> Option<PathBuf> {
+/// What a descriptor of a thread leads to.
+pub(crate) fn file_of(thread: Pid, fd: u64) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{thread}/fd/{}", fd as u32)).ok()
 }
 

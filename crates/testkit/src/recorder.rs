@@ -14,7 +14,7 @@ use libc::c_long;
 use nix::unistd::Pid;
 
 use crate::disk::Disk;
-use crate::faults::{SystemCall, Watch};
+use crate::faults::{SystemCall, Watch, file_of};
 
 /// A watcher of one directory.
 pub struct Recorder {
@@ -73,7 +73,7 @@ impl Recorder {
         let [a, b, c, d, ..] = call.args;
         let at = |dir: u64, path: u64| resolve(thread, Some(dir), path);
         let here = |path: u64| resolve(thread, None, path);
-        let file = |fd: u64| fs::read_link(fd_path(thread, fd)).ok();
+        let file = |fd: u64| file_of(thread, fd);
         Some(match call.number {
             libc::SYS_open if b & CREATING != 0 => Act::Open,
             libc::SYS_openat if c & CREATING != 0 => Act::Open,
@@ -110,7 +110,7 @@ impl Recorder {
         match act {
             Act::Open => {
                 let fd = result.cast_unsigned();
-                let Ok(path) = fs::read_link(fd_path(thread, fd)) else { return Ok(()) };
+                let Some(path) = file_of(thread, fd) else { return Ok(()) };
                 let Some(relative) = self.relative(&path) else { return Ok(()) };
                 if !self.disk.contains(relative) && path.exists() {
                     self.disk.adopt(relative, &path)?;
