@@ -465,10 +465,10 @@ mod tests {
             while !begun.load(Ordering::Relaxed) {
                 std::thread::yield_now();
             }
-            // Byte by byte: long enough for the other thread to have its turn.
-            let read = hash(1);
+            // Byte by byte: long enough for the other thread to have its turn, unless the machine is busy.
+            let read = (0..5).map(|_| hash(1)).find(Result::is_err);
             stop.store(true, Ordering::Relaxed);
-            assert!(matches!(read, Err(ScanError::ChangedWhileReading { .. })), "{read:?}");
+            assert!(matches!(read, Some(Err(ScanError::ChangedWhileReading { .. }))), "{read:?}");
         });
         let HashedFile { content, .. } = hash(4096).unwrap();
         assert_eq!(content, *blake3::hash(&std::fs::read(dir.path().join("log")).unwrap()).as_bytes());

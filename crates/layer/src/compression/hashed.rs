@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kiln_oci::Digest;
 
-use crate::hashing::{Hashing, PIECE};
+use crate::ahead::{InPlace, Pieces};
+use crate::hashing::Hashing;
 
 /// Which side of a copy failed.
 #[derive(Debug)]
@@ -21,25 +22,14 @@ pub enum CopyFault {
 ///
 /// # Errors
 /// [`CopyFault`].
-pub fn copy_hashed(mut from: impl Read, mut to: impl Write) -> Result<(Digest, u64), CopyFault> {
-    let mut hashing = Hashing::new();
+pub fn copy_hashed(from: impl Read, mut to: impl Write) -> Result<(Digest, u64), CopyFault> {
+    let (mut pieces, mut hashing) = (InPlace::new(from), Hashing::new());
     loop {
-        let mut room = hashing.room();
-        room.resize(PIECE, 0);
-        let mut filled = 0;
-        while filled < PIECE {
-            match from.read(&mut room[filled..]) {
-                Ok(0) => break,
-                Ok(length) => filled += length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(CopyFault::Read(error)),
-            }
-        }
-        if filled == 0 {
+        let piece = pieces.next(hashing.room()).map_err(CopyFault::Read)?;
+        if piece.is_empty() {
             return Ok(hashing.finish());
         }
-        room.truncate(filled);
-        let piece = Arc::new(room);
+        let piece = Arc::new(piece);
         hashing.hash(&piece);
         to.write_all(&piece).map_err(CopyFault::Write)?;
         hashing.give_back(piece);
@@ -49,6 +39,7 @@ pub fn copy_hashed(mut from: impl Read, mut to: impl Write) -> Result<(Digest, u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hashing::PIECE;
 
     #[test]
     fn what_passed_is_copied_and_known() {
