@@ -1,6 +1,6 @@
 //! `kiln cp`
 
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -28,10 +28,11 @@ pub(super) fn write(session: &Session, args: &CpArgs, what: &CopyOut<'_>) -> Res
         if std::io::stdout().is_terminal() {
             return Err(Failure::usage("a tar does not go to a terminal; name a directory or use a pipe"));
         }
-        let out = OutStream::standard(&session.cancel).map_err(|error| Failure::output(&error))?;
-        let mut out = BufWriter::with_capacity(256 << 10, out);
-        copy_out_tar(&session.engine, what, Path::new("standard output"), &mut out, &session.cancel)?;
-        out.flush().map_err(|error| Failure::output(&error))?;
+        let path = Path::new("standard output");
+        let failed = |error| Failure::output(&error);
+        OutStream::written(&session.cancel, failed, |out| {
+            Ok(copy_out_tar(&session.engine, what, path, out, &session.cancel)?)
+        })?;
         return Ok(0);
     }
     let copied = copy_out(&session.engine, what, &args.destination, args.archive, &session.cancel)?;

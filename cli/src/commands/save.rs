@@ -1,6 +1,6 @@
 //! `kiln save`
 
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use kiln_build::BuildError;
@@ -55,10 +55,10 @@ pub(super) fn write_to(
             return Err(Failure::usage(format!("{what} does not go to a terminal; name a file with -o")));
         }
         _ => {
-            let out = OutStream::standard(&session.cancel).map_err(|error| Failure::output(&error))?;
-            let mut out = BufWriter::with_capacity(256 << 10, out);
-            write(&mut Target { path: Path::new("standard output"), out: &mut out, file: None })?;
-            out.flush().map_err(|error| Failure::output(&error))?;
+            let failed = |error| Failure::output(&error);
+            OutStream::written(&session.cancel, failed, |out| {
+                Ok(write(&mut Target { path: Path::new("standard output"), out, file: None })?)
+            })?;
         }
     }
     Ok(0)

@@ -1,7 +1,7 @@
 //! Pipes that nobody fills or empties: waited for until the command is stopped, and no longer.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +16,8 @@ use crate::BuildCancel;
 /// Some stream was given up.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
-/// So many bytes a pipe takes without waiting once poll says that it is writable (POSIX's `PIPE_BUF`; pipe(7)).
+/// So many bytes a pipe takes without waiting once poll says that it is writable (POSIX's `PIPE_BUF`; pipe(7)), unless
+/// somebody else writes to it, too.
 const PIPE_BUF: usize = 4096;
 
 /// Whether a command that was stopped has left a stream where it was: what it says of that stream is then no
@@ -109,12 +110,32 @@ enum Kind {
 }
 
 impl OutStream {
-    /// Standard output.
+    fn standard(cancel: &BuildCancel) -> io::Result<Self> {
+        Self::of(io::stdout().as_fd(), cancel)
+    }
+
+    /// Lets `write` write to standard output, in large pieces; `failed` says what it is when that cannot be done.
     ///
     /// # Errors
-    /// When the process has no descriptor left.
-    pub fn standard(cancel: &BuildCancel) -> io::Result<Self> {
-        Self::of(io::stdout().as_fd(), cancel)
+    /// Those of `write` and of standard output. Nothing more is written then: what is still held back would keep the
+    /// error waiting for who reads.
+    pub fn written<E>(
+        cancel: &BuildCancel,
+        failed: impl Fn(io::Error) -> E,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
+        Self::standard(cancel).map_err(&failed)?.in_large_pieces(failed, write)
+    }
+
+    fn in_large_pieces<E>(
+        self,
+        failed: impl Fn(io::Error) -> E,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut out = BufWriter::with_capacity(256 << 10, self);
+        let written = write(&mut out).and_then(|()| out.flush().map_err(failed));
+        let (_, _) = out.into_parts();
+        written
     }
 
     fn of(fd: BorrowedFd<'_>, cancel: &BuildCancel) -> io::Result<Self> {
@@ -246,6 +267,27 @@ mod tests {
         let mut stream = OutStream::of(ours.as_fd(), &cancel).unwrap();
         assert_eq!(stream.kind, Kind::Socket);
         assert!(fill(&mut stream, &cancel) > 0);
+    }
+
+    #[test]
+    fn after_an_error_nothing_more_is_written() {
+        let cancel = BuildCancel::new().unwrap();
+        for (end, expected) in [(Ok(()), "as one piece"), (Err("damaged".to_owned()), "")] {
+            let (mut reader, writer) = io::pipe().unwrap();
+            let stream = OutStream::of(writer.as_fd(), &cancel).unwrap();
+            drop(writer);
+            let written = stream.in_large_pieces(
+                |error| error.to_string(),
+                |out| {
+                    out.write_all(b"as one ").and_then(|()| out.write_all(b"piece")).unwrap();
+                    end.clone()
+                },
+            );
+            assert_eq!(written, end);
+            let mut read = String::new();
+            reader.read_to_string(&mut read).unwrap();
+            assert_eq!(read, expected);
+        }
     }
 
     #[test]

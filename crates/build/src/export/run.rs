@@ -1,7 +1,7 @@
 //! The outputs of a build, all or none.
 
 use std::borrow::Cow;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use kiln_content::{ImageRecord, Named};
@@ -369,10 +369,9 @@ impl Delivery<'_> {
             Dest::Stdout => {
                 let path = Path::new("standard output");
                 let unwritable = |source| BuildError::Output { path: path.to_owned(), source };
-                let out = OutStream::standard(self.cancel).map_err(unwritable)?;
-                let mut out = BufWriter::with_capacity(256 << 10, out);
-                write(&mut Target { path, out: &mut out, file: None })?;
-                out.flush().map_err(unwritable)
+                OutStream::written(self.cancel, unwritable, |out| {
+                    write(&mut Target { path, out, file: None })
+                })
             }
             Dest::Path(path) => {
                 let new = NewFile::create(path)?;
