@@ -90,6 +90,22 @@ impl Read for InStream {
     }
 }
 
+/// Lets `write` write to `out` in large pieces: who makes them has little at a time. `failed` says what it is when the
+/// last one cannot be written.
+///
+/// # Errors
+/// Those of `write` and of `out`. Nothing that is still held back is written then.
+pub(crate) fn in_large_pieces<T, E>(
+    out: impl Write,
+    failed: impl Fn(io::Error) -> E,
+    write: impl FnOnce(&mut dyn Write) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut out = BufWriter::with_capacity(256 << 10, out);
+    let written = write(&mut out).and_then(|made| out.flush().map(|()| made).map_err(failed));
+    let (_, _) = out.into_parts();
+    written
+}
+
 /// Standard output.
 pub struct OutStream {
     fd: OwnedFd,
@@ -124,18 +140,8 @@ impl OutStream {
         failed: impl Fn(io::Error) -> E,
         write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     ) -> Result<(), E> {
-        Self::standard(cancel).map_err(&failed)?.in_large_pieces(failed, write)
-    }
-
-    fn in_large_pieces<E>(
-        self,
-        failed: impl Fn(io::Error) -> E,
-        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut out = BufWriter::with_capacity(256 << 10, self);
-        let written = write(&mut out).and_then(|()| out.flush().map_err(failed));
-        let (_, _) = out.into_parts();
-        written
+        let out = Self::standard(cancel).map_err(&failed)?;
+        in_large_pieces(out, failed, write)
     }
 
     fn of(fd: BorrowedFd<'_>, cancel: &BuildCancel) -> io::Result<Self> {
@@ -276,7 +282,8 @@ mod tests {
             let (mut reader, writer) = io::pipe().unwrap();
             let stream = OutStream::of(writer.as_fd(), &cancel).unwrap();
             drop(writer);
-            let written = stream.in_large_pieces(
+            let written = in_large_pieces(
+                stream,
                 |error| error.to_string(),
                 |out| {
                     out.write_all(b"as one ").and_then(|()| out.write_all(b"piece")).unwrap();

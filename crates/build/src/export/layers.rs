@@ -1,6 +1,6 @@
 //! Layers as they leave: reused as they came, remembered from the last time, or packed now.
 
-use std::io::{self, BufReader, BufWriter, PipeReader, Read, Write};
+use std::io::{self, BufReader, PipeReader, Read, Write};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
@@ -16,6 +16,7 @@ use super::archive::{Drafts, ImageWriter};
 use super::packing::{Compress, Packing};
 use crate::layers::write_tar;
 use crate::registry::{Growth, Outbound};
+use crate::streams::in_large_pieces;
 use crate::{BuildError, Engine};
 
 /// Changes whenever a packing's bytes do: what was remembered before is then another packing.
@@ -174,12 +175,9 @@ fn pack(
     if let Some(draft) = &mut out.draft {
         draft.begin().map_err(|source| draft.failed(source))?;
     }
-    // Compressors give what they have, which is little at a time.
-    let mut buffered = BufWriter::with_capacity(256 << 10, &mut out);
-    let packed = pack_into(engine, layer, packing, times, cancel, &mut buffered, host_failed);
-    let packed = packed.and_then(|packed| buffered.flush().map(|()| packed).map_err(host_failed));
-    // After an error nothing more is written.
-    let (_, _) = buffered.into_parts();
+    let packed = in_large_pieces(&mut out, host_failed, |out| {
+        pack_into(engine, layer, packing, times, cancel, out, host_failed)
+    });
     let Tee { ingest, draft, draft_fault, growth } = out;
     let (packed_diff_id, tar_size_bytes, toc) = match (packed, draft, draft_fault) {
         // Whatever else came of it.
